@@ -1,0 +1,117 @@
+"""Configuration: frozen values that can be compared, printed and sent elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import attrs
+from attrs import validators as v
+
+from . import constants
+
+
+def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if math.isnan(value) or value <= 0:
+        raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {value!r}")
+
+
+def _timeout(default: float) -> float:
+    field: float = attrs.field(default=default, converter=float, validator=_seconds)
+    return field
+
+
+@attrs.frozen(kw_only=True)
+class Timeouts:
+    """Bounds on the library's own operations, in seconds; `math.inf` switches one off.
+
+    They catch what hangs. How long *your* code may run is for your own cancel scopes to say.
+    """
+
+    qmp_connect: float = _timeout(constants.QMP_CONNECT_TIMEOUT)
+    """From connecting to a QMP server until its capabilities are negotiated."""
+    qmp_command: float = _timeout(constants.QMP_COMMAND_TIMEOUT)
+    """One QMP command that this library sends on its own account."""
+    storage_daemon_start: float = _timeout(constants.STORAGE_DAEMON_START_TIMEOUT)
+    """From spawning the storage daemon until it answers."""
+    overlay: float = _timeout(constants.OVERLAY_TIMEOUT)
+    """Making one overlay through the storage daemon."""
+    balloon: float = _timeout(constants.BALLOON_TIMEOUT)
+    """The guest's following a new balloon target."""
+    accelerator_probe: float = _timeout(constants.ACCELERATOR_PROBE_TIMEOUT)
+    """The guest of a few bytes that proves an accelerator."""
+    boot: float = _timeout(constants.BOOT_TIMEOUT)
+    """From spawning QEMU until the guest's agent says hello."""
+    agent_silence: float = _timeout(constants.AGENT_SILENCE_TIMEOUT)
+    """How long a guest may leave a ping unanswered before it is given up."""
+    interrupt_grace: float = _timeout(constants.INTERRUPT_GRACE)
+    """Between INT and KILL when a run or process in the guest is cancelled."""
+    kill: float = _timeout(constants.KILL_TIMEOUT)
+    """The guest's acknowledging a KILL; past it the VM itself is ended."""
+    process_exit: float = _timeout(constants.PROCESS_EXIT_GRACE)
+    """Between asking one of the host's processes to end and killing it."""
+
+
+@attrs.frozen
+class Progress:
+    """One step of long work, for showing."""
+
+    stage: str
+    """What is being done, for instance ``"image python"``."""
+    message: str
+    """What is happening just now."""
+    fraction: float | None = None
+    """How much of the stage is done, from 0 to 1, where that is known."""
+
+
+def _ignore_progress(progress: Progress) -> None:
+    """Take no notice: what `HostConfig.progress` does unless asked otherwise."""
+
+
+@attrs.frozen(kw_only=True)
+class HostConfig:
+    """How a host works; every field has a default that suits most."""
+
+    cache_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """Where images live; None: ``trio-sandbox`` in the user's cache directory (XDG)."""
+    runtime_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """Where a host's own directory of sockets and overlays is made; None: the user's runtime directory (XDG), else the system's for temporary files."""
+    accelerator: Literal["auto", "kvm", "tcg"] = attrs.field(default="auto", validator=v.in_(("auto", "kvm", "tcg")))
+    """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
+    require_hardware: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    """Refuse software emulation, which QEMU's own policy does not count as a security boundary."""
+    build_images: bool = attrs.field(default=True, validator=v.instance_of(bool))
+    """Build an image that is missing; otherwise a missing image is an error."""
+    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))
+    """Bounds on the library's own operations."""
+    progress: Callable[[Progress], object] = attrs.field(default=_ignore_progress, validator=v.is_callable(), eq=False, repr=False)
+    """Called in the host's task at every step of long work; must not block."""
+
+
+@attrs.frozen(kw_only=True)
+class SandboxConfig:
+    """What one sandbox gets."""
+
+    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=v.instance_of(int))
+    """RAM of the virtual machine, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
+    vcpus: int = attrs.field(default=1, validator=v.instance_of(int))
+    """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
+    max_output_bytes: int = attrs.field(default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=v.instance_of(int))
+    """What one run may print on each of stdout and stderr before it is stopped."""
+
+    @memory_mib.validator
+    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
+        if value < constants.MINIMUM_MEMORY_MIB:
+            raise ValueError(f"`memory_mib` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
+
+    @vcpus.validator
+    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
+        if not 1 <= value <= constants.MAXIMUM_VCPUS:
+            raise ValueError(f"`vcpus` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
+
+    @max_output_bytes.validator
+    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
+        if value < 1:
+            raise ValueError(f"`max_output_bytes` must be at least 1, not {value}")

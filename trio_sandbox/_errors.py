@@ -1,0 +1,172 @@
+"""Every exception of ours, in one tree.
+
+    SandboxError
+    ├── MissingProgramError          a program of the host's is not installed
+    ├── HardwareRequiredError        no accelerator was proved, and software emulation was refused
+    ├── CapacityError                the request can never fit
+    ├── ImageError
+    │   ├── UnknownImageError        no recipe and no image of that name
+    │   ├── ImageMissingError        not built, and building was refused
+    │   ├── ImageBuildError          building failed
+    │   └── ImageCorruptError        the stored files are not what was built
+    ├── QMPError
+    │   ├── QMPConnectError          no QMP server answered as one should
+    │   ├── QMPClosedError           the connection is gone
+    │   ├── QMPProtocolError         the peer does not speak QMP
+    │   └── QMPCommandError          QEMU refused a command
+    ├── QemuStorageDaemonError       the storage daemon failed, refused or is not running
+    ├── BalloonError                 the guest did not follow, or has no balloon
+    ├── VmError
+    │   ├── VmBootError              the guest never answered
+    │   └── VmDiedError              the guest answered once, and is gone
+    ├── GuestProtocolError           the guest broke the protocol; its VM was ended
+    ├── SandboxClosedError           the sandbox was closed before the request was sent
+    ├── OutcomeUnknownError          the request was sent, and its fate is unknown
+    └── OutputLimitError             a run printed more than it may
+
+Wrong arguments are `TypeError` and `ValueError`, raised before anything is started.
+"""
+
+from __future__ import annotations
+
+
+class SandboxError(Exception):
+    """Root of everything that this library raises on purpose.
+
+    `retry_safe` is True where the failed request certainly had no effect inside a guest
+    or on a file, so that asking again can't do anything twice.
+    """
+
+    retry_safe: bool = True
+
+
+class MissingProgramError(SandboxError):
+    """A program that we need is not installed; the message names its package."""
+
+    def __init__(self, program: str, package: str) -> None:
+        super().__init__(f"{program} was not found on PATH; install the package {package} (Debian: apt-get install {package})")
+        self.program = program
+        self.package = package
+
+
+class HardwareRequiredError(SandboxError):
+    """`require_hardware` was asked for, and no hardware accelerator ran a guest."""
+
+
+class CapacityError(SandboxError):
+    """The request asks for more than this host could ever give."""
+
+
+class ImageError(SandboxError):
+    """Something about an image; the store is as it was."""
+
+
+class UnknownImageError(ImageError):
+    """No image has that name; the message lists those that exist."""
+
+
+class ImageMissingError(ImageError):
+    """The image is not in the store, and building it was refused."""
+
+
+class ImageBuildError(ImageError):
+    """Building failed; the log's last lines are in the message, and nothing half-built is left."""
+
+
+class ImageCorruptError(ImageError):
+    """The stored files differ from what was built; removing and rebuilding the image helps."""
+
+
+class QMPError(SandboxError):
+    """Root of what can go wrong between us and a QMP server."""
+
+
+class QMPConnectError(QMPError):
+    """Nobody listened, the wrong user did, or the greeting did not come in time."""
+
+
+class QMPClosedError(QMPError):
+    """The connection is gone; `__cause__` says why. A command in flight may have run."""
+
+    retry_safe = False
+
+
+class QMPProtocolError(QMPError):
+    """The peer sent something that is not QMP; the channel was closed."""
+
+    retry_safe = False
+
+
+class QMPCommandError(QMPError):
+    """QEMU answered a command with an error: it did not take effect."""
+
+    def __init__(self, command: str, error_class: str, desc: str) -> None:
+        super().__init__(f"{command}: {desc} [{error_class}]")
+        self.command = command
+        self.error_class = error_class
+        self.desc = desc
+
+
+class QemuStorageDaemonError(SandboxError):
+    """The storage daemon failed, refused or is not running; no overlay was left behind.
+
+    `error_class` is QEMU's own, where QEMU said something, else None.
+    """
+
+    def __init__(self, message: str, *, error_class: str | None = None) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+
+
+class BalloonError(SandboxError):
+    """The guest did not follow in time, has no balloon, or must not use it."""
+
+
+class VmError(SandboxError):
+    """Something about one virtual machine, with the last of its console in `console`."""
+
+    def __init__(self, message: str, *, console: str = "") -> None:
+        if console:
+            message = f"{message}\n--- the console's last lines ---\n{console}"
+        super().__init__(message)
+        self.console = console
+
+
+class VmBootError(VmError):
+    """The virtual machine never came to the point where its agent answered."""
+
+
+class VmDiedError(VmError):
+    """The virtual machine ended, crashed or was killed after it had come up."""
+
+    retry_safe = False
+
+
+class GuestProtocolError(SandboxError):
+    """The guest sent what no guest of ours sends. Its VM was ended, nothing else touched."""
+
+    retry_safe = False
+
+
+class SandboxClosedError(SandboxError):
+    """The sandbox or its host is closed; the request was not sent. Use another sandbox."""
+
+
+class OutcomeUnknownError(SandboxError):
+    """The request was sent and the answer never came; it may have had its effect."""
+
+    retry_safe = False
+
+
+class OutputLimitError(SandboxError):
+    """A run printed more than `SandboxConfig.max_output_bytes`, and was stopped.
+
+    `stdout_bytes` and `stderr_bytes` hold what came, each at most the limit.
+    """
+
+    retry_safe = False
+
+    def __init__(self, message: str, *, stdout_bytes: bytes, stderr_bytes: bytes) -> None:
+        super().__init__(message)
+        self.stdout_bytes = stdout_bytes
+        self.stderr_bytes = stderr_bytes

@@ -1,0 +1,100 @@
+"""Nurseries whose background tasks outlive the body, and which don't show that they are there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+
+import trio
+
+
+
+@contextmanager
+def hide_nursery(owner: str) -> Generator[None]:
+    """Raise the one exception that happened instead of a group of one.
+
+    Only our own layer is taken off: a group that the body raised passes whole. Where two parts
+    failed, nothing is dropped: the group is raised with a note that names *owner*.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
+        for exc in errors:
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+                raise type(exc)(*exc.args) from group
+        if len(errors) > 1:
+            group.add_note(f"{owner}: more than one of its tasks failed")
+            raise
+        raise_keeping_context(errors[0] if errors else group.exceptions[0])
+
+
+def raise_keeping_context(exc: BaseException) -> NoReturn:
+    """Raise *exc* without the exception that is being handled becoming its context."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context
+
+
+class Services:
+    """Background tasks that a cancellation from outside does not reach before the body has left.
+
+    Without this, a cancelled scope hits the tasks that the body's own cleanup needs at the same
+    moment as the body. They are ended in reverse order of their start, one after the other.
+    """
+
+    def __init__(self, nursery: trio.Nursery, owner: str) -> None:
+        self._nursery = nursery
+        self._owner = owner
+        self._running: list[tuple[trio.CancelScope, trio.Event]] = []
+
+    async def start(self, serve: Callable[..., Awaitable[object]], *args: object) -> Any:
+        """Like `trio.Nursery.start`; until `started()` the caller's scopes apply to the task."""
+        scope, ended = trio.CancelScope(), trio.Event()
+        value: Any = await self._nursery.start(self._run, scope, ended, serve, args)
+        scope.shield = True
+        self._running.append((scope, ended))
+        return value
+
+    async def _run(
+        self,
+        scope: trio.CancelScope,
+        ended: trio.Event,
+        serve: Callable[..., Awaitable[object]],
+        args: tuple[object, ...],
+        *,
+        task_status: trio.TaskStatus[Any],
+    ) -> None:
+        try:
+            with scope:
+                await serve(*args, task_status=task_status)
+        finally:
+            ended.set()
+
+    async def stop(self) -> None:
+        """End every service, the youngest first; their own cleanup bounds how long it takes."""
+        with trio.CancelScope(shield=True):
+            while self._running:
+                scope, ended = self._running.pop()
+                scope.cancel(reason=f"the block of {self._owner} was left")
+                await ended.wait()
+
+
+@asynccontextmanager
+async def open_services(owner: str) -> AsyncGenerator[Services]:
+    """Yield `Services` for a block; leaving it, however, ends them after the body.
+
+    A service that raises cancels the body and its exception comes out of the block.
+    *owner* is the public name to put into messages, for instance ``"open_qmp()"``.
+    """
+    with hide_nursery(owner):
+        async with trio.open_nursery() as nursery:
+            services = Services(nursery, owner)
+            try:
+                yield services
+            finally:
+                await services.stop()
