@@ -1,0 +1,70 @@
+"""What we need of the operating system: the one list of programs, files and their packages.
+
+The standard library only, and no import of ours: `noxfile.py` runs this module by itself, before
+anything of the library's dependencies is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import NamedTuple
+
+#: Where administrators' programs are; an ordinary user's PATH on Debian leaves these out.
+SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+class Requirement(NamedTuple):
+    """One program on PATH, or one file, and where to get it."""
+
+    name: str
+    """A program's name, or a file's absolute path."""
+    package: str
+    """The Debian package that has it; Ubuntu's names are the same."""
+    purpose: str
+    ordinary_user_only: bool = False
+    """Root does without it."""
+
+    def find(self) -> str | None:
+        """Give the absolute path, None if it is not there."""
+        if self.name.startswith("/"):
+            return self.name if os.path.exists(self.name) else None
+        return find_program(self.name)
+
+
+#: Everything that running and building needs, in the order in which `doctor` shows it.
+REQUIREMENTS = (
+    Requirement("qemu-system-x86_64", "qemu-system-x86", "runs the virtual machines"),
+    Requirement("qemu-storage-daemon", "qemu-system-common", "makes their copy-on-write disks"),
+    Requirement("qemu-img", "qemu-utils", "converts and checks disk images"),
+    Requirement("mmdebstrap", "mmdebstrap", "builds images from Debian packages"),
+    Requirement(
+        "/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring", "checks Debian's signatures"
+    ),
+    Requirement("mke2fs", "e2fsprogs", "makes the images' file systems"),
+    Requirement("newuidmap", "uidmap", "lets an ordinary user build images", ordinary_user_only=True),
+)
+
+
+def find_program(name: str) -> str | None:
+    """Give the absolute path of the program *name*, None if it is not installed.
+
+    Unlike `shutil.which` this looks where administrators' programs are, too.
+    """
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(SYSTEM_DIRECTORIES))
+
+
+def package_of(name: str) -> str:
+    """Give the Debian package of a program that is in `REQUIREMENTS`; KeyError for any other."""
+    return {requirement.name: requirement.package for requirement in REQUIREMENTS}[name]
+
+
+def missing(*, root: bool | None = None) -> list[Requirement]:
+    """Give what is not installed; *root* None: whoever we are."""
+    if root is None:
+        root = os.geteuid() == 0
+    return [
+        requirement
+        for requirement in REQUIREMENTS
+        if not (root and requirement.ordinary_user_only) and requirement.find() is None
+    ]
