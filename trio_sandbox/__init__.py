@@ -1,3 +1,63 @@
-"""Run untrusted code in throw-away QEMU virtual machines, the Trio way."""
+"""Run untrusted code in throw-away QEMU virtual machines, the Trio way.
+
+    async with open_sandbox("python") as sandbox:
+        result = await sandbox.run("print(6 * 7)")
+
+Leaving the block is the destruction of the virtual machine; cancelling the caller stops the code.
+"""
 
 from __future__ import annotations
+
+# The redundant aliases are what type checkers read as "exported".
+from ._config import (
+    HostConfig as HostConfig,
+    Progress as Progress,
+    SandboxConfig as SandboxConfig,
+    Timeouts as Timeouts,
+)
+from ._errors import (
+    BalloonError as BalloonError,
+    CapacityError as CapacityError,
+    GuestProtocolError as GuestProtocolError,
+    HardwareRequiredError as HardwareRequiredError,
+    ImageBuildError as ImageBuildError,
+    ImageCorruptError as ImageCorruptError,
+    ImageError as ImageError,
+    ImageMissingError as ImageMissingError,
+    MissingProgramError as MissingProgramError,
+    OutcomeUnknownError as OutcomeUnknownError,
+    OutputLimitError as OutputLimitError,
+    QemuStorageDaemonError as QemuStorageDaemonError,
+    QMPClosedError as QMPClosedError,
+    QMPCommandError as QMPCommandError,
+    QMPConnectError as QMPConnectError,
+    QMPError as QMPError,
+    QMPProtocolError as QMPProtocolError,
+    RunRefusedError as RunRefusedError,
+    SandboxClosedError as SandboxClosedError,
+    SandboxError as SandboxError,
+    UnknownImageError as UnknownImageError,
+    VmBootError as VmBootError,
+    VmDiedError as VmDiedError,
+    VmError as VmError,
+)
+from ._metadata import fix_module_metadata, version
+from .host import (
+    GuestInput as GuestInput,
+    GuestOutput as GuestOutput,
+    GuestProcess as GuestProcess,
+    Host as Host,
+    HostStatistics as HostStatistics,
+    OutputChunk as OutputChunk,
+    RunEvents as RunEvents,
+    RunResult as RunResult,
+    Sandbox as Sandbox,
+    SandboxStatistics as SandboxStatistics,
+    open_host as open_host,
+    open_sandbox as open_sandbox,
+)
+
+__version__: str = version()
+
+fix_module_metadata(__name__, globals())
+del fix_module_metadata, version

@@ -22,6 +22,7 @@
     ├── GuestProtocolError           the guest broke the protocol; its VM was ended
     ├── SandboxClosedError           the sandbox was closed before the request was sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
+    ├── RunRefusedError              the guest could not start a run
     └── OutputLimitError             a run printed more than it may
 
 Wrong arguments are `TypeError` and `ValueError`, raised before anything is started.
@@ -156,6 +157,10 @@ class OutcomeUnknownError(SandboxError):
     """The request was sent and the answer never came; it may have had its effect."""
 
     retry_safe = False
+
+
+class RunRefusedError(SandboxError):
+    """The guest did not start the run, for instance because the image has no interpreter of that language."""
 
 
 class OutputLimitError(SandboxError):

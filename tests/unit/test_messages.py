@@ -1,0 +1,147 @@
+"""What guests say and users ask: every field is checked before it means anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from trio_sandbox import GuestProtocolError
+from trio_sandbox.constants import MAXIMUM_REQUEST_BYTES
+from trio_sandbox.host._messages import (
+    Exited,
+    Failed,
+    Finished,
+    Message,
+    Started,
+    code_request,
+    parse_message,
+    process_request,
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ({"started": 12}, Started(12)),
+        ({"exited": 0}, Exited(0)),
+        ({"exited": -9}, Exited(-9)),
+        (
+            {"finished": {"exit_code": 3, "restarted": True, "state_kept": False, "duration": 0.5}},
+            Finished(exit_code=3, restarted=True, state_kept=False),
+        ),
+        (
+            {"failed": {"errno": 2, "strerror": "No such file or directory", "filename": "nope"}},
+            Failed(2, "No such file or directory", "nope"),
+        ),
+        ({"failed": {"strerror": "no interpreter"}}, Failed(0, "no interpreter", None)),
+    ],
+)
+def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Message) -> None:
+    assert parse_message(json.dumps(sent).encode()) == meant
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff",
+        b"[" * 100_000,
+        b"null",
+        b"{}",
+        b'{"started": 1, "exited": 2}',
+        b'{"started": true}',
+        b'{"started": "1"}',
+        b'{"exited": 256}',
+        b'{"exited": -65}',
+        b'{"exited": 1e400}',
+        b'{"finished": 3}',
+        b'{"finished": {}}',
+        b'{"finished": {"exit_code": -1, "restarted": false, "state_kept": true}}',
+        b'{"finished": {"exit_code": 0, "restarted": 0, "state_kept": true}}',
+        b'{"failed": {"errno": -1, "strerror": ""}}',
+        b'{"failed": {"errno": 1}}',
+        b'{"failed": {"strerror": "x", "filename": 4}}',
+        b'{"surprise": 1}',
+    ],
+)
+def test_anything_else_is_a_violation(payload: bytes) -> None:
+    with pytest.raises(GuestProtocolError):
+        parse_message(payload)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_no_payload_raises_anything_but_a_violation(payload: bytes) -> None:
+    try:
+        parse_message(payload)
+    except GuestProtocolError:
+        pass
+
+
+@given(st.sampled_from(["started", "exited", "finished", "failed"]), json_values)
+def test_no_field_raises_anything_but_a_violation(kind: str, body: object) -> None:
+    try:
+        parse_message(json.dumps({kind: body}).encode())
+    except GuestProtocolError:
+        pass
+
+
+def test_a_long_explanation_of_the_guest_is_cut() -> None:
+    failed = parse_message(json.dumps({"failed": {"strerror": "x" * 50_000, "filename": "y" * 50_000}}).encode())
+    assert isinstance(failed, Failed)
+    assert len(failed.reason) == 1000
+    assert failed.filename is not None
+    assert len(failed.filename) == 4096
+
+
+def test_code_must_be_text_of_a_bounded_size() -> None:
+    with pytest.raises(TypeError, match="`code` must be str, not bytes"):
+        code_request(b"print(1)", language="python", env=None, cwd=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"at most {MAXIMUM_REQUEST_BYTES} bytes"):
+        code_request("#" * MAXIMUM_REQUEST_BYTES, language="python", env=None, cwd=None)
+
+
+def test_a_command_is_a_sequence_of_strings_and_paths() -> None:
+    request = process_request(["cat", PurePosixPath("/etc/hostname")], env={"A": "b"}, cwd="/tmp", user="root")
+    assert request["argv"] == ["cat", "/etc/hostname"]
+    assert (request["env"], request["cwd"], request["user"]) == ({"A": "b"}, "/tmp", "root")
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "words"),
+    [
+        ("ls -l", TypeError, "shell=True"),
+        ([], ValueError, "not be empty"),
+        (["a\0b"], ValueError, "NUL"),
+        ([b"bytes"], TypeError, "must be str"),
+    ],
+)
+def test_a_wrong_command_is_refused(command: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        process_request(command, env=None, cwd=None, user=None)
+
+
+@pytest.mark.parametrize(
+    ("env", "cwd", "words"),
+    [
+        ({"A=B": "c"}, None, "must not be empty or hold '='"),
+        ({"": "c"}, None, "must not be empty or hold '='"),
+        ({"A": "b\0c"}, None, "NUL"),
+        (None, "relative", "absolute path in the guest, not 'relative'"),
+        (None, "/a\0b", "NUL"),
+    ],
+)
+def test_a_wrong_environment_or_directory_is_refused(env: Any, cwd: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        process_request(["true"], env=env, cwd=cwd, user=None)
+    with pytest.raises(ValueError, match=words):
+        code_request("pass", language="python", env=env, cwd=cwd)

@@ -1,0 +1,87 @@
+"""From "a stream broke" to what the user needs to know: whose fault, and is a retry safe."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+
+from .._errors import GuestProtocolError, OutcomeUnknownError, SandboxClosedError
+from ..wire import Channel, StreamResetError, WireError
+
+
+class Machine(Protocol):
+    """What requests need of a virtual machine; `qemu.Vm` is one, tests bring another."""
+
+    @property
+    def guest(self) -> Channel:
+        """The channel to the guest's agent."""
+        ...
+
+    @property
+    def accelerator_name(self) -> str:
+        """What runs the guest: "kvm" or "tcg"."""
+        ...
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the machine is gone, or None while it is there."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether its block was left."""
+        ...
+
+    def retire(self, reason: str) -> None:
+        """End the machine: nothing that its guest says from now on is believed."""
+        ...
+
+    def console(self) -> str:
+        """Return the last lines of the guest's console."""
+        ...
+
+
+@contextmanager
+def guest_failures(vm: Machine, what: str) -> Generator[None]:
+    """Translate what goes wrong between a request's being sent and its answer.
+
+    A guest that broke the protocol is retired on the spot: nothing it says later is believed.
+
+    Raises:
+      GuestProtocolError: if the guest sent what no guest of ours sends.
+      OutcomeUnknownError: if the guest is gone or gave the request up; `__cause__` says why.
+
+    """
+    try:
+        yield
+    except GuestProtocolError as exc:
+        vm.retire(str(exc))
+        raise
+    except StreamResetError as exc:
+        raise OutcomeUnknownError(f"the guest gave {what} up: {exc.reason}") from exc
+    except trio.BrokenResourceError as exc:
+        cause = exc.__cause__
+        if isinstance(cause, WireError):
+            vm.retire(f"it broke the guest protocol: {cause}")
+            raise GuestProtocolError(f"the guest broke the protocol during {what}: {cause}") from cause
+        raise OutcomeUnknownError(f"the virtual machine ended during {what}, which may have had its effect") from (
+            vm.failure or cause or exc
+        )
+    except trio.ClosedResourceError as exc:
+        raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
+
+
+def check_open(vm: Machine, what: str) -> None:
+    """Refuse a request that can't be sent any more.
+
+    Raises:
+      SandboxClosedError: if the sandbox was left, or its virtual machine is gone (`__cause__`).
+
+    """
+    if vm.failure is not None:
+        raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine is gone") from vm.failure
+    if vm.closed:
+        raise SandboxClosedError(f"{what} was not sent: the sandbox's block was left; open another sandbox")

@@ -1,0 +1,215 @@
+"""A host: what sandboxes share, owned by one block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import final
+
+import attrs
+import trio
+
+from .._config import HostConfig, SandboxConfig
+from .._errors import SandboxClosedError
+from ..image import Image, ImageStore, SystemDisk, default_cache_directory
+from ..qemu import (
+    Accelerator,
+    MachineConfig,
+    OverlayPool,
+    Runtime,
+    VmManager,
+    detect_accelerator,
+    open_overlay_pool,
+    open_runtime,
+    open_storage_daemon,
+    open_vm_manager,
+)
+from ._run import RunResult
+from ._sandbox import Sandbox
+
+
+@final
+@attrs.frozen
+class HostStatistics:
+    """Numbers about one host."""
+
+    sandboxes_open: int
+    """Sandboxes that are open now."""
+    sandboxes_opened: int
+    """Sandboxes that were opened since the host was."""
+
+
+@final
+class Host:
+    """The storage daemon, images and virtual machines of one block. Made by `open_host`."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        runtime: Runtime,
+        store: ImageStore,
+        accelerator: Accelerator,
+        overlays: OverlayPool,
+        machines: VmManager,
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._store = store
+        self._accelerator = accelerator
+        self._overlays = overlays
+        self._machines = machines
+        self._images: dict[str, tuple[Image, SystemDisk]] = {}
+        self._ensuring = trio.Lock()
+        self._numbers = itertools.count(1)
+        self._open = 0
+        self._opened = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._open} sandboxes open"
+        return f"<trio_sandbox.Host, {self._accelerator.name}: {state}>"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs the guests' instructions, and why that was chosen."""
+        return self._accelerator
+
+    def statistics(self) -> HostStatistics:
+        """Return numbers about the host as it is now."""
+        return HostStatistics(self._open, self._opened)
+
+    async def prepare(self, image: str = "python") -> None:
+        """Make sure that *image* is in the store and intact, building it if need be.
+
+        `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
+        choosing. Cancelling a build leaves nothing of it.
+
+        Raises:
+          UnknownImageError: if nothing of that name can be built.
+          ImageMissingError: if it is missing and `HostConfig.build_images` is False.
+          ImageBuildError: if building failed.
+          ImageCorruptError: if the stored files are not what was built.
+          MissingProgramError: if a program needed for building is not installed.
+
+        """
+        await self._prepared(image)
+
+    async def _prepared(self, name: str) -> tuple[Image, SystemDisk]:
+        async with self._ensuring:  # sandboxes opened together share one build
+            if name not in self._images:
+                environment = self._runtime.environment
+                build, progress = self._config.build_images, self._config.progress
+                # The image first: a wrong name is an error before anything is built.
+                image = await self._store.ensure(name, build=build, progress=progress, environment=environment)
+                system = await self._store.ensure_system(build=build, progress=progress, environment=environment)
+                self._images[name] = image, system
+            return self._images[name]
+
+    @asynccontextmanager
+    async def open_sandbox(
+        self, image: str = "python", config: SandboxConfig | None = None
+    ) -> AsyncGenerator[Sandbox]:
+        """Boot a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
+
+        Cancelled at any point, on the way in or out, it leaves no process and no file.
+
+        Args:
+          image: The name of the image that the guest's code sees.
+          config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+
+        Raises:
+          VmBootError: if the guest did not come up; the console's last lines are in it.
+          MissingProgramError: if QEMU is not installed.
+          QemuStorageDaemonError: if the VM's disk could not be made.
+          SandboxClosedError: if the host's block was left.
+          ImageError: all that `prepare` raises.
+
+        """
+        if self._closed:
+            raise SandboxClosedError("the host's block was left; open another host")
+        if config is None:
+            config = SandboxConfig()
+        disk, system = await self._prepared(image)
+        overlay = self._runtime.directory / f"{next(self._numbers)}.qcow2"
+        try:
+            await self._overlays.acquire(disk.path, overlay)
+            machine = MachineConfig(
+                kernel=system.kernel,
+                initrd=system.initrd,
+                kernel_args=system.kernel_args,
+                system_disk=system.disk,
+                image=disk.path,
+                overlay=overlay,
+                memory_mib=config.memory_mib,
+                vcpus=config.vcpus,
+            )
+            async with self._machines.open_vm(machine) as vm:
+                self._open += 1
+                self._opened += 1
+                try:
+                    yield Sandbox(vm, image, config, self._config.timeouts)
+                finally:
+                    self._open -= 1
+        finally:
+            overlay.unlink(missing_ok=True)
+
+    async def run(self, code: str, *, image: str = "python", config: SandboxConfig | None = None) -> RunResult:
+        """Run *code* in a virtual machine of its own that is gone when this returns.
+
+        Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
+        the virtual machine.
+        """
+        async with self.open_sandbox(image, config) as sandbox:
+            return await sandbox.run(code)
+
+
+@asynccontextmanager
+async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
+    """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
+
+    Should this process be killed, even by SIGKILL, a reaper ends what it left within two seconds.
+    Cancelled at any point, on the way in or out, it leaves no process and no file.
+
+    Args:
+      config: Directories, accelerator and timeouts; the default is `HostConfig()`.
+
+    Raises:
+      MissingProgramError: if QEMU is not installed; the message names the package.
+      HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
+      QemuStorageDaemonError: if the storage daemon does not start.
+      OSError: if the runtime or the cache directory can't be written.
+
+    """
+    if config is None:
+        config = HostConfig()
+    cache = config.cache_dir or default_cache_directory()
+    async with open_runtime(config.runtime_dir) as runtime:
+        accelerator = await detect_accelerator(
+            config.accelerator,
+            require_hardware=config.require_hardware,
+            cache_dir=cache,
+            environment=runtime.environment,
+            timeouts=config.timeouts,
+        )
+        async with (
+            open_storage_daemon(
+                directory=runtime.directory, timeouts=config.timeouts, environment=runtime.environment
+            ) as daemon,
+            open_overlay_pool(daemon) as overlays,
+            open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=config.timeouts) as machines,
+        ):
+            host = Host(config, runtime, ImageStore(cache), accelerator, overlays, machines)
+            try:
+                yield host
+            finally:
+                host._closed = True  # pyright: ignore[reportPrivateUsage]
+
+
+@asynccontextmanager
+async def open_sandbox(
+    image: str = "python", config: SandboxConfig | None = None, *, host_config: HostConfig | None = None
+) -> AsyncGenerator[Sandbox]:
+    """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block."""
+    async with open_host(host_config) as host, host.open_sandbox(image, config) as sandbox:
+        yield sandbox

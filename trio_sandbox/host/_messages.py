@@ -1,0 +1,190 @@
+"""What the guest's services say, checked: bytes of a hostile guest in, values of ours out.
+
+The service protocols are described in `docs/design.md`. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from typing import TypeVar, cast
+
+import attrs
+
+from .._errors import GuestProtocolError
+from ..constants import MAXIMUM_REQUEST_BYTES
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Finished:
+    """A run is over."""
+
+    exit_code: int
+    restarted: bool
+    state_kept: bool
+
+
+@attrs.frozen
+class Failed:
+    """The guest could not start what was asked for; errno is 0 where no system call failed."""
+
+    errno: int
+    reason: str
+    filename: str | None
+
+
+@attrs.frozen
+class Started:
+    """A process runs in the guest."""
+
+    pid: int
+
+
+@attrs.frozen
+class Exited:
+    """A process is over; *status* as in `subprocess.Popen.returncode`."""
+
+    status: int
+
+
+Message = Finished | Failed | Started | Exited
+
+
+def parse_message(payload: bytes) -> Message:
+    """Decode one JSON record of a service.
+
+    Raises:
+      GuestProtocolError: if it is anything but one of the messages above, well-formed.
+
+    """
+    try:
+        message: object = json.loads(payload)
+    except (ValueError, RecursionError) as exc:
+        raise GuestProtocolError(f"the guest sent a record that is not JSON: {payload[:80]!r}") from exc
+    if isinstance(message, dict) and len(cast("dict[object, object]", message)) == 1:
+        ((kind, body),) = cast("dict[str, object]", message).items()
+        if kind == "started":
+            return Started(_checked(body, int, "started"))
+        if kind == "exited":
+            return Exited(_status(body, "exited", lowest=-64))
+        if kind == "finished":
+            fields = _fields(body, kind)
+            return Finished(
+                exit_code=_status(fields.get("exit_code"), "exit_code", lowest=0),
+                restarted=_checked(fields.get("restarted"), bool, "restarted"),
+                state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
+            )
+        if kind == "failed":
+            fields = _fields(body, kind)
+            filename = fields.get("filename")
+            return Failed(
+                errno=_status(fields.get("errno", 0), "errno", lowest=0),
+                reason=_checked(fields.get("strerror"), str, "strerror")[:1000],
+                filename=None if filename is None else _checked(filename, str, "filename")[:4096],
+            )
+    raise GuestProtocolError(f"the guest sent a message of no known kind: {payload[:80]!r}")
+
+
+def _fields(body: object, kind: str) -> dict[str, object]:
+    if not isinstance(body, dict):
+        raise GuestProtocolError(f"the guest's message {kind!r} holds no object")
+    return cast("dict[str, object]", body)
+
+
+def _checked(value: object, wanted: type[T], name: str) -> T:
+    # bool is an int to isinstance(), and never one of ours where a number belongs.
+    if type(value) is not wanted:
+        raise GuestProtocolError(f"the guest's field {name!r} must be {wanted.__name__}, not {value!r:.80}")
+    return value
+
+
+def _status(value: object, name: str, *, lowest: int) -> int:
+    number = _checked(value, int, name)
+    if not lowest <= number <= 255:
+        raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to 255, not {number!r:.80}")
+    return number
+
+
+def code_request(
+    code: str, *, language: str, env: Mapping[str, str] | None, cwd: str | PathLike[str] | None
+) -> dict[str, object]:
+    """The request of the service `code`, or `TypeError`/`ValueError` for what can't be one."""
+    if type(code) is not str:
+        raise TypeError(f"`code` must be str, not {type(code).__name__}")
+    request: dict[str, object] = {
+        "language": language,
+        "code": code,
+        "stdin": None,
+        "env": _environment(env),
+        "cwd": _directory(cwd),
+    }
+    _check_size(request, "the code of a run")
+    return request
+
+
+def process_request(
+    command: Sequence[str | PathLike[str]],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: str | PathLike[str] | None,
+    user: str | int | None,
+) -> dict[str, object]:
+    """The request of the service `process`, its streams still to be filled in."""
+    if isinstance(command, (str, bytes, PathLike)):
+        raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
+    argv = [fspath(argument) for argument in command]
+    if not argv:
+        raise ValueError("`command` must name a program, not be empty")
+    for argument in argv:
+        _check_text(argument, "an argument")
+    request: dict[str, object] = {
+        "argv": argv,
+        "env": _environment(env),
+        "cwd": _directory(cwd),
+        "user": user,
+        "stdin": None,
+        "stdout": None,
+        "stderr": None,
+    }
+    _check_size(request, "the arguments and environment of a process")
+    return request
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    if env is None:
+        return None
+    for name, value in env.items():
+        _check_text(name, "a name in `env`")
+        _check_text(value, f"`env[{name!r}]`")
+        if not name or "=" in name:
+            raise ValueError(f"a name in `env` must not be empty or hold '=', but {name!r} does")
+    return dict(env)
+
+
+def _directory(cwd: str | PathLike[str] | None) -> str | None:
+    if cwd is None:
+        return None
+    path = fspath(cwd)
+    _check_text(path, "`cwd`")
+    if not path.startswith("/"):
+        raise ValueError(f"`cwd` must be an absolute path in the guest, not {path!r}")
+    return path
+
+
+def _check_text(value: object, what: str) -> None:
+    if type(value) is not str:
+        raise TypeError(f"{what} must be str, not {type(value).__name__}")
+    if "\0" in value:
+        raise ValueError(f"{what} must not hold a NUL character: {value[:80]!r}")
+
+
+def _check_size(request: dict[str, object], what: str) -> None:
+    # JSON with \u escapes is at most six times as large as the text; its own limit is the wire's.
+    size = len(json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if size > MAXIMUM_REQUEST_BYTES:
+        raise ValueError(
+            f"{what} must be at most {MAXIMUM_REQUEST_BYTES} bytes, not {size}; send large data through stdin or a file"
+        )

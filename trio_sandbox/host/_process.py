@@ -1,0 +1,333 @@
+"""Processes in the guest, with the vocabulary of `trio.run_process` and `trio.Process`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from os import PathLike
+from typing import Literal, final
+
+import trio
+
+from .._errors import GuestProtocolError, OutputLimitError, SandboxError
+from .._nurseries import hide_nursery, open_services
+from ..wire import JSON, ChannelStream, RecordStream
+from ._failures import Machine, check_open, guest_failures
+from ._messages import Exited, Failed, Message, Started, parse_message
+
+Stderr = Literal["pipe", "stdout", "discard"]
+
+#: Signals that may wait for the guest to take them. Nobody has a reason to queue more.
+SIGNAL_BACKLOG = 64
+
+
+@final
+class GuestInput(trio.abc.SendStream):
+    """The standard input of a process in the guest; closing it is the process's end of file."""
+
+    def __init__(self, stream: ChannelStream) -> None:
+        self._stream = stream
+        self._closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send *data*; a process that does not read makes this wait. Cancelled: some of it may have been sent.
+
+        Raises:
+          trio.BrokenResourceError: if the process closed its standard input or is over.
+          trio.ClosedResourceError: if this end was closed.
+
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("this standard input was closed")
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until `send_all` might not block."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close it. The process reads what was sent, then end of file."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            # The process need not have waited for the end of its input.
+            await self._stream.send_eof()
+
+
+@final
+class GuestOutput(trio.abc.ReceiveStream):
+    """What a process in the guest prints. Not reading it makes the process wait."""
+
+    def __init__(self, stream: ChannelStream) -> None:
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for some output; ``b""`` at its end. Cancelled: nothing is lost.
+
+        Raises:
+          trio.BrokenResourceError: if the virtual machine ended.
+          trio.ClosedResourceError: if this end was closed.
+
+        """
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Stop reading; a process that goes on printing gets a broken pipe."""
+        await self._stream.aclose()
+
+
+@final
+class GuestProcess:
+    """A process in the guest, as `trio.Process` is one on the host. Made by `Sandbox.open_process`."""
+
+    def __init__(
+        self,
+        vm: Machine,
+        args: list[str],
+        pid: int,
+        stdin: GuestInput | None,
+        stdout: GuestOutput | None,
+        stderr: GuestOutput | None,
+    ) -> None:
+        self.args = args
+        """The argv it was started with."""
+        self.pid = pid
+        """Its process id, as processes in the guest see it."""
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self._vm = vm
+        self._returncode: int | None = None
+        self._failure: SandboxError | None = None
+        self._ended = trio.Event()
+        self._send_request, self._requests = trio.open_memory_channel[dict[str, object]](SIGNAL_BACKLOG)
+
+    def __repr__(self) -> str:
+        state = f"running with PID {self.pid}" if self._returncode is None else f"exited with status {self._returncode}"
+        return f"<trio_sandbox.GuestProcess {self.args!r}: {state}>"
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; then its exit status, or ``-n`` if signal *n* ended it."""
+        return self._returncode
+
+    async def wait(self) -> int:
+        """Block until the process is over, then return `returncode`. Cancelled: the process goes on.
+
+        Its output may still be on the way: read `stdout` and `stderr` to their ends for all of it.
+
+        Raises:
+          OutcomeUnknownError: if the virtual machine ended first.
+          GuestProtocolError: if the guest broke the protocol.
+
+        """
+        await self._ended.wait()
+        if self._returncode is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._returncode
+
+    def send_signal(self, sig: signal.Signals | int) -> None:
+        """Send signal *sig* to the process; nothing happens if it is over. Does not wait for the guest.
+
+        Raises:
+          ValueError: if *sig* is no signal's number.
+          trio.BusyResourceError: if the guest has not taken the last 64 signals yet.
+
+        """
+        self._request({"signal": int(signal.Signals(sig))})
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL, to the process and to every descendant of it."""
+        self._request({"kill": True})
+
+    def _request(self, request: dict[str, object]) -> None:
+        if self._ended.is_set():
+            return
+        try:
+            self._send_request.send_nowait(request)
+        except trio.WouldBlock:
+            raise trio.BusyResourceError(f"the guest has not taken the last {SIGNAL_BACKLOG} signals yet") from None
+        except trio.BrokenResourceError:
+            pass  # the process's end is on its way to us
+
+    async def _serve(self, records: RecordStream, *, task_status: trio.TaskStatus[None]) -> None:
+        """Read the process's end, and send requests until then."""
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve_requests, records)
+                with guest_failures(self._vm, f"the process {self.args[0]!r}"):
+                    message = await receive_message(records)
+                    if not isinstance(message, Exited):
+                        raise GuestProtocolError(f"the guest said {message!r} of a running process")
+                self._returncode = message.status
+                nursery.cancel_scope.cancel(reason="the process is over")
+        except* SandboxError as group:
+            # One failure, one route: whoever waits gets it, the nursery does not.
+            (self._failure,) = [exc for exc in group.exceptions if isinstance(exc, SandboxError)][:1]
+        finally:
+            self._ended.set()
+            self._requests.close()
+
+    async def _serve_requests(self, records: RecordStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # the reader of `records` says why
+            async for request in self._requests:
+                await records.send_json(request)
+
+    async def _end(self, patience: float) -> None:
+        """Make sure that it is over; a guest that does not acknowledge the kill loses its VM."""
+        if self._ended.is_set():
+            return
+        self.kill()
+        with trio.move_on_after(patience, shield=True):
+            await self._ended.wait()
+        if not self._ended.is_set():
+            self._vm.retire(f"the process {self.args[0]!r} in it did not end when it was killed")
+
+
+async def receive_message(records: RecordStream) -> Message:
+    """Wait for the next message of a process's control stream."""
+    record = await records.receive()
+    if record is None:
+        raise GuestProtocolError("the guest ended a process's control stream without saying how the process ended")
+    tag, payload = record
+    if tag != JSON:
+        raise GuestProtocolError(f"the guest sent a record of the unknown kind {tag!r} on a control stream")
+    return parse_message(payload)
+
+
+@asynccontextmanager
+async def open_process(
+    vm: Machine,
+    request: dict[str, object],
+    *,
+    stdin: bool,
+    stdout: bool,
+    stderr: Stderr,
+    patience: float,
+) -> AsyncGenerator[GuestProcess]:
+    """Start a process and yield it; leaving the block ends it and all its descendants."""
+    argv = request["argv"]
+    assert isinstance(argv, list)
+    args = [str(argument) for argument in argv]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    check_open(vm, f"the process {args[0]!r}")
+    async with contextlib.AsyncExitStack() as stack:
+
+        def open_pipe() -> ChannelStream:
+            stream = vm.guest.open_stream({"service": "pipe"})
+            stack.callback(stream.close)
+            return stream
+
+        pipes = {
+            "stdin": open_pipe() if stdin else None,
+            "stdout": open_pipe() if stdout else None,
+            "stderr": open_pipe() if stderr == "pipe" else None,
+        }
+        ids: dict[str, object] = {name: stream.id for name, stream in pipes.items() if stream is not None}
+        if stderr == "stdout":
+            ids["stderr"] = "stdout"
+        records = RecordStream(vm.guest.open_stream({"service": "process"}))
+        stack.callback(records.close)  # the guest kills whatever is left of the process when it sees this
+        with guest_failures(vm, f"the start of {args[0]!r}"):
+            await records.send_json({**request, **ids})
+            message = await receive_message(records)
+            if isinstance(message, Failed):
+                raise OSError(message.errno, message.reason, message.filename)
+            if not isinstance(message, Started):
+                raise GuestProtocolError(f"the guest answered the start of a process with {message!r}")
+        process = GuestProcess(
+            vm,
+            args,
+            message.pid,
+            None if pipes["stdin"] is None else GuestInput(pipes["stdin"]),
+            None if pipes["stdout"] is None else GuestOutput(pipes["stdout"]),
+            None if pipes["stderr"] is None else GuestOutput(pipes["stderr"]),
+        )
+        services = await stack.enter_async_context(open_services("Sandbox.open_process()"))
+        await services.start(process._serve, records)  # pyright: ignore[reportPrivateUsage]
+        try:
+            yield process
+        finally:
+            await process._end(patience)  # pyright: ignore[reportPrivateUsage]
+
+
+async def run_process(
+    open_process: Callable[..., AbstractAsyncContextManager[GuestProcess]],
+    command: Sequence[str | PathLike[str]] | str,
+    *,
+    stdin: bytes | bytearray | memoryview,
+    capture_stdout: bool,
+    capture_stderr: bool,
+    stderr_to_stdout: bool,
+    check: bool,
+    shell: bool,
+    env: Mapping[str, str] | None,
+    cwd: str | PathLike[str] | None,
+    user: str | int | None,
+    limit: int,
+    task_status: trio.TaskStatus[GuestProcess],
+) -> subprocess.CompletedProcess[bytes]:
+    """What `Sandbox.run_process` does."""
+    if shell:
+        if not isinstance(command, str):
+            raise TypeError("with shell=True `command` must be one string")
+        command = ["/bin/sh", "-c", command]
+    elif isinstance(command, str):
+        raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
+    if capture_stderr and stderr_to_stdout:
+        raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
+    output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+
+    async def gather(name: str, stream: GuestOutput) -> None:
+        async for data in stream:
+            buffer = output[name]
+            buffer += data
+            if len(buffer) > limit:
+                del buffer[limit:]
+                raise OutputLimitError(
+                    f"{process.args[0]!r} printed more than {limit} bytes to {name} and was ended; raise "
+                    "SandboxConfig.max_output_bytes, write to a file, or use Sandbox.open_process()",
+                    stdout_bytes=bytes(output["stdout"]),
+                    stderr_bytes=bytes(output["stderr"]),
+                )
+
+    async def feed(stream: GuestInput) -> None:
+        # Like trio.run_process: a process that does not want its input is nobody's error.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(stdin)
+        await stream.aclose()
+
+    async with open_process(
+        command,
+        stdin=len(stdin) > 0,
+        stdout=capture_stdout,
+        stderr="stdout" if stderr_to_stdout else "pipe" if capture_stderr else "discard",
+        env=env,
+        cwd=cwd,
+        user=user,
+    ) as process:
+        task_status.started(process)
+        with hide_nursery("Sandbox.run_process()"):
+            async with trio.open_nursery() as nursery:
+                if process.stdin is not None:
+                    nursery.start_soon(feed, process.stdin)
+                if process.stdout is not None:
+                    nursery.start_soon(gather, "stdout", process.stdout)
+                if process.stderr is not None:
+                    nursery.start_soon(gather, "stderr", process.stderr)
+                returncode = await process.wait()
+    stdout = bytes(output["stdout"]) if capture_stdout else None
+    stderr = bytes(output["stderr"]) if capture_stderr else None
+    if check and returncode:
+        raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
+    return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)

@@ -1,0 +1,245 @@
+"""A sandbox, as its user holds it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from os import PathLike
+from typing import final
+
+import attrs
+import trio
+
+from .._config import SandboxConfig, Timeouts
+from ._failures import Machine
+from ._messages import code_request, process_request
+from ._process import GuestProcess, Stderr, open_process, run_process
+from ._run import RunEvents, RunResult, collect, open_run
+
+
+@final
+@attrs.frozen
+class SandboxStatistics:
+    """Numbers about one sandbox."""
+
+    runs: int
+    """Runs that were started."""
+    processes: int
+    """Processes that were started."""
+    tasks_waiting_run: int
+    """Tasks that wait for the interpreter, which another run holds."""
+
+
+@final
+class Sandbox:
+    """A virtual machine of your own, for the block that opened it. Made by `open_sandbox`."""
+
+    def __init__(self, vm: Machine, image: str, config: SandboxConfig, timeouts: Timeouts) -> None:
+        self._vm = vm
+        self._image = image
+        self._config = config
+        self._timeouts = timeouts
+        self._interpreter = trio.Lock()
+        self._runs = 0
+        self._processes = 0
+
+    def __repr__(self) -> str:
+        state = "open"
+        if self._vm.failure is not None:
+            state = f"failed: {self._vm.failure!s:.100}"
+        elif self._vm.closed:
+            state = "closed"
+        return f"<trio_sandbox.Sandbox {self._image!r}, {self._config.memory_mib} MiB: {state}>"
+
+    @property
+    def image(self) -> str:
+        """The name of the image it was opened with."""
+        return self._image
+
+    @property
+    def config(self) -> SandboxConfig:
+        """What it was opened with."""
+        return self._config
+
+    @property
+    def accelerator(self) -> str:
+        """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
+        return self._vm.accelerator_name
+
+    def console(self) -> str:
+        """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
+        return self._vm.console()
+
+    def statistics(self) -> SandboxStatistics:
+        """Return numbers about the sandbox as it is now."""
+        return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+    ) -> AsyncGenerator[RunEvents]:
+        """Run *code* like `run`, and hand out what it prints as it comes.
+
+            async with sandbox.stream("print('hello')") as events:
+                async for event in events:
+                    ...  # OutputChunk, OutputChunk, ..., and one RunResult as the last
+
+        The whole of the output may be of any size: a reader that is slow makes the run wait.
+        Leaving the block, however, stops the run as cancelling `run` does. Arguments and errors are
+        those of `run`, except that there is no limit on the output.
+        """
+        request = code_request(code, language=language, env=env, cwd=cwd)
+        async with (
+            self._interpreter,
+            open_run(
+                self._vm, request, grace=self._timeouts.interrupt_grace, patience=self._timeouts.kill
+            ) as events,
+        ):
+            self._runs += 1
+            yield events
+
+    async def run(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+    ) -> RunResult:
+        """Run *code* in the sandbox's interpreter and wait for its end.
+
+        There is one interpreter a sandbox: variables, imports and functions persist from run to run,
+        and runs of several tasks take turns. An exception in the code is a result, not an error here.
+
+        Cancelling stops the code in the guest: with SIGINT at first, which keeps the interpreter's
+        state, and with SIGKILL after `Timeouts.interrupt_grace`, which ends the interpreter. The
+        sandbox lives on. A task cancelled while another run holds the interpreter has sent nothing.
+
+        Args:
+          code: Source text, at most 8 MiB as UTF-8.
+          language: The interpreter's language; "python".
+          env: Environment variables to set in the interpreter before the code runs.
+          cwd: An absolute directory in the guest to change to before the code runs.
+
+        Returns:
+          How it ended and what it printed, at most `SandboxConfig.max_output_bytes` of each stream.
+
+        Raises:
+          TypeError, ValueError: for arguments that can't be run; nothing was sent.
+          RunRefusedError: if the guest could not start it; nothing ran.
+          OutputLimitError: if it printed more than it may; it was stopped, and what came is attached.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended in the middle of the run.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        async with self.stream(code, language=language, env=env, cwd=cwd) as events:
+            return await collect(events, self._config.max_output_bytes)
+
+    @asynccontextmanager
+    async def open_process(
+        self,
+        command: Sequence[str | PathLike[str]],
+        *,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: Stderr = "pipe",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+        user: str | int | None = None,
+    ) -> AsyncGenerator[GuestProcess]:
+        """Start a process in the guest; leaving the block kills it and every descendant of it.
+
+        A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM.
+
+        Args:
+          command: The program, looked up in the guest's PATH, and its arguments.
+          stdin: Whether `GuestProcess.stdin` is a stream; otherwise the process reads end of file.
+          stdout: Whether `GuestProcess.stdout` is a stream; otherwise output is discarded.
+          stderr: "pipe" for a stream of its own, "stdout" to go where stdout goes, or "discard".
+          env: The whole environment; None for the guest's default one.
+          cwd: An absolute directory in the guest; None for the user's home.
+          user: A user's name or id in the guest; None for the unprivileged user 1000.
+
+        Raises:
+          TypeError, ValueError: for arguments that can't be a process; nothing was sent.
+          OSError: if the guest could not start it, with the guest's errno: `FileNotFoundError`,
+            `PermissionError` and so on.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended before the process was known to run.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        if stderr not in ("pipe", "stdout", "discard"):
+            raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
+        request = process_request(command, env=env, cwd=cwd, user=user)
+        async with open_process(
+            self._vm, request, stdin=stdin, stdout=stdout, stderr=stderr, patience=self._timeouts.kill
+        ) as process:
+            self._processes += 1
+            yield process
+
+    async def run_process(
+        self,
+        command: Sequence[str | PathLike[str]] | str,
+        *,
+        stdin: bytes | bytearray | memoryview = b"",
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+        stderr_to_stdout: bool = False,
+        check: bool = True,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+        user: str | int | None = None,
+        task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a process in the guest to its end, like `trio.run_process` on the host.
+
+        Output that is not captured is discarded: a guest never writes to the host's own streams.
+        Cancelling kills the process and all its descendants in the guest.
+
+        Args:
+          command: The program and its arguments; one string with *shell*.
+          stdin: What the process reads on its standard input.
+          capture_stdout: Whether to return what it prints to standard output.
+          capture_stderr: Whether to return what it prints to standard error.
+          stderr_to_stdout: Whether its standard error goes where its standard output goes.
+          check: Whether an exit status other than 0 is an error.
+          shell: Whether *command* is a line for the guest's /bin/sh.
+          env: The whole environment; None for the guest's default one.
+          cwd: An absolute directory in the guest; None for the user's home.
+          user: A user's name or id in the guest; None for the unprivileged user 1000.
+          task_status: For ``nursery.start(sandbox.run_process, ...)``, which returns the `GuestProcess`.
+
+        Returns:
+          The arguments, the exit status and the captured output; None for what was not captured.
+
+        Raises:
+          subprocess.CalledProcessError: if *check* and the status is not 0.
+          OutputLimitError: if it printed more than `SandboxConfig.max_output_bytes` to a captured
+            stream; it was ended, and what came is attached.
+          Exception: besides, all that `open_process` raises.
+
+        """
+        return await run_process(
+            self.open_process,
+            command,
+            stdin=stdin,
+            capture_stdout=capture_stdout,
+            capture_stderr=capture_stderr,
+            stderr_to_stdout=stderr_to_stdout,
+            check=check,
+            shell=shell,
+            env=env,
+            cwd=cwd,
+            user=user,
+            limit=self._config.max_output_bytes,
+            task_status=task_status,
+        )
