@@ -1,0 +1,261 @@
+"""The runtime directory and the reaper, with real processes; no virtual machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_sandbox import SandboxError
+from trio_sandbox.qemu import open_runtime
+
+
+def children_with(marker: str) -> list[int]:
+    """Find processes with *marker* on their command line, zombies excluded (they have none)."""
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                command_line = Path(f"/proc/{name}/cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if marker.encode() in command_line.split(b"\0"):
+                found.append(int(name))
+    return found
+
+
+def left_in(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Poll for what another process does when nobody of ours is left to be told."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def start_owner(base: Path, body: str) -> subprocess.Popen[bytes]:
+    """Run *body* in `open_runtime` in a Python of its own; it prints a line when it may be killed."""
+    script = textwrap.dedent(
+        """\
+        import os, sys, trio
+        from trio_sandbox.qemu import minimal_environment, open_runtime, run_owned
+
+        async def main():
+            async with open_runtime(BASE) as runtime, trio.open_nursery() as nursery:
+                environment = {**minimal_environment(), **runtime.environment}
+        BODY
+
+        trio.run(main)
+        """
+    )
+    script = script.replace("BASE", repr(str(base))).replace("BODY", textwrap.indent(textwrap.dedent(body), " " * 8))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    process.stdout.close()
+    assert line == b"ready\n", "the owner failed"
+    return process
+
+
+@pytest.fixture
+def base() -> Generator[Path]:
+    """Give a directory with a path short enough for sockets, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="ts-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def marker() -> str:
+    """Give an argument that no other process has."""
+    return f"marker-{os.urandom(8).hex()}"
+
+
+async def test_directory_is_private_and_gone_after(base: Path) -> None:
+    async with open_runtime(base) as runtime:
+        assert runtime.directory.parent == base
+        assert runtime.directory.stat().st_mode & 0o777 == 0o700
+        (runtime.directory / "file").write_text("something")
+        reaper = runtime.reaper_pid
+        assert reaper is not None
+        os.kill(reaper, 0)
+    assert left_in(base) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(reaper, 0)
+
+
+async def test_base_that_does_not_exist(base: Path) -> None:
+    with pytest.raises(SandboxError, match="can't make a runtime directory in"):
+        async with open_runtime(base / "nowhere"):
+            pytest.fail("was opened")
+
+
+async def test_base_with_a_path_too_long_for_sockets(base: Path) -> None:
+    with pytest.raises(ValueError, match="at most 66 bytes"):
+        async with open_runtime(base / ("long" * 20)):
+            pytest.fail("was opened")
+
+
+async def test_a_reaper_that_dies_soon_is_an_error(base: Path) -> None:
+    async def kill_it() -> None:
+        async with open_runtime(base) as runtime:
+            assert runtime.reaper_pid is not None
+            os.kill(runtime.reaper_pid, signal.SIGKILL)
+            await trio.sleep_forever()
+
+    with pytest.raises(SandboxError, match="the reaper was ended by SIGKILL soon after its start"):
+        await kill_it()
+    assert left_in(base) == []
+
+
+async def test_a_reaper_that_dies_later_is_replaced(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_sandbox.qemu._runtime._REAPER_SETTLED", 0.0)
+    async with open_runtime(base) as runtime:
+        first = runtime.reaper_pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        while runtime.reaper_pid in (None, first):
+            await trio.sleep(0.01)
+
+
+async def test_nested_owners_are_both_in_the_environment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_SANDBOX_OWNER", "outer")
+    async with open_runtime(base) as runtime:
+        assert runtime.environment["TRIO_SANDBOX_OWNER"].startswith("outer:")
+
+
+def test_killed_owner_leaves_nothing(base: Path, marker: str) -> None:
+    """Children, grandchildren, those that cleared their environment, and the directory go."""
+    owner = start_owner(
+        base,
+        f"""
+        sleep = f"{{sys.executable}} -S -c 'import time; time.sleep(1000)' {marker} & "
+        script = "env -i setsid " + sleep + "env -i " + sleep + sleep + "wait"
+        await nursery.start(lambda task_status: run_owned(
+            ["bash", "-c", script], environment=environment, task_status=task_status))
+        print("ready", flush=True)
+        """,
+    )
+    assert wait_until(lambda: len(children_with(marker)) == 3, seconds=30)
+    owner.kill()
+    owner.wait()
+    assert wait_until(lambda: not left_in(base), seconds=30)
+    assert children_with(marker) == []
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_owner_killed_while_it_spawns(base: Path, marker: str, attempt: int) -> None:
+    """Killed at any point between fork, exec and the parent's learning of it, nothing is left."""
+    owner = start_owner(
+        base,
+        f"""
+        async def spawn():
+            while True:
+                with trio.CancelScope() as scope:
+                    await run_owned([sys.executable, "-S", "-c", "import time; time.sleep(1000)", {marker!r}],
+                        environment=environment, task_status=Cancel(scope))
+        class Cancel:
+            def __init__(self, scope): self.scope = scope
+            def started(self, value): self.scope.cancel()
+        for _ in range(4):
+            nursery.start_soon(spawn)
+        await trio.sleep(0.1)
+        print("ready", flush=True)
+        """,
+    )
+    time.sleep(attempt * 0.0037)  # Not to wait for anything: to hit other moments.
+    owner.kill()
+    owner.wait()
+    assert wait_until(lambda: not left_in(base), seconds=30)
+    assert children_with(marker) == []
+
+
+def test_a_fork_of_the_owner_does_not_hold_the_reaper_up(base: Path, marker: str) -> None:
+    """A forked child keeps the reaper's pipe open, as `multiprocessing` would."""
+    owner = start_owner(
+        base,
+        """
+        pid = os.fork()
+        if pid == 0:
+            os.close(1)
+            import time
+            while os.listdir(runtime.directory.parent):
+                time.sleep(0.01)
+            os._exit(0)
+        print("ready", flush=True)
+        await trio.sleep_forever()
+        """,
+    )
+    owner.kill()
+    owner.wait()
+    assert wait_until(lambda: not left_in(base), seconds=15)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run things as other users")
+def test_processes_of_a_guarded_uid_go_even_without_the_token(base: Path, marker: str) -> None:
+    owner = start_owner(
+        base,
+        f"""
+        runtime.guard_uid(1999999999)
+        runtime.guard_uid(1999999998)
+        runtime.release_uid(1999999998)
+        for uid in 1999999999, 1999999998:
+            import subprocess
+            subprocess.Popen(["/usr/bin/python3", "-S", "-c", "import time; time.sleep(1000)", f"{marker}-{{uid}}"],
+                user=uid, group=uid, extra_groups=[], env={{}}, start_new_session=True)
+        print("ready", flush=True)
+        await trio.sleep_forever()
+        """,
+    )
+    others = children_with(f"{marker}-1999999998")
+    assert len(others) == 1
+    try:
+        assert len(children_with(f"{marker}-1999999999")) == 1
+        owner.kill()
+        owner.wait()
+        assert wait_until(lambda: not left_in(base), seconds=30)
+        assert children_with(f"{marker}-1999999999") == []
+        assert children_with(f"{marker}-1999999998") == others
+    finally:
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_cancelled_at_every_await_of_open_and_close(base: Path) -> None:
+    for checkpoints in range(100):
+        remaining = checkpoints
+        with trio.CancelScope() as scope:
+
+            class Cancel(trio.abc.Instrument):
+                def before_task_step(self, task: trio.lowlevel.Task) -> None:
+                    nonlocal remaining
+                    remaining -= 1
+                    if remaining < 0:
+                        scope.cancel()
+
+            instrument = Cancel()
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                async with open_runtime(base):
+                    pass
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        assert left_in(base) == []
+        if remaining >= 0:
+            break
+    else:
+        pytest.fail("never ran undisturbed")
+    assert checkpoints > 3

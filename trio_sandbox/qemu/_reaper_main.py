@@ -1,0 +1,151 @@
+"""What runs as the reaper: the one process of ours that outlives a host that was killed.
+
+A script, not a module of the package: it is started as ``python -I -S THIS_FILE ...`` and imports
+the standard library only, so that nothing of the user's can slow it down or break it.
+
+    argv: PIDFD TOKEN DIRECTORY; stdin: a pipe that only the owner writes to
+
+On that pipe come lines: ``uid N`` (processes of this user are the owner's), ``forget N``, and at a
+clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
+owner is killed until nothing more is found, and its runtime directory is removed.
+
+What belongs to the owner is found by looking at every process rather than in a list of those that
+it told us about: between the spawning and the telling the owner can die. It is
+  - what carries the token in its environment, as every child of ours and its descendants do;
+  - what runs as a user id that was made up for one VM. No process can change that about itself,
+    and it needs no right to look into processes of other users, which root in a container lacks;
+  - descendants and process group of these, for programs that clear the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+
+#: Name of the environment variable that holds the tokens of all owners, the outermost first.
+OWNER_VARIABLE = "TRIO_SANDBOX_OWNER"
+#: Set for reapers only: a host that runs inside another host's process must keep its own reaper.
+REAPER_VARIABLE = "TRIO_SANDBOX_REAPER"
+
+#: Seconds between two looks, how long nothing must have been found, and when to give up on what
+#: does not die (a process that is stuck in the kernel).
+_PAUSE = 0.02
+_QUIET = 0.3
+_PATIENCE = 60.0
+
+
+class Process:
+    """What one look at /proc said about a process."""
+
+    def __init__(self, pid: int, token: str) -> None:
+        self.pid = pid
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # The name stands in parentheses and may hold anything, parentheses included.
+            fields = stat.read().rpartition(b")")[2].split()
+        self.state, self.parent, self.group = fields[0].decode(), int(fields[1]), int(fields[2])
+        with open(f"/proc/{pid}/status", "rb") as status:
+            # The real one, of the four. (The owner of the directory may be root for any process.)
+            self.uid = next(int(line.split()[1]) for line in status if line.startswith(b"Uid:"))
+        self.owned = self.reaper = False
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read().split(b"\0")
+        except PermissionError:
+            return
+        for entry in environment:
+            name, _, value = entry.partition(b"=")
+            if name == OWNER_VARIABLE.encode():
+                self.owned = token.encode() in value.split(b":")
+            elif name == REAPER_VARIABLE.encode():
+                self.reaper = True
+
+
+def look(token: str) -> dict[int, Process]:
+    """Return every process but ourselves, reapers and those that are dead already."""
+    processes: dict[int, Process] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                process = Process(int(name), token)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # It ended while we looked.
+            if process.state not in "ZX" and not process.reaper:
+                processes[process.pid] = process
+    return processes
+
+
+def victims(processes: dict[int, Process], uids: set[int], groups: set[int]) -> set[int]:
+    """Return those of *processes* that belong to the owner.
+
+    *groups* are those that earlier victims led. The kernel does not give their numbers to others
+    while they have members.
+    """
+    found = {p.pid for p in processes.values() if p.owned or p.uid in uids or p.group in groups}
+    while True:
+        more = {p.pid for p in processes.values() if p.parent in found or p.group in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+def reap(token: str, uids: set[int]) -> None:
+    """Kill what belongs to the owner until nothing has been found for a while."""
+    groups: set[int] = set()
+    started = quiet_since = time.monotonic()
+    while (now := time.monotonic()) - quiet_since < _QUIET and now - started < _PATIENCE:
+        processes = look(token)
+        found = victims(processes, uids, groups)
+        groups |= {pid for pid in found if processes[pid].group == pid}
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # Gone, or a set-user-id program, which its owner's death has to end.
+        if found:
+            quiet_since = time.monotonic()
+        time.sleep(_PAUSE)
+
+
+def follow(owner: int, uids: set[int]) -> bool:
+    """Read what the owner says until it says that it is done (True) or is gone (False)."""
+    text = b""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(owner, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if 0 in ready:
+            data = os.read(0, 65536)
+            *lines, text = (text + data).split(b"\n")
+            for line in lines:
+                word, _, number = line.partition(b" ")
+                if word == b"done":
+                    return True
+                if word == b"uid":
+                    uids.add(int(number))
+                elif word == b"forget":
+                    uids.discard(int(number))
+            if not data:
+                return False
+        elif owner in ready:
+            # Only now, when the pipe holds nothing more: a fork of the owner's may keep it open.
+            return False
+
+
+def main() -> None:
+    """Run as the reaper."""
+    owner, token, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    os.write(1, b"ready\n")
+    os.close(1)
+    uids: set[int] = set()
+    if not follow(owner, uids):
+        reap(token, uids)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

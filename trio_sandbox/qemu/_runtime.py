@@ -1,0 +1,207 @@
+"""The runtime directory of a host, and the reaper that cleans up when nothing else can."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, final
+
+import trio
+
+from .._errors import SandboxError
+from .._nurseries import open_services
+from . import _reaper_main
+from ._process import InheritedFds, describe_exit
+
+_log = logging.getLogger("trio_sandbox.runtime")
+
+#: A socket's path may have 107 bytes; this leaves names of up to 14 bytes inside the directory.
+_LONGEST_DIRECTORY: Final = 92
+#: Seconds for the reaper to come up (a bare Python) and to leave when told so.
+_REAPER_START: Final = 30.0
+_REAPER_EXIT: Final = 5.0
+#: A reaper that lived less than this many seconds would do no better another time.
+_REAPER_SETTLED: Final = 5.0
+
+
+@final
+class Runtime:
+    """What everything on this host that belongs to one owner shares; made by `open_runtime` only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._token = secrets.token_hex(16)
+        self._uids: set[int] = set()
+        self._reaper: trio.Process | None = None
+
+    def __repr__(self) -> str:
+        return f"<Runtime in {self._directory}>"
+
+    @property
+    def directory(self) -> Path:
+        """A private directory (mode 0700) for sockets and overlays; gone after the block.
+
+        Its path is short enough for sockets with names of up to 14 bytes.
+        """
+        return self._directory
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What every child process must have in its environment, so that the reaper finds it."""
+        outer = os.environ.get(_reaper_main.OWNER_VARIABLE)
+        tokens = self._token if outer is None else f"{outer}:{self._token}"
+        return {_reaper_main.OWNER_VARIABLE: tokens}
+
+    @property
+    def reaper_pid(self) -> int | None:
+        """The reaper's process id, for `doctor` and tests; None while it is being replaced."""
+        return None if self._reaper is None else self._reaper.pid
+
+    def guard_uid(self, uid: int) -> None:
+        """Make every process of the user id *uid* ours to kill, if we die.
+
+        Call it before anything runs as that user, which must be nobody else's.
+        """
+        self._uids.add(uid)
+        self._tell(f"uid {uid}")
+
+    def release_uid(self, uid: int) -> None:
+        """Take back `guard_uid`."""
+        self._uids.discard(uid)
+        self._tell(f"forget {uid}")
+
+    def _tell(self, line: str) -> None:
+        if self._reaper is None:
+            return  # The next one is told everything when it starts.
+        assert isinstance(self._reaper.stdin, trio.lowlevel.FdStream)
+        try:
+            # Shorter than PIPE_BUF, so all or nothing; the pipe holds thousands of these.
+            os.write(self._reaper.stdin.fileno(), f"{line}\n".encode())
+        except BrokenPipeError:
+            pass  # It died; `serve` is about to see it.
+        except BlockingIOError as exc:
+            raise SandboxError(f"the reaper (PID {self._reaper.pid}) does not listen; is it stopped?") from exc
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep a reaper running; when cancelled, send it away. For `open_runtime` only."""
+        while True:
+            started = trio.current_time()
+            process = await self._spawn()
+            try:
+                with trio.fail_after(_REAPER_START):
+                    assert process.stdout is not None
+                    if await process.stdout.receive_some() != b"ready\n":
+                        raise SandboxError(f"the reaper did not start: it {describe_exit(await process.wait())}")
+                self._reaper = process
+                for uid in self._uids:
+                    self._tell(f"uid {uid}")
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                status = await process.wait()
+            except trio.TooSlowError as exc:
+                raise SandboxError(f"the reaper did not start within {_REAPER_START:g} s") from exc
+            finally:
+                await self._dismiss(process)
+            if trio.current_time() - started < _REAPER_SETTLED:
+                raise SandboxError(f"the reaper {describe_exit(status)} soon after its start, and is not started again")
+            _log.warning("the reaper %s; starting another", describe_exit(status))
+
+    @trio.lowlevel.enable_ki_protection
+    async def _spawn(self) -> trio.Process:
+        with InheritedFds() as inherited:
+            owner = inherited.add(os.pidfd_open(os.getpid()))
+            return await trio.lowlevel.open_process(
+                [sys.executable, "-I", "-S", _reaper_main.__file__, str(owner), self._token, str(self._directory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=inherited.numbers,
+                # Nothing of ours: an outer owner's reaper must not take it for a victim.
+                env={_reaper_main.REAPER_VARIABLE: self._token},
+                cwd="/",
+                # Neither Ctrl-C nor the terminal's end may reach it before its work is done.
+                start_new_session=True,
+            )
+
+    async def _dismiss(self, process: trio.Process) -> None:
+        """Send the reaper away and reap it; by now there must be nothing left for it to do."""
+        self._reaper = process
+        self._tell("done")
+        self._reaper = None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(_REAPER_EXIT):
+                await process.wait()
+            if process.returncode is None:
+                process.send_signal(signal.SIGKILL)
+                with trio.move_on_after(_REAPER_EXIT):
+                    await process.wait()
+        await trio.aclose_forcefully(process.stdin)
+        await trio.aclose_forcefully(process.stdout)
+
+
+def _default_base() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime)
+    return Path(tempfile.gettempdir())
+
+
+def _choose_directory(base: Path | None) -> Path:
+    # Absolute, but with symbolic links kept: resolving could make a short path long.
+    parent = Path(os.path.abspath(_default_base() if base is None else base))
+    directory = parent / f"trio-sandbox-{secrets.token_hex(6)}"
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        longest = _LONGEST_DIRECTORY - len(os.fsencode(directory.name)) - 1
+        raise ValueError(
+            f"the runtime directory's path must have at most {longest} bytes, for the sake of sockets in it:"
+            f" {str(parent)!r}"
+        )
+    return directory
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as exc:
+        raise SandboxError(f"can't make a runtime directory in {directory.parent}: {exc.strerror}") from exc
+
+
+@asynccontextmanager
+async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
+    """Own a runtime directory and a reaper for the block.
+
+    The reaper is a small process that waits for our death. If this process dies without leaving the
+    block, even by SIGKILL, the reaper kills every process that was started with
+    `Runtime.environment` and removes the directory; that takes well under two seconds.
+
+    Cancelled or not, leaving the block removes the directory and ends the reaper. Processes are
+    their owners' to end before that.
+
+    Args:
+      base: The existing directory in which to make ours; None: the user's runtime directory
+        (``XDG_RUNTIME_DIR``), else the system's for temporary files.
+
+    Raises:
+      ValueError: if the path is too long for sockets.
+      SandboxError: if the directory can't be made, or the reaper can't be started.
+    """
+    directory = _choose_directory(base)
+    runtime = Runtime(directory)
+    async with open_services("open_runtime()") as services:
+        # The reaper first: there is no moment in which the directory exists and nobody would remove it.
+        await services.start(runtime.serve)
+        _make_directory(directory)
+        try:
+            yield runtime
+        finally:
+            shutil.rmtree(directory)
