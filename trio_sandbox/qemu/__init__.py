@@ -12,3 +12,8 @@ from ._process import (
     run_owned as run_owned,
 )
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
+from ._qmp import QMPChannel as QMPChannel
+from ._qmp import QMPStatistics as QMPStatistics
+from ._qmp import open_qmp as open_qmp
+from ._qmp_codec import QMPEvent as QMPEvent
+from ._qmp_codec import QMPGreeting as QMPGreeting
