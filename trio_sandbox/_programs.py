@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from typing import NamedTuple
 
 #: Where administrators' programs are; an ordinary user's PATH on Debian leaves these out.
@@ -59,12 +60,12 @@ def package_of(name: str) -> str:
     return {requirement.name: requirement.package for requirement in REQUIREMENTS}[name]
 
 
-def missing(*, root: bool | None = None) -> list[Requirement]:
-    """Give what is not installed; *root* None: whoever we are."""
+def missing(requirements: Iterable[Requirement] = REQUIREMENTS, *, root: bool | None = None) -> list[Requirement]:
+    """Give those that are not installed; *root* None: whoever we are."""
     if root is None:
         root = os.geteuid() == 0
     return [
         requirement
-        for requirement in REQUIREMENTS
+        for requirement in requirements
         if not (root and requirement.ordinary_user_only) and requirement.find() is None
     ]

@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m tests.benchmarks [--json] [NAME ...]``.
+"""Run the benchmarks: ``python -m tests.benchmarks [--json] [--write FILE] [NAME ...]``.
 
 Every module `bench_NAME.py` here is one benchmark. Exit status 0 if every figure keeps its
 limit, 1 if one does not, 2 for wrong use.
@@ -18,6 +18,9 @@ import attrs
 import trio
 
 from ._figures import Figure
+
+START_MARK = "<!-- figures: start -->"
+END_MARK = "<!-- figures: end -->"
 
 
 def known_benchmarks() -> list[str]:
@@ -72,6 +75,15 @@ def machine() -> dict[str, object]:
     }
 
 
+def replace_between_marks(text: str, figures: str) -> str:
+    """Put *figures* between the two marks of *text*; ValueError if it has not exactly one of each."""
+    if text.count(START_MARK) != 1 or text.count(END_MARK) != 1:
+        raise ValueError(f"the file must have exactly one line {START_MARK!r} and one {END_MARK!r}")
+    before, _, rest = text.partition(START_MARK)
+    _, _, after = rest.partition(END_MARK)
+    return f"{before}{START_MARK}\n{figures}\n{END_MARK}{after}"
+
+
 async def measure(name: str) -> list[Figure]:
     """Run one benchmark."""
     module = importlib.import_module(f"{__package__}.bench_{name}")
@@ -85,16 +97,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(known)}; default: all of them")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks in FILE as well")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are: {', '.join(known)}")
+    if options.write is not None:
+        replace_between_marks(options.write.read_text("utf-8"), "")  # a wrong file: say so before the long work
     results: dict[str, list[Figure]] = {}
     for name in options.names or known:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         # A run of its own for each: no benchmark inherits another's tasks.
         results[name] = trio.run(measure, name)
     figures = [figure for group in results.values() for figure in group]
+    report = ", ".join(f"{key} {value}" for key, value in machine().items()) + "\n\n" + table(figures)
     if options.json:
         rows = {
             name: [{**attrs.asdict(figure), "within_limits": figure.within_limits} for figure in group]
@@ -102,9 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         }
         print(json.dumps({"machine": machine(), "figures": rows}, indent=2))
     else:
-        print(", ".join(f"{key} {value}" for key, value in machine().items()))
-        print()
-        print(table(figures))
+        print(report)
+    if options.write is not None:
+        options.write.write_text(replace_between_marks(options.write.read_text("utf-8"), report), "utf-8")
     return int(any(figure.within_limits is False for figure in figures))
 
 

@@ -1,0 +1,221 @@
+"""``trio-sandbox doctor``: what is there, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import trio
+
+from .. import __version__
+from .._errors import SandboxError
+from .._programs import REQUIREMENTS, Requirement, missing
+from ..image import ImageStore, default_cache_directory
+from ..qemu import detect_accelerator, open_runtime
+
+#: Bytes that building the system disk and the image `python` takes while it goes on.
+BUILD_BYTES = 4 * 2**30
+
+Verdict = Literal["ok", "note", "missing"]
+_MARKS: dict[Verdict, str] = {"ok": "ok", "note": "note", "missing": "MISSING"}
+
+
+@attrs.frozen
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    verdict: Verdict
+    """"missing" where sandboxes can't run or images can't be built; "note" where one should know."""
+    detail: str
+    remedy: str = ""
+    """What to do about it, where there is something to do."""
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Examine this machine and show the findings; 0 if sandboxes can run here."""
+    findings = trio.run(examine, options.cache_dir or default_cache_directory())
+    print(as_json(findings) if options.json else as_text(findings))
+    return exit_status(findings)
+
+
+async def examine(cache_dir: Path) -> list[Finding]:
+    """Look at everything."""
+    findings = [versions(), *programs(REQUIREMENTS)]
+    if os.geteuid() != 0:
+        findings += [user_namespaces(can_unshare), subordinate_ids(pwd.getpwuid(os.geteuid()).pw_name)]
+    findings += [cache_directory(cache_dir), free_space(cache_dir), images(cache_dir)]
+    findings.append(await accelerator(cache_dir))
+    return findings
+
+
+def versions() -> Finding:
+    """The platform and our own version."""
+    detail = (
+        f"trio-sandbox {__version__}, Python {platform.python_version()}, trio {importlib.metadata.version('trio')}, "
+        f"{platform.system()} {platform.release()} on {platform.machine()}"
+    )
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return Finding("platform", "missing", detail, "use a machine with Linux on x86_64; other platforms are not supported yet")
+    return Finding("platform", "ok", detail)
+
+
+def programs(requirements: Iterable[Requirement], *, root: bool | None = None) -> list[Finding]:
+    """The programs and files of the operating system."""
+    absent = missing(requirements, root=root)
+    findings: list[Finding] = []
+    for requirement in requirements:
+        if requirement in absent:
+            remedy = f"install the package {requirement.package}: apt-get install {requirement.package}"
+            findings.append(Finding(requirement.name, "missing", f"not found; {requirement.purpose}", remedy))
+        elif (path := requirement.find()) is not None:
+            findings.append(Finding(requirement.name, "ok", path))
+    return findings
+
+
+def can_unshare() -> str:
+    """Make a user namespace, as building an image does; return "" or why it failed."""
+    try:
+        attempt = subprocess.run(
+            ["unshare", "--user", "--map-root-user", "true"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    return "" if attempt.returncode == 0 else attempt.stderr.strip() or f"unshare ended with {attempt.returncode}"
+
+
+def user_namespaces(attempt: Callable[[], str]) -> Finding:
+    """Whether an ordinary user may make user namespaces, which image builds need."""
+    if not (reason := attempt()):
+        return Finding("user namespaces", "ok", "an ordinary user may make them")
+    return Finding(
+        "user namespaces",
+        "missing",
+        f"images can't be built by this user: {reason}",
+        "as root: sysctl kernel.unprivileged_userns_clone=1 (Debian) or "
+        "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); or build the images as root",
+    )
+
+
+def subordinate_ids(user: str, files: Sequence[Path] = (Path("/etc/subuid"), Path("/etc/subgid"))) -> Finding:
+    """Whether *user* has ranges of user and group ids to hand out, which image builds need."""
+    without = [file for file in files if not _has_range(file, user)]
+    if not without:
+        return Finding("subordinate ids", "ok", f"{user} has ranges in {' and '.join(map(str, files))}")
+    return Finding(
+        "subordinate ids",
+        "missing",
+        f"{user} has no range of 65536 in {' and '.join(map(str, without))}; images can't be built by this user",
+        f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+    )
+
+
+def _has_range(file: Path, user: str) -> bool:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        name, _, numbers = line.partition(":")
+        _, _, count = numbers.partition(":")
+        if name == user and count.isdigit() and int(count) >= 65536:
+            return True
+    return False
+
+
+def _existing_parent(directory: Path) -> Path:
+    """Give *directory* itself, or the closest directory above it that exists."""
+    directory = directory.absolute()
+    while not directory.exists():
+        directory = directory.parent
+    return directory
+
+
+def cache_directory(directory: Path) -> Finding:
+    """Whether images can be kept."""
+    existing = _existing_parent(directory)
+    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
+        return Finding("cache directory", "ok", str(directory) + ("" if existing == directory else " (not made yet)"))
+    return Finding(
+        "cache directory",
+        "missing",
+        f"{directory}: {existing} can't be written",
+        "set XDG_CACHE_HOME, HostConfig.cache_dir or --cache-dir to a directory that can",
+    )
+
+
+def free_space(directory: Path, *, needed: int = BUILD_BYTES) -> Finding:
+    """Whether there is room to build images."""
+    existing = _existing_parent(directory)
+    free = shutil.disk_usage(existing).free
+    detail = f"{free / 2**30:.1f} GiB in {existing}"
+    if free >= needed:
+        return Finding("free space", "ok", detail)
+    return Finding(
+        "free space", "note", f"{detail}; building images takes up to {needed / 2**30:.0f} GiB", "free some, or use --cache-dir"
+    )
+
+
+def images(directory: Path) -> Finding:
+    """What is built already."""
+    names = sorted({stored.name for stored in ImageStore(directory).list()})
+    if names:
+        return Finding("images", "ok", ", ".join(names))
+    return Finding("images", "note", "none built yet", "nothing: the first use builds them; or: trio-sandbox image build")
+
+
+async def accelerator(cache_dir: Path) -> Finding:
+    """What will run the guests, and why."""
+    try:
+        async with open_runtime(None) as runtime:
+            chosen = await detect_accelerator(cache_dir=cache_dir, environment=runtime.environment)
+    except (SandboxError, OSError) as exc:
+        return Finding("accelerator", "missing", str(exc), "see above")
+    if chosen.hardware:
+        return Finding("accelerator", "ok", f"{chosen.name}: {chosen.reason}")
+    return Finding(
+        "accelerator",
+        "note",
+        f"{chosen.name} (software emulation): {chosen.reason}. It is slow, and by QEMU's own policy "
+        "no security boundary: code that means harm may break out of it",
+        "to run hostile code use a machine with KVM, and require_hardware=True",
+    )
+
+
+def exit_status(findings: Iterable[Finding]) -> int:
+    """Give 1 if something is missing, else 0."""
+    return int(any(finding.verdict == "missing" for finding in findings))
+
+
+def as_json(findings: Iterable[Finding]) -> str:
+    """Write the findings for programs."""
+    rows = [attrs.asdict(finding) for finding in findings]
+    return json.dumps({"ok": exit_status(findings) == 0, "findings": rows}, indent=2)
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """Write the findings for people; the packages that are missing come as one command at the end."""
+    width = max(len(finding.subject) for finding in findings)
+    lines: list[str] = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.verdict]:8}{finding.subject:{width}}  {finding.detail}")
+        if finding.remedy:
+            lines.append(f"{'':8}{'':{width}}  -> {finding.remedy}")
+    absent = {finding.subject for finding in findings if finding.verdict == "missing"}
+    packages = sorted({requirement.package for requirement in REQUIREMENTS if requirement.name in absent})
+    if packages:
+        lines += ["", "As root: apt-get install --no-install-recommends " + " ".join(packages)]
+    lines += ["", "Something is missing." if absent else "Sandboxes can run here."]
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""Where the command starts."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from . import _doctor, _image, _run, _status
+from ._parser import build_parser
+
+if TYPE_CHECKING:
+    import argparse
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run.run,
+    "doctor": _doctor.doctor,
+    "image": _image.image,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line *arguments* (None: this process's own) and return the exit status.
+
+    Wrong arguments raise `SystemExit` with status 2, as argparse does.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        return _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return _status.SIGNAL_BASE + signal.SIGINT

@@ -1,0 +1,136 @@
+"""The command line's grammar: argparse, and nothing that does anything."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+from .. import __version__, constants
+from ._status import EXIT_STATUSES
+
+_MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
+
+
+def memory_mib(text: str) -> int:
+    """Read an amount of memory: ``512`` and ``512M`` are MiB, ``2G`` is GiB."""
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 512 or 512M (MiB), or 2G (GiB)")
+    unit = (match[2] or "M")[0].upper()
+    return int(match[1]) * {"M": 1, "G": 1024}[unit]
+
+
+def seconds(text: str) -> float:
+    """Read a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:  # NaN is not above 0 either
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Give the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="trio-sandbox", description="Run untrusted code in throw-away virtual machines.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_doctor(commands)
+    _add_image(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run Python code in a fresh virtual machine",
+        description="Run Python code in a fresh virtual machine, and show what it prints while it prints it.",
+        epilog=EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source = run.add_mutually_exclusive_group()
+    source.add_argument("-c", dest="code", metavar="CODE", help="the code itself")
+    source.add_argument("file", nargs="?", metavar="FILE", help="a file of code; - (as without FILE): standard input")
+    run.add_argument("--image", default="python", metavar="NAME", help="what the code sees (default: %(default)s)")
+    run.add_argument(
+        "--memory",
+        type=memory_mib,
+        default=constants.DEFAULT_MEMORY_MIB,
+        metavar="MIB",
+        help=f"RAM: 512 or 512M for MiB, 2G for GiB (default: %(default)s; at least {constants.MINIMUM_MEMORY_MIB})",
+    )
+    run.add_argument("--vcpus", type=int, default=1, metavar="N", help="virtual CPUs (default: %(default)s)")
+    run.add_argument(
+        "--timeout",
+        type=seconds,
+        default=math.inf,
+        metavar="SECONDS",
+        help="stop the code after that long (default: never)",
+    )
+    run.add_argument(
+        "--accelerator",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="what runs the guest (default: %(default)s)",
+    )
+    run.add_argument(
+        "--require-hardware",
+        action="store_true",
+        help="refuse software emulation, which QEMU does not count as a security boundary",
+    )
+    run.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
+    run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
+    _add_quiet(run)
+    _add_cache_dir(run)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is there, what is missing and how to get it",
+        description="Say what of this machine is there, what is missing and how to get it. "
+        "Exit status 0: sandboxes can run; 1: something is missing.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    _add_cache_dir(doctor)
+
+
+def _add_image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    image = commands.add_parser("image", help="build, list and remove images", allow_abbrev=False)
+    actions = image.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    build = actions.add_parser("build", help="build images now, not when they are first used", allow_abbrev=False)
+    build.add_argument("names", nargs="*", default=["python"], metavar="NAME", help="image names (default: python)")
+    _add_quiet(build)
+    _add_cache_dir(build)
+
+    listing = actions.add_parser("list", help="list what is in the cache", allow_abbrev=False)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    _add_cache_dir(listing)
+
+    remove = actions.add_parser("rm", help="remove images from the cache", allow_abbrev=False)
+    remove.add_argument("names", nargs="+", metavar="NAME", help="image names or digests")
+    _add_cache_dir(remove)
+
+    prune = actions.add_parser(
+        "prune", help="remove what interrupted builds and older versions left", allow_abbrev=False
+    )
+    _add_cache_dir(prune)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def _add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="where images are kept (default: the user's cache directory)"
+    )

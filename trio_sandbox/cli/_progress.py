@@ -1,0 +1,74 @@
+"""Showing progress on standard error: bars where rich and a terminal are there, else lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TextIO
+
+from .._config import Progress
+
+ShowProgress = Callable[[Progress], None]
+
+
+def _show_nothing(progress: Progress) -> None:
+    """Be quiet."""
+
+
+class LineProgress:
+    """A line for each new step, which a log file can take as well."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._last: tuple[str, str] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the step, unless only its fraction changed."""
+        step = (progress.stage, progress.message)
+        if step != self._last:
+            self._last = step
+            print(f"{progress.stage}: {progress.message}", file=self._output, flush=True)
+
+
+@contextmanager
+def open_progress(*, quiet: bool, output: TextIO | None = None) -> Generator[ShowProgress]:
+    """Yield what to call with each `Progress`; leaving the block clears the bars away."""
+    output = output or sys.stderr
+    if quiet:
+        yield _show_nothing
+    elif output.isatty():
+        with _open_bars(output) as show:
+            yield show
+    else:
+        yield LineProgress(output)
+
+
+@contextmanager
+def _open_bars(output: TextIO) -> Generator[ShowProgress]:
+    try:
+        # The extra `cli`. Without it everything works, and progress comes in lines.
+        from rich import console, progress as bars
+    except ImportError:
+        yield LineProgress(output)
+        return
+    columns = (
+        bars.SpinnerColumn(),
+        bars.TextColumn("[bold]{task.description}"),
+        bars.BarColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[message]}"),
+    )
+    with bars.Progress(*columns, console=console.Console(file=output), transient=True) as display:
+        tasks: dict[str, bars.TaskID] = {}
+
+        def show(progress: Progress) -> None:
+            task = tasks.get(progress.stage)
+            if task is None:
+                for earlier in tasks.values():
+                    display.stop_task(earlier)
+                task = tasks[progress.stage] = display.add_task(progress.stage, total=None, message="")
+            total = None if progress.fraction is None else 1.0
+            display.update(task, total=total, completed=progress.fraction or 0.0, message=progress.message)
+
+        yield show

@@ -1,0 +1,21 @@
+"""Exit statuses of ``trio-sandbox run``, after the ones of timeout(1) and docker-run(1)."""
+
+from __future__ import annotations
+
+#: Wrong use of the command line, or a file of code that can't be read.
+USAGE = 2
+#: The code ran longer than it may; as timeout(1) has it.
+TIMEOUT = 124
+#: The sandbox failed, not the code in it.
+SANDBOX_FAILURE = 125
+#: Added to a signal's number, as shells do.
+SIGNAL_BASE = 128
+
+EXIT_STATUSES = f"""\
+exit status:
+  that of the code; 1 after an uncaught exception, {SIGNAL_BASE} + n after signal n
+  {USAGE:3}  wrong use, or FILE can't be read
+  {TIMEOUT:3}  the code was stopped by --timeout
+  {SANDBOX_FAILURE:3}  the sandbox failed; standard error says how
+Code that exits with one of these itself can't be told apart by the status alone.
+"""
