@@ -1,0 +1,149 @@
+"""What the store knows about one thing it holds: the manifest, and whether the files still match it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+
+from .._errors import ImageCorruptError
+
+MANIFEST_NAME = "manifest.json"
+_VERDICT_NAME = "verified.json"
+_FORMAT = 1
+_READ_BYTES = 2**20
+
+_T = TypeVar("_T")
+
+
+@attrs.frozen(kw_only=True)
+class StoredFile:
+    """One file of a stored entry, as it was built."""
+
+    size: int
+    """Bytes, holes included."""
+    sha256: str
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """What was built: written last, so that an entry without one is no entry."""
+
+    name: str
+    digest: str
+    """Digest of the recipe: of everything that decides what is built."""
+    created: float
+    """When it was built, in Unix seconds."""
+    files: Mapping[str, StoredFile]
+    details: Mapping[str, object]
+    """What the builder has to say about it; only for showing and for opening it."""
+
+    def to_json(self) -> str:
+        """Return the manifest's text."""
+        value = {
+            "format": _FORMAT,
+            "name": self.name,
+            "digest": self.digest,
+            "created": self.created,
+            "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in self.files.items()},
+            "details": dict(self.details),
+        }
+        return json.dumps(value, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest's text.
+
+        Raises:
+          ValueError: if it is not one of ours.
+        """
+        value = json.loads(text)
+        try:
+            if value["format"] != _FORMAT:
+                raise ValueError(f"manifest of format {value['format']!r}, not {_FORMAT}")
+            return cls(
+                name=_checked(value["name"], str),
+                digest=_checked(value["digest"], str),
+                created=float(value["created"]),
+                files={
+                    _checked(name, str): StoredFile(size=_checked(file["size"], int), sha256=_checked(file["sha256"], str))
+                    for name, file in value["files"].items()
+                },
+                details=_checked(value["details"], dict),
+            )
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError(f"not a manifest: {exc!r}") from exc
+
+
+def _checked(value: object, kind: type[_T]) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not a {kind.__name__}")
+    return value
+
+
+def describe_files(directory: Path, names: Mapping[str, object] | tuple[str, ...]) -> dict[str, StoredFile]:
+    """Read the files *names* of *directory*, and return what they are. Blocks: call it in a thread."""
+    return {name: StoredFile(size=(directory / name).stat().st_size, sha256=_sha256(directory / name)) for name in names}
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Make sure that the files of *directory* are what was built.
+
+    Reading them takes a second or so; the verdict is kept, and stands for as long as the kernel
+    says that nobody wrote to them. Blocks: call it in a thread.
+
+    Raises:
+      ImageCorruptError: if a file is missing or differs.
+    """
+    state = _state(directory, manifest)
+    verdict = directory / _VERDICT_NAME
+    try:
+        if json.loads(verdict.read_text()) == state:
+            return
+    except (OSError, ValueError):
+        pass
+    found = describe_files(directory, manifest.files)
+    for name, file in manifest.files.items():
+        if found[name] != file:
+            raise _corrupt(directory, manifest, f"{name} is not what was built")
+    record_verdict(directory, manifest, state)
+
+
+def record_verdict(directory: Path, manifest: Manifest, state: object = None) -> None:
+    """Remember that the files are what was built, as of *state* (None: as they are now)."""
+    verdict = directory / _VERDICT_NAME
+    temporary = verdict.with_name(f"{_VERDICT_NAME}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(_state(directory, manifest) if state is None else state))
+        temporary.replace(verdict)
+    except OSError:
+        # A store that may only be read: the next process reads the files again.
+        temporary.unlink(missing_ok=True)
+
+
+def _state(directory: Path, manifest: Manifest) -> dict[str, list[int]]:
+    state: dict[str, list[int]] = {}
+    for name in manifest.files:
+        try:
+            status = (directory / name).stat()
+        except OSError as exc:
+            raise _corrupt(directory, manifest, f"{name}: {exc.strerror}") from exc
+        state[name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return state
+
+
+def _corrupt(directory: Path, manifest: Manifest, what: str) -> ImageCorruptError:
+    return ImageCorruptError(
+        f"the stored files of {manifest.name} in {directory} are damaged: {what};"
+        f" `trio-sandbox image rm {manifest.name}` removes them, and the next use builds them again"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
