@@ -1,0 +1,394 @@
+"""The guest channel: any number of two-way streams over one connection, with Trio around the protocol."""
+
+# This module and `_stream` are one unit, cut in two for its length; users see neither's underscored names.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple, TypeAlias, cast, final
+
+import trio
+
+from ._connection import (
+    BACKLOG_LIMIT,
+    Connection,
+    CreditReceived,
+    DataReceived,
+    EndReceived,
+    Event,
+    HelloReceived,
+    PongReceived,
+    ResetReceived,
+    Role,
+    StreamOpened,
+)
+from ._errors import ChannelError, PeerGoneError, PeerSilentError
+from ._stream import ChannelStream, Waiter
+
+#: Called in a task of its own for each stream that the peer opens, with OPEN's header, which is not to be trusted.
+StreamHandler: TypeAlias = "Callable[[ChannelStream, dict[str, object]], Awaitable[object]]"
+
+#: Seconds that leaving the block waits for the peer to take what is queued.
+FLUSH_GRACE = 1.0
+
+
+class ChannelStatistics(NamedTuple):
+    """Numbers about a channel, all but the last two since it was opened."""
+
+    bytes_sent: int
+    """Handed to the transport, headers and all."""
+    bytes_received: int
+    """Headers and all."""
+    writes: int
+    """Calls of the transport's `send_all`."""
+    reads: int
+    """Calls of the transport's `receive_some` that returned data."""
+    open_streams: int
+    """Streams that are not over on both sides."""
+    backlog: int
+    """Bytes of control frames that wait to be written."""
+
+
+@final
+class Channel:
+    """One side of a guest channel; made by `open_channel` only."""
+
+    def __init__(self, transport: trio.abc.Stream, connection: Connection, handler: StreamHandler | None) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._handler = handler
+        self._streams: dict[int, ChannelStream] = {}
+        self._handlers: trio.Nursery | None = None
+        self._scope = trio.CancelScope(shield=True)  # of the tasks that read and write
+
+        self._peer_hello: dict[str, object] | None = None
+        self._greeted = trio.Event()
+        self._failure: ChannelError | None = None
+        self._closed = False
+        self._ended = trio.Event()
+
+        self._writer = Waiter()
+        self._drained = Waiter()  # the reader waits for the writer here
+        self._flushed = trio.Event()
+        self._pings: deque[Waiter] = deque()
+        self._ping_count = 0
+
+        self._bytes_sent = self._bytes_received = self._writes = self._reads = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._failure is None else f"failed ({self._failure})"
+        return f"<Channel: {state}, {self._connection.open_streams} streams>"
+
+    @property
+    def peer_hello(self) -> dict[str, object]:
+        """What the peer introduced itself with; only "version" was checked."""
+        assert self._peer_hello is not None, "open_channel() waits for it"
+        return self._peer_hello
+
+    @property
+    def failure(self) -> ChannelError | None:
+        """Why the channel failed, or None while it has not."""
+        return self._failure
+
+    @trio.lowlevel.enable_ki_protection
+    def open_stream(self, header: Mapping[str, object]) -> ChannelStream:
+        """Open a stream, at once and without waiting for the peer.
+
+        What is sent on it before the next checkpoint travels in the same write.
+
+        Args:
+          header: A JSON object, at most 4096 bytes, that tells the peer's handler what this stream is for.
+
+        Raises:
+          ValueError: if *header* is too long or isn't JSON.
+          StreamLimitError: if this side has 1024 streams open already.
+          trio.BrokenResourceError: if the channel failed; ``__cause__`` says why.
+          trio.ClosedResourceError: if the channel's block was left.
+
+        """
+        self._check()
+        stream = ChannelStream(self, self._connection.open_stream(header))
+        self._streams[stream.id] = stream
+        self._wake_writer()
+        return stream
+
+    async def ping(self) -> float:
+        """Return the seconds that it takes the peer to answer a ping, queues included.
+
+        Cancelled: the answer will be ignored. Errors are those of `open_stream`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check()
+        self._ping_count += 1
+        waiter = Waiter()
+        self._pings.append(waiter)
+        self._connection.ping(self._ping_count.to_bytes(8, "big"))
+        self._wake_writer()
+        start = trio.current_time()
+        await waiter.wait()
+        return trio.current_time() - start
+
+    async def wait_closed(self) -> ChannelError | None:
+        """Wait until the channel fails, and return why, or None once its block has been left."""
+        await self._ended.wait()
+        return self._failure
+
+    def statistics(self) -> ChannelStatistics:
+        """Return numbers for debugging and monitoring."""
+        return ChannelStatistics(
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+            writes=self._writes,
+            reads=self._reads,
+            open_streams=self._connection.open_streams,
+            backlog=self._connection.backlog,
+        )
+
+    # --- For the streams ---
+
+    def _error(self) -> Exception:
+        """Return a fresh exception that says why nothing works any more."""
+        if self._closed:
+            return trio.ClosedResourceError("the channel was closed here")
+        error = trio.BrokenResourceError(f"the channel failed: {self._failure}")
+        error.__cause__ = self._failure
+        return error
+
+    def _check(self) -> None:
+        if self._closed or self._failure is not None:
+            raise self._error()
+
+    def _forget(self, stream: ChannelStream) -> None:
+        self._streams.pop(stream.id, None)
+
+    def _wake_writer(self) -> None:
+        if self._writer and self._connection.wants_write:
+            self._writer.wake()
+
+    # --- Tasks ---
+
+    async def _serve(self, silence_timeout: float) -> None:
+        """Read, write and ping until the channel fails or its scope is cancelled."""
+        with self._scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._read)
+                    if silence_timeout != math.inf:
+                        nursery.start_soon(self._watch, silence_timeout)
+            finally:
+                # The peer learns of our end from this, and nothing else: a broken peer would not listen.
+                await trio.aclose_forcefully(self._transport)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _read(self) -> None:
+        connection = self._connection
+        try:
+            while True:
+                data = await self._transport.receive_some()
+                if not data:
+                    raise PeerGoneError("the peer closed the connection")
+                self._reads += 1
+                self._bytes_received += len(data)
+                for event in connection.receive(data):
+                    self._dispatch(event)
+                self._wake_writer()
+                if connection.backlog > BACKLOG_LIMIT:
+                    await self._drained.wait()
+        except ChannelError as exc:
+            self._fail(exc)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(PeerGoneError("the connection broke"), exc)
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case DataReceived(stream_id, data):
+                if stream := self._streams.get(stream_id):
+                    stream._on_data(data)
+            case EndReceived(stream_id):
+                if stream := self._streams.get(stream_id):
+                    stream._on_end()
+            case StreamOpened(stream_id, header):
+                self._accept(stream_id, header)
+            case ResetReceived(stream_id, reason):
+                if stream := self._streams.get(stream_id):
+                    stream._on_reset(reason)
+            case CreditReceived(stream_id):
+                if stream := self._streams.get(stream_id):
+                    stream._on_credit()
+            case PongReceived():
+                self._pings.popleft().wake()
+            case HelloReceived(hello):
+                self._peer_hello = hello
+                self._greeted.set()
+
+    def _accept(self, stream_id: int, header: dict[str, object]) -> None:
+        if self._handler is None or self._handlers is None:
+            self._connection.reset(stream_id, "refused")
+            return
+        stream = ChannelStream(self, stream_id)
+        self._streams[stream_id] = stream
+        self._handlers.start_soon(self._handle, self._handler, stream, header)
+
+    async def _handle(self, handler: StreamHandler, stream: ChannelStream, header: dict[str, object]) -> None:
+        try:
+            await handler(stream, header)
+        except (trio.BrokenResourceError, ExceptionGroup) as exc:
+            stream.reset("the handler failed")
+            # Not a bug where the stream broke and the handler only did not care.
+            if not (stream._is_broken and _consists_of_broken(exc)):
+                raise
+        except BaseException as exc:
+            stream.reset("cancelled" if isinstance(exc, trio.Cancelled) else "the handler failed")
+            raise
+        else:
+            stream.close()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _write(self) -> None:
+        connection = self._connection
+        try:
+            while True:
+                data, sent = connection.next_write()
+                for stream_id in sent:
+                    if stream := self._streams.get(stream_id):
+                        stream._on_sent()
+                if data:
+                    self._writes += 1
+                    self._bytes_sent += len(data)
+                    await self._transport.send_all(data)
+                    self._drained.wake()
+                elif not sent:
+                    if self._closed:
+                        self._flushed.set()
+                    await self._writer.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(PeerGoneError("the connection broke"), exc)
+
+    async def _watch(self, silence_timeout: float) -> None:
+        while True:
+            await trio.sleep(silence_timeout / 2)
+            with trio.move_on_after(silence_timeout) as patience:
+                await self.ping()
+            if patience.cancelled_caught:
+                self._fail(PeerSilentError(f"the peer left a ping unanswered for {silence_timeout} seconds"))
+
+    @trio.lowlevel.enable_ki_protection
+    def _fail(self, failure: ChannelError, cause: BaseException | None = None) -> None:
+        """Record the one reason, tell everyone who waits, and end our tasks."""
+        if self._failure is not None or self._closed:
+            return
+        failure.__cause__ = failure.__cause__ or cause
+        self._failure = failure
+        self._end()
+        self._scope.cancel(reason=f"the channel failed: {failure}")
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._greeted.set()
+        for stream in self._streams.values():
+            stream._on_channel_end(closed=self._closed)
+        for waiter in self._pings:
+            waiter.fail(self._error())
+
+    async def _close(self) -> None:
+        """Say goodbye to all streams, and give the peer a moment to take what is queued."""
+        for stream in list(self._streams.values()):
+            stream.reset("the channel was closed")
+        self._closed = True
+        self._end()
+        if self._failure is None:
+            self._writer.wake()
+            with trio.move_on_after(FLUSH_GRACE):
+                await self._flushed.wait()
+
+
+@asynccontextmanager
+async def open_channel(
+    stream: trio.abc.Stream,
+    *,
+    role: Role,
+    hello: Mapping[str, object],
+    handler: StreamHandler | None = None,
+    silence_timeout: float = math.inf,
+) -> AsyncGenerator[Channel]:
+    """Run one side of a guest channel over *stream* for a block.
+
+    Both sides have said hello when the block starts; bound that by a cancel scope of your own around
+    the whole, or around the entry alone by an `AsyncExitStack`. When the channel fails the block goes
+    on: its streams raise, and `Channel.wait_closed` returns. However the block is left, its handlers
+    are cancelled first and *stream* is closed last.
+
+    Args:
+      stream: The connection to the peer. It is closed in any case.
+      role: Which side this is; the peer must be the other.
+      hello: A JSON object, at most 64 KiB, to introduce this side with; "version" is added.
+      handler: Called in a task of its own with each stream that the peer opens, and its header. When it
+        returns the stream is closed. An exception is a bug: it cancels the block and comes out of it,
+        unless it only says that the stream broke. None: such streams are reset ("refused").
+      silence_timeout: Seconds that the peer may leave a ping unanswered before the channel fails;
+        `math.inf` to send none.
+
+    Raises:
+      ValueError: if *hello* is too long, isn't JSON or has another version, or *silence_timeout* isn't positive.
+      WireError: if the peer's hello, or what came in its place, broke the protocol.
+      PeerGoneError: if the connection ended before the peer's hello.
+
+    """
+    if not silence_timeout > 0:
+        raise ValueError(f"`silence_timeout` must be a positive number of seconds, not {silence_timeout!r}")
+    channel = Channel(stream, Connection(role, hello), handler)
+    with _hide_nursery():
+        async with trio.open_nursery() as services:
+            services.start_soon(channel._serve, silence_timeout)
+            try:
+                await channel._greeted.wait()
+                if channel._failure is not None:
+                    raise channel._failure
+                with _hide_nursery():
+                    async with trio.open_nursery() as handlers:
+                        channel._handlers = handlers
+                        try:
+                            yield channel
+                        finally:
+                            handlers.cancel_scope.cancel(reason="the block of open_channel() was left")
+                await channel._close()
+            finally:
+                channel._closed = True
+                channel._end()
+                channel._scope.cancel(reason="the block of open_channel() was left")
+
+
+def _consists_of_broken(exc: BaseException) -> bool:
+    if isinstance(exc, ExceptionGroup):
+        return all(map(_consists_of_broken, cast("ExceptionGroup[Exception]", exc).exceptions))
+    return isinstance(exc, trio.BrokenResourceError)
+
+
+@contextmanager
+def _hide_nursery() -> Generator[None]:
+    """Raise the one exception that happened instead of a group of one.
+
+    The host's side has the same in a module of its own, which does not exist inside a guest.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
+        for error in errors:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise type(error)(*error.args) from group
+        if len(errors) > 1:
+            group.add_note("open_channel(): more than one of its tasks failed")
+            raise
+        error = errors[0] if errors else group.exceptions[0]
+        context = error.__context__
+        try:
+            raise error
+        finally:
+            error.__context__ = context
+            del error, context, errors

@@ -1,0 +1,325 @@
+"""One stream of a channel, as Trio knows streams."""
+
+# This module and `_channel` are one unit, cut in two for its length; users see neither's underscored names.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+import trio
+from outcome import Error, Value
+
+from ._errors import StreamResetError
+
+if TYPE_CHECKING:
+    from ._channel import Channel
+
+
+class Waiter:
+    """A place where at most one task waits to be woken; a lighter `trio.Event` that can be used again."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    def __bool__(self) -> bool:
+        return self._task is not None
+
+    async def wait(self) -> None:
+        """Wait for `wake` or `fail`. Always a checkpoint; cancelled, it is as if nobody had waited."""
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        """Let the task that waits, if any, go on."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, Value(None))
+
+    def fail(self, error: BaseException) -> None:
+        """Raise *error* in the task that waits, if any."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, Error(error))
+
+
+@final
+class ChannelStream(trio.abc.HalfCloseableStream):
+    """A two-way stream of bytes over a `Channel`, made by `Channel.open_stream` or given to a handler.
+
+    Besides what `trio.abc.HalfCloseableStream` says:
+
+    - Each direction ends by itself: END is read as ``b""``, and data can go on flowing the other way.
+    - The peer's `reset` raises `StreamResetError` here, at once: what had come and was not read is dropped,
+      unless the peer had sent END before, which makes it complete.
+    - When the channel fails, what had come can still be read; then `trio.BrokenResourceError` is
+      raised, and its ``__cause__`` is the `ChannelError`.
+    - It must be closed, like any stream; leaving the channel's block closes all.
+    """
+
+    def __init__(self, channel: Channel, stream_id: int) -> None:
+        self._channel = channel
+        self._connection = channel._connection
+        self.id = stream_id
+        """The number both sides know this stream by."""
+
+        self._buffer: bytes | bytearray = b""
+        self._ended = False  # the peer's END came
+        self._receiving = False
+        self._reader = Waiter()
+
+        self._send_ended = False
+        self._sending = False
+        self._sender = Waiter()
+        self._torn = False  # part of a send_all went out, and the rest never will
+
+        self._closed = False
+        self._reset: str | None = None  # the peer's reason
+
+    def __repr__(self) -> str:
+        if self._closed:
+            state = "closed"
+        elif self._reset is not None:
+            state = "reset by the peer"
+        elif self._channel.failure is not None:
+            state = "broken"
+        else:
+            state = "open"
+        return f"<ChannelStream {self.id}: {state}>"
+
+    # --- Sending ---
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_all(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
+        """Send *data*, waiting while the peer takes no more; returns when all is on its way.
+
+        Cancelled: a part of *data* may have been sent. Then `aclose` resets the stream
+        instead of ending it, so that the peer can't take a part for the whole.
+
+        Args:
+          data: Must not change until this returns.
+          end: Send END as well, in the same write if there is room, like `send_eof` afterwards.
+
+        Raises:
+          trio.BusyResourceError: if another task is sending on this stream.
+          trio.ClosedResourceError: if END was sent or the stream closed here, before or meanwhile.
+          StreamResetError: if the peer gave the stream up.
+          trio.BrokenResourceError: if the channel failed; ``__cause__`` says why.
+
+        """
+        self._start_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_send()
+            if not data and not end:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return
+            self._connection.send(self.id, data, end=end)
+            self._channel._wake_writer()
+            try:
+                await self._sender.wait()
+            except BaseException:
+                # Where a reset or the channel's end woke us, nothing is left to take back.
+                self._torn = self._connection.unsend(self.id) or self._torn
+                raise
+            self._send_ended = end
+        finally:
+            self._sending = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the peer takes data, or sending would fail; errors are those of `send_all`."""
+        self._start_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_send()
+            if self._connection.can_send(self.id):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self._sender.wait()
+        finally:
+            self._sending = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_eof(self) -> None:
+        """Send END: the peer reads ``b""`` after all that was sent. Doing it again does nothing.
+
+        Cancelled: END was sent, or nothing happened. Errors are those of `send_all`.
+        """
+        self._start_sending()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._closed or not self._send_ended:
+                self._check_send()
+                self._send_ended = True
+                self._connection.end(self.id)
+                self._channel._wake_writer()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        finally:
+            self._sending = False
+
+    def _start_sending(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
+
+    def _check_send(self) -> None:
+        if self._closed or self._send_ended:
+            raise trio.ClosedResourceError("this stream was closed here" if self._closed else "END was sent")
+        if self._reset is not None:
+            raise StreamResetError(self._reset)
+        self._channel._check()
+
+    # --- Receiving ---
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what has come, waiting for at least one byte; ``b""`` after the peer's END.
+
+        Cancelled: nothing is lost.
+
+        Args:
+          max_bytes: At most so many, at least 1; None for all that is there.
+
+        Raises:
+          trio.BusyResourceError: if another task is receiving on this stream.
+          trio.ClosedResourceError: if the stream was closed here, before or meanwhile.
+          StreamResetError: if the peer gave the stream up before END.
+          trio.BrokenResourceError: if the channel failed and all that came was read; ``__cause__`` says why.
+
+        """
+        if max_bytes is not None:
+            if not isinstance(max_bytes, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"`max_bytes` must be an integer or None, not {max_bytes!r}")
+            if max_bytes < 1:
+                raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._is_receivable():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self._reader.wait()
+        finally:
+            self._receiving = False
+        # Taken after the last checkpoint, so that a cancellation loses nothing; it may have been reset there.
+        self._is_receivable()
+        buffer = self._buffer
+        if max_bytes is None or max_bytes >= len(buffer):
+            self._buffer = b""
+            data = bytes(buffer)
+        else:
+            data = bytes(buffer[:max_bytes])
+            if not isinstance(buffer, bytearray):
+                self._buffer = buffer = bytearray(buffer)
+            del buffer[:max_bytes]
+        if data:
+            self._connection.take(self.id, len(data))
+            self._channel._wake_writer()
+        return data
+
+    def _is_receivable(self) -> bool:
+        """Whether there is data or END; raise what forbids receiving."""
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        if self._buffer or self._ended:
+            return True
+        if self._reset is not None:
+            raise StreamResetError(self._reset)
+        self._channel._check()
+        return False
+
+    # --- Closing ---
+
+    @trio.lowlevel.enable_ki_protection
+    def close(self) -> None:
+        """Close both directions at once, without waiting. Doing it again does nothing.
+
+        The peer reads END after what was sent, and what it goes on sending fails there. It reads a
+        reset instead where a `send_all` was cut short, be it just now.
+        """
+        if self._closed:
+            return
+        if self._torn or self._connection.is_sending(self.id):
+            self.reset("closed while sending")
+            return
+        self._connection.end(self.id)
+        self.reset("closed")
+
+    @trio.lowlevel.enable_ki_protection
+    def reset(self, reason: str = "") -> None:
+        """Give the stream up, both directions, at once and without waiting; after closing, do nothing.
+
+        What is underway in either direction is dropped. The peer gets a `StreamResetError` with *reason*,
+        of which 256 bytes (UTF-8) travel.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._buffer = b""
+        self._connection.reset(self.id, reason)
+        self._channel._forget(self)
+        self._channel._wake_writer()
+        self._wake(lambda: trio.ClosedResourceError("this stream was closed here"))
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint. Cancelled: it is closed all the same."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    # --- What the channel tells it ---
+
+    def _on_data(self, data: bytes) -> None:
+        if not self._buffer:
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            self._buffer += data
+        else:
+            self._buffer = bytearray(self._buffer)
+            self._buffer += data
+        self._reader.wake()
+
+    def _on_end(self) -> None:
+        self._ended = True
+        self._reader.wake()
+
+    def _on_reset(self, reason: str) -> None:
+        self._reset = reason
+        if not self._ended:
+            self._buffer = b""
+            self._reader.fail(StreamResetError(reason))
+        self._sender.fail(StreamResetError(reason))
+
+    def _on_sent(self) -> None:
+        self._sender.wake()
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._reset is not None or self._channel.failure is not None
+
+    def _on_credit(self) -> None:
+        # A pending send_all goes on by itself: it waits until all of it is sent.
+        if not self._connection.is_sending(self.id):
+            self._sender.wake()
+
+    def _on_channel_end(self, *, closed: bool) -> None:
+        """The channel failed, or was closed here."""
+        if closed:
+            self._closed = True
+        self._wake(self._channel._error)
+
+    def _wake(self, make_error: Callable[[], Exception]) -> None:
+        # An exception each: two tasks raising one would write into the same traceback.
+        if self._closed or not self._ended:
+            self._reader.fail(make_error())
+        self._sender.fail(make_error())
