@@ -1,0 +1,93 @@
+"""Mounting, and the namespaces that users' processes live in. Linux only, stdlib only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+_MNT_DETACH = 2
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWPID = 0x20000000
+
+#: Character devices that every program may expect: name, major and minor number (Linux's devices.txt).
+_DEVICES = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2); makes the directory *target* where it is missing."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target)
+    options = None if data is None else data.encode()
+    kind = None if fstype is None else fstype.encode()
+    _check(_libc.mount(source.encode(), os.fsencode(target), kind, ctypes.c_ulong(flags), options), target)
+
+
+def enter_namespaces() -> None:
+    """Go on as process 1 of a new PID namespace, in a mount namespace of its own.
+
+    The calling process ends: it is its child that returns. The child's parent is then whoever
+    adopts orphans, which in a virtual machine is process 1, so that no process stands between.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID), "unshare")
+    # Otherwise what we mount would show in the namespace that we came from.
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    if os.fork() != 0:
+        os._exit(0)
+
+
+def enter_root(root: str) -> None:
+    """Make *root* the file system of this mount namespace, with what programs expect in it, and drop all else."""
+    # pivot_root(2) wants a mount point.
+    mount(root, root, None, MS_BIND | MS_REC)
+    os.chdir(root)
+    mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("sysfs", "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
+    mount("tmpfs", "run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    _make_devices("dev")
+    # With both arguments the same the old root ends up on top of the new one, and comes off from there: pivot_root(2), "NOTES".
+    _check(_libc.pivot_root(b".", b"."), root)
+    _check(_libc.umount2(b".", _MNT_DETACH), root)
+    os.chdir("/")
+
+
+def _make_devices(dev: str) -> None:
+    mount("tmpfs", dev, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=755")
+    for name, major, minor in _DEVICES:
+        os.mknod(f"{dev}/{name}", 0o666 | stat.S_IFCHR, os.makedev(major, minor))
+        os.chmod(f"{dev}/{name}", 0o666)
+    for name, target in _LINKS:
+        os.symlink(target, f"{dev}/{name}")
+    mount("devpts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620,gid=5")
+    mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")

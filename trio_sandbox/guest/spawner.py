@@ -1,0 +1,481 @@
+"""The fork server: process 1 of the PID namespace that users' processes live in.
+
+It is small, has one thread and is started before Trio is imported, because what `fork` costs grows
+with the parent's memory, and under software emulation it costs much. It does what has to happen at
+one place to be free of races: fork, reap, signal (a PID can't be reused before its parent has reaped
+it), and the life of a control group. Everything else is the agent's.
+
+Requests and events are tuples, by `messages`. The agent numbers the processes.
+
+    ("spawn", number, request), descriptors   request: see `Request`
+    ("signal", number, signal, group)         to the process, or to its process group
+    ("kill", number)                          SIGKILL to everything it ever started (its control group)
+
+    ("started", number, pid)                  exec succeeded
+    ("failed", number, errno, strerror, filename)
+    ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
+    ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
+    ("empty", number)                         nothing is left in its control group; the last event of a number
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from .messages import receive_message, send_message
+
+if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
+    from typing import TypedDict
+
+    class Request(TypedDict):
+        """What to run, and as whom."""
+
+        argv: list[str]
+        env: dict[str, str] | None
+        """None: what a login of the user would give it."""
+        cwd: str | None
+        """None: the user's home directory, or / if there is none."""
+        user: str | int | None
+        """None: the default user of the `Confinement`."""
+        targets: list[int]
+        """What number each of the descriptors gets; 0 to 2 are /dev/null unless named."""
+
+
+#: Descriptors below this are never ours, so that a child can put its own there in any order.
+_RESERVED_DESCRIPTORS = 10
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Nobody's user database is longer; a longer one is cut rather than read into memory.
+_DATABASE_LIMIT = 1 << 20
+
+
+class Confinement:
+    """What a spawner shuts its processes off from. The default, nothing, is for tests of the agent."""
+
+    __slots__ = ("cgroup", "root", "user")
+
+    def __init__(self, *, root: str | None = None, cgroup: str | None = None, user: int | None = None) -> None:
+        self.root = root
+        """Directory to be the root of a PID and mount namespace of their own; None: stay where we are."""
+        self.cgroup = cgroup
+        """Directory of a cgroup v2 in which each process gets a group; None: KILL reaches no further than its session."""
+        self.user = user
+        """Who runs what does not say who it runs as; None: processes keep our identity, and none can be named."""
+
+
+class _User:
+    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
+
+    def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
+        self.uid, self.gid, self.name, self.home, self.shell = uid, gid, name, home, shell
+        self.groups = [gid]
+
+
+class _Process:
+    __slots__ = ("cgroup", "events", "failure", "kill_sent", "number", "pid", "reaped")
+
+    def __init__(self, number: int, pid: int, failure: int, cgroup: str | None) -> None:
+        self.number = number
+        self.pid = pid
+        self.failure = failure
+        """The pipe on which the child reports what kept it from exec, or -1."""
+        self.cgroup = cgroup
+        self.events = -1
+        """cgroup.events of a group whose leader is gone, watched until it is empty."""
+        self.kill_sent = False
+        self.reaped = False
+
+
+class Spawner:
+    """Serves one agent until the agent is gone; then everything it started is killed."""
+
+    def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
+        self._sock = sock
+        self._default_user = confinement.user
+        self._cgroup = -1
+        if confinement.cgroup is not None:
+            # By descriptor, since the path is out of reach once we are in the users' root.
+            self._cgroup = os.open(confinement.cgroup, os.O_PATH | os.O_DIRECTORY)
+        self._oom_kills = self._count_oom_kills()
+        self._poll = select.poll()
+        self._processes: dict[int, _Process] = {}
+        self._by_pid: dict[int, _Process] = {}
+        self._by_descriptor: dict[int, _Process] = {}
+        # We never block on the agent, so the agent may block on us.
+        self._unsent: deque[tuple[object, ...]] = deque()
+
+    def run(self) -> None:
+        """Serve until the agent closes its end."""
+        wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _ignore)
+        self._poll.register(wakeup, select.POLLIN)
+        self._poll.register(self._sock, select.POLLIN)
+        agent = self._sock.fileno()
+        # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            while True:
+                # Failures first: "failed" is to come before the "exited" that follows from it.
+                ready = sorted(self._poll.poll(), key=lambda event: event[0] not in self._by_descriptor)
+                for descriptor, events in ready:
+                    if descriptor == wakeup:
+                        os.read(wakeup, 512)
+                        self._reap()
+                    elif descriptor in self._by_descriptor:
+                        self._child_reported(descriptor)
+                    elif descriptor == agent:
+                        if events & select.POLLOUT:
+                            self._flush()
+                        if events & ~select.POLLOUT and not self._serve_request():
+                            return
+        finally:
+            for process in list(self._processes.values()):
+                self._kill(process)
+
+    # --- Requests ---
+
+    def _serve_request(self) -> bool:
+        try:
+            received = receive_message(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        if received is None:
+            return False
+        message, descriptors = cast("tuple[tuple[object, ...], list[int]]", received)
+        try:
+            match message:
+                case ("spawn", int(number), dict(request)):
+                    self._spawn(number, cast("Request", request), descriptors)
+                case ("signal", int(number), int(signum), bool(group)):
+                    self._signal(number, signum, group)
+                case ("kill", int(number)):
+                    if number in self._processes:
+                        self._kill(self._processes[number])
+                case _:
+                    raise AssertionError(f"not a request: {message!r}")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _spawn(self, number: int, request: Request, descriptors: list[int]) -> None:
+        cgroup = members = None
+        try:
+            user = self._find_user(request["user"])
+            if self._cgroup >= 0:
+                cgroup = f"p{number}"
+                os.mkdir(cgroup, dir_fd=self._cgroup)
+                members = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
+            failure, report = os.pipe2(os.O_CLOEXEC)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    _become(request, descriptors, user, members, report)
+            except BaseException:
+                os.close(failure)
+                raise
+            finally:
+                os.close(report)
+        except OSError as exc:
+            if cgroup is not None:
+                with contextlib.suppress(OSError):
+                    os.rmdir(cgroup, dir_fd=self._cgroup)
+            self._send("failed", number, exc.errno, exc.strerror, exc.filename or "")
+            return
+        finally:
+            if members is not None:
+                os.close(members)
+        process = _Process(number, pid, failure, cgroup)
+        self._processes[number] = self._by_pid[pid] = self._by_descriptor[failure] = process
+        self._poll.register(failure, select.POLLIN)
+
+    def _signal(self, number: int, signum: int, group: bool) -> None:
+        process = self._processes.get(number)
+        # A zombie's PID is still its own, but once it is reaped the number may be anybody's.
+        if process is not None and not process.reaped:
+            # ESRCH: it has not yet made its own group. EINVAL: no such signal, which is for the host to know.
+            with contextlib.suppress(OSError):
+                (os.killpg if group else os.kill)(process.pid, signum)
+        self._send("signalled", number)
+
+    def _kill(self, process: _Process) -> None:
+        process.kill_sent = True
+        if process.cgroup is not None:
+            self._write_cgroup(f"{process.cgroup}/cgroup.kill", b"1")
+        if not process.reaped:
+            # It may not have joined its group yet, or there are no groups.
+            os.kill(process.pid, signal.SIGKILL)
+        if process.cgroup is None:
+            for pid in _other_members(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if process.reaped:
+                self._forget(process)
+
+    # --- Events ---
+
+    def _child_reported(self, descriptor: int) -> None:
+        process = self._by_descriptor.pop(descriptor)
+        self._poll.unregister(descriptor)
+        if descriptor == process.failure:
+            process.failure = -1
+            with open(descriptor, "rb") as report:
+                error = report.read()
+            if error:
+                number, _, filename = error.partition(b" ")
+                self._send("failed", process.number, int(number), os.strerror(int(number)), os.fsdecode(filename))
+            else:
+                self._send("started", process.number, process.pid)
+        else:
+            os.close(descriptor)
+            process.events = -1
+        if process.reaped:
+            self._finish_if_empty(process)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            # Others are orphans: as process 1 of our namespace we inherit them all.
+            process = self._by_pid.pop(pid, None)
+            if process is None:
+                continue
+            if process.failure >= 0:
+                # It may have died before exec without a word, or its word may not have been read yet.
+                self._child_reported(process.failure)
+            process.reaped = True
+            returncode = os.waitstatus_to_exitcode(status)
+            oom = returncode == -signal.SIGKILL and not process.kill_sent and self._oom_kill_happened()
+            self._send("exited", process.number, returncode, oom)
+            self._finish_if_empty(process)
+
+    def _finish_if_empty(self, process: _Process) -> None:
+        if process.cgroup is None:
+            if process.kill_sent or not _other_members(process.pid):
+                self._forget(process)
+        elif process.events < 0:
+            process.events = os.open(f"{process.cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
+            if b"populated 1" in os.pread(process.events, 256, 0):
+                self._by_descriptor[process.events] = process
+                # Only changes after the last read are reported, so none can be missed. They come as POLLPRI with POLLERR.
+                self._poll.register(process.events, select.POLLPRI)
+                return
+            os.close(process.events)
+            process.events = -1
+            os.rmdir(process.cgroup, dir_fd=self._cgroup)
+            self._forget(process)
+
+    def _forget(self, process: _Process) -> None:
+        del self._processes[process.number]
+        self._send("empty", process.number)
+
+    def _send(self, *event: object) -> None:
+        self._unsent.append(event)
+        if len(self._unsent) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            try:
+                send_message(self._sock, self._unsent[0], flags=socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the end of the stream is noticed where requests are read
+            self._unsent.popleft()
+        self._poll.modify(self._sock, select.POLLIN)
+
+    # --- The control group and the user database ---
+
+    def _write_cgroup(self, name: str, data: bytes) -> None:
+        with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._cgroup), "wb", buffering=0) as file:
+            file.write(data)
+
+    def _count_oom_kills(self) -> int:
+        try:
+            descriptor = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
+        except OSError:
+            return 0  # no control groups, or no memory controller in ours
+        with open(descriptor, "rb", buffering=0) as file:
+            counts = dict(line.split() for line in file.read().splitlines())
+        return int(counts.get(b"oom_kill", 0))
+
+    def _oom_kill_happened(self) -> bool:
+        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
+        return self._oom_kills > before
+
+    def _find_user(self, wanted: str | int | None) -> _User | None:
+        if wanted is None:
+            wanted = self._default_user
+            if wanted is None:
+                return None
+        elif self._default_user is None:
+            raise PermissionError(errno.EPERM, "processes can't change their user here", str(wanted))
+        # Not by `pwd`: libc would load code that the image provides into this process.
+        for fields in _read_database("/etc/passwd", 7):
+            if str(wanted) in (fields[0], fields[2]):
+                user = _User(int(fields[2]), int(fields[3]), fields[0], fields[5], fields[6])
+                user.groups += [int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")]
+                return user
+        if isinstance(wanted, str):
+            raise FileNotFoundError(errno.ENOENT, "no such user", wanted)
+        return _User(wanted, wanted, str(wanted), "/", "/bin/sh")
+
+
+def _other_members(leader: int) -> list[int]:
+    """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
+    members: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as file:
+                # After the command, which may contain anything: state, ppid, pgrp, session.
+                state, _, _, session = file.read().rpartition(b")")[2].split(maxsplit=4)[:4]
+                if int(session) == leader and int(name) != leader and state not in b"ZX":
+                    members.append(int(name))
+    return members
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Let the signal interrupt poll(2); the work is done there."""
+
+
+def _read_database(path: str, width: int) -> list[list[str]]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return []
+        text = os.fsdecode(file.read(_DATABASE_LIMIT) or b"")
+    lines = (line.split(":") for line in text.splitlines())
+    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
+
+
+# --- In the child ---
+
+
+def _become(request: Request, descriptors: list[int], user: _User | None, members: int | None, report: int) -> NoReturn:
+    """Turn this process into what was asked for, or report why not."""
+    what = ""
+    try:
+        signal.set_wakeup_fd(-1)
+        # exec keeps what is ignored, and Python ignores these two.
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(ignored, signal.SIG_DFL)
+        if members is not None:
+            os.write(members, b"0")
+        os.setsid()
+        if user is not None:
+            with contextlib.suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+                file.write(b"0")
+            os.setgroups(user.groups)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+        _change_directory(request["cwd"], user)
+        # Ours are /dev/null, but for stderr, which is the console.
+        os.dup2(0, 2)
+        for target, descriptor in zip(request["targets"], descriptors, strict=True):
+            os.dup2(descriptor, target)
+        what = request["argv"][0]
+        _exec(request["argv"], _login_environment(user) if request["env"] is None else request["env"])
+    except OSError as exc:
+        os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
+    except ValueError:  # not an argument or a variable that execve(2) could take
+        os.write(report, b"%d %s" % (errno.EINVAL, os.fsencode(what)))
+    except BaseException:  # a bug of ours: say so on the console rather than run our loop twice
+        sys.excepthook(*sys.exc_info())
+        os.write(report, b"%d %s" % (errno.EIO, os.fsencode(what)))
+    finally:
+        os._exit(127)
+
+
+def _change_directory(cwd: str | None, user: _User | None) -> None:
+    if cwd is not None:
+        os.chdir(cwd)
+    elif user is not None:
+        try:
+            os.chdir(user.home)
+        except OSError:
+            os.chdir("/")
+
+
+def _login_environment(user: _User | None) -> dict[str, str]:
+    if user is None:
+        return dict(os.environ)
+    return {
+        "HOME": user.home,
+        "LANG": "C.UTF-8",
+        "LOGNAME": user.name,
+        "PATH": _PATH,
+        "SHELL": user.shell,
+        "USER": user.name,
+    }
+
+
+def _exec(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """execve(2) with the PATH of *env*, as a shell would; in Python's own a lazy import would fail in the users' root."""
+    name = argv[0]
+    if "/" in name:
+        os.execve(name, argv, env)
+    refusal = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    for directory in env.get("PATH", _PATH).split(":"):
+        try:
+            os.execve(f"{directory or '.'}/{name}", argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except PermissionError as exc:  # a later directory may have one that can be run
+            refusal = OSError(exc.errno, exc.strerror, name)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, name) from None
+    raise refusal
+
+
+def main(sock: socket.socket, confinement: Confinement) -> None:
+    """Be a spawner for the agent at the other end of *sock*, until that is closed.
+
+    Takes the whole process: its namespaces, descriptors, signal handlers and children.
+    """
+    os.umask(0o022)
+    null = os.open(os.devnull, os.O_RDWR)
+    reserved = [os.dup(null)]
+    while reserved[-1] < _RESERVED_DESCRIPTORS:
+        reserved.append(os.dup(null))
+    sock = _move_up(sock)
+    for target in (0, 1):
+        os.dup2(null, target)
+    spawner = Spawner(sock, confinement)
+    if confinement.root is not None:
+        from . import mounts
+
+        mounts.enter_namespaces()
+        mounts.enter_root(confinement.root)
+    spawner.run()
+
+
+def _move_up(sock: socket.socket) -> socket.socket:
+    if sock.fileno() >= _RESERVED_DESCRIPTORS:
+        return sock
+    moved = sock.dup()
+    # Its old number stays taken, for the reserved ones to be complete.
+    os.dup2(moved.fileno(), sock.detach(), inheritable=False)
+    return moved
