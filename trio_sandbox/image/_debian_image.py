@@ -55,7 +55,7 @@ class DebianImage:
                 suite=self.suite,
                 variant="essential",
                 packages=self.packages,
-                hooks=(_USER, *self.customize, f'{_CLEAN}{_MKE2FS} -d "$1" /proc/self/fd/{fd}'),
+                hooks=(_USER, *self.customize, _CLEAN + _PLAIN + f'{_MKE2FS} -d "$1/mnt" /proc/self/fd/{fd}'),
             )
             async with open_scratch(context.staging, context.environment) as scratch:
                 await run_mmdebstrap(
@@ -81,6 +81,9 @@ _CLEAN = (
     "usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/lintian; rm -f etc/resolv.conf etc/hostname etc/machine-id; "
     ': > etc/machine-id; echo sandbox > etc/hostname; printf "127.0.0.1 localhost sandbox\\n::1 localhost\\n" > etc/hosts; '
 )
+# mmdebstrap has mounted /proc, /sys and /dev in the tree. A bind mount that is not recursive shows
+# the tree without them.
+_PLAIN = 'mount --bind "$1" "$1/mnt"; trap \'umount "$1/mnt"\' EXIT; '
 _USER = (
     'set -e; cd "$1"; echo "user:x:1000:1000::/home/user:/bin/bash" >> etc/passwd; '
     'echo "user:x:1000:" >> etc/group; echo "user:*:20000:0:99999:7:::" >> etc/shadow; '
