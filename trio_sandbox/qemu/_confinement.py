@@ -1,0 +1,197 @@
+"""What a QEMU process may not do, should a guest take it over.
+
+Each measure that the host may refuse is tried out before it is relied on. What holds everywhere,
+QEMU's own seccomp filter, is in `_machine`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+
+from .._errors import SandboxError
+from ._process import minimal_environment, require_program, run_owned
+
+#: User ids that neither distributions nor systemd hand out (see "Users, Groups, UIDs and GIDs on
+#: systemd Systems"), so that one can be had for each VM.
+_FIRST_UID: Final = 0x70000000
+_LAST_UID: Final = 0x7FFFFFFE
+#: Where those are not mapped, as in many containers: the user that owns nothing.
+_NOBODY: Final = 65534
+_KVM: Final = "/dev/kvm"
+
+_NO_CAPABILITIES: Final = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+
+
+@final
+@attrs.frozen
+class Confinement:
+    """Measures that were tried out on this host; made by `prove_confinement`."""
+
+    network_namespace: bool
+    """Each QEMU gets a network namespace of its own, with nothing in it."""
+    other_user: bool
+    """We are root, and QEMU runs as another user without rights."""
+    uid_per_vm: bool
+    """That other user is one of its own for each VM."""
+    no_new_privileges: bool
+    """No set-user-id program can give it rights back."""
+
+    def describe(self) -> str:
+        """Say in words what holds."""
+        parts = [
+            ("a user id of its own" if self.uid_per_vm else 'the user id of "nobody"')
+            if self.other_user
+            else "our own user id",
+            "a network namespace of its own" if self.network_namespace else "our network namespace",
+            "seccomp",
+        ]
+        if self.no_new_privileges:
+            parts.append("no new privileges")
+        return ", ".join(parts)
+
+    def choose_uid(self) -> int | None:
+        """Return a user id for one VM; None: ours."""
+        if not self.other_user:
+            return None
+        # Some 10^8 to choose from: no list is needed to keep two hosts' choices apart.
+        return random.SystemRandom().randint(_FIRST_UID, _LAST_UID) if self.uid_per_vm else _NOBODY
+
+    def argv(self, uid: int | None, *, groups: Iterable[int] = ()) -> list[str]:
+        """Return the command to put before QEMU's own.
+
+        The programs in it replace themselves by the next one, so that the process id stays.
+
+        Args:
+          uid: What `choose_uid` returned.
+          groups: Supplementary groups, where QEMU gets another user id.
+        """
+        command: list[str] = []
+        if self.network_namespace:
+            # An ordinary user needs a user namespace around it, in which nobody but itself exists.
+            command += [require_program("unshare"), *(() if self.other_user else ("--user", "--map-current-user"))]
+            command += ["--net", "--"]
+        if self.other_user or self.no_new_privileges:
+            command.append(require_program("setpriv"))
+            if uid is not None:
+                listed = ",".join(str(group) for group in groups)
+                command += [f"--reuid={uid}", f"--regid={uid}", f"--groups={listed}" if listed else "--clear-groups"]
+                command += _NO_CAPABILITIES
+            else:
+                command.append("--no-new-privs")
+            command.append("--")
+        return command
+
+
+#: Found once and for all: what a host allows does not change while we run.
+_proved: dict[int, Confinement] = {}
+
+
+async def prove_confinement(environment: Mapping[str, str]) -> Confinement:
+    """Find the strongest confinement that works here, by trying; some 10 ms the first time.
+
+    Args:
+      environment: `Runtime.environment`.
+
+    Raises:
+      MissingProgramError: if util-linux is not installed.
+      SandboxError: if not even a shell runs.
+    """
+    user = os.geteuid()
+    if user not in _proved:
+        for candidate in candidates(root=user == 0, uid_map=_read_uid_map()):
+            if await _works(candidate, environment):
+                _proved[user] = candidate
+                break
+        else:
+            raise SandboxError("no child process can be run: /bin/sh failed however it was started")
+    return _proved[user]
+
+
+def candidates(*, root: bool, uid_map: str) -> list[Confinement]:
+    """List what could work, the strongest first and nothing but seccomp last.
+
+    Args:
+      root: Whether we are root, at least in our user namespace.
+      uid_map: The text of ``/proc/self/uid_map``.
+    """
+    mapped = _is_mapped(uid_map, _FIRST_UID) and _is_mapped(uid_map, _LAST_UID)
+    users = [(True, mapped), (False, False)] if root else [(False, False)]
+    return [
+        Confinement(network, other_user, uid_per_vm, no_new_privileges)
+        for other_user, uid_per_vm in users
+        for no_new_privileges in ((True,) if other_user else (True, False))
+        for network in (True, False)
+    ]
+
+
+def _is_mapped(uid_map: str, uid: int) -> bool:
+    for line in uid_map.splitlines():
+        inside, _, count = (int(field) for field in line.split())
+        if inside <= uid < inside + count:
+            return True
+    return False
+
+
+def _read_uid_map() -> str:
+    return Path("/proc/self/uid_map").read_text(encoding="ascii")
+
+
+async def _works(confinement: Confinement, environment: Mapping[str, str]) -> bool:
+    """Run a program that tells how it is confined, and believe only that."""
+    uid = confinement.choose_uid()
+    process = await run_owned(
+        [*confinement.argv(uid), "/bin/sh", "-c", "readlink /proc/self/ns/net; cat /proc/self/status"],
+        environment={**minimal_environment(), **environment},
+    )
+    if process.returncode != 0:
+        return False
+    namespace, *lines = process.output().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    rights = [
+        status["Groups"].strip(),
+        *(int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
+    ]
+    return (
+        (namespace != _own_namespace()) is confinement.network_namespace
+        and status["Uid"].split() == [str(os.geteuid() if uid is None else uid)] * 4
+        and (uid is None or not any(rights))
+        and (status["NoNewPrivs"] == "1") >= confinement.no_new_privileges
+    )
+
+
+def _own_namespace() -> str:
+    return os.readlink("/proc/self/ns/net")
+
+
+@final
+@attrs.frozen
+class KvmAccess:
+    """How a confined QEMU can get at ``/dev/kvm``."""
+
+    groups: tuple[int, ...] = ()
+    """Supplementary groups that it needs."""
+    by_descriptor: bool = False
+    """Only we can open it, and have to hand it over (QEMU 9.0 and later can take it)."""
+
+
+def kvm_access(confinement: Confinement) -> KvmAccess:
+    """Find out what QEMU needs for opening ``/dev/kvm`` as another user."""
+    if not confinement.other_user:
+        return KvmAccess()
+    try:
+        node = os.stat(_KVM)
+    except OSError:
+        return KvmAccess()  # QEMU says what is wrong with it.
+    if node.st_mode & stat.S_IROTH and node.st_mode & stat.S_IWOTH:
+        return KvmAccess()
+    # Root's own group would open far more than this one device.
+    if node.st_gid != 0 and node.st_mode & stat.S_IRGRP and node.st_mode & stat.S_IWGRP:
+        return KvmAccess(groups=(node.st_gid,))
+    return KvmAccess(by_descriptor=True)

@@ -1,0 +1,199 @@
+"""From a machine's description to QEMU's command line: values in, values out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final, Literal, final
+
+import attrs
+from attrs import validators as v
+
+from .. import constants
+
+#: The guest's agent finds its port by this name.
+AGENT_PORT: Final = "org.trio-sandbox.agent"
+
+AcceleratorName = Literal["kvm", "tcg"]
+
+
+def _memory(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if value < constants.MINIMUM_MEMORY_MIB:
+        raise ValueError(f"`{attribute.name}` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
+
+
+def _vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if not 1 <= value <= constants.MAXIMUM_VCPUS:
+        raise ValueError(f"`{attribute.name}` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
+
+
+def _words(_: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    for word in value:
+        if not word or not word.isprintable() or " " in word:
+            raise ValueError(f"`{attribute.name}` must be printable words without spaces, not {word!r}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MachineConfig:
+    """A virtual machine: two disks, a kernel, memory, and nothing that it could do without."""
+
+    kernel: Path = attrs.field(converter=Path)
+    """The kernel; readable for everybody, as QEMU opens it as another user."""
+    initrd: Path = attrs.field(converter=Path)
+    """The initial RAM disk; readable for everybody, too."""
+    kernel_args: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...], validator=_words)
+    """The kernel's command line, word by word."""
+    system_disk: Path = attrs.field(converter=Path)
+    """The raw disk with the agent, shared read-only by every machine."""
+    image: Path = attrs.field(converter=Path)
+    """The disk that the overlay stands on, read-only."""
+    image_format: Literal["qcow2", "raw"] = attrs.field(default="qcow2", validator=v.in_(("qcow2", "raw")))
+    """The format of `image`."""
+    overlay: Path = attrs.field(converter=Path)
+    """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
+    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=_memory)
+    """RAM, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
+    vcpus: int = attrs.field(default=1, validator=_vcpus)
+    """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MachineFds:
+    """The numbers of the descriptors that QEMU inherits: it opens no file by its name."""
+
+    kernel: int
+    initrd: int
+    system_disk: int
+    image: int
+    overlay: int
+    """Open for reading and writing."""
+    qmp: int
+    """A connected stream socket, like the two below."""
+    agent: int
+    console: int
+    kvm: int | None = None
+    """``/dev/kvm`` open for reading and writing, where QEMU may not open it itself."""
+
+
+def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> list[str]:
+    """Return what all our machines have in common, the accelerator's probe included.
+
+    Sources: qemu(1); ``docs/system/security.rst`` in QEMU's sources for what isolates a guest.
+    """
+    argv = ["-name", "trio-sandbox", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    # QEMU needs none of these calls after its start; a guest that took it over might.
+    argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    # q35 and not microvm, whose guests under TCG can't calibrate their clock on a loaded host.
+    # A core dump would carry the guest's memory out of the sandbox.
+    argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off"]
+    match accelerator:
+        case "kvm" if kvm_fd is not None:
+            argv += [*_fdset(kvm_fd), "-accel", f"kvm,device={_fdset_path(kvm_fd)}", "-cpu", "host"]
+        case "kvm":
+            argv += ["-accel", "kvm", "-cpu", "host"]
+        case "tcg":
+            # la57: five-level page tables only cost time when walked in software.
+            argv += ["-accel", f"tcg,thread=multi,tb-size={_TB_MIB}", "-cpu", "max,la57=off"]
+    return argv
+
+
+#: MiB of translated code that TCG keeps. It is private memory of each VM's QEMU.
+_TB_MIB: Final = 64
+
+
+def machine_argv(config: MachineConfig, accelerator: AcceleratorName, fds: MachineFds) -> list[str]:
+    """Return the arguments with which QEMU runs the machine *config*."""
+    argv = base_argv(accelerator, kvm_fd=fds.kvm)
+    argv += ["-m", f"{config.memory_mib}M", "-smp", str(config.vcpus)]
+    # Loaded with plain open(2), which knows nothing of descriptor sets.
+    argv += ["-kernel", f"/proc/self/fd/{fds.kernel}", "-initrd", f"/proc/self/fd/{fds.initrd}"]
+    argv += ["-append", " ".join(config.kernel_args)]
+
+    argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"]
+    argv += ["-chardev", f"socket,id=console,fd={fds.console}", "-device", "isa-serial,chardev=console"]
+
+    # The order of the two disks is their order in the guest: vda, vdb.
+    argv += _system_disk(fds) + _image_disk(config, fds)
+    argv += ["-device", "virtio-serial-pci,id=serial0,max_ports=2"]
+    argv += ["-chardev", f"socket,id=agent,fd={fds.agent}"]
+    argv += ["-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"]
+    # QEMU's own generator, seeded by getrandom(2): there is no path to open.
+    argv += ["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]
+    argv += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"]
+    return argv
+
+
+def _system_disk(fds: MachineFds) -> list[str]:
+    return [
+        *_fdset(fds.system_disk),
+        *_blockdev(_file_node("system-file", fds.system_disk, read_only=True)),
+        *_blockdev({"driver": "raw", "node-name": "system", "file": "system-file", "read-only": True}),
+        *_disk("system"),
+    ]
+
+
+def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
+    image: dict[str, object] = {
+        "driver": config.image_format,
+        "node-name": "image",
+        "file": "image-file",
+        "read-only": True,
+    }
+    if config.image_format == "qcow2":
+        image["backing"] = None  # Whatever its header names.
+    # What is thrown away with its VM needs no protection from a power failure, so the guest's
+    # flushes need not reach the disk.
+    overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | {
+        "discard": "unmap",
+        "cache": {"direct": False, "no-flush": True},
+    }
+    overlay: dict[str, object] = {
+        "driver": "qcow2",
+        "node-name": "overlay",
+        "file": "overlay-file",
+        "backing": "image",
+        "discard": "unmap",
+        "cache": {"direct": False, "no-flush": True},
+    }
+    return [
+        *_fdset(fds.image),
+        *_blockdev(_file_node("image-file", fds.image, read_only=True)),
+        *_blockdev(image),
+        *_fdset(fds.overlay),
+        *_blockdev(overlay_file),
+        *_blockdev(overlay),
+        *_disk("overlay"),
+    ]
+
+
+def _fdset(fd: int) -> list[str]:
+    return ["-add-fd", f"fd={fd},set={fd}"]
+
+
+def _fdset_path(fd: int) -> str:
+    return f"/dev/fdset/{fd}"
+
+
+def _file_node(name: str, fd: int, *, read_only: bool) -> dict[str, object]:
+    # What is read-only is never written to by anybody, so locks would protect nothing. The overlay's
+    # lock keeps it from being used by two machines.
+    node: dict[str, object] = {
+        "driver": "file",
+        "node-name": name,
+        "filename": _fdset_path(fd),
+        "read-only": read_only,
+    }
+    if read_only:
+        node["locking"] = "off"
+    return node
+
+
+def _blockdev(node: dict[str, object]) -> list[str]:
+    return ["-blockdev", json.dumps(node, separators=(",", ":"))]
+
+
+def _disk(node: str) -> list[str]:
+    # A full disk on the host is the guest's error to see; the default would stop the machine for ever.
+    return ["-device", f"virtio-blk-pci,drive={node},serial={node},werror=report,rerror=report"]
