@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from ._overlay_pool import (
+    OverlayPool as OverlayPool,
+    OverlayPoolStatistics as OverlayPoolStatistics,
+    open_overlay_pool as open_overlay_pool,
+)
 from ._process import (
     BoundedTail as BoundedTail,
     InheritedFds as InheritedFds,
@@ -11,9 +16,8 @@ from ._process import (
     require_program as require_program,
     run_owned as run_owned,
 )
+from ._qcow2 import Qcow2FormatError as Qcow2FormatError, Qcow2Info as Qcow2Info, read_qcow2_info as read_qcow2_info
+from ._qmp import QMPChannel as QMPChannel, QMPStatistics as QMPStatistics, open_qmp as open_qmp
+from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
-from ._qmp import QMPChannel as QMPChannel
-from ._qmp import QMPStatistics as QMPStatistics
-from ._qmp import open_qmp as open_qmp
-from ._qmp_codec import QMPEvent as QMPEvent
-from ._qmp_codec import QMPGreeting as QMPGreeting
+from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon

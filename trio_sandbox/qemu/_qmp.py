@@ -62,7 +62,7 @@ class _Request:
             trio.lowlevel.reschedule(self._task)
             self._task = None
 
-    async def wait(self) -> Any:
+    async def wait(self) -> Any:  # noqa: ASYNC910 # settled so early, the hand-over was a checkpoint
         if self._result is None:
             self._task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._abandon)
@@ -169,7 +169,7 @@ class QMPChannel:
             raise
         return await request.wait()
 
-    async def _hand_over(self, request: _Request) -> None:
+    async def _hand_over(self, request: _Request) -> None:  # noqa: ASYNC910 # see below
         try:
             try:
                 # While the writer waits, this spares a pass through the scheduler. The wait
@@ -221,7 +221,9 @@ class QMPChannel:
 
     # --- The two tasks ---
 
-    async def write_requests(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def write_requests(  # noqa: ASYNC910 # a task's own function
+        self, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Send what comes over the memory channel. The only writer: callers can't tear a message."""
         # Closing the inbox turns later callers away.
         with self._writing, self._inbox:
@@ -247,7 +249,7 @@ class QMPChannel:
         if request.fds:
             self._fd_turn.release()
 
-    async def _write(self, request: _Request) -> None:
+    async def _write(self, request: _Request) -> None:  # noqa: ASYNC910 # the wait for the next request is one
         number, data = self._connection.send(request.command, request.encoded)
         self._requests[number] = request
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request.fds))] if request.fds else []
@@ -262,7 +264,9 @@ class QMPChannel:
         finally:
             request.close_fds()
 
-    async def read_messages(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def read_messages(  # noqa: ASYNC910 # a task's own function
+        self, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Settle commands and pass events on, until the connection ends."""
         task_status.started()
         try:

@@ -157,7 +157,7 @@ class QMPConnection:
         if rest:
             self._partial.append(rest)
             self._partial_size += len(rest)
-        if self._partial_size > self._line_limit or any(len(line) > self._line_limit for line in lines):
+        if self._partial_size > self._line_limit or max(map(len, lines), default=0) > self._line_limit:
             raise QMPProtocolError(f"the peer sent a line of more than {self._line_limit} bytes")
         return lines
 
