@@ -60,6 +60,9 @@ def guest_failures(vm: Machine, what: str) -> Generator[None]:
     except GuestProtocolError as exc:
         vm.retire(str(exc))
         raise
+    except WireError as exc:
+        vm.retire(f"it broke the guest protocol: {exc}")
+        raise GuestProtocolError(f"the guest broke the protocol during {what}: {exc}") from exc
     except StreamResetError as exc:
         raise OutcomeUnknownError(f"the guest gave {what} up: {exc.reason}") from exc
     except trio.BrokenResourceError as exc:

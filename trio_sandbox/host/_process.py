@@ -237,7 +237,7 @@ async def open_process(
         if stderr == "stdout":
             ids["stderr"] = "stdout"
         records = RecordStream(vm.guest.open_stream({"service": "process"}))
-        stack.callback(records.close)  # the guest kills whatever is left of the process when it sees this
+        stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
         with guest_failures(vm, f"the start of {args[0]!r}"):
             await records.send_json({**request, **ids})
             message = await receive_message(records)

@@ -152,7 +152,7 @@ async def open_run(vm: Machine, request: dict[str, object], *, grace: float, pat
         finally:
             await events.stop(grace, patience)
     finally:
-        records.close()
+        records.stream.close()
 
 
 async def collect(events: RunEvents, limit: int) -> RunResult:

@@ -1,0 +1,94 @@
+"""A machine without a machine: the host's side of a channel, and a guest that a test scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+import trio.testing
+
+from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
+from trio_sandbox.host import Sandbox
+from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, open_channel
+
+Service = Callable[[RecordStream], Awaitable[None]]
+
+
+@attrs.define(eq=False)
+class FakeMachine:
+    """What `Sandbox` needs of a virtual machine, over memory streams."""
+
+    guest: Channel
+    cut: Callable[[], object]
+    failure: Exception | None = None
+    closed: bool = False
+    accelerator_name: str = "tcg"
+
+    def retire(self, reason: str) -> None:
+        """End the guest, as killing QEMU does: our side of the channel reads end of file."""
+        if self.failure is None:
+            self.failure = VmDiedError(reason)
+            self.cut()
+
+    def console(self) -> str:
+        return "no console"
+
+
+@asynccontextmanager
+async def open_fake_sandbox(
+    services: dict[str, Service],
+    *,
+    config: SandboxConfig | None = None,
+    timeouts: Timeouts | None = None,
+) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
+    """Yield a sandbox whose guest serves each stream of a service by calling what *services* says."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve(stream: ChannelStream, header: dict[str, Any]) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the host gave a stream up
+            await {"pipe": leave_alone, **services}[header["service"]](RecordStream(stream))
+
+    async def guest() -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            async with open_channel(theirs, role=Role.GUEST, hello={"version": 1}, handler=serve) as channel:
+                await channel.wait_closed()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guest)
+        async with open_channel(ours, role=Role.HOST, hello={"version": 1}) as channel:
+            machine = FakeMachine(channel, nursery.cancel_scope.cancel)
+            machine.cut = lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, theirs)
+            try:
+                yield (
+                    Sandbox(machine, "python", config or SandboxConfig(), timeouts or Timeouts()),
+                    machine,
+                )
+            finally:
+                machine.closed = True
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def leave_alone(records: RecordStream) -> None:
+    """A pipe that nobody reads or writes."""
+    await trio.sleep_forever()
+
+
+async def receive_json(records: RecordStream) -> Any:
+    """Return the next record, which must be JSON; None at the end."""
+    record = await records.receive()
+    if record is None:
+        return None
+    assert record[0] == JSON
+    return json.loads(record[1])
+
+
+def finished(exit_code: int = 0, *, restarted: bool = False, state_kept: bool = True) -> dict[str, Any]:
+    """Return the message that ends a run."""
+    return {
+        "finished": {"exit_code": exit_code, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}
+    }

@@ -1,0 +1,316 @@
+"""Runs against a scripted guest: results, limits, cancellation, and guests that break the rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sandbox import (
+    GuestProtocolError,
+    OutcomeUnknownError,
+    OutputLimitError,
+    RunRefusedError,
+    SandboxClosedError,
+    SandboxConfig,
+    Timeouts,
+)
+from trio_sandbox.host import OutputChunk, RunResult
+from trio_sandbox.wire import JSON, STDERR, STDOUT, RecordStream
+
+from ._guest import finished, open_fake_sandbox, receive_json
+
+Requests = list[Any]
+
+
+async def echo(records: RecordStream) -> None:
+    """A guest that prints the code it is given."""
+    request = await receive_json(records)
+    await records.send(STDOUT, request["code"].encode())
+    await records.send_json(finished(), end=True)
+
+
+async def test_a_run_gathers_each_stream_in_order_and_tells_how_it_ended() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        for tag, data in [(STDOUT, b"a"), (STDERR, b"b\xff"), (STDOUT, b"c"), (STDERR, b"d")]:
+            await records.send(tag, data)
+        await records.send_json(finished(3, restarted=True, state_kept=True), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        result = await sandbox.run("whatever")
+    assert (result.stdout_bytes, result.stderr_bytes) == (b"ac", b"b\xffd")
+    assert (result.stdout, result.stderr) == ("ac", "b�d")
+    assert (result.exit_code, result.restarted, result.state_kept) == (3, True, True)
+    assert result.duration >= 0
+    assert result.accelerator == "tcg"
+
+
+async def test_the_request_carries_code_language_environment_and_directory() -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        requests.append(await receive_json(records))
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        await sandbox.run("x = '\ud800'", env={"A": "ü"}, cwd="/tmp")
+    assert requests == [{"language": "python", "code": "x = '\ud800'", "stdin": None, "env": {"A": "ü"}, "cwd": "/tmp"}]
+
+
+async def test_events_come_in_order_and_the_result_is_the_last() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await records.send(STDERR, b"1")
+        await records.send(STDOUT, b"2")
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _), sandbox.stream("code") as events:
+        first, second, last = [event async for event in events]
+    assert (first, second) == (OutputChunk("stderr", b"1"), OutputChunk("stdout", b"2"))
+    assert isinstance(last, RunResult)
+    assert (last.stdout_bytes, last.exit_code) == (b"", 0)
+
+
+async def test_runs_of_several_tasks_take_turns() -> None:
+    running = 0
+
+    async def code(records: RecordStream) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await echo(records)
+        running -= 1
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        results: list[str] = []
+
+        async def run(text: str) -> None:
+            results.append((await sandbox.run(text)).stdout)
+
+        async with trio.open_nursery() as nursery:
+            for n in range(5):
+                nursery.start_soon(run, str(n))
+        assert sorted(results) == list("01234")
+        assert sandbox.statistics().runs == 5
+
+
+@pytest.mark.parametrize("tag", [STDOUT, STDERR])
+async def test_a_run_that_prints_too_much_is_stopped_and_what_came_is_kept(tag: bytes) -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        for _ in range(4):
+            await records.send(tag, b"x" * 30)
+        requests.append(await receive_json(records))
+        await records.send_json(finished(1), end=True)
+
+    async with open_fake_sandbox({"code": code}, config=SandboxConfig(max_output_bytes=100)) as (sandbox, machine):
+        with pytest.raises(OutputLimitError, match="more than 100 bytes") as caught:
+            await sandbox.run("flood")
+        assert machine.failure is None
+    assert requests == [{"interrupt": True}]
+    kept, other = caught.value.stdout_bytes, caught.value.stderr_bytes
+    assert {kept, other} == {b"x" * 100, b""}
+    assert not caught.value.retry_safe
+
+
+async def test_output_of_exactly_the_limit_is_no_error() -> None:
+    async with open_fake_sandbox({"code": echo}, config=SandboxConfig(max_output_bytes=5)) as (sandbox, _):
+        assert (await sandbox.run("12345")).stdout == "12345"
+
+
+async def test_a_cancelled_run_is_interrupted_and_the_sandbox_lives_on(autojump_clock: trio.testing.MockClock) -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        if (await receive_json(records))["code"] == "fine":
+            await records.send_json(finished(), end=True)
+            return
+        await records.send(STDOUT, b"on its way")
+        requests.append(await receive_json(records))
+        await records.send(STDOUT, b"KeyboardInterrupt")
+        await records.send_json(finished(1), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+        start = trio.current_time()
+        with trio.move_on_after(1) as scope:
+            await sandbox.run("forever")
+        assert scope.cancelled_caught
+        assert trio.current_time() - start == 1
+        assert requests == [{"interrupt": True}]
+        assert (await sandbox.run("fine")).exit_code == 0
+        assert machine.failure is None
+
+
+async def test_what_ignores_the_interrupt_is_killed_after_the_grace(autojump_clock: trio.testing.MockClock) -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        for _ in range(2):
+            requests.append((trio.current_time() - start, await receive_json(records)))
+        await records.send_json(finished(137, state_kept=False), end=True)
+
+    async with open_fake_sandbox({"code": code}, timeouts=Timeouts(interrupt_grace=2)) as (sandbox, machine):
+        start = trio.current_time()
+        with trio.move_on_after(1):
+            await sandbox.run("ignores SIGINT")
+        assert trio.current_time() - start == 3
+        assert [request for _, request in requests] == [{"interrupt": True}, {"kill": True}]
+        assert machine.failure is None
+
+
+async def test_a_guest_that_ignores_the_kill_loses_its_machine_in_bounded_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def code(records: RecordStream) -> None:
+        while await receive_json(records) is not None:
+            pass
+
+    timeouts = Timeouts(interrupt_grace=2, kill=4)
+    async with open_fake_sandbox({"code": code}, timeouts=timeouts) as (sandbox, machine):
+        start = trio.current_time()
+        with trio.move_on_after(1):
+            await sandbox.run("wedged")
+        assert trio.current_time() - start == 1 + 2 + 4
+        assert "did not end when it was killed" in str(machine.failure)
+        with pytest.raises(SandboxClosedError, match="was not sent") as caught:
+            await sandbox.run("again")
+        assert caught.value.__cause__ is machine.failure
+        assert caught.value.retry_safe
+
+
+async def test_a_run_cancelled_while_it_waits_its_turn_was_never_sent(autojump_clock: trio.testing.MockClock) -> None:
+    started: list[str] = []
+
+    async def code(records: RecordStream) -> None:
+        started.append((await receive_json(records))["code"])
+        await trio.sleep(10)
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _), trio.open_nursery() as nursery:
+        nursery.start_soon(sandbox.run, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(1):
+            await sandbox.run("second")
+    assert started == ["first"]
+
+
+async def test_cancelled_at_every_checkpoint_a_run_leaves_the_sandbox_usable() -> None:
+    """Cancel after 0, 1, 2, ... steps of the scheduler, until the run is through before that."""
+
+    async def code(records: RecordStream) -> None:
+        request = await receive_json(records)
+        if request is None:
+            return
+        if request["code"] == "probe":
+            await echo_of(records, request)
+            return
+        await records.send(STDOUT, b"out")
+        await records.send_json(finished(), end=True)
+        while await records.receive() is not None:
+            pass
+
+    async def echo_of(records: RecordStream, request: Any) -> None:
+        await records.send(STDOUT, request["code"].encode())
+        await records.send_json(finished(), end=True)
+
+    for steps in range(200):
+        async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+            through = False
+
+            async def cancel_later(scope: trio.CancelScope, steps: int = steps) -> None:
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(cancel_later, scope)
+                    await sandbox.run("work")
+                    through = not scope.cancel_called
+            assert (await sandbox.run("probe")).stdout == "probe"
+            assert machine.failure is None
+        if through:
+            assert steps > 3
+            return
+    pytest.fail("a run takes no 200 steps")
+
+
+@pytest.mark.parametrize(
+    ("records_sent", "words"),
+    [
+        ([(JSON, b"garbage")], "not JSON"),
+        ([(JSON, b'{"started": 1}')], "answered a run with Started"),
+        ([(b"?", b"")], "unknown kind b'\\?'"),
+        ([], "without saying how"),
+        ([(STDOUT, b"x")], "without saying how"),
+    ],
+)
+async def test_a_guest_that_breaks_the_rules_loses_its_machine(
+    records_sent: list[tuple[bytes, bytes]], words: str
+) -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        for tag, payload in records_sent:
+            await records.send(tag, payload)
+        await records.send_eof()
+        await trio.sleep_forever()
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+        with pytest.raises(GuestProtocolError, match=words) as caught:
+            await sandbox.run("work")
+        assert machine.failure is not None
+        assert not caught.value.retry_safe
+        with pytest.raises(SandboxClosedError):
+            await sandbox.run("more")
+
+
+async def test_a_record_without_end_is_refused_before_it_is_stored() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await records.stream.send_all(b"J\xff\xff\xff\xff" + b"x" * 1000)
+        await trio.sleep_forever()
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+        with pytest.raises(GuestProtocolError, match="4294967295 bytes"):
+            await sandbox.run("work")
+        assert machine.failure is not None
+
+
+async def test_a_machine_that_dies_in_the_middle_leaves_the_outcome_unknown() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await records.send(STDOUT, b"half")
+        machine.retire("QEMU was killed")
+        await trio.sleep_forever()
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+        with pytest.raises(OutcomeUnknownError, match="may have had its effect") as caught:
+            await sandbox.run("work")
+        assert caught.value.__cause__ is machine.failure
+        assert not caught.value.retry_safe
+
+
+async def test_what_the_guest_refuses_to_run_is_an_error_that_may_be_retried() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await records.send_json({"failed": {"errno": 0, "strerror": "no interpreter for 'cobol'"}}, end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, machine):
+        with pytest.raises(RunRefusedError, match="cobol") as caught:
+            await sandbox.run("work", language="cobol")
+        assert caught.value.retry_safe
+        assert machine.failure is None
+
+
+async def test_a_sandbox_whose_block_was_left_sends_nothing() -> None:
+    async with open_fake_sandbox({"code": echo}) as (sandbox, _):
+        pass
+    with pytest.raises(SandboxClosedError, match="block was left"):
+        await sandbox.run("work")
+    assert "closed" in repr(sandbox)
