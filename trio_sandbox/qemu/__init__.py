@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from ._accelerator import Accelerator as Accelerator, detect_accelerator as detect_accelerator
+from ._balloon import BalloonClient as BalloonClient
+from ._build import QemuBuild as QemuBuild
+from ._confinement import Confinement as Confinement, prove_confinement as prove_confinement
+from ._machine import MachineConfig as MachineConfig
 from ._overlay_pool import (
     OverlayPool as OverlayPool,
     OverlayPoolStatistics as OverlayPoolStatistics,
@@ -21,3 +26,9 @@ from ._qmp import QMPChannel as QMPChannel, QMPStatistics as QMPStatistics, open
 from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
 from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon
+from ._vm import (
+    Vm as Vm,
+    VmManager as VmManager,
+    VmManagerStatistics as VmManagerStatistics,
+    open_vm_manager as open_vm_manager,
+)

@@ -62,12 +62,12 @@ class _Request:
             trio.lowlevel.reschedule(self._task)
             self._task = None
 
-    async def wait(self) -> Any:  # noqa: ASYNC910 # settled so early, the hand-over was a checkpoint
+    async def wait(self) -> Any:
         if self._result is None:
             self._task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._abandon)
             assert self._result is not None
-        return self._result.unwrap()
+        return self._result.unwrap()  # noqa: ASYNC910 # settled before we waited, the hand-over was a checkpoint
 
     def _abandon(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
