@@ -1,0 +1,396 @@
+"""One virtual machine: a QEMU process, its monitor, its console, the channel to its agent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Final, NoReturn, final
+
+import attrs
+import trio
+
+from .._config import Timeouts
+from .._errors import GuestProtocolError, QMPError, SandboxClosedError, VmBootError, VmDiedError
+from .._nurseries import Services, open_services
+from ..wire import Channel, ChannelError, PeerSilentError, Role, WireError, open_channel
+from ._accelerator import Accelerator
+from ._confinement import kvm_access
+from ._machine import MachineConfig, MachineFds, machine_argv
+from ._process import BoundedTail, InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
+from ._qmp import QMPChannel, open_qmp
+from ._runtime import Runtime
+
+_CONSOLE_BYTES: Final = 64 * 2**10
+#: How much of the console goes into an error's message.
+_CONSOLE_LINES: Final = 40
+_READ_BYTES: Final = 64 * 2**10
+#: Seconds for the news of QEMU's end to come, after one of its sockets was found closed.
+_NEWS_SECONDS: Final = 2.0
+
+
+class Console:
+    """The end of what the guest's kernel and agent print, kept in bounded memory."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._tail = BoundedTail(_CONSOLE_BYTES)
+
+    def __str__(self) -> str:
+        # Carriage returns and escape sequences of a hostile guest would act on our user's terminal.
+        return "".join(char for char in str(self._tail) if char.isprintable() or char in "\n\t")
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Read until QEMU is gone, so that a guest that prints never waits for us."""
+        task_status.started()
+        while self._read():
+            await trio.lowlevel.wait_readable(self._socket)
+
+    def drain(self) -> None:
+        """Take what is there already: the last words of a QEMU that has ended."""
+        while self._read(until_empty=True):
+            pass
+
+    def _read(self, *, until_empty: bool = False) -> bool:
+        """Read once. False: there will be no more, or, if so asked, there is no more now."""
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return not until_empty
+        except OSError:
+            return False  # The connection broke with QEMU's end.
+        self._tail.append(data)
+        return data != b""
+
+    def last_lines(self) -> str:
+        """Return what fits into an error's message."""
+        return "\n".join(str(self).strip().splitlines()[-_CONSOLE_LINES:])
+
+
+def describe_end(returncode: int, output: str, console: str) -> str:
+    """Say in words why a QEMU is gone that nobody ended."""
+    for line in console.splitlines():
+        if "Kernel panic" in line:
+            return f"the guest's kernel panicked: {line[line.index('Kernel panic') :].strip()}"
+    if returncode == 0:
+        return "the guest shut down or rebooted"
+    said = f": {output.strip()}" if output.strip() else ""
+    return f"QEMU {describe_exit(returncode)}{said}"
+
+
+@final
+class Vm:
+    """A virtual machine whose agent has answered; made by `VmManager.open_vm` only.
+
+    It can end at any time. Then everything that waits on `qmp` or `guest` raises, `failure` says
+    why, and `wait_ended` returns. The block's body is not cancelled: it may have other things to do.
+    """
+
+    def __init__(self, config: MachineConfig, accelerator: Accelerator, timeouts: Timeouts, console: Console) -> None:
+        self._config = config
+        self._accelerator = accelerator
+        self._timeouts = timeouts
+        self._console = console
+        self._process: OwnedProcess | None = None
+        self._qmp: QMPChannel | None = None
+        self._guest: Channel | None = None
+        self._failure: VmDiedError | GuestProtocolError | None = None
+        self._closed = False
+        self._exited = trio.Event()
+        self._ended = trio.Event()
+
+    def __repr__(self) -> str:
+        if self._failure is not None:
+            state = f"failed: {str(self._failure).splitlines()[0]}"
+        elif self._closed:
+            state = "closed"
+        else:
+            state = f"running with PID {self.pid}"
+        return f"<Vm, {self._config.memory_mib} MiB, {self._accelerator.name}: {state}>"
+
+    @property
+    def config(self) -> MachineConfig:
+        """The machine."""
+        return self._config
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs its instructions."""
+        return self._accelerator
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def qmp(self) -> QMPChannel:
+        """The channel to QEMU."""
+        assert self._qmp is not None
+        return self._qmp
+
+    @property
+    def guest(self) -> Channel:
+        """The channel to the agent."""
+        assert self._guest is not None
+        return self._guest
+
+    @property
+    def failure(self) -> VmDiedError | GuestProtocolError | None:
+        """Why the machine is gone, though its block was not left; None while it is not."""
+        return self._failure
+
+    @property
+    def closed(self) -> bool:
+        """Whether the block was left."""
+        return self._closed
+
+    def console(self) -> str:
+        """Return the last of the console, 64 KiB at most, without control characters."""
+        return str(self._console)
+
+    def retire(self, reason: str) -> None:
+        """Give the machine up: it is killed at once, and `failure` says *reason*. Again is no error."""
+        self._fail(VmDiedError(f"the virtual machine was ended: {reason}", console=self._console.last_lines()))
+
+    async def wait_ended(self) -> VmDiedError | GuestProtocolError | None:
+        """Block until the machine is gone; return why, None if its block was left."""
+        await self._ended.wait()
+        return self._failure
+
+    def _fail(self, failure: VmDiedError | GuestProtocolError) -> None:
+        if self._failure is None and not self._closed:
+            self._failure = failure
+            self._ended.set()
+        if self._process is not None:
+            self._process.kill()
+
+    # --- The services, in the order of their start; `open_vm` ends them in the reverse order ---
+
+    async def _run_qemu(
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        inherited: InheritedFds,
+        *,
+        task_status: trio.TaskStatus[OwnedProcess],
+    ) -> None:
+        process = await run_owned(
+            argv,
+            environment=environment,
+            inherited=inherited,
+            name=os.path.basename(self._accelerator.qemu.path),
+            task_status=task_status,
+        )
+        assert process.returncode is not None
+        self._console.drain()
+        why = describe_end(process.returncode, process.output(), self.console())
+        self._fail(VmDiedError(why, console=self._console.last_lines()))
+        self._exited.set()
+
+    async def _serve_qmp(self, sock: socket.socket, *, task_status: trio.TaskStatus[QMPChannel]) -> None:
+        async with open_qmp(sock, timeouts=self._timeouts) as qmp:
+            task_status.started(qmp)
+            failure = await qmp.wait_closed()
+            if not await self._is_gone():
+                self._fail(VmDiedError(f"QEMU's monitor broke: {failure}", console=self._console.last_lines()))
+            # The channel stays, failed, for those that ask it why.
+            await trio.sleep_forever()
+
+    async def _serve_guest(self, sock: socket.socket, hostname: str, *, task_status: trio.TaskStatus[Channel]) -> None:
+        # Our hello tells the time. Sent before the guest is there to read it, it would tell it late.
+        await trio.lowlevel.wait_readable(sock)
+        hello = {"time": time.time(), "entropy": secrets.token_hex(32), "hostname": hostname}
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        async with open_channel(
+            stream, role=Role.HOST, hello=hello, silence_timeout=self._timeouts.agent_silence
+        ) as guest:
+            task_status.started(guest)
+            failure = await guest.wait_closed()
+            if isinstance(failure, WireError):
+                self._fail(_protocol_error(failure))
+            elif isinstance(failure, PeerSilentError):
+                silence = f"the guest's agent did not answer for {self._timeouts.agent_silence:g} s"
+                self._fail(VmDiedError(silence, console=self._console.last_lines()))
+            elif not await self._is_gone():
+                self._fail(VmDiedError(f"the guest's port broke: {failure}", console=self._console.last_lines()))
+            await trio.sleep_forever()
+
+    async def _is_gone(self) -> bool:
+        """Find out whether a socket of QEMU's broke just because QEMU has ended."""
+        with trio.move_on_after(_NEWS_SECONDS):
+            await self._exited.wait()
+        return self._exited.is_set()
+
+    # --- For `VmManager.open_vm` ---
+
+    async def boot(
+        self,
+        services: Services,
+        argv: list[str],
+        environment: dict[str, str],
+        inherited: InheritedFds,
+        sockets: tuple[socket.socket, socket.socket],
+        hostname: str,
+    ) -> None:
+        """Start QEMU and wait for the agent's hello."""
+        qmp_socket, guest_socket = sockets
+        try:
+            with trio.fail_after(self._timeouts.boot):
+                self._process = await services.start(self._run_qemu, argv, environment, inherited)
+                await services.start(self._console.serve)
+                self._qmp = await services.start(self._serve_qmp, qmp_socket)
+                self._guest = await services.start(self._serve_guest, guest_socket, hostname)
+        except WireError as exc:
+            raise _protocol_error(exc) from exc
+        except (QMPError, ChannelError, trio.TooSlowError) as exc:
+            await self._raise_boot_error(exc)
+
+    async def _raise_boot_error(self, exc: Exception) -> NoReturn:
+        if isinstance(exc, trio.TooSlowError):
+            why = f"the guest's agent did not answer within {self._timeouts.boot:g} s"
+        elif await self._is_gone():
+            why = str(self._failure).splitlines()[0]
+        else:
+            why = str(exc)
+        raise VmBootError(f"the virtual machine did not boot: {why}", console=self._console.last_lines()) from exc
+
+    def close(self) -> None:
+        """Remember that the block was left, and wake those that wait."""
+        self._closed = True
+        self._ended.set()
+
+
+def _protocol_error(exc: WireError) -> GuestProtocolError:
+    error = GuestProtocolError(f"the guest broke the protocol, and its virtual machine was ended: {exc}")
+    error.__cause__ = exc
+    return error
+
+
+@final
+@attrs.frozen
+class VmManagerStatistics:
+    """Numbers about the virtual machines of one manager."""
+
+    open: int
+    """Those that exist now, booting ones included."""
+    booted: int
+    """Those whose agent answered, ever."""
+    failed: int
+    """Those that did not come up, or ended before their block did."""
+
+
+@final
+class VmManager:
+    """Opens virtual machines; made by `open_vm_manager` only."""
+
+    def __init__(self, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts) -> None:
+        self._runtime = runtime
+        self._accelerator = accelerator
+        self._timeouts = timeouts
+        self._open = self._booted = self._failed = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<VmManager, {self._accelerator.name}: {'closed' if self._closed else f'{self._open} open'}>"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs the guests' instructions."""
+        return self._accelerator
+
+    def statistics(self) -> VmManagerStatistics:
+        """Return numbers about the virtual machines."""
+        return VmManagerStatistics(self._open, self._booted, self._failed)
+
+    @asynccontextmanager
+    async def open_vm(self, config: MachineConfig, *, hostname: str = "sandbox") -> AsyncGenerator[Vm]:
+        """Boot a virtual machine and own it for the block.
+
+        Leaving the block, however, kills QEMU and reaps it; the machine's files stay. Cancelled at any
+        point, on the way in or out, it leaves nothing either. Inside, a cancellation reaches the body
+        first: its cleanup can still talk to QEMU and the agent.
+
+        Args:
+          config: The machine.
+          hostname: What the guest calls itself.
+
+        Raises:
+          VmBootError: if the guest's agent did not answer within `Timeouts.boot`; the console's last
+            lines are in it.
+          GuestProtocolError: if what answered is no agent of ours.
+          OSError: if one of the machine's files can't be opened. Nothing was started then.
+          SandboxClosedError: if the manager's block was left.
+        """
+        if self._closed:
+            raise SandboxClosedError("the virtual machine manager was closed")
+        accelerator, confinement = self._accelerator, self._accelerator.confinement
+        uid = confinement.choose_uid()
+        access = kvm_access(confinement) if accelerator.name == "kvm" else None
+        with ExitStack() as stack, InheritedFds() as inherited:
+            qmp, qmp_fd = inherited.socketpair()
+            stack.enter_context(qmp)
+            guest, guest_fd = inherited.socketpair()
+            stack.enter_context(guest)
+            console, console_fd = inherited.socketpair()
+            stack.enter_context(console)
+            fds = MachineFds(
+                kernel=inherited.open(config.kernel, os.O_RDONLY),
+                initrd=inherited.open(config.initrd, os.O_RDONLY),
+                system_disk=inherited.open(config.system_disk, os.O_RDONLY),
+                image=inherited.open(config.image, os.O_RDONLY),
+                overlay=inherited.open(config.overlay, os.O_RDWR),
+                qmp=qmp_fd,
+                agent=guest_fd,
+                console=console_fd,
+                kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
+            )
+            argv = [
+                *confinement.argv(uid, groups=() if access is None else access.groups),
+                accelerator.qemu.path,
+                *machine_argv(config, accelerator.name, fds),
+            ]
+            environment = {**minimal_environment(), **self._runtime.environment}
+            vm = Vm(config, accelerator, self._timeouts, Console(console))
+            if uid is not None and confinement.uid_per_vm:
+                self._runtime.guard_uid(uid)
+                stack.callback(self._runtime.release_uid, uid)
+            self._open += 1
+            stack.callback(self._forget, vm)
+            async with open_services("open_vm()") as services:
+                await vm.boot(services, argv, environment, inherited, (qmp, guest), hostname)
+                self._booted += 1
+                try:
+                    yield vm
+                finally:
+                    vm.close()
+
+    def _forget(self, vm: Vm) -> None:
+        self._open -= 1
+        self._failed += vm.failure is not None
+
+
+@asynccontextmanager
+async def open_vm_manager(
+    *, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts | None = None
+) -> AsyncGenerator[VmManager]:
+    """Yield a `VmManager` for the block.
+
+    The virtual machines' blocks must be inside this one.
+
+    Args:
+      runtime: Whose reaper the machines are known to.
+      accelerator: What runs them.
+      timeouts: Bounds on booting and silence.
+    """
+    manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts)
+    await trio.lowlevel.checkpoint()
+    try:
+        yield manager
+    finally:
+        manager._closed = True  # pyright: ignore[reportPrivateUsage]
