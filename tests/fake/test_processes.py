@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from typing import Any
@@ -36,32 +37,40 @@ class ScriptedGuest:
         request = await receive_json(records)
         self.requests.append(request)
         await records.send_json({"started": 77})
-        await self.play(records, request)
+        status = -9
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.listen, records, nursery.cancel_scope)
+            status = await self.play(request)
+            nursery.cancel_scope.cancel()
+        for pipe in [self.pipes[request[name]] for name in ("stdin", "stdout", "stderr") if request[name] in self.pipes]:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await pipe.send_eof()
+        await records.send_json({"exited": status}, end=True)
 
-    async def play(self, records: RecordStream, request: Any) -> None:
-        """Serve signals until killed."""
+    async def listen(self, records: RecordStream, life: trio.CancelScope) -> None:
+        """Take signals until one is the kill, or the host has gone."""
         while (message := await receive_json(records)) is not None:
             self.requests.append(message)
             if message == {"kill": True}:
-                await self.exit(records, -9)
-                return
+                break
+        life.cancel()
 
-    async def exit(self, records: RecordStream, status: int) -> None:
-        for pipe in self.pipes.values():
-            await pipe.send_eof()
-        await records.send_json({"exited": status}, end=True)
+    async def play(self, request: Any) -> int:
+        """Do what the process does and return its exit status; a plain one sleeps until killed."""
+        await trio.sleep_forever()
+        return 0
 
 
 class Cat(ScriptedGuest):
     """Copies standard input to standard output, says something on standard error, exits with 3."""
 
-    async def play(self, records: RecordStream, request: Any) -> None:
+    async def play(self, request: Any) -> int:
         if request["stderr"] not in (None, "stdout"):
             await self.pipes[request["stderr"]].stream.send_all(b"warning")
         if request["stdin"] is not None:
             while data := await self.pipes[request["stdin"]].stream.receive_some():
                 await self.pipes[request["stdout"]].stream.send_all(data)
-        await self.exit(records, 3)
+        return 3
 
 
 async def test_run_process_feeds_captures_and_reports_like_trio() -> None:
@@ -171,7 +180,7 @@ async def test_a_process_that_does_not_die_costs_the_machine_in_bounded_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Immortal(ScriptedGuest):
-        async def play(self, records: RecordStream, request: Any) -> None:
+        async def listen(self, records: RecordStream, life: trio.CancelScope) -> None:
             await trio.sleep_forever()
 
     async with open_fake_sandbox(Immortal().services(), timeouts=Timeouts(kill=5)) as (sandbox, machine):
@@ -184,11 +193,10 @@ async def test_a_process_that_does_not_die_costs_the_machine_in_bounded_time(
 
 async def test_too_much_captured_output_ends_the_process() -> None:
     class Flood(ScriptedGuest):
-        async def play(self, records: RecordStream, request: Any) -> None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(super().play, records, request)
-                for _ in range(3):
-                    await self.pipes[request["stdout"]].stream.send_all(b"y" * 40)
+        async def play(self, request: Any) -> int:
+            for _ in range(3):
+                await self.pipes[request["stdout"]].stream.send_all(b"y" * 40)
+            return await super().play(request)
 
     guest = Flood()
     async with open_fake_sandbox(guest.services(), config=SandboxConfig(max_output_bytes=100)) as (sandbox, machine):

@@ -12,7 +12,7 @@ from typing import Literal, final
 
 import trio
 
-from .._errors import GuestProtocolError, OutputLimitError, SandboxError
+from .._errors import GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
 from .._nurseries import hide_nursery, open_services
 from ..wire import JSON, ChannelStream, RecordStream
 from ._failures import Machine, check_open, guest_failures
@@ -188,8 +188,9 @@ class GuestProcess:
         """Make sure that it is over; a guest that does not acknowledge the kill loses its VM."""
         if self._ended.is_set():
             return
-        self.kill()
         with trio.move_on_after(patience, shield=True):
+            with contextlib.suppress(trio.BrokenResourceError):  # its end is on its way to us
+                await self._send_request.send({"kill": True})
             await self._ended.wait()
         if not self._ended.is_set():
             self._vm.retire(f"the process {self.args[0]!r} in it did not end when it was killed")
@@ -288,18 +289,23 @@ async def run_process(
         raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
 
+    lost: list[trio.BrokenResourceError] = []
+
     async def gather(name: str, stream: GuestOutput) -> None:
-        async for data in stream:
-            buffer = output[name]
-            buffer += data
-            if len(buffer) > limit:
-                del buffer[limit:]
-                raise OutputLimitError(
-                    f"{process.args[0]!r} printed more than {limit} bytes to {name} and was ended; raise "
-                    "SandboxConfig.max_output_bytes, write to a file, or use Sandbox.open_process()",
-                    stdout_bytes=bytes(output["stdout"]),
-                    stderr_bytes=bytes(output["stderr"]),
-                )
+        try:
+            async for data in stream:
+                buffer = output[name]
+                buffer += data
+                if len(buffer) > limit:
+                    del buffer[limit:]
+                    raise OutputLimitError(
+                        f"{process.args[0]!r} printed more than {limit} bytes to {name} and was ended; raise "
+                        "SandboxConfig.max_output_bytes, write to a file, or use Sandbox.open_process()",
+                        stdout_bytes=bytes(output["stdout"]),
+                        stderr_bytes=bytes(output["stderr"]),
+                    )
+        except trio.BrokenResourceError as exc:
+            lost.append(exc)  # one failure, one route: where the machine is gone, wait() says so
 
     async def feed(stream: GuestInput) -> None:
         # Like trio.run_process: a process that does not want its input is nobody's error.
@@ -325,7 +331,9 @@ async def run_process(
                     nursery.start_soon(gather, "stdout", process.stdout)
                 if process.stderr is not None:
                     nursery.start_soon(gather, "stderr", process.stderr)
-                returncode = await process.wait()
+        returncode = await process.wait()
+        if lost:
+            raise OutcomeUnknownError(f"the guest gave the output of {process.args[0]!r} up") from lost[0]
     stdout = bytes(output["stdout"]) if capture_stdout else None
     stderr = bytes(output["stderr"]) if capture_stderr else None
     if check and returncode:
