@@ -197,7 +197,7 @@ class Channel:
                 for event in connection.receive(data):
                     self._dispatch(event)
                 self._wake_writer()
-                if connection.backlog > BACKLOG_LIMIT:
+                while connection.backlog > BACKLOG_LIMIT:
                     await self._drained.wait()
         except ChannelError as exc:
             self._fail(exc)
@@ -344,17 +344,19 @@ async def open_channel(
     channel = Channel(stream, Connection(role, hello), handler)
     with _hide_nursery():
         async with trio.open_nursery() as services:
-            services.start_soon(channel._serve, silence_timeout)
             try:
-                await channel._greeted.wait()
-                if channel._failure is not None:
-                    raise channel._failure
                 with _hide_nursery():
                     async with trio.open_nursery() as handlers:
+                        # Before the first byte is read: the peer may open a stream right after its hello.
                         channel._handlers = handlers
+                        services.start_soon(channel._serve, silence_timeout)
                         try:
+                            await channel._greeted.wait()
+                            if channel._failure is not None:
+                                raise channel._failure
                             yield channel
                         finally:
+                            channel._handlers = None
                             handlers.cancel_scope.cancel(reason="the block of open_channel() was left")
                 await channel._close()
             finally:

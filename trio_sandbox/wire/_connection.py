@@ -36,18 +36,20 @@ WRITE_LIMIT = 65536
 #: What one stream may put into a write in one turn while others wait for theirs.
 QUANTUM = 16384
 #: Credit goes back once the reader has taken this much: early enough that a steady sender never waits.
-CREDIT_STEP = INITIAL_CREDIT // 4
+CREDIT_STEP = INITIAL_CREDIT // 2
 #: Bytes of queued control frames, OPEN aside, from which on no more input should be taken.
 #: Two peers of ours never get there: all their streams together can't owe each other that much.
 #: So only a peer that asks and does not read is stalled by it, and nobody by us.
 BACKLOG_LIMIT = 2**21
+#: Bytes of frames that nobody waits for, which may lie until something else is written.
+LAZY_LIMIT = 256
 
 
 class Role(enum.Enum):
-    """Which side of a channel one is; it decides the parity of stream ids."""
+    """Which side of a channel one is; the value is the id of the first stream that it opens."""
 
     HOST = 1
-    GUEST = 0
+    GUEST = 2
 
 
 class HelloReceived(NamedTuple):
@@ -105,6 +107,7 @@ class _Stream:
 
     __slots__ = (
         "begun",
+        "close_after",
         "done",
         "end_after",
         "id",
@@ -124,6 +127,7 @@ class _Stream:
         self.pending: memoryview | None = None
         self.begun = False  # part of `pending` has been sent
         self.end_after = False
+        self.close_after = False
         self.done = False
         self.refusing = False  # we sent RESET: what still comes is counted and dropped
         self.remote_done = False
@@ -147,10 +151,10 @@ class Connection:
         greeting = encode_json({**hello, "version": PROTOCOL_VERSION})
         if len(greeting) > MAX_PAYLOAD:
             raise ValueError(f"hello is {len(greeting)} bytes of JSON; at most {MAX_PAYLOAD} fit")
-        self._role = role
+        self._parity = role.value % 2  # of the ids of streams opened here
         self._streams: dict[int, _Stream] = {}
         self._last_id = role.value - 2  # of the streams opened here
-        self._last_peer_id = (1 - role.value) - 2
+        self._last_peer_id = (3 - role.value) - 2
         self._open_count = 0
         self._peer_open_count = 0
         self._pings: deque[bytes] = deque()
@@ -158,6 +162,7 @@ class Connection:
         # Output
         self._control = bytearray(frame(Kind.HELLO, 0, greeting))
         self._open_bytes = 0  # how much of it is OPEN
+        self._urgent = True  # somebody waits for something in it
         self._ready: deque[_Stream] = deque()  # have something pending and the credit to send it
 
         # Input
@@ -190,8 +195,10 @@ class Connection:
         self._open_bytes += HEADER_SIZE + len(payload)
         return self._last_id
 
-    def send(self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
-        """Let `next_write` send *data*, and END after it if *end*.
+    def send(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, end: bool = False, close: bool = False
+    ) -> None:
+        """Let `next_write` send *data*, then END if *end* or *close*, then RESET if *close* and the peer goes on.
 
         One piece a stream at a time: `RuntimeError` while another is pending, or after END or RESET.
         *data* must not change until `next_write` has reported the stream, or `unsend` took it back.
@@ -201,7 +208,8 @@ class Connection:
             raise RuntimeError(f"stream {stream_id} can't send now")
         stream.pending = memoryview(data).cast("B")
         stream.begun = False
-        stream.end_after = end
+        stream.end_after = end or close
+        stream.close_after = close
         if stream.send_credit or not data:
             self._ready.append(stream)
 
@@ -262,8 +270,12 @@ class Connection:
 
     @property
     def wants_write(self) -> bool:
-        """Whether `next_write` would return something."""
-        return bool(self._control or self._ready)
+        """Whether `next_write` should be called now.
+
+        Not for the mere answer to a RESET: the peer has given the stream up and is in no hurry, and
+        where every write wakes a virtual machine it had better go with the next one.
+        """
+        return self._urgent or bool(self._ready) or len(self._control) > LAZY_LIMIT
 
     @property
     def backlog(self) -> int:
@@ -290,6 +302,7 @@ class Connection:
         if control:
             self._control = bytearray()
             self._open_bytes = 0
+            self._urgent = False
         ready = self._ready
         if not ready:
             return control, sent
@@ -316,9 +329,14 @@ class Connection:
                 parts.append(frame(Kind.END, stream.id))
                 room -= HEADER_SIZE
                 self._set_done(stream)
+            if stream.close_after and not stream.remote_done:
+                parts.append(frame(Kind.RESET, stream.id))
+                room -= HEADER_SIZE
+                stream.refusing = True
         return b"".join(parts), sent
 
-    def _queue(self, kind: Kind, stream_id: int, payload: bytes = b"") -> None:
+    def _queue(self, kind: Kind, stream_id: int, payload: bytes = b"", *, urgent: bool = True) -> None:
+        self._urgent = self._urgent or urgent
         self._control += HEADER.pack(len(payload), kind, stream_id)
         self._control += payload
 
@@ -440,7 +458,7 @@ class Connection:
         return HelloReceived(hello)
 
     def _handle_open(self, stream_id: int, payload: bytes) -> Event:
-        if stream_id % 2 == self._role.value:
+        if stream_id % 2 == self._parity:
             raise WireError(f"OPEN of stream {stream_id}, which is ours to open")
         if stream_id <= self._last_peer_id:
             raise WireError(f"OPEN of stream {stream_id} after {self._last_peer_id}")
@@ -462,7 +480,7 @@ class Connection:
             return None
         self._drop_pending(stream)
         if not stream.done:
-            self._queue(Kind.RESET, stream_id)
+            self._queue(Kind.RESET, stream_id, urgent=False)
             self._set_done(stream)
         self._set_remote_done(stream)
         return None if stream.refusing else ResetReceived(stream_id, reason)
@@ -480,7 +498,7 @@ class Connection:
         stream.send_credit = had + size
         if had or stream.done:
             return None
-        if stream.pending is not None:
+        if stream.pending:  # an empty piece waits for no credit
             self._ready.append(stream)
         return CreditReceived(stream_id)
 
@@ -488,7 +506,7 @@ class Connection:
         """Return an open stream, or None for one that is over; any other is a violation."""
         stream = self._streams.get(stream_id)
         if stream is None:
-            last = self._last_id if stream_id % 2 == self._role.value else self._last_peer_id
+            last = self._last_id if stream_id % 2 == self._parity else self._last_peer_id
             if stream_id > last:
                 raise WireError(f"{kind.name} for stream {stream_id}, which was never opened")
         return stream
@@ -511,7 +529,7 @@ class Connection:
 
     def _forget(self, stream: _Stream) -> None:
         if self._streams.pop(stream.id, None) is not None:
-            if stream.id % 2 == self._role.value:
+            if stream.id % 2 == self._parity:
                 self._open_count -= 1
             else:
                 self._peer_open_count -= 1

@@ -115,6 +115,10 @@ class RecordStream(trio.abc.AsyncResource):
         """Send several records, tag and payload each, in as few writes as possible."""
         await self.stream.send_all(b"".join([encode_record(*record) for record in records]), end=end)
 
+    async def send_and_close(self, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Send several records and close, all in one write where there is room: `ChannelStream.send_and_close`."""
+        await self.stream.send_and_close(b"".join([encode_record(*record) for record in records]))
+
     async def send_eof(self) -> None:
         """Like `ChannelStream.send_eof`."""
         await self.stream.send_eof()

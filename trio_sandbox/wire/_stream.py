@@ -115,14 +115,30 @@ class ChannelStream(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: if the channel failed; ``__cause__`` says why.
 
         """
-        self._start_sending()
+        await self._send(data, end=end, close=False)
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_and_close(self, data: bytes | bytearray | memoryview) -> None:
+        """Send *data* and close the stream in the same write, so that the peer need not answer.
+
+        However this ends, the stream is closed; cancelled or failed, as if `send_all` had been.
+        """
+        try:
+            await self._send(data, end=True, close=True)
+        finally:
+            self.close()
+
+    async def _send(self, data: bytes | bytearray | memoryview, *, end: bool, close: bool) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_send()
             if not data and not end:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return
-            self._connection.send(self.id, data, end=end)
+            self._connection.send(self.id, data, end=end, close=close)
             self._channel._wake_writer()
             try:
                 await self._sender.wait()
@@ -137,7 +153,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer takes data, or sending would fail; errors are those of `send_all`."""
-        self._start_sending()
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_send()
@@ -154,7 +172,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
         Cancelled: END was sent, or nothing happened. Errors are those of `send_all`.
         """
-        self._start_sending()
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._closed or not self._send_ended:
@@ -165,11 +185,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self._sending = False
-
-    def _start_sending(self) -> None:
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        self._sending = True
 
     def _check_send(self) -> None:
         if self._closed or self._send_ended:
