@@ -67,7 +67,9 @@ def versions() -> Finding:
         f"{platform.system()} {platform.release()} on {platform.machine()}"
     )
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return Finding("platform", "missing", detail, "use a machine with Linux on x86_64; other platforms are not supported yet")
+        return Finding(
+            "platform", "missing", detail, "use a machine with Linux on x86_64; other platforms are not supported yet"
+        )
     return Finding("platform", "ok", detail)
 
 
@@ -164,7 +166,10 @@ def free_space(directory: Path, *, needed: int = BUILD_BYTES) -> Finding:
     if free >= needed:
         return Finding("free space", "ok", detail)
     return Finding(
-        "free space", "note", f"{detail}; building images takes up to {needed / 2**30:.0f} GiB", "free some, or use --cache-dir"
+        "free space",
+        "note",
+        f"{detail}; building images takes up to {needed / 2**30:.0f} GiB",
+        "free some, or use --cache-dir",
     )
 
 
@@ -173,7 +178,9 @@ def images(directory: Path) -> Finding:
     names = sorted({stored.name for stored in ImageStore(directory).list()})
     if names:
         return Finding("images", "ok", ", ".join(names))
-    return Finding("images", "note", "none built yet", "nothing: the first use builds them; or: trio-sandbox image build")
+    return Finding(
+        "images", "note", "none built yet", "nothing: the first use builds them; or: trio-sandbox image build"
+    )
 
 
 async def accelerator(cache_dir: Path) -> Finding:

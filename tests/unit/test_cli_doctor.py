@@ -1,0 +1,119 @@
+"""What `trio-sandbox doctor` finds, and how it says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trio_sandbox._programs import REQUIREMENTS, Requirement
+from trio_sandbox.cli import _doctor
+from trio_sandbox.cli._doctor import Finding
+
+ABSENT = Requirement("no-such-program-anywhere", "its-package", "does something")
+
+
+def test_a_missing_program_comes_with_its_package() -> None:
+    (finding,) = _doctor.programs([ABSENT])
+    assert finding.verdict == "missing"
+    assert "does something" in finding.detail
+    assert "apt-get install its-package" in finding.remedy
+
+
+def test_a_program_that_is_there_comes_with_its_path(tmp_path: Path) -> None:
+    (finding,) = _doctor.programs([Requirement(str(tmp_path), "package", "purpose")])
+    assert finding == Finding(str(tmp_path), "ok", str(tmp_path))
+
+
+def test_what_root_does_not_need_is_not_missing_for_root() -> None:
+    requirement = ABSENT._replace(ordinary_user_only=True)
+    assert _doctor.programs([requirement], root=True) == []
+    assert [finding.verdict for finding in _doctor.programs([requirement], root=False)] == ["missing"]
+
+
+def test_user_namespaces() -> None:
+    assert _doctor.user_namespaces(lambda: "").verdict == "ok"
+    refused = _doctor.user_namespaces(lambda: "unshare failed: Operation not permitted")
+    assert refused.verdict == "missing"
+    assert "Operation not permitted" in refused.detail
+    assert "sysctl" in refused.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("ann:100000:65536\n", "ok"),
+        ("bob:1:2\nann:100000:131072\n", "ok"),
+        ("ann:100000:1000\n", "missing"),
+        ("bob:100000:65536\n", "missing"),
+        ("ann:rubbish\n\n:::\n", "missing"),
+        (None, "missing"),
+    ],
+)
+def test_subordinate_ids(tmp_path: Path, text: str | None, verdict: str) -> None:
+    good, tried = tmp_path / "subgid", tmp_path / "subuid"
+    good.write_text("ann:100000:65536\n")
+    if text is not None:
+        tried.write_text(text)
+    finding = _doctor.subordinate_ids("ann", (tried, good))
+    assert finding.verdict == verdict
+    if verdict == "missing":
+        assert str(tried) in finding.detail
+        assert str(good) not in finding.detail
+        assert "usermod" in finding.remedy
+
+
+def test_cache_directory(tmp_path: Path) -> None:
+    assert _doctor.cache_directory(tmp_path) == Finding("cache directory", "ok", str(tmp_path))
+    later = _doctor.cache_directory(tmp_path / "not" / "yet")
+    assert (later.verdict, "not made yet" in later.detail) == ("ok", True)
+    assert not (tmp_path / "not").exists()  # looking makes nothing
+    file = tmp_path / "file"
+    file.touch()
+    refused = _doctor.cache_directory(file / "below")
+    assert refused.verdict == "missing"
+    assert "XDG_CACHE_HOME" in refused.remedy
+
+
+def test_free_space(tmp_path: Path) -> None:
+    assert _doctor.free_space(tmp_path, needed=1).verdict == "ok"
+    assert _doctor.free_space(tmp_path / "not made yet", needed=1).verdict == "ok"
+    short = _doctor.free_space(tmp_path, needed=2**70)
+    assert short.verdict == "note"
+    assert short.remedy
+
+
+def test_a_note_is_not_a_failure() -> None:
+    assert _doctor.exit_status([Finding("a", "ok", ""), Finding("b", "note", "")]) == 0
+    assert _doctor.exit_status([Finding("a", "ok", ""), Finding("b", "missing", "")]) == 1
+
+
+def test_text_ends_with_one_command_for_all_that_is_missing() -> None:
+    first, second = REQUIREMENTS[:2]
+    findings = [Finding(first.name, "missing", "not found"), Finding(second.name, "missing", "not found")]
+    text = _doctor.as_text([*findings, Finding("free space", "ok", "plenty")])
+    assert (
+        f"As root: apt-get install --no-install-recommends {' '.join(sorted([first.package, second.package]))}" in text
+    )
+    assert text.endswith("Something is missing.")
+    assert _doctor.as_text([Finding("free space", "ok", "plenty")]).endswith("Sandboxes can run here.")
+
+
+def test_json() -> None:
+    value = json.loads(_doctor.as_json([Finding("a", "missing", "detail", "remedy")]))
+    assert value == {
+        "ok": False,
+        "findings": [{"subject": "a", "verdict": "missing", "detail": "detail", "remedy": "remedy"}],
+    }
+
+
+def test_user_namespaces_are_tried_with_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "unshare" in _doctor.can_unshare()  # not found
+    program = tmp_path / "unshare"
+    program.write_text("#!/bin/sh\necho 'not permitted' >&2\nexit 1\n")
+    program.chmod(0o755)
+    assert _doctor.can_unshare() == "not permitted"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    assert _doctor.can_unshare() == ""

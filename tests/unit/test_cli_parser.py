@@ -1,0 +1,84 @@
+"""The grammar of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from trio_sandbox.cli import build_parser
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
+
+
+def test_run_has_defaults() -> None:
+    options = build_parser().parse_args(["run"])
+    assert (options.code, options.file, options.image) == (None, None, "python")
+    assert (options.memory, options.vcpus, options.timeout) == (256, 1, math.inf)
+    assert (options.accelerator, options.require_hardware, options.no_build) == ("auto", False, False)
+
+
+def test_run_takes_everything() -> None:
+    options = build_parser().parse_args(
+        "run --image node --memory 1G --vcpus 2 --timeout 2.5 --accelerator tcg --no-build --timings -q "
+        "--cache-dir /var/c file.py".split()
+    )
+    assert (options.file, options.image, options.memory, options.vcpus) == ("file.py", "node", 1024, 2)
+    assert (options.timeout, options.accelerator, options.no_build) == (2.5, "tcg", True)
+    assert (options.timings, options.quiet, options.cache_dir) == (True, True, Path("/var/c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "mebibytes"), [("512", 512), ("512M", 512), ("512MiB", 512), ("2g", 2048), ("2GiB", 2048)]
+)
+def test_memory_has_units(text: str, mebibytes: int) -> None:
+    assert build_parser().parse_args(["run", "--memory", text]).memory == mebibytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["jump"], "invalid choice: 'jump'"),
+        (["run", "-c", "1", "file.py"], "not allowed with"),
+        (["run", "--memory", "lots"], "'lots' is no amount of memory"),
+        (["run", "--memory", "1.5G"], "'1.5G' is no amount of memory"),
+        (["run", "--timeout", "0"], "'0' is not a positive number of seconds"),
+        (["run", "--timeout", "nan"], "'nan' is not a positive number of seconds"),
+        (["run", "--timeout", "soon"], "'soon' is not a positive number of seconds"),
+        (["run", "--accelerator", "magic"], "invalid choice: 'magic'"),
+        (["run", "--mem", "512"], "unrecognized arguments"),
+        (["image"], "required: ACTION"),
+        (["image", "rm"], "required: NAME"),
+    ],
+)
+def test_wrong_use_is_status_2_and_says_what(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        build_parser().parse_args(arguments)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Give a parser and those of all its commands."""
+    found = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                found += parsers(command)
+    return found
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    text = REFERENCE.read_text("utf-8")
+    for parser in parsers(build_parser()):
+        assert parser.prog in text
+        for action in parser._actions:
+            for option in action.option_strings:
+                if option not in ("-h", "--help", "--version"):
+                    assert re.search(rf"`{option}[ `]", text), option

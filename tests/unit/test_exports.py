@@ -1,0 +1,81 @@
+"""The public surface is what is listed here, and every part of it says what it does."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+
+import pytest
+
+PUBLIC: dict[str, str] = {
+    "trio_sandbox": """
+        BalloonError CapacityError GuestInput GuestOutput GuestProcess GuestProtocolError HardwareRequiredError Host
+        HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError MissingProgramError
+        OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError QMPCommandError QMPConnectError
+        QMPError QMPProtocolError QemuStorageDaemonError RunEvents RunRefusedError RunResult Sandbox
+        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts UnknownImageError VmBootError
+        VmDiedError VmError open_host open_sandbox
+    """,
+    "trio_sandbox.constants": """
+        ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
+        DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS
+        MINIMUM_MEMORY_MIB OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
+        QMP_EVENT_BUFFER QMP_LINE_LIMIT STORAGE_DAEMON_START_TIMEOUT
+    """,
+}
+
+
+def surface(module: types.ModuleType) -> set[str]:
+    """Give the names that a user of the module sees."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+    }
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_surface_is_the_list(name: str) -> None:
+    assert surface(importlib.import_module(name)) == set(PUBLIC[name].split())
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    """Give every public class and function, and the public methods and properties that our classes define."""
+    for module_name, names in PUBLIC.items():
+        module = importlib.import_module(module_name)
+        for name in names.split():
+            value: object = getattr(module, name)
+            if not isinstance(value, (type, types.FunctionType)):
+                continue
+            yield f"{module_name}.{name}", value
+            if isinstance(value, type):
+                for attribute, member in vars(value).items():
+                    if not attribute.startswith("_") and isinstance(
+                        member, (types.FunctionType, property, classmethod, staticmethod)
+                    ):
+                        yield f"{module_name}.{name}.{attribute}", member
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*item, id=item[0]) for item in public_objects()])
+def test_everything_public_has_a_docstring(name: str, value: object) -> None:
+    # Of a class, its own: an inherited one would be about something else.
+    text: object = vars(value).get("__doc__") if isinstance(value, type) else value.__doc__
+    assert isinstance(text, str)
+    assert text.strip()
+
+
+@pytest.mark.parametrize("name", PUBLIC["trio_sandbox"].split())
+def test_public_objects_name_the_module_that_users_import(name: str) -> None:
+    value = getattr(importlib.import_module("trio_sandbox"), name)
+    assert value.__module__ == "trio_sandbox"
+
+
+def test_every_exception_says_whether_a_retry_is_safe() -> None:
+    module = importlib.import_module("trio_sandbox")
+    for name in PUBLIC["trio_sandbox"].split():
+        value = getattr(module, name)
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert issubclass(value, module.SandboxError)
+            assert isinstance(value.retry_safe, bool)

@@ -1,0 +1,161 @@
+"""The layers import in one direction, and through each other's front doors."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trio_sandbox
+
+PACKAGE = Path(trio_sandbox.__file__).parent
+
+#: Modules directly in `trio_sandbox` that everything but `wire` and `guest` may use.
+BASE = ("_config", "_errors", "_metadata", "_nurseries", "_programs", "constants")
+
+#: What each layer may import of the others, itself aside. Inside a guest there are only `wire` and `guest`.
+MAY_IMPORT: dict[str, set[str]] = {
+    "base": set(),
+    "wire": set(),
+    "guest": {"wire"},
+    "qemu": {"base", "wire"},
+    "image": {"base", "qemu"},
+    "host": {"base", "wire", "qemu", "image"},
+    "testing": {"base", "wire", "qemu", "image", "host"},
+    "cli": {"base", "wire", "qemu", "image", "host", "top"},
+    "top": {"base", "wire", "qemu", "image", "host", "testing", "cli"},
+}
+
+#: Third-party modules that each layer may import. What comes with Trio is in the guest as well.
+THIRD_PARTY: dict[str, set[str]] = {
+    "base": {"attrs", "outcome", "trio"},
+    "wire": {"outcome", "trio"},
+    "guest": {"outcome", "trio"},
+    "qemu": {"attrs", "outcome", "trio"},
+    "image": {"attrs", "trio"},
+    "host": {"attrs", "outcome", "trio"},
+    "testing": {"attrs", "outcome", "trio"},
+    "cli": {"attrs", "rich", "trio"},
+    "top": {"trio"},
+}
+
+#: Modules that run where there is nothing but the standard library, and what they may import of ours.
+STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
+    "_programs": set(),  # noxfile.py runs it before anything is installed
+    "guest.messages": set(),
+    "guest.mounts": set(),
+    "guest.spawner": {"guest.messages", "guest.mounts"},  # forks, and must have no Trio in it when it does
+    "guest.python_worker": set(),  # its text is run by the image's Python
+    "qemu._reaper_main": set(),  # runs with -I -S
+}
+
+
+def layer_of(module: str) -> str:
+    """Give the layer of a module, its name relative to `trio_sandbox` (the package itself: "")."""
+    first = module.partition(".")[0]
+    if first in BASE:
+        return "base"
+    return first if first in MAY_IMPORT else "top"
+
+
+def imports(source: str, module: str, *, is_package: bool) -> Iterator[str]:
+    """Give the absolute name of whatever the module imports, wherever in it and for whatever purpose.
+
+    ``from a import b`` gives ``a.b``: whether `b` is a module can't be told from here.
+    """
+    package = ["trio_sandbox", *filter(None, module.split("."))]
+    if not is_package:
+        package.pop()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*start, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def problems(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Say what is wrong with the imports of one module."""
+    found: list[str] = []
+    layer = layer_of(module)
+    for name in imports(source, module, is_package=is_package):
+        first, _, rest = name.partition(".")
+        if first != "trio_sandbox":
+            if first not in sys.stdlib_module_names and first not in THIRD_PARTY[layer]:
+                found.append(f"{module} imports {name}, which {layer} may not")
+            elif module in STANDARD_LIBRARY_ONLY and first not in sys.stdlib_module_names:
+                found.append(f"{module} imports {name}, and may import the standard library only")
+            continue
+        target = layer_of(rest)
+        allowed = STANDARD_LIBRARY_ONLY.get(module)
+        if allowed is not None and rest not in allowed and rest.rpartition(".")[0] not in allowed:
+            found.append(f"{module} imports {name}, and may import the standard library only")
+        elif target != layer and target not in MAY_IMPORT[layer]:
+            found.append(f"{module} imports {name}: {layer} may not import {target}")
+        elif target not in (layer, "base", "top") and any(part.startswith("_") for part in rest.split(".")[1:]):
+            found.append(f"{module} imports {name} past the front door of {target}")
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Give all of our modules, with their names relative to `trio_sandbox`."""
+    names: list[tuple[str, Path]] = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names.append((".".join(part for part in parts if part != "__init__"), path))
+    return names
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*item, id=item[0] or "trio_sandbox") for item in modules()])
+def test_imports_keep_to_the_layers(module: str, path: Path) -> None:
+    assert problems(path.read_text("utf-8"), module, is_package=path.name == "__init__.py") == []
+
+
+def test_every_package_is_a_layer() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= MAY_IMPORT.keys()
+    assert {"wire", "guest", "qemu", "image", "host", "cli"} <= packages
+
+
+def test_the_modules_with_rules_of_their_own_exist() -> None:
+    names = {name for name, _ in modules()}
+    assert STANDARD_LIBRARY_ONLY.keys() <= names
+    assert set(BASE) <= names
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "problem"),
+    [
+        ("wire._channel", "from .._errors import SandboxError", "wire may not import base"),
+        ("guest.agent", "from ..host import Sandbox", "guest may not import host"),
+        ("guest.agent", "import trio_sandbox.qemu", "guest may not import qemu"),
+        ("qemu._vm", "from ..image import Image", "qemu may not import image"),
+        ("qemu._vm", "def f():\n    from ..host._host import Host", "qemu may not import host"),
+        ("host._host", "from ..qemu._vm import Vm", "past the front door of qemu"),
+        ("host._host", "from ..guest import init", "host may not import guest"),
+        ("host._host", "import numpy", "imports numpy"),
+        ("wire._framing", "import attrs", "imports attrs"),
+        ("_programs", "import attrs", "the standard library only"),
+        ("guest.spawner", "from ..wire import Channel", "the standard library only"),
+        ("_config", "from .qemu import Vm", "base may not import qemu"),
+    ],
+)
+def test_violations_are_found(module: str, source: str, problem: str) -> None:
+    (found,) = problems(source, module)
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("guest.agent", "import trio\nfrom ..wire import Channel\nfrom .processes import run"),
+        ("host._host", "from .. import constants\nfrom .._errors import SandboxError\nfrom ..qemu import Vm"),
+        ("host._host", "import os.path\nfrom ._run import RunResult"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(module: str, source: str) -> None:
+    assert problems(source, module) == []

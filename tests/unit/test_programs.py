@@ -1,0 +1,63 @@
+"""The list of what we need of the operating system."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_sandbox import _programs
+from trio_sandbox._programs import REQUIREMENTS, Requirement, find_program, missing, package_of
+
+
+def test_a_program_is_found_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "a-program"
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_program("a-program") is None  # not executable
+    program.chmod(0o755)
+    assert find_program("a-program") == str(program)
+
+
+def test_administrators_programs_are_found_without_their_directories_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sbin" / "mke9fs"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(_programs, "SYSTEM_DIRECTORIES", (str(program.parent),))
+    assert find_program("mke9fs") == str(program)
+
+
+def test_missing_names_what_is_not_there(tmp_path: Path) -> None:
+    there = tmp_path / "file"
+    there.touch()
+    present = Requirement(str(there), "some-package", "is there")
+    absent = Requirement("no-such-program-anywhere", "other-package", "is not there")
+    assert missing([present, absent]) == [absent]
+
+
+def test_root_does_without_what_only_ordinary_users_need() -> None:
+    absent = Requirement("no-such-program-anywhere", "package", "maps ids", ordinary_user_only=True)
+    assert missing([absent], root=True) == []
+    assert missing([absent], root=False) == [absent]
+
+
+def test_package_of() -> None:
+    assert package_of("qemu-system-x86_64") == "qemu-system-x86"
+    with pytest.raises(KeyError):
+        package_of("unheard-of")
+
+
+def test_the_list_can_be_read_before_anything_is_installed() -> None:
+    path = _programs.__file__
+    names = [requirement.name for requirement in runpy.run_path(path)["REQUIREMENTS"]]
+    assert names == [requirement.name for requirement in REQUIREMENTS]
+    # -S: no site-packages, so that an import of a dependency would fail.
+    script = f"import runpy; runpy.run_path({path!r})['missing']()"
+    subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True)
