@@ -66,13 +66,13 @@ def parse_qcow2_header(head: bytes) -> Qcow2Info:
         raise Qcow2FormatError("not qcow2 format")
     try:
         (_, version, name_offset, name_length, cluster_bits, size, *_) = _HEADER.unpack_from(head)
+        if version not in (2, 3):
+            raise Qcow2FormatError(f"unknown qcow2 version {version}")
         length = _HEADER.size
         if version >= 3:
             (length,) = _HEADER_LENGTH.unpack_from(head, _HEADER_LENGTH_OFFSET)
             if length < _VERSION_3_BYTES:
                 raise Qcow2FormatError(f"corrupt qcow2 header: a length of {length} bytes")
-        if version not in (2, 3):
-            raise Qcow2FormatError(f"unknown qcow2 version {version}")
         if cluster_bits not in _CLUSTER_BITS:
             raise Qcow2FormatError(f"corrupt qcow2 header: clusters of 2**{cluster_bits} bytes")
         backing_file = None
