@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
@@ -40,6 +41,23 @@ def raise_keeping_context(exc: BaseException) -> NoReturn:
         del exc, context
 
 
+class _ShieldOnStarted:
+    """A task status that shields its task from the moment it says it has started.
+
+    The task does it itself, between two of its checkpoints: a shield put up by somebody else could
+    undo a cancellation that the task is just about to deliver, which Trio does not expect.
+    """
+
+    def __init__(self, task_status: trio.TaskStatus[object], scope: trio.CancelScope) -> None:
+        self._task_status = task_status
+        self._scope = scope
+
+    def started(self, value: object = None) -> None:
+        # If start() is cancelled already, Trio leaves the task where it is and waits for its end.
+        self._scope.shield = trio.current_effective_deadline() != -math.inf
+        self._task_status.started(value)
+
+
 class Services:
     """Background tasks that a cancellation from outside does not reach before the body has left.
 
@@ -55,9 +73,8 @@ class Services:
     async def start(self, serve: Callable[..., Awaitable[object]], *args: object) -> Any:
         """Like `trio.Nursery.start`; until `started()` the caller's scopes apply to the task."""
         scope, ended = trio.CancelScope(), trio.Event()
-        value: Any = await self._nursery.start(self._run, scope, ended, serve, args)
-        scope.shield = True
         self._running.append((scope, ended))
+        value: Any = await self._nursery.start(self._run, scope, ended, serve, args)
         return value
 
     async def _run(
@@ -67,11 +84,11 @@ class Services:
         serve: Callable[..., Awaitable[object]],
         args: tuple[object, ...],
         *,
-        task_status: trio.TaskStatus[Any],
+        task_status: trio.TaskStatus[object],
     ) -> None:
         try:
             with scope:
-                await serve(*args, task_status=task_status)
+                await serve(*args, task_status=_ShieldOnStarted(task_status, scope))
         finally:
             ended.set()
 

@@ -168,10 +168,12 @@ async def test_a_guest_that_takes_no_signals_makes_the_sender_busy_not_the_memor
 async def test_leaving_the_block_kills_the_process() -> None:
     guest = ScriptedGuest()
     async with open_fake_sandbox(guest.services()) as (sandbox, machine):
+        processes: list[GuestProcess] = []
         with trio.move_on_after(0.01):
             async with sandbox.open_process(["sleep", "1000"]) as process:
+                processes.append(process)
                 await trio.sleep_forever()
-        assert process.returncode == -9
+        assert [process.returncode for process in processes] == [-9]
         assert guest.requests[1:] == [{"kill": True}]
         assert machine.failure is None
 

@@ -1,0 +1,131 @@
+"""Services outlive the body, end in reverse order, and don't show their nursery."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from trio_sandbox._nurseries import Services, hide_nursery, open_services
+
+
+class Recorder:
+    """Services that write down what happens to them."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    async def serve(self, name: str, *, task_status: trio.TaskStatus[str]) -> None:
+        task_status.started(name.upper())
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.log.append(f"{name} ends")
+
+
+async def test_a_cancelled_body_is_through_with_its_cleanup_before_a_service_ends() -> None:
+    recorder = Recorder()
+    with trio.CancelScope() as scope:
+        async with open_services("test") as services:
+            assert await services.start(recorder.serve, "first") == "FIRST"
+            assert await services.start(recorder.serve, "second") == "SECOND"
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    for _ in range(10):
+                        await trio.lowlevel.checkpoint()
+                recorder.log.append("body ends")
+    assert recorder.log == ["body ends", "second ends", "first ends"]
+
+
+async def test_an_error_of_the_body_comes_out_bare() -> None:
+    recorder = Recorder()
+    with pytest.raises(KeyError):
+        async with open_services("test") as services:
+            await services.start(recorder.serve, "one")
+            raise KeyError("body")
+    assert recorder.log == ["one ends"]
+
+
+async def test_an_error_of_a_service_cancels_the_body_and_comes_out_bare() -> None:
+    async def fail(go: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await go.wait()
+        raise OSError("service")
+
+    go = trio.Event()
+    with pytest.raises(OSError, match="service"):
+        async with open_services("test") as services:
+            await services.start(fail, go)
+            go.set()
+            await trio.sleep_forever()
+
+
+async def test_two_errors_come_out_together_with_the_owners_name() -> None:
+    async def fail_at_the_end(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("service")
+
+    with pytest.RaisesGroup(OSError, KeyError) as caught:
+        async with open_services("open_thing()") as services:
+            await services.start(fail_at_the_end)
+            raise KeyError("body")
+    assert caught.value.__notes__ == ["open_thing(): more than one of its tasks failed"]
+
+
+async def test_a_group_of_the_body_passes_whole() -> None:
+    with pytest.RaisesGroup(KeyError, ValueError):
+        async with open_services("test"):
+            raise ExceptionGroup("mine", [KeyError(), ValueError()])
+
+
+def test_an_interrupt_wins_over_other_errors() -> None:
+    with pytest.raises(KeyboardInterrupt), hide_nursery("test"):
+        raise BaseExceptionGroup("both", [OSError(), KeyboardInterrupt()])
+
+
+async def test_before_it_has_started_a_service_is_the_callers_to_cancel() -> None:
+    async def slow(*, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep_forever()
+
+    async with open_services("test") as services:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await services.start(slow)
+        assert scope.cancelled_caught
+
+
+async def test_cancelled_at_every_step_of_starting_and_serving_everything_ends() -> None:
+    """Also where the cancellation and started() come in the same step of the scheduler."""
+
+    async def serve(checkpoints: int, *, task_status: trio.TaskStatus[None]) -> None:
+        for _ in range(checkpoints):
+            await trio.lowlevel.checkpoint()
+        task_status.started()
+        while True:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def cancel_later(scope: trio.CancelScope, steps: int) -> None:
+        for _ in range(steps):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async def body(services: Services, checkpoints: int) -> None:
+        await services.start(serve, checkpoints)
+        await services.start(serve, 0)
+        await trio.sleep_forever()
+
+    for _ in range(20):  # the scheduler shuffles
+        for steps in range(8):
+            for checkpoints in range(3):
+                async with trio.open_nursery() as nursery:
+                    with trio.CancelScope() as scope:
+                        nursery.start_soon(cancel_later, scope, steps)
+                        async with open_services("test") as services:
+                            await body(services, checkpoints)
+                    assert scope.cancelled_caught
