@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator

@@ -30,7 +30,9 @@ def header(
     extensions += struct.pack(">II", 0, 0)
     fixed = length if version == 3 else 72
     name_offset = fixed + len(extensions) if backing_file else 0
-    head = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, name_offset, len(backing_file), cluster_bits, size, *[0] * 7)
+    head = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", version, name_offset, len(backing_file), cluster_bits, size, *[0] * 7
+    )
     if version == 3:
         head += struct.pack(">QQQII", 0, 0, 0, 4, length)
     return head.ljust(fixed, b"\0") + extensions + backing_file
@@ -60,7 +62,7 @@ def test_name_that_is_not_utf_8_survives() -> None:
 
 
 @pytest.mark.parametrize(
-    "head, message",
+    ("head", "message"),
     [
         (b"", "not qcow2 format"),
         (b"QFI", "not qcow2 format"),

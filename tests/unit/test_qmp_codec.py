@@ -46,7 +46,6 @@ def send(connection: QMPConnection, command: str, arguments: dict[str, object] |
 
 def test_greeting_is_parsed() -> None:
     connection = QMPConnection()
-    assert connection.state is QMPState.GREETING
     assert connection.receive(GREETING) == [QMPGreeting((7, 2, 22), "Debian 1:7.2", ("oob",))]
     assert connection.state is QMPState.RUNNING
 
@@ -232,7 +231,7 @@ def test_nothing_can_be_sent_before_the_greeting() -> None:
 
 
 @pytest.mark.parametrize(
-    "command, arguments, error",
+    ("command", "arguments", "error"),
     [
         (7, None, TypeError),
         ("", None, ValueError),

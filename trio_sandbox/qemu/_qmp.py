@@ -383,13 +383,13 @@ async def open_qmp(
 
     """
     timeouts = Timeouts() if timeouts is None else timeouts
-    await trio.lowlevel.checkpoint()
     if isinstance(path_or_socket, socket.socket):
         sock, peer = path_or_socket, "the QMP server"
     else:
         peer = f"the QMP server at {os.fspath(path_or_socket)}"
         sock = _connect(path_or_socket, peer)
     with sock:
+        await trio.lowlevel.checkpoint()
         sock.setblocking(False)
         if expected_uid is not None:
             _check_uid(sock, expected_uid, peer)
