@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -40,18 +41,18 @@ async def open_pair(
     transports: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
 ) -> AsyncGenerator[Pair]:
     host_end, guest_end = transports or trio.testing.memory_stream_pair()
-    send, accepted = trio.open_memory_channel[ChannelStream](1024)
+    send, accepted = trio.open_memory_channel[ChannelStream](math.inf)
 
     async def accept(stream: ChannelStream, header: dict[str, object]) -> None:
         send.send_nowait(stream)
         await trio.sleep_forever()
 
-    guest: Channel
+    guests: list[Channel] = []
     opened, done = trio.Event(), trio.Event()
 
     async def run_guest() -> None:
-        nonlocal guest
         async with open_channel(guest_end, role=Role.GUEST, hello={"side": "guest"}, handler=accept) as guest:
+            guests.append(guest)
             opened.set()
             await done.wait()
 
@@ -59,8 +60,7 @@ async def open_pair(
         nursery.start_soon(run_guest)
         async with open_channel(host_end, role=Role.HOST, hello={"side": "host"}) as host:
             await opened.wait()
-            with accepted, send:
-                yield Pair(host, guest, accepted)
+            yield Pair(host, guests[0], accepted)
         done.set()
 
 

@@ -175,11 +175,12 @@ class Channel:
         """Read, write and ping until the channel fails or its scope is cancelled."""
         with self._scope:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._read)
-                    if silence_timeout != math.inf:
-                        nursery.start_soon(self._watch, silence_timeout)
+                with _hide_nursery():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._write)
+                        nursery.start_soon(self._read)
+                        if silence_timeout != math.inf:
+                            nursery.start_soon(self._watch, silence_timeout)
             finally:
                 # The peer learns of our end from this, and nothing else: a broken peer would not listen.
                 await trio.aclose_forcefully(self._transport)
