@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 import trio
 
@@ -23,42 +25,66 @@ def child_pids() -> list[int]:
     """Give this process's children, zombies included."""
     children: list[int] = []
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            children += map(int, file.read().split())
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                children += map(int, file.read().split())
+        except FileNotFoundError:
+            pass  # a thread that ended: its children are another's now
     return sorted(children)
 
 
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when the task that made this is about to run for the nth time."""
+@contextmanager
+def nothing_left(*directories: Path) -> Generator[None]:
+    """Assert that the block leaves no descriptor, no child and no file in *directories*."""
+    files = {directory: set(os.listdir(directory)) for directory in directories}
+    fds, children = open_fds(), child_pids()
+    try:
+        yield
+    finally:
+        left = {fd: what for fd, what in open_fds().items() if fd not in fds}
+        assert not left
+        assert set(child_pids()) <= set(children)
+        assert {directory: set(os.listdir(directory)) for directory in directories} == files
 
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self._scope, self._steps, self._task = scope, step, trio.lowlevel.current_task()
+
+class _CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope when a task, the one given or any, is about to run for the nth time."""
+
+    def __init__(self, scope: trio.CancelScope, step: int, task: trio.lowlevel.Task | None) -> None:
+        self._scope, self._task = scope, task
+        self.remaining = step
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._steps -= 1
-            if self._steps == 0:
+        if self._task is None or task is self._task:
+            self.remaining -= 1
+            if self.remaining == 0:
                 self._scope.cancel(reason="the step that the test wants")
 
 
 async def cancel_at_every_step(
-    function: Callable[[], Awaitable[object]], *, check: Callable[[], object] = lambda: None
+    function: Callable[[], Awaitable[object]],
+    *,
+    check: Callable[[], object] = lambda: None,
+    every_task: bool = False,
 ) -> int:
     """Run *function* again and again, cancelled when its task is resumed first, second, ... time.
 
-    Call *check* after each run, and give the number of runs: one more than there are points to
-    be cancelled at.
+    With *every_task*, cancel it when whatever task is resumed: services that run meanwhile then
+    are in any state. Call *check* after each run, and give the number of runs: one more than there
+    are points to be cancelled at.
     """
     step = 0
     while True:
         step += 1
-        with trio.CancelScope() as scope:
-            instrument = _CancelAtStep(scope, step)
+        scope = trio.CancelScope()
+        instrument = _CancelAtStep(scope, step, None if every_task else trio.lowlevel.current_task())
+        with scope:
             trio.lowlevel.add_instrument(instrument)
             try:
                 await function()
             finally:
                 trio.lowlevel.remove_instrument(instrument)
         check()
-        if not scope.cancelled_caught:
+        # Not "was not cancelled": a shield may have let a cancellation pass, and later ones count.
+        if instrument.remaining > 0:
             return step

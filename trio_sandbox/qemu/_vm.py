@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from .._config import Timeouts
-from .._errors import GuestProtocolError, QMPError, SandboxClosedError, VmBootError, VmDiedError
+from .._errors import GuestProtocolError, QMPClosedError, QMPError, SandboxClosedError, VmBootError, VmDiedError
 from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, Role, WireError, open_channel
 from ._accelerator import Accelerator
@@ -197,7 +197,7 @@ class Vm:
         async with open_qmp(sock, timeouts=self._timeouts) as qmp:
             task_status.started(qmp)
             failure = await qmp.wait_closed()
-            if not await self._is_gone():
+            if not isinstance(failure, QMPClosedError) or not await self._is_gone():
                 self._fail(VmDiedError(f"QEMU's monitor broke: {failure}", console=self._console.last_lines()))
             # The channel stays, failed, for those that ask it why.
             await trio.sleep_forever()

@@ -1,0 +1,102 @@
+"""A fake QEMU: speaks QMP and the guest's hello over the descriptors that it inherits, and misbehaves.
+
+`fake_build` makes the program; words ``fake=...`` in the kernel's arguments choose what it does. That the
+real one is like it, as far as it goes, is what tests/qemu/test_vm.py shows.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trio_sandbox.qemu import Accelerator, Confinement, MachineConfig, QemuBuild
+
+_SCRIPT = r"""
+import json, os, re, selectors, socket, struct, sys, time
+
+argv = " ".join(sys.argv)
+modes = re.findall(r"fake=(\S+)", argv)
+
+def inherited(name):
+    return socket.socket(fileno=int(re.search(rf"socket,id={name},fd=(\d+)", argv)[1]))
+
+def frame(kind, payload):
+    return struct.pack(">IBI", len(payload), kind, 0) + payload
+
+qmp, agent, console = (inherited(name) for name in ("qmp", "agent", "console"))
+if "refuse" in modes:
+    sys.exit("qemu: could not do it")
+console.sendall(b"booting\r\n\x1b[31mred\r\n" + b"line\r\n" * 100 + b"last line\r\n")
+if "panic" in modes:
+    console.sendall(b"[    1.0] Kernel panic - not syncing: of fear\r\n")
+    sys.exit(0)
+if "no-qmp" not in modes:
+    greeting = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
+    qmp.sendall(json.dumps(greeting).encode() + b"\r\n")
+if "no-hello" not in modes:
+    agent.sendall(b"\xff" * 64 if "garbage" in modes else frame(1, b'{"version":1,"agent":"fake"}'))
+
+buffers = {qmp: b"", agent: b""}
+selector = selectors.DefaultSelector()
+for sock in buffers:
+    selector.register(sock, selectors.EVENT_READ)
+while True:
+    for key, _ in selector.select():
+        sock = key.fileobj
+        data = sock.recv(65536)
+        if not data:
+            # Like the real one, it goes on without its peers.
+            selector.unregister(sock)
+            continue
+        buffers[sock] += data
+        if sock is qmp:
+            *lines, buffers[qmp] = buffers[qmp].split(b"\n")
+            for line in filter(None, lines):
+                command = json.loads(line)
+                if command["execute"] == "quit":
+                    sys.exit(3)
+                if command["execute"] == "guest-garbage":
+                    agent.sendall(b"\xff" * 64)
+                if command["execute"] == "qmp-garbage":
+                    qmp.sendall(b"{]\r\n")
+                if command["execute"] == "flood":
+                    for _ in range(300):
+                        console.sendall(b"x" * 1023 + b"\n")
+                qmp.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
+        else:
+            while len(buffers[agent]) >= 9:
+                length, kind, _ = struct.unpack(">IBI", buffers[agent][:9])
+                if len(buffers[agent]) < 9 + length:
+                    break
+                payload = buffers[agent][9 : 9 + length]
+                buffers[agent] = buffers[agent][9 + length :]
+                if kind == 7 and "silent" not in modes:
+                    agent.sendall(frame(8, payload))
+"""
+
+
+_FILES = ("kernel", "initrd", "system_disk", "image", "overlay")
+
+
+def fake_accelerator(directory: Path) -> Accelerator:
+    """Write the fake QEMU, and a machine's files, empty, into *directory*; return an accelerator that nothing proved."""
+    path = directory / "fake-qemu"
+    # Without `site`: it starts in a third of the time.
+    path.write_text(f"#!{sys.executable} -IS\n{_SCRIPT}", encoding="utf-8")
+    path.chmod(0o755)
+    for name in _FILES:
+        (directory / name).touch()
+    unconfined = Confinement(network_namespace=False, other_user=False, uid_per_vm=False, no_new_privileges=False)
+    return Accelerator("tcg", False, "it is a fake", QemuBuild(str(path), 0, 0, (7, 2, 0)), unconfined)
+
+
+def fake_config(directory: Path, *modes: str) -> MachineConfig:
+    """Return a machine of those files, and make the fake QEMU behave as *modes* say."""
+    return MachineConfig(
+        kernel=directory / "kernel",
+        initrd=directory / "initrd",
+        system_disk=directory / "system_disk",
+        image=directory / "image",
+        overlay=directory / "overlay",
+        kernel_args=tuple(f"fake={mode}" for mode in modes),
+    )
