@@ -65,8 +65,9 @@ def lint(session: nox.Session) -> None:
     else:
         session.run("ruff", "check", ".")
         session.run("ruff", "format", "--check", ".")
-    # Its command line has no configuration file of its own outside flake8.
-    session.run("flake8-async", *FLAKE8_ASYNC, *python_files("trio_sandbox", "tests"))
+    # It reads no configuration file of its own outside flake8.
+    session.run("flake8-async", *FLAKE8_ASYNC, *python_files("trio_sandbox"))
+    session.run("flake8-async", *FLAKE8_ASYNC_TESTS, *python_files("tests"))
 
 
 @nox.session
@@ -100,13 +101,13 @@ def bench(session: nox.Session) -> None:
 
 # --- What the sessions share ---
 
-#: Everything is on, the optional rules 900, 910 and 911 as well, except what is said here.
-FLAKE8_ASYNC = (
-    "--enable=ASYNC",
-    # It fires wherever a public function is startable, to ask for a list of names that we would
-    # have to keep.
-    "--disable=ASYNC114",
-)
+#: Everything is on, the optional rules about checkpoints as well, except two that misfire here:
+#: 114 wants a list of the names of all functions with `task_status`, and 128 does not see that
+#: `task_status` is handed on.
+FLAKE8_ASYNC = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC128")
+#: In tests, besides: fixtures are generators (119, 900, 911), fakes have the signatures of what they
+#: stand for (124), and nobody who waits for a test cares where its checkpoints are (910 to 913).
+FLAKE8_ASYNC_TESTS = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC119,ASYNC124,ASYNC128,ASYNC900,ASYNC91")
 
 
 def group(name: str) -> tuple[str, ...]:

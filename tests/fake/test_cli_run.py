@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -99,9 +100,23 @@ class Output:
         self.chunks.append((stream, data))
 
 
-def request(**changes: object) -> RunRequest:
-    base = RunRequest(code="pass", image="python", host=HostConfig(), sandbox=SandboxConfig())
-    return attrs.evolve(base, **changes)
+def request(
+    *,
+    host: HostConfig | None = None,
+    sandbox: SandboxConfig | None = None,
+    timeout: float = math.inf,
+    quiet: bool = False,
+    timings: bool = False,
+) -> RunRequest:
+    return RunRequest(
+        code="pass",
+        image="python",
+        host=host or HostConfig(),
+        sandbox=sandbox or SandboxConfig(),
+        timeout=timeout,
+        quiet=quiet,
+        timings=timings,
+    )
 
 
 CLOSED = ["run ended", "sandbox closed", "host closed"]

@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -69,7 +70,8 @@ def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     found = [parser]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
+            commands = cast("argparse._SubParsersAction[argparse.ArgumentParser]", action)
+            for command in commands.choices.values():
                 found += parsers(command)
     return found
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import trio_sandbox
+
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
         BalloonError CapacityError GuestInput GuestOutput GuestProcess GuestProtocolError HardwareRequiredError Host
@@ -74,8 +76,12 @@ def test_public_objects_name_the_module_that_users_import(name: str) -> None:
 
 def test_every_exception_says_whether_a_retry_is_safe() -> None:
     module = importlib.import_module("trio_sandbox")
-    for name in PUBLIC["trio_sandbox"].split():
-        value = getattr(module, name)
-        if isinstance(value, type) and issubclass(value, Exception):
-            assert issubclass(value, module.SandboxError)
-            assert isinstance(value.retry_safe, bool)
+    exceptions: list[type[BaseException]] = [
+        value
+        for name in PUBLIC["trio_sandbox"].split()
+        if isinstance(value := getattr(module, name), type) and issubclass(value, BaseException)
+    ]
+    assert len(exceptions) > 20
+    for exception in exceptions:
+        assert issubclass(exception, trio_sandbox.SandboxError)
+        assert isinstance(exception.retry_safe, bool)

@@ -63,7 +63,7 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
     )
 
 
-async def remove(store: ImageStore, names: Sequence[str]) -> None:
+async def remove(store: ImageStore, names: Sequence[str]) -> None:  # noqa: ASYNC910 (there is a name at least)
     """Remove *names*, and say so."""
     for name in names:
         await store.remove(name)

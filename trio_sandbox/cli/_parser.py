@@ -40,21 +40,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands)
-    _add_doctor(commands)
-    _add_image(commands)
+    _fill_run(
+        commands.add_parser(
+            "run",
+            help="run Python code in a fresh virtual machine",
+            description="Run Python code in a fresh virtual machine, and show what it prints while it prints it.",
+            epilog=EXIT_STATUSES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _fill_doctor(
+        commands.add_parser(
+            "doctor",
+            help="say what is there, what is missing and how to get it",
+            description="Say what of this machine is there, what is missing and how to get it. "
+            "Exit status 0: sandboxes can run; 1: something is missing.",
+            allow_abbrev=False,
+        )
+    )
+    _fill_image(commands.add_parser("image", help="build, list and remove images", allow_abbrev=False))
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    run = commands.add_parser(
-        "run",
-        help="run Python code in a fresh virtual machine",
-        description="Run Python code in a fresh virtual machine, and show what it prints while it prints it.",
-        epilog=EXIT_STATUSES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _fill_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
     source.add_argument("-c", dest="code", metavar="CODE", help="the code itself")
     source.add_argument("file", nargs="?", metavar="FILE", help="a file of code; - (as without FILE): standard input")
@@ -91,20 +100,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_cache_dir(run)
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        help="say what is there, what is missing and how to get it",
-        description="Say what of this machine is there, what is missing and how to get it. "
-        "Exit status 0: sandboxes can run; 1: something is missing.",
-        allow_abbrev=False,
-    )
+def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     _add_cache_dir(doctor)
 
 
-def _add_image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    image = commands.add_parser("image", help="build, list and remove images", allow_abbrev=False)
+def _fill_image(image: argparse.ArgumentParser) -> None:
     actions = image.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     build = actions.add_parser("build", help="build images now, not when they are first used", allow_abbrev=False)

@@ -34,14 +34,14 @@ class LineProgress:
 @contextmanager
 def open_progress(*, quiet: bool, output: TextIO | None = None) -> Generator[ShowProgress]:
     """Yield what to call with each `Progress`; leaving the block clears the bars away."""
-    output = output or sys.stderr
+    stream: TextIO = sys.stderr if output is None else output
     if quiet:
         yield _show_nothing
-    elif output.isatty():
-        with _open_bars(output) as show:
+    elif stream.isatty():
+        with _open_bars(stream) as show:
             yield show
     else:
-        yield LineProgress(output)
+        yield LineProgress(stream)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 
 def complain(message: str) -> None:
@@ -13,7 +14,7 @@ def complain(message: str) -> None:
 def complain_about(exc: BaseException) -> None:
     """Print what happened and why, without tracebacks; of a group, each thing that happened."""
     if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
+        for inner in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
             complain_about(inner)
         return
     complain(str(exc) or repr(exc))

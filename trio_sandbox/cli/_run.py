@@ -182,7 +182,7 @@ async def run_until_signal(
         status = _status.SIGNAL_BASE + signal.SIGPIPE
     except* (SandboxError, OSError) as group:
         complain_about(group)
-    return _status.SIGNAL_BASE + received[0] if received else status
+    return _status.SIGNAL_BASE + received[0] if received else status  # noqa: ASYNC910 (nurseries are checkpoints)
 
 
 async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write) -> int:

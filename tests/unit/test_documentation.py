@@ -1,0 +1,88 @@
+"""What the README and the documentation say can be typed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from tests.documented import ROOT, Block, blocks
+from trio_sandbox.cli import build_parser
+
+#: Types of news fragments, and what a fragment's file is called.
+FRAGMENT = re.compile(r"(\d+|\+[\w-]+)\.(?P<type>\w+)\.md")
+
+
+def commands() -> list[str]:
+    """Give the command lines behind the prompts of all `console` blocks."""
+    found: list[str] = []
+    for block in blocks("console"):
+        for line in block.text.splitlines():
+            if line.startswith("$ "):
+                found += [part.strip() for part in line.removeprefix("$ ").split("&&")]
+    return found
+
+
+def sessions() -> set[str]:
+    """Give the names of nox's sessions."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and "nox.session" in map(ast.unparse, node.decorator_list)
+    }
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_documented_command_can_be_typed(command: str) -> None:
+    words = shlex.split(command.partition(" < ")[0])
+    match words:
+        case ["trio-sandbox", *arguments]:
+            build_parser().parse_args(arguments)  # SystemExit if it can't
+        case (
+            ["python3", "-m", "nox", "-s", session, *_]
+            | ["pipx", "run", "nox", "-s", session]
+            | ["uvx", "nox", "-s", session]
+        ):
+            assert session in sessions()
+        case ["python3", "-m", "pip", "install", "nox"]:
+            pass
+        case _:
+            pytest.fail(f"no rule says how to check {command!r}")
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 10
+    assert {"hello", "tests", "lint", "typing", "docs", "bench"} <= sessions()
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+    readme = [line for block in blocks("console") if block.page.name == "README.md" for line in block.text.splitlines()]
+    script = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    did = [line for line in script if line and not line.startswith(("#", "set ", "cd "))]
+    assert did == ["python3 -m pip install nox && python3 -m nox -s tests"]
+    assert f"$ {did[0]}" in readme
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in blocks("python")])
+def test_python_blocks_compile(block: Block) -> None:
+    compile(block.text, block.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_expected_output_is_read_from_comments() -> None:
+    text = "# not this\nprint(1)  # 1\nx = 2  # nor this\nif x:\n    print('a # b')  # a # b\nprint(3)\n# 3\n# 4\n"
+    assert Block(ROOT / "x.md", 1, "python", text).expected_output() == "1\na # b\n3\n4\n"
+    assert Block(ROOT / "x.md", 1, "python", "x = 2  # nothing\n").expected_output() is None
+
+
+def test_news_fragments_have_names_that_towncrier_reads() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["towncrier"]
+    types = {entry["directory"] for entry in configuration["type"]}
+    for path in (ROOT / "newsfragments").iterdir():
+        if path.name not in ("README.md", "template.md.jinja"):
+            match = FRAGMENT.fullmatch(path.name)
+            assert match is not None, path.name
+            assert match["type"] in types
