@@ -152,10 +152,15 @@ async def test_a_handler_that_lets_a_broken_stream_pass_is_no_bug() -> None:
         while await stream.receive_some():
             pass
 
+    async def write_later(stream: ChannelStream) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"x")
+
     async def handler(stream: ChannelStream, header: dict[str, object]) -> None:
         if header.get("nursery"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read, stream)
+                nursery.start_soon(write_later, stream)
         else:
             await read(stream)
 

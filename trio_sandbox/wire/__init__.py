@@ -20,7 +20,7 @@ from ._errors import (
     StreamResetError as StreamResetError,
     WireError as WireError,
 )
-from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION
+from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, encode_json as encode_json
 from ._records import (
     JSON as JSON,
     STDERR as STDERR,

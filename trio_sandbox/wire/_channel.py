@@ -186,7 +186,7 @@ class Channel:
                 await trio.aclose_forcefully(self._transport)
 
     @trio.lowlevel.enable_ki_protection
-    async def _read(self) -> None:
+    async def _read(self) -> None:  # noqa: ASYNC910 - leaves only by an error of the transport, after which it ends
         connection = self._connection
         try:
             while True:
@@ -235,7 +235,9 @@ class Channel:
         self._streams[stream_id] = stream
         self._handlers.start_soon(self._handle, self._handler, stream, header)
 
-    async def _handle(self, handler: StreamHandler, stream: ChannelStream, header: dict[str, object]) -> None:
+    async def _handle(  # noqa: ASYNC910 - the handler's checkpoints are its own affair
+        self, handler: StreamHandler, stream: ChannelStream, header: dict[str, object]
+    ) -> None:
         try:
             await handler(stream, header)
         except (trio.BrokenResourceError, ExceptionGroup) as exc:
@@ -250,7 +252,7 @@ class Channel:
             stream.close()
 
     @trio.lowlevel.enable_ki_protection
-    async def _write(self) -> None:
+    async def _write(self) -> None:  # noqa: ASYNC910 - as above
         connection = self._connection
         try:
             while True:
@@ -263,7 +265,7 @@ class Channel:
                     self._bytes_sent += len(data)
                     await self._transport.send_all(data)
                     self._drained.wake()
-                elif not sent:
+                else:
                     if self._closed:
                         self._flushed.set()
                     await self._writer.wait()
@@ -306,6 +308,8 @@ class Channel:
             self._writer.wake()
             with trio.move_on_after(FLUSH_GRACE):
                 await self._flushed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
