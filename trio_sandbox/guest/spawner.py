@@ -49,6 +49,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """None: the default user of the `Confinement`."""
         targets: list[int]
         """What number each of the descriptors gets; 0 to 2 are /dev/null unless named."""
+        blocked: list[int]
+        """Signals that it starts with blocked."""
 
 
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
@@ -334,7 +336,9 @@ class Spawner:
         for fields in _read_database("/etc/passwd", 7):
             if str(wanted) in (fields[0], fields[2]):
                 user = _User(int(fields[2]), int(fields[3]), fields[0], fields[5], fields[6])
-                user.groups += [int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")]
+                user.groups += [
+                    int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")
+                ]
                 return user
         if isinstance(wanted, str):
             raise FileNotFoundError(errno.ENOENT, "no such user", wanted)
@@ -397,6 +401,7 @@ def _become(request: Request, descriptors: list[int], user: _User | None, member
         for target, descriptor in zip(request["targets"], descriptors, strict=True):
             os.dup2(descriptor, target)
         what = request["argv"][0]
+        signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
         _exec(request["argv"], _login_environment(user) if request["env"] is None else request["env"])
     except OSError as exc:
         os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))

@@ -1,0 +1,206 @@
+"""The agent's side of the spawner: children as Trio sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast, final
+
+import trio
+
+from .messages import receive_message, send_message
+
+if TYPE_CHECKING:
+    from .spawner import Request
+
+
+class SpawnerGoneError(Exception):
+    """The spawner ended. Its processes are dead, and no new ones can be had: the agent can't go on."""
+
+
+@final
+class Child:
+    """A process that the spawner forked, with all that it starts in turn. Made by `Children`."""
+
+    def __init__(self, children: Children, number: int) -> None:
+        self._children = children
+        self.number = number
+        self.pid = 0
+        """As processes in the guest see it; 0 until it is known."""
+        self.returncode: int | None = None
+        """As `subprocess.Popen.returncode`."""
+        self.oom_killed = False
+        """The kernel ended it because there was no memory left."""
+        self.failure: OSError | None = None
+        """Why it was never executed."""
+        self.on_exit: Callable[[], None] | None = None
+        """Called once when `returncode` or `failure` is known, in place of a task that waits."""
+        self._started = trio.Event()
+        self._exited = trio.Event()
+        self._empty = trio.Event()
+
+    async def wait_started(self) -> None:
+        """Wait until exec succeeded. Raises the `OSError` that kept it from that."""
+        await self._started.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def wait(self) -> int:
+        """Wait for its end and return its `returncode`; it must have started."""
+        await self._exited.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def wait_empty(self) -> None:
+        """Wait until neither it nor anything that it started is left."""
+        await self._empty.wait()
+
+    def signal(self, signum: int, *, group: bool = False) -> trio.Event:
+        """Send a signal, to its whole process group if *group*; the event tells when that was done."""
+        return self._children.signal(self, signum, group)
+
+    def kill(self) -> None:
+        """End it and everything that it started, at once and without waiting."""
+        if not self._empty.is_set():
+            self._children.post(("kill", self.number))
+
+    def _on_event(self, event: tuple[object, ...]) -> None:
+        match event:
+            case ("started", _, int(pid)):
+                self.pid = pid
+                self._started.set()
+                return
+            case ("failed", _, int(number), str(strerror), str(filename)):
+                self.failure = OSError(number, strerror, filename)
+                self._started.set()
+                self._empty.set()
+            case ("exited", _, int(returncode), bool(oom)):
+                self.returncode = returncode
+                self.oom_killed = oom
+                self._exited.set()
+            case _:
+                self._empty.set()
+                return
+        if self.on_exit is not None:
+            self.on_exit()
+
+
+@final
+class Children:
+    """All the processes of one spawner.
+
+    Args:
+      sock: The socket to the spawner, now ours. The spawner never waits for us, so that we may block on it.
+      adopted: How many processes it was asked for already, numbered from 0.
+
+    """
+
+    def __init__(self, sock: socket.socket, adopted: int = 0) -> None:
+        self._sock = sock
+        self._children: dict[int, Child] = {}
+        self._acknowledgements: deque[trio.Event] = deque()
+        self._next_number = 0
+        self.adopted = [self._new() for _ in range(adopted)]
+
+    def _new(self) -> Child:
+        child = Child(self, self._next_number)
+        self._children[child.number] = child
+        self._next_number += 1
+        return child
+
+    def start(self, request: Request, descriptors: list[int]) -> Child:
+        """Ask for a process, without waiting for it. The descriptors are copied."""
+        child = self._new()
+        self.post(("spawn", child.number, request), descriptors)
+        return child
+
+    async def spawn(
+        self,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None,
+        cwd: str | None,
+        user: str | int | None,
+        descriptors: Mapping[int, int],
+    ) -> Child:
+        """Start a process and wait until it executes its program. Cancelled: it is killed.
+
+        Args:
+          argv: The program, which is looked up in PATH, and its arguments.
+          env: Its whole environment; None for that of its user's login.
+          cwd: Its working directory; None for its user's home.
+          user: Name or number; None for the default user.
+          descriptors: Which of ours it gets as what; 0 to 2 are /dev/null where they are not named.
+
+        Raises:
+          OSError: as execve(2) and chdir(2) there, and for a user that does not exist.
+
+        """
+        request: Request = {
+            "argv": argv,
+            "env": env,
+            "cwd": cwd,
+            "user": user,
+            "targets": list(descriptors),
+            "blocked": [],
+        }
+        child = self.start(request, list(descriptors.values()))
+        try:
+            await child.wait_started()
+        except trio.Cancelled:
+            child.kill()
+            raise
+        return child
+
+    def signal(self, child: Child, signum: int, group: bool) -> trio.Event:
+        """See `Child.signal`."""
+        event = trio.Event()
+        self._acknowledgements.append(event)
+        self.post(("signal", child.number, signum, group))
+        return event
+
+    def post(self, request: tuple[object, ...], descriptors: Sequence[int] = ()) -> None:
+        """Send the spawner a request."""
+        # Without a spawner there is nothing left to request anything of, and `serve` says so.
+        with contextlib.suppress(OSError):
+            send_message(self._sock, request, descriptors, socket.MSG_NOSIGNAL)
+
+    async def serve(self) -> None:
+        """Take the spawner's events until cancelled; then close the socket, on which the spawner kills everything.
+
+        Raises:
+          SpawnerGoneError: if the spawner ended first.
+
+        """
+        with self._sock:
+            while True:
+                await trio.lowlevel.wait_readable(self._sock)
+                while True:
+                    try:
+                        received = receive_message(self._sock, socket.MSG_DONTWAIT)
+                    except BlockingIOError:
+                        break
+                    except ConnectionResetError:
+                        received = None
+                    if received is None:
+                        raise SpawnerGoneError("the spawner ended")
+                    self._dispatch(cast("tuple[object, ...]", received[0]))
+
+    def _dispatch(self, event: tuple[object, ...]) -> None:
+        if event[0] == "signalled":
+            self._acknowledgements.popleft().set()
+            return
+        number = cast("int", event[1])
+        # What comes after "failed" is about a process that never became one.
+        child = self._children.get(number)
+        if child is not None:
+            child._on_event(event)  # pyright: ignore[reportPrivateUsage]
+            if event[0] in ("failed", "empty"):
+                del self._children[number]
+
+
+def shell_status(returncode: int) -> int:
+    """Return 128 + n for a process that signal n ended, else its exit status."""
+    return 128 - returncode if returncode < 0 else returncode

@@ -1,0 +1,215 @@
+"""Service "code": source text for a language's persistent interpreter.
+
+A record stream. The host sends JSON:
+
+    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null}
+    {"interrupt": true}   SIGINT to the interpreter's process group
+    {"kill": true}        SIGKILL to everything that the interpreter ever started
+
+and gets what the run prints as records STDOUT and STDERR in order of arrival, then JSON and the end:
+
+    {"finished": {"exit_code": n, "restarted": bool, "state_kept": bool, "oom": bool, "duration": seconds}}
+    {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
+
+*restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
+interpreter lives on. When an interpreter ends so does all that it started, and "finished" waits for that.
+A host that ends the stream before "finished" gives the run up, and the interpreter with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable
+from typing import final
+
+import trio
+
+from ..wire import ChannelStream, RecordStream
+from .children import Child, Children
+from .interpreter import Interpreter, Run
+from .languages import LANGUAGES, Language, StartedInterpreter, start_interpreter
+from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
+from .processes import (
+    REQUEST_LIMIT,
+    BadRequestError,
+    failure_fields,
+    parse_environment,
+    parse_pipe,
+    parse_string,
+    parse_text,
+)
+
+#: Pipes of past runs that something in the background still holds, and that are read for its sake.
+_LEFTOVER_LIMIT = 64
+
+
+@final
+class CodeService:
+    """Runs code for the host, one run at a time in each language.
+
+    Args:
+      children: Where interpreters come from.
+      pipes: Where their input comes from.
+
+    """
+
+    def __init__(self, children: Children, pipes: ParkedPipes) -> None:
+        self._children = children
+        self._pipes = pipes
+        self._keepers: dict[str, _Keeper] = {}
+        self._nursery: trio.Nursery | None = None
+        self._leftovers: list[trio.CancelScope] = []
+
+    async def run(self, prestarted: StartedInterpreter | None, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the interpreters until cancelled.
+
+        Args:
+          prestarted: An interpreter of the first language that was asked for before we were there; it is
+            the first child that *children* adopted.
+          task_status: Tells when runs can be served.
+
+        """
+        async with trio.open_nursery() as self._nursery:
+            for language in LANGUAGES.values():
+                keeper = self._keepers[language.name] = _Keeper(language, self._children, self._keep_reading)
+                self._nursery.start_soon(keeper.keep, prestarted)
+                prestarted = None
+            task_status.started()
+
+    async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
+        """Serve one run."""
+        records = RecordStream(stream, limit=REQUEST_LIMIT)
+        request = await records.receive_json()
+        if request is None:
+            return
+        try:
+            code = parse_string(request.get("code"), "code")
+            env = parse_environment(request.get("env"))
+            cwd = parse_text(request.get("cwd"), "cwd")
+            number = parse_pipe(request.get("stdin"), "stdin")
+            keeper = self._keepers.get(parse_string(request.get("language"), "language"))
+            if keeper is None:
+                await records.send_json({"failed": failure_fields(_unknown_language(request))}, end=True)
+                return
+            async with contextlib.AsyncExitStack() as stack:
+                stdin = None if number is None else await stack.enter_async_context(self._pipes.take(number))
+                await keeper.run(Run(records, code, env, cwd, stdin))
+        except (BadRequestError, NoSuchPipeError) as exc:
+            stream.reset(str(exc))
+
+    def _keep_reading(self, descriptor: int) -> None:
+        assert self._nursery is not None
+        if len(self._leftovers) == _LEFTOVER_LIMIT:
+            self._leftovers[0].cancel(reason="too many pipes of past runs are held")
+        self._nursery.start_soon(self._discard, descriptor)
+
+    async def _discard(self, descriptor: int) -> None:
+        with trio.CancelScope() as scope:
+            self._leftovers.append(scope)
+            try:
+                await discard(descriptor)
+            finally:
+                self._leftovers.remove(scope)
+
+
+def _unknown_language(request: dict[str, object]) -> OSError:
+    known = ", ".join(LANGUAGES)
+    return OSError(errno.EINVAL, f"no language {request['language']!r:.80}; there are: {known}")
+
+
+@final
+class _Keeper:
+    """Keeps an interpreter of one language, and starts another when it ends."""
+
+    def __init__(self, language: Language, children: Children, keep_reading: Callable[[int], None]) -> None:
+        self._language = language
+        self._children = children
+        self._keep_reading = keep_reading
+        self._interpreter: Interpreter | None = None
+        self._wanted = trio.Event()
+        self._changed = trio.Event()
+        self._state_lost = False
+        self._run: Run | None = None
+
+    async def keep(self, prestarted: StartedInterpreter | None) -> None:
+        """Have an interpreter whenever one is wanted, until cancelled."""
+        while True:
+            if prestarted is not None:
+                child, started = self._children.adopted[0], prestarted
+                prestarted = None
+            else:
+                await self._wanted.wait()
+                asked: list[Child] = []
+                started = start_interpreter(
+                    self._language, lambda request, fds: asked.append(self._children.start(request, fds))
+                )
+                (child,) = asked
+            interpreter = Interpreter(self._language, child, started, self._keep_reading)
+            self._set(interpreter)
+            await interpreter.serve()
+            self._set(None)
+            # One that did its work is followed at once, for the next run not to wait. One that
+            # never did may fail again and again.
+            if interpreter.used and interpreter.failure is None:
+                self._state_lost = True
+            else:
+                self._wanted = trio.Event()
+
+    def _set(self, interpreter: Interpreter | None) -> None:
+        self._interpreter = interpreter
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def run(self, run: Run) -> None:
+        """Have *run* run, and obey its host until that ends the stream."""
+        if self._run is not None and not self._run.over.is_set():
+            await run.fail(OSError(errno.EBUSY, "the interpreter is busy with another run"))
+            return
+        self._run = run
+        try:
+            interpreter = await self._start(run)
+            if interpreter is None:
+                return
+            if run.stdin is None:
+                await self._obey(run, interpreter)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(feed, run.stdin, run.stdin_pipe)
+                await self._obey(run, interpreter)
+                nursery.cancel_scope.cancel(reason="the run is over")
+        finally:
+            run.over.set()
+
+    async def _start(self, run: Run) -> Interpreter | None:
+        while True:
+            self._wanted.set()
+            while self._interpreter is None:
+                await self._changed.wait()
+            interpreter = self._interpreter
+            run.restarted = self._state_lost
+            if await interpreter.accept(run):
+                self._state_lost = False
+                return interpreter
+            if interpreter.failure is not None:
+                await run.fail(interpreter.failure)
+                return None
+
+    async def _obey(self, run: Run, interpreter: Interpreter) -> None:
+        try:
+            while (request := await run.records.receive_json()) is not None:
+                if run.over.is_set():
+                    continue
+                match request:
+                    case {"interrupt": True}:
+                        interpreter.interrupt()
+                    case {"kill": True}:
+                        interpreter.kill()
+                    case _:
+                        run.records.stream.reset(f"not a request to a run: {request!r:.80}")
+                        return
+        finally:
+            if not run.over.is_set():
+                interpreter.kill()
+                with trio.CancelScope(shield=True):
+                    await run.over.wait()

@@ -1,0 +1,179 @@
+"""Process 1 of a virtual machine: sets the guest up, starts the spawner and is the agent.
+
+Its ending is a kernel panic, which ends the virtual machine: there is nothing to recover to.
+
+The order is for the first output to come soon: the spawner, which is to be small, and the first
+interpreter, which takes a while, are started before Trio is imported, which takes longer still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from . import mounts, spawner
+from .languages import PYTHON, StartedInterpreter, start_interpreter
+from .messages import send_message
+
+if TYPE_CHECKING:
+    from .spawner import Request
+
+#: The name of the virtio-serial port that the host listens at.
+PORT_NAME = "org.trio-sandbox.agent"
+#: The user that code and processes run as unless asked otherwise.
+DEFAULT_USER = 1000
+
+_IMAGE_DEVICE = "/dev/vdb"
+_IMAGE = "/image"
+_CGROUPS = "/sys/fs/cgroup"
+_USERS_CGROUP = f"{_CGROUPS}/users"
+#: Seconds that devices may take to show up.
+_DEVICE_PATIENCE = 30.0
+
+#: MiB that stay out of reach of users' processes, for the kernel and the agent to go on when those have taken all else.
+_RESERVED_MIB = 56
+#: Every process takes memory of the users' share, so that this only bounds how long a fork bomb takes to clear away.
+_MAXIMUM_PROCESSES = 4096
+_MAXIMUM_DESCRIPTORS = (1024, 65536)
+
+_RNDADDENTROPY = 0x40085203
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+def main() -> None:
+    """Be process 1, for ever. Called by /agent/__main__.py of the system disk."""
+    _mount_file_systems()
+    _confine_users()
+    _bring_loopback_up()
+    sock = _start_spawner()
+    prestarted = _start_interpreter(sock)
+    # Here is where the seconds go; the interpreter starts meanwhile.
+    import trio
+
+    from . import agent
+    from .children import Children
+
+    port = _open_port()
+
+    async def serve() -> None:
+        await agent.serve(
+            trio.lowlevel.FdStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity
+        )
+
+    trio.run(serve)
+    print("the host closed the guest's port", file=sys.stderr)
+
+
+def _mount_file_systems() -> None:
+    mounts.mount("proc", "/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+    mounts.mount("sysfs", "/sys", "sysfs", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+    mounts.mount("cgroup2", _CGROUPS, "cgroup2", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
+    if not os.path.exists("/dev/null"):
+        mounts.mount("devtmpfs", "/dev", "devtmpfs", mounts.MS_NOSUID)
+    _wait_for(_IMAGE_DEVICE)
+    mounts.mount(_IMAGE_DEVICE, _IMAGE, "ext4", mounts.MS_NOATIME)
+
+
+def _wait_for(path: str) -> None:
+    deadline = time.monotonic() + _DEVICE_PATIENCE
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(f"{path} did not show up within {_DEVICE_PATIENCE} seconds")
+        time.sleep(0.005)
+
+
+def _confine_users() -> None:
+    """Make the control group that users' processes share: they must leave us memory, processor time and process ids."""
+    _write(f"{_CGROUPS}/cgroup.subtree_control", "+cpu +memory +pids")
+    os.mkdir(_USERS_CGROUP)
+    with open("/proc/meminfo", "rb") as file:
+        total_mib = int(file.readline().split()[1]) >> 10
+    _write(f"{_USERS_CGROUP}/memory.max", f"{max(total_mib - _RESERVED_MIB, total_mib // 2)}M")
+    _write(f"{_USERS_CGROUP}/pids.max", str(_MAXIMUM_PROCESSES))
+    _write("/proc/self/oom_score_adj", "-1000")
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, _MAXIMUM_DESCRIPTORS)
+
+
+def _write(path: str, text: str) -> None:
+    # Unbuffered, so that an error comes here and names the file.
+    with open(path, "wb", buffering=0) as file:
+        file.write(text.encode())
+
+
+def _bring_loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags: int = struct.unpack_from("h", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)[0]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def _start_spawner() -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            spawner.main(theirs, spawner.Confinement(root=_IMAGE, cgroup=_USERS_CGROUP, user=DEFAULT_USER))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    theirs.close()
+    # The spawner is a child of this one, in a PID namespace of its own; what we forked ends at once.
+    os.waitpid(pid, 0)
+    # Nothing else is ever a child of ours but the spawner, and that must not become a zombie: its end is seen on the socket.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    return ours
+
+
+def _start_interpreter(sock: socket.socket) -> StartedInterpreter:
+    def spawn(request: Request, descriptors: list[int]) -> None:
+        send_message(sock, ("spawn", 0, request), descriptors)
+
+    return start_interpreter(PYTHON, spawn)
+
+
+def _open_port() -> int:
+    deadline = time.monotonic() + _DEVICE_PATIENCE
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir("/sys/class/virtio-ports"):
+                with open(f"/sys/class/virtio-ports/{name}/name", "rb") as file:
+                    if file.read().decode().strip() == PORT_NAME:
+                        _wait_for(f"/dev/{name}")
+                        return os.open(f"/dev/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(f"no virtio-serial port named {PORT_NAME}")
+        time.sleep(0.005)
+
+
+def _adopt_identity(hello: Mapping[str, object]) -> None:
+    """Take the time, some randomness and the name that the host gives us."""
+    match hello.get("time"):
+        case int(seconds) | float(seconds):
+            time.clock_settime(time.CLOCK_REALTIME, seconds)
+        case _:
+            pass
+    match hello.get("entropy"):
+        case str(digits):
+            entropy = bytes.fromhex(digits)
+            with open("/dev/random", "wb", buffering=0) as file:
+                # struct rand_pool_info: bits that it is worth, bytes, and the bytes (random(4)).
+                fcntl.ioctl(file, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+        case _:
+            pass
+    match hello.get("hostname"):
+        case str(name):
+            socket.sethostname(name)
+        case _:
+            pass

@@ -1,0 +1,370 @@
+"""One interpreter process of the service "code", and the runs that it takes one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import select
+import signal
+import struct
+import termios
+import time
+from collections.abc import Callable
+from typing import final
+
+import trio
+
+from ..wire import JSON, STDERR, STDOUT, ChannelStream, RecordStream, encode_json
+from .children import Child, shell_status
+from .languages import Language, StartedInterpreter, send_code, send_sync
+from .pipes import CHUNK, open_pipe
+from .processes import failure_fields
+
+#: Seconds that an idle worker may take to answer. One that does not is not in our code any more.
+_SYNC_PATIENCE = 2.0
+#: Bytes of what an interpreter complained about before it was ready that are worth showing.
+_COMPLAINT_LIMIT = 4096
+#: Longer than any message of a worker, whose forms are below.
+_MESSAGE_LIMIT = 64
+
+# What a worker says: a letter, and for the last two the number of the run.
+_READY = b"R"
+_SYNCED = b"S"
+_DONE = struct.Struct(">cIB")
+_FAILED = struct.Struct(">cI")
+
+
+@final
+class Run:
+    """One run, as the host asked for it.
+
+    Args:
+      records: Where its output and its end go.
+      code: Source text.
+      env: Variables to set in the interpreter's environment.
+      cwd: Directory to change to, or None.
+      stdin: What it reads, or None for nothing.
+
+    """
+
+    def __init__(
+        self,
+        records: RecordStream,
+        code: str,
+        env: dict[str, str] | None,
+        cwd: str | None,
+        stdin: ChannelStream | None,
+    ) -> None:
+        self.records = records
+        self.code = code
+        self.env = env
+        self.cwd = cwd
+        self.stdin = stdin
+        self.stdin_pipe = -1
+        """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
+        self.restarted = False
+        self.over = trio.Event()
+        """It has an end; that may still be on its way to the host."""
+        self._unheard = False
+        self._started_at = time.perf_counter()
+
+    async def send(self, output: list[tuple[bytes, bytes]], *, end: bool = False) -> None:
+        """Send the host some records, unless it has given the run up."""
+        if self._unheard:
+            return
+        try:
+            await self.records.send_many(output, end=end)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._unheard = True  # whoever reads `records` sees it as well, and ends the run
+
+    async def finish(self, output: list[tuple[bytes, bytes]], returncode: int, *, state_kept: bool, oom: bool) -> None:
+        """Send the last of the output and how it ended."""
+        result: dict[str, object] = {
+            "exit_code": shell_status(returncode),
+            "restarted": self.restarted,
+            "state_kept": state_kept,
+            "oom": oom,
+            "duration": time.perf_counter() - self._started_at,
+        }
+        self.over.set()
+        await self.send([*output, (JSON, encode_json({"finished": result}))], end=True)
+
+    async def fail(self, error: OSError) -> None:
+        """Say why nothing was run."""
+        self.over.set()
+        await self.send([(JSON, encode_json({"failed": failure_fields(error)}))], end=True)
+
+
+@final
+class Interpreter:
+    """One interpreter process, with its worker in it.
+
+    A run needs three descriptors to be watched at once. An epoll of our own does it with one task
+    and one wake-up, and tells in which order they became ready, which is the order of arrival.
+
+    Args:
+      language: What it interprets.
+      child: Its process.
+      started: Our ends of what it was started with, owned from now on.
+      keep_reading: Takes a pipe over that something of the run's holds after its end.
+
+    """
+
+    def __init__(
+        self, language: Language, child: Child, started: StartedInterpreter, keep_reading: Callable[[int], None]
+    ) -> None:
+        self.used = False
+        """A run was handed to it."""
+        self.failure: OSError | None = None
+        """Why it never came to take code; known once it is over."""
+        self._language = language
+        self._child = child
+        self._control = started.control
+        self._complaints = started.stderr
+        self._complaint = b""
+        self._keep_reading = keep_reading
+        self._ready = False
+        self._dying = False
+        self._over = trio.Event()
+        self._run: Run | None = None
+        self._pipes: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
+        self._number = 0
+        self._interrupts: list[trio.Event] = []
+        self._synced = trio.Event()
+        self._exit = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        for descriptor in (self._control.fileno(), self._complaints, self._exit):
+            self._epoll.register(descriptor, select.EPOLLIN)
+        child.on_exit = self._on_exit
+        if child.failure is not None or child.returncode is not None:
+            self._on_exit()
+
+    # --- For the tasks that have runs ---
+
+    async def accept(self, run: Run) -> bool:
+        """Start *run*; False if the interpreter turns out to be over, or can't be trusted to begin a run."""
+        if self._interrupts:
+            # The last run's SIGINT may still be on its way. It must not hit this one.
+            with trio.move_on_after(_SYNC_PATIENCE) as patience:
+                for delivered in self._interrupts:
+                    await delivered.wait()
+                self._synced = trio.Event()
+                with contextlib.suppress(OSError):
+                    send_sync(self._control)
+                await self._synced.wait()
+            if patience.cancelled_caught:
+                self.kill()
+            self._interrupts.clear()
+        if not self._dying and self._start(run):
+            return True
+        self.kill()
+        await self._over.wait()
+        return False
+
+    def _start(self, run: Run) -> bool:
+        self.used = True
+        self._number = next(self._numbers)
+        theirs: list[int] = []
+        try:
+            if run.stdin is not None:
+                run.stdin_pipe, reader = open_pipe(for_writing=True)
+                theirs.append(reader)
+            for tag in (STDOUT, STDERR):
+                ours, writer = open_pipe(for_writing=False)
+                theirs.append(writer)
+                self._pipes[ours] = tag
+                self._epoll.register(ours, select.EPOLLIN)
+            send_code(self._control, self._number, run.code, run.env, run.cwd, theirs)
+        except OSError:
+            self._close_pipes()
+            if run.stdin_pipe >= 0:
+                os.close(run.stdin_pipe)
+            return False
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self._run = run
+        return True
+
+    def interrupt(self) -> None:
+        """Send the run SIGINT."""
+        self._interrupts.append(self._child.signal(int(signal.SIGINT), group=True))
+
+    def kill(self) -> None:
+        """End the interpreter and everything that it started, at once; the run's end follows."""
+        self._dying = True
+        self._child.kill()
+
+    # --- The task that has the interpreter ---
+
+    async def serve(self) -> None:
+        """Forward output and ends of runs until the interpreter is over."""
+        try:
+            while self._child.returncode is None and self._child.failure is None:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await self._take_turn()
+            await self._end()
+        finally:
+            self._close()
+
+    def _on_exit(self) -> None:
+        os.eventfd_write(self._exit, 1)
+
+    async def _take_turn(self) -> None:
+        output: list[tuple[bytes, bytes]] = []
+        message = None
+        for descriptor, events in self._epoll.poll(0):
+            if descriptor in self._pipes:
+                if events & select.EPOLLIN:
+                    output.append((self._pipes[descriptor], _read(descriptor, CHUNK)))
+                else:
+                    self._close_pipe(descriptor)  # no writer is left, and nothing to read
+            elif descriptor == self._control.fileno():
+                message = self._receive()
+            elif descriptor == self._complaints:
+                self._hear_complaint()
+        run = self._run
+        if run is None:
+            assert not output
+        elif message is not None and len(message) == _DONE.size and message.startswith(b"D"):
+            self._run = None
+            await run.finish(await self._rest(run, output), message[-1], state_kept=True, oom=False)
+        elif message is not None:
+            self._run = None
+            self._close_pipes()
+            await run.fail(OSError(error := int(message[_FAILED.size :]), os.strerror(error), run.cwd))
+        elif output:
+            await run.send(output)
+
+    def _receive(self) -> bytes | None:
+        """Take a message of the worker, and return it if it is the end of our run."""
+        try:
+            message = self._control.recv(_MESSAGE_LIMIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            message = b""
+        if message == b"":
+            # Code has closed it, if the interpreter does not end by itself. It may go on to the end of the run.
+            self._epoll.unregister(self._control)
+            self._dying = True
+            if self._run is None:
+                self.kill()
+        elif message == _READY and not self._ready:
+            self._ready = True
+            self._stop_listening_to_complaints()
+        elif message == _SYNCED and self._run is None:
+            self._synced.set()
+        elif self._run is not None and self._is_end(message):
+            return message
+        else:
+            self.kill()  # our worker says no such thing
+        return None
+
+    def _is_end(self, message: bytes) -> bool:
+        if len(message) == _DONE.size and message.startswith(b"D"):
+            return _DONE.unpack(message)[1] == self._number
+        head, rest = message[: _FAILED.size], message[_FAILED.size :]
+        return head == _FAILED.pack(b"F", self._number) and rest.isdigit() and len(rest) <= 3
+
+    async def _rest(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Send what the pipes hold now, which is all that the run printed, and return the last of it unsent."""
+        for descriptor, tag in list(self._pipes.items()):
+            # Not more, or something that prints in the background could keep us here.
+            left: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+            while left > 0 and (data := _read(descriptor, min(left, CHUNK))):
+                left -= len(data)
+                output.append((tag, data))
+                if left > 0:
+                    await run.send(output)
+                    output = []
+        for descriptor in list(self._pipes):
+            try:
+                ended = os.read(descriptor, 1) == b""
+            except BlockingIOError:
+                ended = False
+            if ended:
+                self._close_pipe(descriptor)
+            else:
+                self._epoll.unregister(descriptor)
+                del self._pipes[descriptor]
+                self._keep_reading(descriptor)
+        return output
+
+    async def _end(self) -> None:
+        """Make sure that nothing is left of it, and tell the run."""
+        child = self._child
+        self._dying = True
+        if child.failure is not None:
+            self.failure = OSError(
+                child.failure.errno,
+                f"this image can't run {self._language.name}: {child.failure.strerror}",
+                child.failure.filename,
+            )
+        else:
+            child.kill()
+            await child.wait_empty()
+            if not self._ready:
+                self._hear_complaint()
+                complaint = self._complaint.decode("utf-8", "replace").strip()
+                self.failure = OSError(
+                    f"the interpreter of {self._language.name} ended with status {child.returncode} "
+                    f"before it took code{complaint and ': '}{complaint}"
+                )
+        run, self._run = self._run, None
+        if run is None:
+            return
+        if self.failure is not None:
+            await run.fail(self.failure)
+        else:
+            assert child.returncode is not None
+            output = await self._rest(run, [])
+            await run.finish(output, child.returncode, state_kept=False, oom=child.oom_killed)
+
+    def _hear_complaint(self) -> None:
+        if self._complaints < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._complaints, CHUNK)
+            self._complaint = (self._complaint + data)[-_COMPLAINT_LIMIT:]
+            if not data:
+                self._stop_listening_to_complaints()
+
+    def _stop_listening_to_complaints(self) -> None:
+        if self._complaints >= 0:
+            os.close(self._complaints)  # which takes it out of the epoll
+            self._complaints = -1
+
+    def _close_pipe(self, descriptor: int) -> None:
+        del self._pipes[descriptor]
+        os.close(descriptor)
+
+    def _close_pipes(self) -> None:
+        for descriptor in list(self._pipes):
+            self._close_pipe(descriptor)
+
+    def _close(self) -> None:
+        self._dying = True
+        self._over.set()
+        self._synced.set()
+        self._child.on_exit = None
+        self._child.kill()
+        if self._run is not None:
+            self._run.over.set()
+        self._close_pipes()
+        self._stop_listening_to_complaints()
+        self._control.close()
+        trio.lowlevel.notify_closing(self._epoll.fileno())
+        self._epoll.close()
+        os.close(self._exit)
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Read from a run's pipe, out of which the run itself may have taken what we were told was there."""
+    try:
+        return os.read(descriptor, size)
+    except BlockingIOError:
+        return b""

@@ -1,0 +1,105 @@
+"""Streams that carry what a process reads and prints, and the kernel pipes at their other ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import final
+
+import trio
+
+from ..wire import ChannelStream, StreamResetError
+
+#: Bytes that are read of a pipe at once: what the kernel keeps in one unless told otherwise.
+CHUNK = 65536
+#: Streams that may wait for a process to name them.
+_PARKED_LIMIT = 256
+#: Seconds that a request waits for a stream that it names. The host opens them first, so that what
+#: is missing now is only the turn of the task that parks it.
+_PATIENCE = 5.0
+
+
+class NoSuchPipeError(Exception):
+    """A request names a stream that the host did not open as a pipe, or named before."""
+
+
+@final
+class ParkedPipes:
+    """Service "pipe": streams that the host opened for the input or output of a process to come."""
+
+    def __init__(self) -> None:
+        self._parked: dict[int, tuple[ChannelStream, trio.Event]] = {}
+        self._arrived = trio.Event()
+
+    async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
+        """Keep *stream* until a request that took it is done with it."""
+        if len(self._parked) >= _PARKED_LIMIT:
+            stream.reset(f"more than {_PARKED_LIMIT} pipes wait for a process")
+            return
+        done = trio.Event()
+        self._parked[stream.id] = stream, done
+        self._arrived.set()
+        self._arrived = trio.Event()
+        try:
+            await done.wait()
+        finally:
+            self._parked.pop(stream.id, None)
+
+    @asynccontextmanager
+    async def take(self, number: int) -> AsyncGenerator[ChannelStream]:
+        """Yield the stream of that id for a block; leaving it closes the stream, or resets it if it is not finished.
+
+        Raises:
+          NoSuchPipeError: if there is none, or another request has it.
+
+        """
+        with trio.move_on_after(_PATIENCE):
+            while number not in self._parked:
+                await self._arrived.wait()
+        if number not in self._parked:
+            raise NoSuchPipeError(f"no pipe with the stream id {number}")
+        stream, done = self._parked.pop(number)
+        try:
+            yield stream
+        finally:
+            stream.close()
+            done.set()
+
+
+async def feed(stream: ChannelStream, descriptor: int) -> None:
+    """Write what the host sends to the pipe *descriptor*, which is closed when either end is."""
+    async with trio.lowlevel.FdStream(descriptor) as pipe:
+        try:
+            while data := await stream.receive_some(CHUNK):
+                await pipe.send_all(data)
+        except StreamResetError:
+            pass  # the host gave it up: end of file, there is nothing else to tell a process
+        except trio.BrokenResourceError:
+            stream.reset("nobody reads this any more")
+
+
+async def drain(descriptor: int, stream: ChannelStream) -> None:
+    """Send the host what comes out of the pipe *descriptor*, which is closed when either end is."""
+    async with trio.lowlevel.FdStream(descriptor) as pipe:
+        # Where the host gave it up, closing the pipe is what tells the process.
+        with contextlib.suppress(StreamResetError):
+            while data := await pipe.receive_some(CHUNK):
+                await stream.send_all(data)
+            await stream.send_eof()
+
+
+async def discard(descriptor: int) -> None:
+    """Read the pipe *descriptor* to its end, for whoever still writes to it not to be hurt by our not listening."""
+    async with trio.lowlevel.FdStream(descriptor) as pipe:
+        while await pipe.receive_some(CHUNK):
+            pass
+
+
+def open_pipe(for_writing: bool) -> tuple[int, int]:
+    """Return our end of a new pipe, which does not block, and the end for a process."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = (writer, reader) if for_writing else (reader, writer)
+    os.set_blocking(ours, False)
+    return ours, theirs

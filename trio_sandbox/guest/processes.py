@@ -1,0 +1,182 @@
+"""Service "process": one process with its descendants, for as long as the host keeps the stream open.
+
+A record stream of JSON. The host asks first, and may ask for more while the process runs:
+
+    {"argv": [...], "env": {..} | null, "cwd": str | null, "user": str | int | null,
+     "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null}     ids of "pipe" streams; null is /dev/null
+    {"signal": n}       to the process
+    {"kill": true}      to it and all of its descendants
+
+    {"started": pid}    or {"failed": {"errno": n, "strerror": str, "filename": str}} and the end
+    {"exited": status}  as `subprocess.Popen.returncode`, and the end
+
+"exited" is sent when the process has ended, or after "kill" when none of its descendants is left either. What it
+printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from typing import cast, final
+
+import trio
+
+from ..wire import ChannelStream, RecordStream
+from .children import Child, Children
+from .pipes import NoSuchPipeError, ParkedPipes, drain, feed, open_pipe
+
+#: Bytes of one request. JSON writes a character that is not ASCII with up to three times the bytes of UTF-8.
+REQUEST_LIMIT = 32 * 2**20
+
+
+_HIGHEST_SIGNAL = 64
+
+
+class BadRequestError(Exception):
+    """The host asked for what no host of ours asks."""
+
+
+@final
+class ProcessService:
+    """Starts processes for the host."""
+
+    def __init__(self, children: Children, pipes: ParkedPipes) -> None:
+        self._children = children
+        self._pipes = pipes
+
+    async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
+        """Serve one process."""
+        records = RecordStream(stream, limit=REQUEST_LIMIT)
+        message = await records.receive_json()
+        if message is None:
+            return
+        try:
+            request = _Request(message)
+            # The pipes are let go of last, when no task uses them any more.
+            async with AsyncExitStack() as stack:
+                pipes = {
+                    target: await stack.enter_async_context(self._pipes.take(number))
+                    for target, number in request.pipes.items()
+                }
+                await self._serve_process(records, request, pipes)
+        except (BadRequestError, NoSuchPipeError) as exc:
+            stream.reset(str(exc))
+
+    async def _serve_process(self, records: RecordStream, request: _Request, pipes: dict[int, ChannelStream]) -> None:
+        async with trio.open_nursery() as nursery:
+            theirs: dict[int, int] = {}
+            try:
+                for target, stream in pipes.items():
+                    ours, theirs[target] = open_pipe(for_writing=target == 0)
+                    if target == 0:
+                        nursery.start_soon(feed, stream, ours)
+                    else:
+                        nursery.start_soon(drain, ours, stream)
+                if request.merge_stderr and 1 in theirs:
+                    theirs[2] = os.dup(theirs[1])
+                child = await self._children.spawn(
+                    request.argv, env=request.env, cwd=request.cwd, user=request.user, descriptors=theirs
+                )
+            except OSError as exc:
+                # The tasks end with the pipes, which nobody else has.
+                await records.send_json({"failed": failure_fields(exc)}, end=True)
+                return
+            finally:
+                for descriptor in theirs.values():
+                    os.close(descriptor)
+            process = _Process(child, records)
+            try:
+                await records.send_json({"started": child.pid})
+                nursery.start_soon(process.report)
+                await process.obey()
+            finally:
+                child.kill()
+            nursery.cancel_scope.cancel(reason="the host ended the process's stream")
+
+
+@final
+class _Request:
+    """A request that was checked, as far as it is for us to check."""
+
+    def __init__(self, message: dict[str, object]) -> None:
+        self.argv = _parse_argv(message.get("argv"))
+        self.env = parse_environment(message.get("env"))
+        self.cwd = parse_text(message.get("cwd"), "cwd")
+        user = message.get("user")
+        self.user = user if type(user) is int else parse_text(user, "user")
+        self.merge_stderr = message.get("stderr") == "stdout"
+        self.pipes: dict[int, int] = {}
+        for target, name in enumerate(("stdin", "stdout", "stderr")):
+            number = parse_pipe(message.get(name), name) if target < 2 or not self.merge_stderr else None
+            if number is not None:
+                self.pipes[target] = number
+
+
+@final
+class _Process:
+    def __init__(self, child: Child, records: RecordStream) -> None:
+        self._child = child
+        self._records = records
+        self._killed = False
+
+    async def report(self) -> None:
+        """Tell the host when it is over."""
+        status = await self._child.wait()
+        if self._killed:
+            await self._child.wait_empty()
+        await self._records.send_json({"exited": status}, end=True)
+
+    async def obey(self) -> None:
+        """Take requests until the host ends the stream."""
+        while (request := await self._records.receive_json()) is not None:
+            match request:
+                case {"signal": int(signum)} if 0 < signum <= _HIGHEST_SIGNAL:
+                    self._child.signal(signum)
+                case {"kill": True}:
+                    self._killed = True
+                    self._child.kill()
+                case _:
+                    self._records.stream.reset(f"not a request to a running process: {request!r:.80}")
+                    return
+
+
+def failure_fields(error: OSError) -> dict[str, object]:
+    """Return what the host needs to raise *error* again."""
+    filename = None if error.filename is None else str(cast("object", error.filename))
+    return {"errno": error.errno or 0, "strerror": error.strerror or str(error), "filename": filename}
+
+
+def _parse_argv(value: object) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise BadRequestError(f"argv must be a list that is not empty, not {value!r:.80}")
+    return [parse_string(argument, "an argument") for argument in cast("list[object]", value)]
+
+
+def parse_environment(value: object) -> dict[str, str] | None:
+    """Check and return a request's environment."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadRequestError(f"env must be an object or null, not {value!r:.80}")
+    items = cast("dict[str, object]", value).items()
+    return {name: parse_string(text, f"the variable {name!r:.80}") for name, text in items}
+
+
+def parse_text(value: object, what: str) -> str | None:
+    """Check and return a string of a request, or null."""
+    return None if value is None else parse_string(value, what)
+
+
+def parse_string(value: object, what: str) -> str:
+    """Check and return a string of a request."""
+    if type(value) is not str:
+        raise BadRequestError(f"{what} must be a string, not {value!r:.80}")
+    return value
+
+
+def parse_pipe(value: object, what: str) -> int | None:
+    """Check and return the id of a stream in a request, or null."""
+    if value is None or type(value) is int:
+        return value
+    raise BadRequestError(f"{what} must be a stream's id or null, not {value!r:.80}")

@@ -1,0 +1,345 @@
+"""The program that a Python interpreter in an image runs to take code from the agent.
+
+The agent sends this text to the interpreter (see `BOOT` in `languages`), so it stands alone: the
+standard library of Python 3.9 or later. It runs in the process of code that nobody trusts, and
+guards itself against accidents only. What that code can do on purpose is break its own interpreter:
+the agent then ends that, and starts another.
+
+- The agent's messages come over a private socket, the `_control` of our globals. Everything that
+  we use is bound at the start, and our builtins are a copy: code may redefine what it sees.
+- Each run has pipes of its own on descriptors 1 and 2 (and 0, if it has input). In between these
+  are /dev/null, so that the pipes end with the run unless something in the background holds them.
+- SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
+  for; the agent then sends "sync" before the next run, which forgets it.
+"""
+
+from __future__ import annotations
+
+import array
+import io
+import linecache
+import os
+import sys
+import traceback
+
+# The modules around these two make enumeration members of every number, which costs more than the calls.
+from _signal import pthread_sigmask, signal as set_handler
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
+from collections import deque
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from marshal import loads
+from os import O_RDWR, _exit, chdir, close, dup2, environ, fstat, getpid, open as open_descriptor, write
+from signal import (
+    SIG_BLOCK,
+    SIG_IGN,
+    SIG_UNBLOCK,
+    SIGALRM,
+    SIGCHLD,
+    SIGHUP,
+    SIGINT,
+    SIGPROF,
+    SIGUSR1,
+    SIGUSR2,
+    SIGVTALRM,
+    default_int_handler,
+    raise_signal,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn, Optional
+
+    _control: socket
+
+#: Out of the way of code that counts on low numbers, or closes them.
+_LOWEST_DESCRIPTOR = 100
+#: Longer than any message of the agent; longer texts come in memory files.
+_MESSAGE_LIMIT = 1 << 17
+#: Bytes of past runs' source that is kept to be shown in tracebacks.
+_SOURCES_LIMIT = 8 << 20
+#: What an interpreter ends with that can't go on for a reason of its own.
+_EX_SOFTWARE = 70
+
+_READY = b"R"
+_DONE = b"D"
+_FAILED = b"F"
+_SYNCED = b"S"
+
+#: Signals that are kept from the code's handlers while we run: those that code commonly has handlers
+#: for, but for SIGTERM, which is to end an idle interpreter. Plain numbers, and few: they cost time in every run.
+_held_back = [int(number) for number in (SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGPROF, SIGUSR1, SIGUSR2, SIGVTALRM)]
+
+_main = sys.modules["__main__"].__dict__
+_print_exception = traceback.print_exception
+
+
+class _Interrupts:
+    """Who gets SIGINT: the code of a run, while it is on the main thread's stack, and nobody else.
+
+    In between it is blocked, and so are those that the code may have handlers for, which may raise.
+    The handler is ours as well, since a thread of the code's may take a signal that we block.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        # Trio and asyncio take SIGINT over only from Python's own handler.
+        self._users_handler: Any = default_int_handler
+        set_handler(SIGINT, self._note)
+        pthread_sigmask(SIG_BLOCK, _held_back)
+
+    def _note(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.pending = True
+
+    def forget(self) -> None:
+        """Drop what has come so far; ignoring a signal discards a blocked one."""
+        set_handler(SIGINT, SIG_IGN)
+        set_handler(SIGINT, self._note)
+        self.pending = False
+
+    def call(self, function: Callable[[], object]) -> Optional[BaseException]:
+        """Call *function* with signals as the code wants them; return what it raised."""
+        error = None
+        # Between the two calls in the inner block any line here may raise KeyboardInterrupt. After
+        # the second it can't, and one signal is all that the agent sends, so it is done twice at most.
+        try:
+            try:
+                self._arm()
+                function()
+            except BaseException as exc:
+                error = exc
+            self._disarm()
+        except BaseException as exc:
+            self._disarm()
+            if error is None:
+                error = exc
+        return error
+
+    def _arm(self) -> None:
+        set_handler(SIGINT, self._users_handler)
+        pthread_sigmask(SIG_UNBLOCK, _held_back)
+        if self.pending:
+            self.pending = False
+            raise_signal(SIGINT)
+
+    def _disarm(self) -> None:
+        pthread_sigmask(SIG_BLOCK, _held_back)
+        handler = set_handler(SIGINT, self._note)
+        if handler != self._note:
+            self._users_handler = handler
+
+
+class _StandardStreams:
+    """sys.stdin, sys.stdout and sys.stderr, on descriptors that never close."""
+
+    def __init__(self) -> None:
+        self._encoding: str = sys.stdout.encoding
+        self._errors = [sys.stdin.errors, sys.stdout.errors, sys.stderr.errors]
+        self._had_input = False
+        self._streams: list[io.TextIOWrapper] = [self._make(descriptor) for descriptor in range(3)]
+        sys.stdin = sys.__stdin__ = self._streams[0]
+        sys.stdout = sys.__stdout__ = self._streams[1]
+        sys.stderr = sys.__stderr__ = self._streams[2]
+        self.disconnect()
+
+    def _make(self, descriptor: int) -> io.TextIOWrapper:
+        raw = io.FileIO(descriptor, "w" if descriptor else "r", closefd=False)
+        buffered = io.BufferedWriter(raw) if descriptor else io.BufferedReader(raw)
+        return io.TextIOWrapper(
+            buffered, self._encoding, self._errors[descriptor] or "strict", line_buffering=descriptor > 0
+        )
+
+    def connect(self, stdin: int, stdout: int, stderr: int) -> None:
+        """Give a run its descriptors, which are closed; *stdin* may be -1 for no input."""
+        # What threads printed since the last run goes where that was to go: nowhere.
+        self.flush()
+        for descriptor, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
+            if descriptor >= 0:
+                dup2(descriptor, target)
+                close(descriptor)
+        # A reader has buffered, and remembers, the last run's input.
+        stale = [self._had_input or stdin >= 0, False, False]
+        self._had_input = stdin >= 0
+        for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+            ours = self._streams[descriptor]
+            current = getattr(sys, name, None)
+            if stale[descriptor] or ours.closed:
+                self._streams[descriptor] = self._make(descriptor)
+                setattr(sys, f"__{name}__", self._streams[descriptor])
+            # A stream that the code put there is its own affair, as long as it can be used at all.
+            if current is None or current is ours or getattr(current, "closed", False):
+                setattr(sys, name, self._streams[descriptor])
+
+    def disconnect(self) -> None:
+        """Send on what is still in buffers, and let go of the run's descriptors."""
+        self.flush()
+        # Opened each time: code may close, or reuse, what we would keep open.
+        null = open_descriptor("/dev/null", O_RDWR)
+        for target in range(3):
+            dup2(null, target)
+        if null > 2:
+            close(null)
+
+    def flush(self) -> None:
+        """Empty the buffers of sys.stdout and sys.stderr, ours and the code's own."""
+        for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._streams[1:]):
+            try:
+                stream.flush()  # type: ignore[union-attr]
+            except BaseException:  # the code's own object, or one of ours that it closed
+                pass
+
+
+class _Worker:
+    def __init__(self, control: socket) -> None:
+        moved = fcntl(control.fileno(), F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
+        control.close()
+        self._control = socket(fileno=moved)
+        self._identity = _identity(moved)
+        self._pid = getpid()
+        self._interrupts = _Interrupts()
+        self._streams = _StandardStreams()
+        self._sources: deque[tuple[str, int]] = deque()
+        self._sources_size = 0
+        os.register_at_fork(after_in_child=self._close_control)
+
+    def _is_control_ours(self) -> bool:
+        try:
+            return _identity(self._control.fileno()) == self._identity
+        except OSError:
+            return False
+
+    def _close_control(self) -> None:
+        # Its number may be another file's by now.
+        if self._is_control_ours():
+            self._control.close()
+
+    def serve(self) -> int:
+        """Take code until the agent is gone; return the exit status of a process that code forked off."""
+        self._send(_READY)
+        while True:
+            message, descriptors = self._receive()
+            if message[0] == "sync":
+                self._interrupts.forget()
+                self._send(_SYNCED)
+                continue
+            _, number, code, env, cwd = message
+            failure = self._prepare(env, cwd)
+            if failure is not None:
+                for descriptor in descriptors:
+                    close(descriptor)
+                self._send(_FAILED + number.to_bytes(4, "big") + failure)
+                continue
+            stdin = -1 if len(descriptors) == 2 else descriptors.pop(0)
+            self._streams.connect(stdin, *descriptors)
+            status = self._run(f"<run {number}>", code)
+            if getpid() != self._pid:
+                return status
+            if not self._is_control_ours():
+                # The code closed it. The agent takes our exit status for the run's.
+                self._streams.flush()
+                _exit(status)
+            self._streams.disconnect()
+            self._send(_DONE + number.to_bytes(4, "big") + bytes([status]))
+
+    def _receive(self) -> tuple[Any, list[int]]:
+        space = CMSG_SPACE(8 * array.array("i").itemsize)
+        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, space, MSG_CMSG_CLOEXEC)
+        if not data:
+            _exit(0)
+        descriptors = array.array("i")
+        for _, _, payload in ancillary:
+            descriptors.frombytes(payload)
+        numbers = descriptors.tolist()
+        if data[:1] == b"M":
+            with io.FileIO(numbers.pop()) as file:
+                return loads(file.readall()), numbers
+        return loads(data[1:]), numbers
+
+    def _send(self, data: bytes) -> None:
+        self._control.send(data)
+
+    def _prepare(self, env: Optional[dict[str, str]], cwd: Optional[str]) -> Optional[bytes]:
+        try:
+            if cwd is not None:
+                chdir(cwd)
+            if env is not None:
+                environ.update(env)
+        except OSError as exc:
+            return b"%d" % (exc.errno or 0)
+        except ValueError:
+            return b"22"  # EINVAL
+        return None
+
+    def _run(self, name: str, code: str) -> int:
+        """Run *code* and show what it raised, as a Python that runs a script would; return the exit status."""
+        self._remember(name, code)
+
+        def execute() -> None:
+            exec(compile(code, name, "exec", dont_inherit=True), _main)
+
+        error = self._interrupts.call(execute)
+        if error is None:
+            return 0
+        status = 1
+
+        def conclude() -> None:
+            nonlocal status
+            status = _exit_status(error)
+
+        failure = self._interrupts.call(conclude)
+        if failure is not None and not isinstance(failure, KeyboardInterrupt):
+            # Formatting it takes more memory than is left, or the code has broken what it takes.
+            self._interrupts.call(lambda: write(2, type(error).__name__.encode("utf-8", "replace") + b"\n"))
+        return status
+
+    def _remember(self, name: str, code: str) -> None:
+        """Let tracebacks show the lines of *code*."""
+        self._sources.append((name, len(code)))
+        self._sources_size += len(code)
+        while self._sources_size > _SOURCES_LIMIT and len(self._sources) > 1:
+            oldest, size = self._sources.popleft()
+            self._sources_size -= size
+            linecache.cache.pop(oldest, None)
+        # No time of modification means that there is no file to check against.
+        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _exit_status(error: BaseException) -> int:
+    """Show *error* as a Python that runs a script would, and return what that would exit with."""
+    if isinstance(error, SystemExit):
+        value = error.code
+        if value is None:
+            return 0
+        if isinstance(value, int):
+            return int.__and__(value, 0xFF)
+        sys.stderr.write(f"{value}\n")
+        return 1
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    hook = getattr(sys, "excepthook", None)
+    if hook is None or hook is sys.__excepthook__:
+        _print_exception(type(error), error, trace)
+    else:
+        hook(type(error), error, trace)
+    return 128 + SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _serve() -> NoReturn:
+    try:
+        status = _Worker(_control).serve()
+    except BaseException:
+        # Something of the code's own, a thread's signal or a trace function, reached into our loop.
+        _exit(_EX_SOFTWARE)
+    # Only in a process that the code forked off, which ends as it would have in a script.
+    sys.exit(status)
+
+
+_serve()
