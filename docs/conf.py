@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
 import trio_sandbox
 
 project = "trio-sandbox"
@@ -13,7 +16,6 @@ release = trio_sandbox.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinxcontrib_trio",
 ]
 exclude_patterns = ["_build"]
@@ -26,11 +28,13 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-napoleon_google_docstring = True
-napoleon_numpy_docstring = False
-# `name` in our docstrings is code, or the name of something documented here.
-default_role = "any"
 python_display_short_literal_types = True
+
+# `name` in our docstrings is code; where it is the name of something documented here it is a link, too.
+default_role = "any"
+suppress_warnings = ["ref.any"]
+# What a type in a signature refers to must exist, as far as it is ours and public.
+nitpick_ignore_regex = [("py:.*", r"(?!trio_sandbox\.).*"), ("py:.*", r"trio_sandbox\.(.*\._|wire\.).*")]
 
 # Links to other projects' documentation need the network; a build must not.
 if os.environ.get("DOCS_LINK_OTHERS"):
@@ -40,3 +44,16 @@ if os.environ.get("DOCS_LINK_OTHERS"):
         "trio": ("https://trio.readthedocs.io/en/stable", None),
         "attrs": ("https://www.attrs.org/en/stable", None),
     }
+
+
+def read_google_style(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn the sections of a docstring into fields, as sphinx.ext.napoleon does.
+
+    Not for attributes and properties, where that would take the words before a colon for a type.
+    """
+    if what not in ("attribute", "data", "property"):
+        lines[:] = GoogleDocstring(lines, Config(), app, what, name, obj, options).lines()
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", read_google_style)
