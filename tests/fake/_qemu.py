@@ -55,14 +55,14 @@ while True:
                 command = json.loads(line)
                 if command["execute"] == "quit":
                     sys.exit(3)
-                if command["execute"] == "guest-garbage":
-                    agent.sendall(b"\xff" * 64)
                 if command["execute"] == "qmp-garbage":
                     qmp.sendall(b"{]\r\n")
                 if command["execute"] == "flood":
                     for _ in range(300):
                         console.sendall(b"x" * 1023 + b"\n")
                 qmp.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
+                if command["execute"] == "guest-garbage":
+                    agent.sendall(b"\xff" * 64)  # Only now: it is the end of us.
         else:
             while len(buffers[agent]) >= 9:
                 length, kind, _ = struct.unpack(">IBI", buffers[agent][:9])

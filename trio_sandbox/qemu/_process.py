@@ -289,7 +289,7 @@ async def run_owned(
     """Run a program in a process group of its own until it ends.
 
     Stdin is empty. Stdout and stderr are one pipe, drained at once into a bounded tail. When this
-    returns or raises, the process is reaped and nothing is left of its process group.
+    returns or raises, the process is reaped, and what it left of its process group has been killed.
 
     Cancelled, it ends the process: SIGTERM, after *grace* seconds SIGKILL.
 

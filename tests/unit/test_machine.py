@@ -1,0 +1,131 @@
+"""QEMU's command line as a function of the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from trio_sandbox.qemu._build import parse_version
+from trio_sandbox.qemu._machine import MachineConfig, MachineFds, machine_argv
+
+CONFIG = MachineConfig(
+    kernel=Path("/store/vmlinuz"),
+    initrd=Path("/store/initrd.img"),
+    kernel_args=("console=ttyS0", "quiet"),
+    system_disk=Path("/store/system.img"),
+    image=Path("/store/image.qcow2"),
+    overlay=Path("/run/1.qcow2"),
+    memory_mib=192,
+    vcpus=2,
+)
+FDS = MachineFds(kernel=10, initrd=11, system_disk=12, image=13, overlay=14, qmp=15, agent=16, console=17)
+
+GOLDEN = """\
+-name trio-sandbox
+-nodefaults
+-no-user-config
+-display none
+-no-reboot
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off
+-accel tcg,thread=multi,tb-size=64
+-cpu max,la57=off
+-m 192M
+-smp 2
+-kernel /proc/self/fd/10
+-initrd /proc/self/fd/11
+-append console=ttyS0 quiet
+-chardev socket,id=qmp,fd=15
+-mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=17
+-device isa-serial,chardev=console
+-add-fd fd=12,set=12
+-blockdev {"driver":"file","node-name":"system-file","filename":"/dev/fdset/12","read-only":true,"locking":"off"}
+-blockdev {"driver":"raw","node-name":"system","file":"system-file","read-only":true}
+-device virtio-blk-pci,drive=system,serial=system,werror=report,rerror=report
+-add-fd fd=13,set=13
+-blockdev {"driver":"file","node-name":"image-file","filename":"/dev/fdset/13","read-only":true,"locking":"off"}
+-blockdev {"driver":"qcow2","node-name":"image","file":"image-file","read-only":true,"backing":null}
+-add-fd fd=14,set=14
+-blockdev {"driver":"file","node-name":"overlay-file","filename":"/dev/fdset/14","read-only":false,\
+"discard":"unmap","cache":{"direct":false,"no-flush":true}}
+-blockdev {"driver":"qcow2","node-name":"overlay","file":"overlay-file","backing":"image",\
+"discard":"unmap","cache":{"direct":false,"no-flush":true}}
+-device virtio-blk-pci,drive=overlay,serial=overlay,werror=report,rerror=report
+-device virtio-serial-pci,id=serial0,max_ports=2
+-chardev socket,id=agent,fd=16
+-device virtserialport,bus=serial0.0,chardev=agent,name=org.trio-sandbox.agent
+-object rng-builtin,id=rng0
+-device virtio-rng-pci,rng=rng0
+-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on
+"""
+
+
+def lines(argv: list[str]) -> str:
+    """Write one option a line."""
+    return "".join(f"\n{word}" if word.startswith("-") else f" {word}" for word in argv).lstrip("\n") + "\n"
+
+
+def test_tcg() -> None:
+    assert lines(machine_argv(CONFIG, "tcg", FDS)) == GOLDEN
+
+
+def test_kvm_differs_in_accelerator_and_cpu_only() -> None:
+    expected = GOLDEN.replace("-accel tcg,thread=multi,tb-size=64", "-accel kvm").replace("max,la57=off", "host")
+    assert lines(machine_argv(CONFIG, "kvm", FDS)) == expected
+
+
+def test_kvm_as_a_descriptor() -> None:
+    argv = machine_argv(CONFIG, "kvm", attrs.evolve(FDS, kvm=18))
+    assert "-add-fd fd=18,set=18\n-accel kvm,device=/dev/fdset/18\n-cpu host\n" in lines(argv)
+
+
+def test_a_raw_image_has_no_backing_file_to_deny() -> None:
+    argv = machine_argv(attrs.evolve(CONFIG, image_format="raw"), "tcg", FDS)
+    nodes = [json.loads(word) for word in argv if word.startswith("{")]
+    assert {"driver": "raw", "node-name": "image", "file": "image-file", "read-only": True} in nodes
+
+
+def test_no_path_of_the_hosts_is_named() -> None:
+    """QEMU opens its own firmware and libraries by name, and nothing else."""
+    argv = " ".join(machine_argv(CONFIG, "tcg", FDS))
+    for path in (CONFIG.kernel, CONFIG.initrd, CONFIG.system_disk, CONFIG.image, CONFIG.overlay):
+        assert str(path) not in argv
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_mib": 127}, "`memory_mib` must be at least 128 MiB, not 127"),
+        ({"vcpus": 0}, "`vcpus` must be from 1 to 64, not 0"),
+        ({"vcpus": 65}, "`vcpus` must be from 1 to 64, not 65"),
+        ({"kernel_args": ("a b",)}, "words without spaces, not 'a b'"),
+        ({"kernel_args": ("a\n",)}, "printable words"),
+        ({"kernel_args": ("",)}, "printable words"),
+        ({"image_format": "vmdk"}, "'image_format' must be in"),
+    ],
+)
+def test_machines_that_can_not_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attrs.evolve(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright ...", (7, 2, 22)),
+        ("QEMU emulator version 10.0.2", (10, 0, 2)),
+        ("QEMU emulator version 9.0", (9, 0, 0)),
+    ],
+)
+def test_parse_version(text: str, version: tuple[int, ...]) -> None:
+    assert parse_version(text) == version
+
+
+def test_parse_version_of_something_else() -> None:
+    with pytest.raises(ValueError, match="no version in 'hello'"):
+        parse_version("hello")
