@@ -33,7 +33,7 @@ GOLDEN = """\
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off
 -accel tcg,thread=multi,tb-size=64
--cpu max,la57=off
+-cpu qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt
 -m 192M
 -smp 2
 -kernel /proc/self/fd/10
@@ -75,7 +75,9 @@ def test_tcg() -> None:
 
 
 def test_kvm_differs_in_accelerator_and_cpu_only() -> None:
-    expected = GOLDEN.replace("-accel tcg,thread=multi,tb-size=64", "-accel kvm").replace("max,la57=off", "host")
+    expected = GOLDEN.replace("-accel tcg,thread=multi,tb-size=64", "-accel kvm").replace(
+        "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt", "host"
+    )
     assert lines(machine_argv(CONFIG, "kvm", FDS)) == expected
 
 
