@@ -94,7 +94,7 @@ async def test_the_verdict_about_this_machine_is_told_and_remembered(
     assert first.reason
     assert os.listdir(cache) == ["accelerator.json"]
 
-    async def refuse(*_: object, **__: object) -> str:
+    def refuse(*_: object, **__: object) -> str:
         pytest.fail("proved again")
 
     with monkeypatch.context() as patch:
