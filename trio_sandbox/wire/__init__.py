@@ -21,6 +21,7 @@ from ._errors import (
     WireError as WireError,
 )
 from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, encode_json as encode_json
+from ._port import PortStream as PortStream
 from ._records import (
     JSON as JSON,
     STDERR as STDERR,

@@ -27,6 +27,7 @@ from ._connection import (
     StreamOpened,
 )
 from ._errors import ChannelError, PeerGoneError, PeerSilentError
+from ._port import PortStream
 from ._stream import ChannelStream, Waiter
 
 #: Called in a task of its own for each stream that the peer opens, with OPEN's header, which is not to be trusted.
@@ -59,6 +60,7 @@ class Channel:
 
     def __init__(self, transport: trio.abc.Stream, connection: Connection, handler: StreamHandler | None) -> None:
         self._transport = transport
+        self._port = transport if isinstance(transport, PortStream) else None
         self._connection = connection
         self._handler = handler
         self._streams: dict[int, ChannelStream] = {}
@@ -72,6 +74,7 @@ class Channel:
         self._ended = trio.Event()
 
         self._writer = Waiter()
+        self._rest: memoryview | None = None  # of a write that `_flush` began and the writer has to finish
         self._drained = Waiter()  # the reader waits for the writer here
         self._flushed = trio.Event()
         self._pings: deque[Waiter] = deque()
@@ -127,8 +130,8 @@ class Channel:
         waiter = Waiter()
         self._pings.append(waiter)
         self._connection.ping(self._ping_count.to_bytes(8, "big"))
-        self._wake_writer()
         start = trio.current_time()
+        self._wake_writer()
         await waiter.wait()
         return trio.current_time() - start
 
@@ -166,8 +169,37 @@ class Channel:
         self._streams.pop(stream.id, None)
 
     def _wake_writer(self) -> None:
+        """Have written soon what is queued, together with what others queue until the next checkpoint."""
         if self._writer and self._connection.wants_write:
             self._writer.wake()
+
+    def _flush(self) -> None:
+        """Write what is queued here and now, where the transport can; saves waking the writer, and being woken by it."""
+        port = self._port
+        if port is None:
+            self._wake_writer()
+            return
+        connection = self._connection
+        try:
+            # Not while the writer is in the middle of a write: it takes the rest when it is through.
+            while self._writer and connection.wants_write:
+                data = self._next_write()
+                done = port.send_nowait(data)
+                if done < len(data):
+                    self._rest = memoryview(data)[done:]
+                    self._writer.wake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(PeerGoneError("the connection broke"), exc)
+
+    def _next_write(self) -> bytes | bytearray:
+        data, sent = self._connection.next_write()
+        for stream_id in sent:
+            if stream := self._streams.get(stream_id):
+                stream._on_sent()
+        if data:
+            self._writes += 1
+            self._bytes_sent += len(data)
+        return data
 
     # --- Tasks ---
 
@@ -197,7 +229,7 @@ class Channel:
                 self._bytes_received += len(data)
                 for event in connection.receive(data):
                     self._dispatch(event)
-                self._wake_writer()
+                self._flush()
                 while connection.backlog > BACKLOG_LIMIT:
                     await self._drained.wait()
         except ChannelError as exc:
@@ -253,16 +285,11 @@ class Channel:
 
     @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:  # noqa: ASYNC910 - as above
-        connection = self._connection
         try:
             while True:
-                data, sent = connection.next_write()
-                for stream_id in sent:
-                    if stream := self._streams.get(stream_id):
-                        stream._on_sent()
+                data = self._rest or self._next_write()
+                self._rest = None
                 if data:
-                    self._writes += 1
-                    self._bytes_sent += len(data)
                     await self._transport.send_all(data)
                     self._drained.wake()
                 else:

@@ -98,13 +98,13 @@ def encode_json(value: Mapping[str, object]) -> bytes:
 
     In ASCII, because the lone surrogates by which Python carries undecodable file names are not UTF-8.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def decode_json(data: bytes, what: str) -> dict[str, object]:
     """Return the JSON object that a peer sent; `WireError` naming *what* if it is none."""
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        value = _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as exc:
         raise WireError(f"{what} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -114,3 +114,8 @@ def decode_json(data: bytes, what: str) -> dict[str, object]:
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.dumps` and `json.loads` with arguments make them anew in every call.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -139,14 +139,19 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return
             self._connection.send(self.id, data, end=end, close=close)
-            self._channel._wake_writer()
-            try:
-                await self._sender.wait()
-            except BaseException:
-                # Where a reset or the channel's end woke us, nothing is left to take back.
-                self._torn = self._connection.unsend(self.id) or self._torn
-                raise
-            self._send_ended = end
+            self._channel._flush()
+            if self._connection.is_sending(self.id):
+                try:
+                    self._channel._check()
+                    await self._sender.wait()
+                except BaseException:
+                    # Where a reset or the channel's end woke us, nothing is left to take back.
+                    self._torn = self._connection.unsend(self.id) or self._torn
+                    raise
+                self._send_ended = end
+            else:
+                self._send_ended = end
+                await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self._sending = False
 
@@ -181,7 +186,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 self._check_send()
                 self._send_ended = True
                 self._connection.end(self.id)
-                self._channel._wake_writer()
+                self._channel._flush()
             await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             self._sending = False
@@ -240,7 +245,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             del buffer[:max_bytes]
         if data:
             self._connection.take(self.id, len(data))
-            self._channel._wake_writer()
+            self._channel._flush()
         return data
 
     def _is_receivable(self) -> bool:
@@ -284,7 +289,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._buffer = b""
         self._connection.reset(self.id, reason)
         self._channel._forget(self)
-        self._channel._wake_writer()
+        self._channel._flush()
         self._wake(lambda: trio.ClosedResourceError("this stream was closed here"))
 
     async def aclose(self) -> None:

@@ -1,0 +1,108 @@
+"""A file descriptor as a Trio stream that can also write without waiting."""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+import trio
+
+#: Bytes of one read. A virtio-serial port gives at most 32 KiB at once, a socket what is there.
+READ_SIZE = 65536
+
+
+@final
+class PortStream(trio.abc.Stream):
+    """A virtio-serial port, or one end of a socket pair, for `open_channel`.
+
+    Unlike Trio's own streams it waits before it reads, because a channel's reader hardly ever finds
+    something at once, and it has `send_nowait`. Under software emulation each saved system call and each
+    saved turn of the scheduler is felt in every round trip.
+
+    Args:
+      fd: The descriptor, of something that `epoll` takes. Owned from now on, and made non-blocking.
+
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_blocking(fd, False)
+        self._full = False  # the last read took all it could, so that there may be more
+
+    def fileno(self) -> int:
+        """Return the descriptor, or -1 after closing."""
+        return self._fd
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Write as much as is taken at once and return how many bytes that was, maybe 0.
+
+        Raises:
+          trio.ClosedResourceError: if this was closed.
+          trio.BrokenResourceError: if the peer is gone; ``__cause__`` is the `OSError`.
+
+        """
+        self._check()
+        done = 0
+        with memoryview(data) as view:
+            while done < len(view):
+                try:
+                    done += os.write(self._fd, view[done:] if done else view)
+                except BlockingIOError:
+                    break
+                except OSError as exc:
+                    raise trio.BrokenResourceError(f"writing failed: {exc}") from exc
+        return done
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write *data*; only one task at a time may. Cancelled: a part of it may be written."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        view = memoryview(data)
+        while True:
+            view = view[self.send_nowait(view) :]
+            if not view:
+                break
+            await trio.lowlevel.wait_writable(self._fd)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until something can be written."""
+        self._check()
+        await trio.lowlevel.wait_writable(self._fd)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what there is to read, waiting for at least one byte; ``b""`` at the end."""
+        self._check()
+        size = READ_SIZE if max_bytes is None else max_bytes
+        if size < 1:
+            raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
+        while True:
+            if self._full:
+                await trio.lowlevel.checkpoint()
+                self._check()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+            try:
+                data = os.read(self._fd, size)
+            except BlockingIOError:
+                self._full = False
+            except OSError as exc:
+                raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
+            else:
+                self._full = len(data) == size
+                return data
+
+    def close(self) -> None:
+        """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            trio.lowlevel.notify_closing(fd)
+            os.close(fd)
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _check(self) -> None:
+        if self._fd < 0:
+            raise trio.ClosedResourceError("this port was closed")
