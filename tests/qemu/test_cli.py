@@ -1,0 +1,109 @@
+"""The command `trio-sandbox` as a shell runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.qemu
+
+COMMAND = (sys.executable, "-m", "trio_sandbox")
+
+
+def trio_sandbox(
+    *arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def test_output_and_exit_status_are_the_codes() -> None:
+    code = b"import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\nsys.exit(7)\n"
+    completed = trio_sandbox("run", "--quiet", "-", stdin=code)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (7, b"out", b"err")
+
+
+def test_a_timeout_keeps_what_was_printed() -> None:
+    code = "print('before', flush=True)\nwhile True: pass"
+    completed = trio_sandbox("run", "--quiet", "--timeout", "1", "-c", code)
+    assert (completed.returncode, completed.stdout) == (124, b"before\n")
+    assert b"stopped after 1 seconds" in completed.stderr
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    code = "print('ready', flush=True)\nwhile True: pass"
+    with subprocess.Popen([*COMMAND, "run", "--quiet", "-c", code], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert list(tmp_path.iterdir())  # the runtime directory
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_image_is_a_failure_that_lists_the_known(tmp_path: Path) -> None:
+    completed = trio_sandbox("run", "--image", "windows", "--cache-dir", str(tmp_path), "-c", "1")
+    assert completed.returncode == 125
+    assert b"windows" in completed.stderr
+    assert b"python" in completed.stderr
+    assert b"Traceback" not in completed.stderr
+
+
+def test_an_image_that_must_not_be_built_is_a_failure_that_says_how_to(tmp_path: Path) -> None:
+    completed = trio_sandbox("run", "--no-build", "--cache-dir", str(tmp_path), "-c", "1")
+    assert completed.returncode == 125
+    assert b"trio-sandbox image build python" in completed.stderr
+
+
+def test_a_missing_qemu_is_named_with_its_package(tmp_path: Path) -> None:
+    completed = trio_sandbox("run", "-c", "1", environment={"PATH": str(tmp_path)})
+    assert completed.returncode == 125
+    assert b"qemu-system-x86" in completed.stderr
+    assert b"Traceback" not in completed.stderr
+
+
+def test_doctor_is_content_where_these_tests_run() -> None:
+    completed = trio_sandbox("doctor", "--json")
+    report = json.loads(completed.stdout)
+    assert completed.returncode == 0, report
+    assert report["ok"]
+    (accelerator,) = [finding for finding in report["findings"] if finding["subject"] == "accelerator"]
+    assert accelerator["detail"].startswith(("kvm", "tcg"))
+    if accelerator["detail"].startswith("tcg"):
+        assert "no security boundary" in accelerator["detail"]
+
+
+def test_doctor_finds_what_is_missing(tmp_path: Path) -> None:
+    completed = trio_sandbox("doctor", environment={"PATH": str(tmp_path)})
+    assert completed.returncode == 1
+    assert b"apt-get install" in completed.stdout
+    assert b"qemu-system-x86" in completed.stdout
+    assert completed.stderr == b""
+
+
+def test_an_empty_cache_has_no_images(tmp_path: Path) -> None:
+    completed = trio_sandbox("image", "list", "--cache-dir", str(tmp_path / "cache"))
+    assert completed.returncode == 0
+    assert b"no images" in completed.stdout
+    assert not (tmp_path / "cache").exists()  # looking makes nothing
+    assert json.loads(trio_sandbox("image", "list", "--json", "--cache-dir", str(tmp_path)).stdout) == []
+
+
+def test_removing_an_image_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    completed = trio_sandbox("image", "rm", "python", "--cache-dir", str(tmp_path))
+    assert completed.returncode == 1
+    assert b"python" in completed.stderr
+    assert b"Traceback" not in completed.stderr
