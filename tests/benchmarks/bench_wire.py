@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from trio_sandbox.wire import JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
+from trio_sandbox.wire import JSON, STDERR, STDOUT, Channel, ChannelStream, PortStream, RecordStream, Role, open_channel
 
 from ._figures import Figure
 
@@ -48,15 +48,15 @@ async def _serve(stream: ChannelStream, header: dict[str, object]) -> None:
 
 @asynccontextmanager
 async def _open_pair() -> AsyncGenerator[Channel]:
-    host_end, guest_end = _socket_pair()
+    host_end, guest_end = socket.socketpair()
 
     async def guest() -> None:
-        async with open_channel(guest_end, role=Role.GUEST, hello={}, handler=_serve) as channel:
+        async with open_channel(PortStream(guest_end.detach()), role=Role.GUEST, hello={}, handler=_serve) as channel:
             await channel.wait_closed()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guest)
-        async with open_channel(host_end, role=Role.HOST, hello={}) as channel:
+        async with open_channel(PortStream(host_end.detach()), role=Role.HOST, hello={}) as channel:
             yield channel
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+import socket
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
 import trio.testing
 
-from trio_sandbox.wire import Channel, ChannelStream, Role, open_channel
+from trio_sandbox.wire import Channel, ChannelStream, PortStream, Role, open_channel
 from trio_sandbox.wire._framing import HEADER, HEADER_SIZE, INITIAL_CREDIT, Kind, frame
 
 HELLO = frame(Kind.HELLO, 0, b'{"version":1}')
@@ -36,11 +37,20 @@ class Pair:
         return pair
 
 
+def port_pair() -> tuple[PortStream, PortStream]:
+    ours, theirs = socket.socketpair()
+    return PortStream(ours.detach()), PortStream(theirs.detach())
+
+
+#: What `open_pair` connects its channels by; a test may replace it.
+make_transports: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = trio.testing.memory_stream_pair
+
+
 @asynccontextmanager
 async def open_pair(
     transports: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
 ) -> AsyncGenerator[Pair]:
-    host_end, guest_end = transports or trio.testing.memory_stream_pair()
+    host_end, guest_end = transports or make_transports()
     send, accepted = trio.open_memory_channel[ChannelStream](math.inf)
 
     async def accept(stream: ChannelStream, header: dict[str, object]) -> None:

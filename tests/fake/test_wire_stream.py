@@ -11,7 +11,15 @@ import trio.testing
 from trio_sandbox.wire import ChannelStream, PeerGoneError, StreamResetError
 from trio_sandbox.wire._framing import INITIAL_CREDIT
 
-from ._wire import open_pair
+from . import _wire
+from ._wire import open_pair, port_pair
+
+
+@pytest.fixture(params=["memory", "port"], autouse=True)
+def _transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test over a transport that the writer's task writes to, and one that senders write to."""
+    if request.param == "port":
+        monkeypatch.setattr(_wire, "make_transports", port_pair)
 
 
 async def test_conformance() -> None:

@@ -74,6 +74,7 @@ class Channel:
         self._ended = trio.Event()
 
         self._writer = Waiter()
+        self._writing = False  # the writer is, or is about to be, in the middle of a write
         self._rest: memoryview | None = None  # of a write that `_flush` began and the writer has to finish
         self._drained = Waiter()  # the reader waits for the writer here
         self._flushed = trio.Event()
@@ -181,11 +182,12 @@ class Channel:
             return
         connection = self._connection
         try:
-            # Not while the writer is in the middle of a write: it takes the rest when it is through.
-            while self._writer and connection.wants_write:
+            # While the writer is in the middle of a write nothing may come between; it takes this when it is through.
+            while connection.wants_write and not self._writing:
                 data = self._next_write()
                 done = port.send_nowait(data)
                 if done < len(data):
+                    self._writing = True
                     self._rest = memoryview(data)[done:]
                     self._writer.wake()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -290,7 +292,9 @@ class Channel:
                 data = self._rest or self._next_write()
                 self._rest = None
                 if data:
+                    self._writing = True
                     await self._transport.send_all(data)
+                    self._writing = False
                     self._drained.wake()
                 else:
                     if self._closed:

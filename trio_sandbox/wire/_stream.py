@@ -148,10 +148,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                     # Where a reset or the channel's end woke us, nothing is left to take back.
                     self._torn = self._connection.unsend(self.id) or self._torn
                     raise
-                self._send_ended = end
             else:
-                self._send_ended = end
+                self._channel._check()
                 await trio.lowlevel.cancel_shielded_checkpoint()
+            self._send_ended = end
         finally:
             self._sending = False
 

@@ -1,0 +1,118 @@
+"""`PortStream`: Trio's conformance suite, and what the channel needs of it besides."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from trio_sandbox.wire import PeerGoneError, PortStream, Role, open_channel
+
+from ._wire import open_pair, port_pair
+
+
+async def make_ports() -> tuple[PortStream, PortStream]:
+    await trio.lowlevel.checkpoint()
+    return port_pair()
+
+
+async def make_clogged_ports() -> tuple[PortStream, PortStream]:
+    await trio.lowlevel.checkpoint()
+    ports = port_pair()
+    for port in ports:
+        while port.send_nowait(bytes(65536)) == 65536:
+            pass
+        while port.send_nowait(b"x"):
+            pass
+    return ports
+
+
+async def test_conformance() -> None:
+    await trio.testing.check_two_way_stream(make_ports, make_clogged_ports)
+
+
+async def test_send_nowait_takes_what_there_is_room_for() -> None:
+    ours, theirs = port_pair()
+    async with ours, theirs:
+        assert ours.send_nowait(b"") == 0
+        assert ours.send_nowait(memoryview(b"abc")) == 3
+        sent = ours.send_nowait(bytes(2**22))
+        assert 0 < sent < 2**22
+        assert ours.send_nowait(b"full") == 0
+        received = 0
+        while received < sent + 3:
+            received += len(await theirs.receive_some())
+        assert received == sent + 3
+
+
+async def test_a_peer_that_is_gone() -> None:
+    ours, theirs = port_pair()
+    async with ours:
+        await theirs.aclose()
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            ours.send_nowait(b"x")
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+        assert await ours.receive_some() == b""
+
+
+async def test_closing_closes_the_descriptor_once() -> None:
+    ours, theirs = port_pair()
+    fd = ours.fileno()
+    ours.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert ours.fileno() == -1
+    ours.close()
+    theirs.close()
+    for attempt in (ours.receive_some, ours.wait_send_all_might_not_block, lambda: ours.send_all(b"x")):
+        with pytest.raises(trio.ClosedResourceError):
+            await attempt()
+    with pytest.raises(trio.ClosedResourceError):
+        ours.send_nowait(b"x")
+
+
+async def test_a_channel_writes_at_once_and_from_the_senders_task() -> None:
+    """The frames are on the wire when `send_all` returns, before any other task has run."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with theirs:
+        theirs.send(b'\0\0\0\x0d\1\0\0\0\0{"version":1}')
+        async with open_channel(PortStream(ours.detach()), role=Role.HOST, hello={}) as channel:
+            theirs.recv(65536)
+            stream = channel.open_stream({})
+            with pytest.raises(BlockingIOError):
+                theirs.recv(65536)
+            stream.close()
+            assert theirs.recv(65536) == (b"\0\0\0\2\2\0\0\0\1{}" + b"\0\0\0\0\4\0\0\0\1" + b"\0\0\0\6\5\0\0\0\1closed")
+
+
+async def test_a_sender_that_finds_the_peer_gone_fails_the_channel() -> None:
+    ours, theirs = port_pair()
+    async with open_pair((ours, theirs)) as pair:
+        stream, _ = await pair.open_stream()
+        theirs.close()
+        # The reader has not seen it yet: it is this very call that does.
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await stream.send_all(b"x")
+        assert isinstance(caught.value.__cause__, PeerGoneError)
+        assert pair.host.failure is caught.value.__cause__
+
+
+async def test_a_port_that_is_full_is_written_to_when_it_is_not() -> None:
+    ours, theirs = port_pair()
+    total = 0
+    async with open_pair((ours, theirs)) as pair, trio.open_nursery() as nursery:
+        for _ in range(8):
+            stream, other = await pair.open_stream()
+
+            async def receive(other: trio.abc.ReceiveStream = other) -> None:
+                nonlocal total
+                async for data in other:
+                    total += len(data)
+
+            nursery.start_soon(receive)
+            nursery.start_soon(stream.send_and_close, bytes(10**6))
+    assert total == 8 * 10**6
