@@ -1,7 +1,13 @@
 """Images: how they are built, and where they are kept."""
 
-from ._recipe import BuildContext as BuildContext
-from ._recipe import Recipe as Recipe
-from ._store import Image as Image
-from ._store import ImageStore as ImageStore
-from ._store import SystemDisk as SystemDisk
+from __future__ import annotations
+
+from ._debian_image import DebianImage as DebianImage
+from ._recipe import BuildContext as BuildContext, Recipe as Recipe
+from ._store import (
+    Image as Image,
+    ImageStore as ImageStore,
+    StoredImage as StoredImage,
+    SystemDisk as SystemDisk,
+    default_cache_directory as default_cache_directory,
+)

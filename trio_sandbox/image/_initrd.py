@@ -33,10 +33,8 @@ def encode_initrd(entries: Iterable[InitrdEntry]) -> bytes:
     archive = bytearray()
     inode = 0
     for inode, entry in enumerate(entries, 1):
-        if entry.data is None:
-            mode = stat.S_IFDIR | 0o755
-        else:
-            mode = stat.S_IFREG | (0o755 if entry.executable else 0o644)
+        kind = stat.S_IFDIR if entry.data is None else stat.S_IFREG
+        mode = kind | (0o755 if entry.data is None or entry.executable else 0o644)
         _append(archive, entry.path, inode, mode, entry.data or b"")
     _append(archive, "TRAILER!!!", inode + 1, 0, b"")
     return bytes(archive)

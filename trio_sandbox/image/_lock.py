@@ -1,27 +1,26 @@
-"""One builder at a time for each entry of a store, between processes and tasks."""
+"""One builder at a time for each name in a store, between processes and tasks."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
-#: Seconds between two tries. `flock` can't be waited for without a thread, and a thread that is
-#: stuck in it can't be cancelled. Builds take tens of seconds.
+#: Seconds between two tries. `flock` can only be waited for in a thread, and a thread that is stuck
+#: in it can't be cancelled. Builds take tens of seconds.
 _POLL_SECONDS = 0.2
 
 
 @asynccontextmanager
 async def open_lock(path: Path, *, on_wait: Callable[[], object]) -> AsyncGenerator[None]:
-    """Hold the lock file *path* exclusively for the block.
+    """Hold the lock file *path* for the block, waiting until nobody else does.
 
-    The kernel drops the lock with the process, however that ends, so a lock is never stale. The
-    file itself stays: removing it would let two processes lock two files of the same name.
+    The kernel drops the lock with the process, however that ends, so no lock is ever stale. The
+    file stays: if it were removed, two processes could lock two files of the same name.
 
     Cancelled while waiting: the lock is not held.
 
@@ -32,24 +31,34 @@ async def open_lock(path: Path, *, on_wait: Callable[[], object]) -> AsyncGenera
     Raises:
       OSError: if the file can't be made or locked.
     """
+    waiting = False
+    while True:
+        with try_lock(path) as held:
+            if held:
+                yield
+                return
+        if not waiting:
+            waiting = True
+            on_wait()
+        await trio.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def try_lock(path: Path) -> Generator[bool]:
+    """Hold the lock file *path* for the block if nobody else does; yields whether it is so.
+
+    Raises:
+      OSError: if the file can't be made or locked.
+    """
+    # Nothing that we start may inherit it: the lock would live on with the child.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        waiting = False
-        while not _try_lock(fd):
-            if not waiting:
-                waiting = True
-                on_wait()
-            await trio.sleep(_POLL_SECONDS)
-        yield
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        else:
+            held = True
+        yield held
     finally:
         os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno in (errno.EWOULDBLOCK, errno.EINTR):
-            return False
-        raise
-    return True

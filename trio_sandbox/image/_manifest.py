@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,10 +71,12 @@ class Manifest:
                 digest=_checked(value["digest"], str),
                 created=float(value["created"]),
                 files={
-                    _checked(name, str): StoredFile(size=_checked(file["size"], int), sha256=_checked(file["sha256"], str))
+                    _checked(name, str): StoredFile(
+                        size=_checked(file["size"], int), sha256=_checked(file["sha256"], str)
+                    )
                     for name, file in value["files"].items()
                 },
-                details=_checked(value["details"], dict),
+                details={str(key): item for key, item in _checked(value["details"], dict).items()},
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not a manifest: {exc!r}") from exc
@@ -86,9 +88,24 @@ def _checked(value: object, kind: type[_T]) -> _T:
     return value
 
 
-def describe_files(directory: Path, names: Mapping[str, object] | tuple[str, ...]) -> dict[str, StoredFile]:
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a stored directory.
+
+    Raises:
+      ImageCorruptError: if there is none, or it can't be read.
+    """
+    try:
+        return Manifest.from_json((directory / MANIFEST_NAME).read_text())
+    except (OSError, ValueError) as exc:
+        name = directory.name.rpartition("-")[0]
+        raise _corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc
+
+
+def describe_files(directory: Path, names: Iterable[str]) -> dict[str, StoredFile]:
     """Read the files *names* of *directory*, and return what they are. Blocks: call it in a thread."""
-    return {name: StoredFile(size=(directory / name).stat().st_size, sha256=_sha256(directory / name)) for name in names}
+    return {
+        name: StoredFile(size=(directory / name).stat().st_size, sha256=_sha256(directory / name)) for name in names
+    }
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
@@ -110,7 +127,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     found = describe_files(directory, manifest.files)
     for name, file in manifest.files.items():
         if found[name] != file:
-            raise _corrupt(directory, manifest, f"{name} is not what was built")
+            raise _corrupt(directory, manifest.name, f"{name} is not what was built")
     record_verdict(directory, manifest, state)
 
 
@@ -132,15 +149,15 @@ def _state(directory: Path, manifest: Manifest) -> dict[str, list[int]]:
         try:
             status = (directory / name).stat()
         except OSError as exc:
-            raise _corrupt(directory, manifest, f"{name}: {exc.strerror}") from exc
+            raise _corrupt(directory, manifest.name, f"{name}: {exc.strerror}") from exc
         state[name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return state
 
 
-def _corrupt(directory: Path, manifest: Manifest, what: str) -> ImageCorruptError:
+def _corrupt(directory: Path, name: str, what: str) -> ImageCorruptError:
     return ImageCorruptError(
-        f"the stored files of {manifest.name} in {directory} are damaged: {what};"
-        f" `trio-sandbox image rm {manifest.name}` removes them, and the next use builds them again"
+        f"the stored files of {name} in {directory} are not what was built: {what}."
+        f" `trio-sandbox image rm {name}` removes them, and the next use builds them again"
     )
 
 

@@ -1,10 +1,14 @@
-"""Making a Debian file tree with mmdebstrap, as root or as an ordinary user."""
+"""Debian file trees, made with mmdebstrap, as root or as an ordinary user.
+
+An ordinary user gets a user namespace in which he is root and owns a range of user ids. That
+root is nobody in particular outside: he may not walk through a private home directory. So the
+scripts that run in there reach our files through inherited descriptors only.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,90 +16,226 @@ from pathlib import Path
 import attrs
 import trio
 
-from .._errors import ImageBuildError
-from ..qemu._process import InheritedFds, run_owned
+from .._errors import ImageBuildError, MissingProgramError
+from .._programs import REQUIREMENTS, missing
+from ..qemu import InheritedFds, run_owned
 from ._apt_progress import AptProgress
 
-#: What apt and its methods take from the environment. Everything else of the user's stays out.
-_KEPT_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+#: What apt takes from the environment. Nothing else of the user's gets in.
+_KEPT_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_NEEDED = ("mmdebstrap", "/usr/share/keyrings/debian-archive-keyring.gpg", "mke2fs", "qemu-img", "newuidmap")
 _LOG_BYTES = 64 * 2**10
-#: Lines of mmdebstrap's output that go into an error message.
-_LOG_LINES = 25
+#: Lines of output that go into an error message, and how much of each.
+_LOG_LINES, _LOG_COLUMNS = 15, 300
+#: The staging directory's note of a scratch directory elsewhere.
+_NOTE_NAME = "scratch-path"
+#: Seconds for removing what a build left. Hundreds of megabytes in small files, on a slow disk.
+_REMOVAL_SECONDS = 120.0
+#: Processes that were just killed may write for an instant more.
+_REMOVAL_TRIES, _REMOVAL_PAUSE = 20, 0.1
 
 
 @attrs.frozen(kw_only=True)
 class Bootstrap:
-    """One run of mmdebstrap."""
+    """One file tree."""
 
     suite: str
+    """Debian's name of the release."""
     variant: str
+    """mmdebstrap's choice of packages that are installed besides; "extract" only unpacks."""
     packages: tuple[str, ...]
     hooks: tuple[str, ...]
-    """Shell scripts, with the tree as ``$1``, and mmdebstrap's own commands such as ``tar-in``; run in turn when the tree is complete."""
-
-    @property
-    def hook_option(self) -> str:
-        """mmdebstrap runs customize hooks for every variant but "extract", whose last ones are the extract hooks."""
-        return "--extract-hook" if self.variant == "extract" else "--customize-hook"
+    """Shell scripts run as root when the tree is complete, with its path as ``$1``; or mmdebstrap's own commands."""
 
 
-@asynccontextmanager
-async def open_scratch(staging: Path, environment: Mapping[str, str]) -> AsyncGenerator[Path]:
-    """Yield a directory where mmdebstrap may make its tree, and remove it and what is in it."""
-    # TODO
-    scratch = staging / "scratch"
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def check_programs() -> None:
+    """Make sure that what building needs is installed.
+
+    Raises:
+      MissingProgramError: naming the first thing that is not, and its package.
+    """
+    needed = [requirement for requirement in REQUIREMENTS if requirement.name in _NEEDED]
+    for requirement in missing(needed):
+        raise MissingProgramError(requirement.name, requirement.package)
 
 
 async def run_mmdebstrap(
     bootstrap: Bootstrap,
     *,
-    scratch: Path,
+    staging: Path,
     inherited: InheritedFds,
     environment: Mapping[str, str],
     report: Callable[[str, float | None], object],
 ) -> None:
-    """Make the tree, run the hooks in it, and throw it away.
+    """Make the tree, run the hooks on it, and throw it away.
+
+    Cancelled, it leaves no process, and nothing outside of *staging*.
 
     Raises:
       ImageBuildError: if mmdebstrap fails; the last of its output is in the message.
-      MissingProgramError: if mmdebstrap is not installed.
+      MissingProgramError: if a program is not installed.
+      OSError: if there is no place for the tree.
     """
-    progress = AptProgress(report)
-    mode = "root" if os.geteuid() == 0 else "unshare"
-    process = await run_owned(
-        [
-            "mmdebstrap",
-            "--verbose",
-            f"--mode={mode}",
-            f"--variant={bootstrap.variant}",
-            f"--include={','.join(bootstrap.packages)}",
-            "--format=null",
-            *(f"{bootstrap.hook_option}={hook}" for hook in bootstrap.hooks),
-            bootstrap.suite,
-            "/dev/null",
-        ],
-        environment=build_environment({**environment, "TMPDIR": os.fspath(scratch)}),
-        inherited=inherited,
-        tail_bytes=_LOG_BYTES,
-        on_output=progress.feed,
-    )
-    if process.returncode != 0:
-        raise build_error("mmdebstrap", process.output())
+    # mmdebstrap runs customize hooks for every variant but "extract", whose last ones are these.
+    kind = "extract" if bootstrap.variant == "extract" else "customize"
+    with inherited:
+        check_programs()
+        async with _open_scratch(staging, environment) as scratch:
+            await _run(
+                [
+                    "mmdebstrap",
+                    "--verbose",
+                    f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+                    f"--variant={bootstrap.variant}",
+                    f"--include={','.join(bootstrap.packages)}",
+                    "--format=null",
+                    *(f"--{kind}-hook={hook}" for hook in bootstrap.hooks),
+                    bootstrap.suite,
+                    "/dev/null",
+                ],
+                inherited=inherited,
+                environment={**environment, "TMPDIR": os.fspath(scratch)},
+                on_output=AptProgress(report).feed,
+            )
 
 
-def build_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of every program that takes part in a build."""
+async def run_as_root(
+    script: str, arguments: Sequence[str] = (), *, inherited: InheritedFds, environment: Mapping[str, str]
+) -> None:
+    """Run a shell script as root of namespaces of its own: its mounts and processes end with it.
+
+    Raises:
+      ImageBuildError: if it fails; the last of its output is in the message.
+      MissingProgramError: if a program is not installed.
+    """
+    with inherited:
+        check_programs()
+        await _run(
+            [
+                "mmdebstrap",
+                "--unshare-helper",
+                "sh",
+                "-c",
+                f"set -e; mount --make-rprivate /; {script}",
+                "sh",
+                *arguments,
+            ],
+            inherited=inherited,
+            environment=environment,
+        )
+
+
+async def run_tool(argv: Sequence[str], *, environment: Mapping[str, str]) -> None:
+    """Run a program as ourselves.
+
+    Raises:
+      ImageBuildError: if it fails; the last of its output is in the message.
+      MissingProgramError: if it is not installed.
+    """
+    await _run(argv, inherited=InheritedFds(), environment=environment)
+
+
+async def _run(
+    argv: Sequence[str],
+    *,
+    inherited: InheritedFds,
+    environment: Mapping[str, str],
+    on_output: Callable[[bytes], object] | None = None,
+) -> None:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": path, "LC_ALL": "C.UTF-8", **kept, **extra}
+    process = await run_owned(
+        argv,
+        environment={"PATH": path, "LC_ALL": "C.UTF-8", **kept, **environment},
+        inherited=inherited,
+        tail_bytes=_LOG_BYTES,
+        on_output=on_output,
+    )
+    if process.returncode != 0:
+        raise ImageBuildError(_explain(argv[0], process.output()))
 
 
-def build_error(program: str, output: str) -> ImageBuildError:
-    """Return the error for a failed *program*, with the end of its output."""
-    tail = "\n".join(output.splitlines()[-_LOG_LINES:])
-    return ImageBuildError(f"{program} failed; nothing was stored. The last of its output:\n{tail}")
+def _explain(program: str, output: str) -> str:
+    """Say why *program* failed, as far as its output tells."""
+    reason = f"{program} failed"
+    if "No space left on device" in output:
+        reason = f"{program} failed because the disk is full: free some, or use another cache directory"
+    elif "/etc/subuid" in output or "/etc/subgid" in output:
+        reason = f"{program} failed because this user has no range of user ids to hand out: see subuid(5) and usermod(8), --add-subuids"
+    elif "Temporary failure resolving" in output or "Could not connect" in output or "Unable to connect" in output:
+        reason = f"{program} failed because Debian's packages could not be fetched: building needs the network"
+    lines = [line[:_LOG_COLUMNS] for line in output.splitlines() if not line.startswith("/usr/bin/dpkg ")]
+    return "\n".join([f"{reason}. The last of its output:", *lines[-_LOG_LINES:]])
+
+
+def lend_output(path: Path, inherited: InheritedFds, size: int = 0) -> str:
+    """Make the file *path*, of *size* bytes that take no room; return its name for a script that runs as root."""
+    path.touch()
+    # A user namespace's root is somebody else to this file. Its directory is private, so this lets
+    # in nobody but whom we hand a descriptor.
+    path.chmod(0o666)
+    fd = inherited.open(path, os.O_RDWR)
+    os.ftruncate(fd, size)
+    return f"/proc/self/fd/{fd}"
+
+
+def lend_input(path: Path, inherited: InheritedFds) -> str:
+    """Open the file *path*; return its name for a script that runs as root."""
+    path.chmod(0o644)
+    return f"/proc/self/fd/{inherited.open(path, os.O_RDONLY)}"
+
+
+@asynccontextmanager
+async def _open_scratch(staging: Path, environment: Mapping[str, str]) -> AsyncGenerator[Path]:
+    """Yield an empty directory which mmdebstrap may make its tree in, and remove both."""
+    if os.geteuid() == 0:
+        scratch = staging / "scratch"
+        scratch.mkdir()
+    else:
+        # It must be reachable for a root who is nobody outside, which a home directory often is not.
+        base = os.environ.get("TMPDIR", "/var/tmp")
+        scratch = Path(base) / f"trio-sandbox-{os.urandom(8).hex()}"
+        (staging / _NOTE_NAME).write_text(os.fspath(scratch))
+        scratch.mkdir(mode=0o700)
+        scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
+            await _remove_tree(scratch, environment)
+
+
+async def remove_staging(staging: Path, environment: Mapping[str, str]) -> None:
+    """Remove a build's directory, and what the build left elsewhere.
+
+    Raises:
+      OSError: if it can't be removed.
+    """
+    try:
+        scratch = Path((staging / _NOTE_NAME).read_text())
+    except FileNotFoundError:
+        pass
+    else:
+        # Whoever could write into our cache could do worse; a damaged note must do no harm, though.
+        if scratch.name.startswith("trio-sandbox-"):
+            await _remove_tree(scratch, environment)
+    await _remove_tree(staging, environment)
+
+
+async def _remove_tree(directory: Path, environment: Mapping[str, str]) -> None:
+    for _ in range(_REMOVAL_TRIES):
+        try:
+            await trio.to_thread.run_sync(shutil.rmtree, directory)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            if os.geteuid() == 0:
+                raise
+            # Files of the user namespace's other users: only its root may remove them.
+            script = 'find "$1" -xdev -mindepth 2 -delete'
+            await run_as_root(script, [os.fspath(directory)], inherited=InheritedFds(), environment=environment)
+        except OSError:
+            await trio.sleep(_REMOVAL_PAUSE)
+        else:
+            return
+    await trio.to_thread.run_sync(shutil.rmtree, directory)

@@ -19,15 +19,17 @@ class BuildContext:
     """What a build works with."""
 
     staging: Path
-    """An empty directory, removed afterwards; the files to be stored are left in its `output`."""
+    """A directory for it alone, removed afterwards."""
+    base: Path | None
+    """The files of `Recipe.base`, to be read only."""
     report: Callable[[str, float | None], object]
-    """Told what is happening, and how much of all is done, from 0 to 1."""
+    """Told what is happening, and how much of all is done, from 0 to 1, where that is known."""
     environment: Mapping[str, str]
     """Goes into the environment of every child process."""
 
     @property
     def output(self) -> Path:
-        """The directory of the files to be stored."""
+        """The directory for the files to be stored; it exists."""
         return self.staging / "output"
 
 
@@ -36,7 +38,7 @@ class Recipe(Protocol):
 
     @property
     def name(self) -> str:
-        """What users call it."""
+        """What users call it; part of a file name."""
         ...
 
     @property
@@ -44,20 +46,29 @@ class Recipe(Protocol):
         """Names of the files that a build leaves in `BuildContext.output`."""
         ...
 
+    @property
+    def base(self) -> Recipe | None:
+        """What has to be in the store before this can be built."""
+        ...
+
     def digest(self) -> str:
-        """Return a digest of everything that decides what is built."""
+        """Return a digest of everything that decides what is built. May read files: call it in a thread."""
         ...
 
     async def build(self, context: BuildContext) -> Mapping[str, object]:
         """Make the files; return what there is to say about them, as JSON values.
 
+        Cancelled, it ends its child processes; what it made is removed by the caller.
+
         Raises:
           ImageBuildError: if it can't be built.
+          MissingProgramError: if a program is not installed.
+          OSError: if a file can't be read or written.
         """
         ...
 
 
-def digest_of(value: object) -> str:
-    """Return a digest of a JSON value and of the builder's version."""
-    text = json.dumps({"builder": BUILDER_VERSION, "value": value}, sort_keys=True)
+def digest_of(*values: object) -> str:
+    """Return a digest of JSON values and of the builder's version."""
+    text = json.dumps([BUILDER_VERSION, *values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,6 @@ from ._debian_image import DebianImage
 
 _PYTHON = DebianImage(
     name="python",
-    description="Debian 13 with Python 3.13",
     suite="trixie",
     packages=(
         "bash",

@@ -1,0 +1,111 @@
+"""Building one entry of a store: all of it, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import attrs
+import trio
+
+from .._errors import ImageBuildError
+from ._manifest import MANIFEST_NAME, Manifest, describe_files, record_verdict
+from ._mmdebstrap import remove_staging
+from ._recipe import BuildContext, Recipe
+
+
+@attrs.frozen(kw_only=True)
+class BuildRequest:
+    """What to build, and where to put it."""
+
+    recipe: Recipe
+    digest: str
+    base: Path | None
+    """The entry of the recipe's base."""
+    staging: Path
+    """The directory for all builds' directories."""
+    entry: Path
+    """What the finished directory is renamed to."""
+    environment: Mapping[str, str]
+
+
+async def build_entry(request: BuildRequest, report: Callable[[str, float | None], object]) -> None:
+    """Build; the caller holds the lock of the recipe's name.
+
+    Leftovers of builds that were killed are removed first: whose lock we hold is not running.
+    Cancelled, or killed at any point, it leaves no entry, and at most such leftovers.
+
+    Raises:
+      ImageBuildError: if it can't be built.
+      MissingProgramError: if a program is not installed.
+    """
+    try:
+        await remove_leftovers(request.staging, request.recipe.name, request.environment)
+        directory = Path(tempfile.mkdtemp(prefix=_prefix(request.recipe.name), dir=request.staging))
+        try:
+            await _build_in(directory, request, report)
+        finally:
+            with trio.CancelScope(shield=True):  # bounded by what it calls
+                await remove_staging(directory, request.environment)
+    except OSError as exc:
+        where = exc.filename or request.staging
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ImageBuildError(
+                f"the disk of {request.staging} is full; free some, or use another cache directory"
+            ) from exc
+        raise ImageBuildError(f"building {request.recipe.name} failed: {where}: {exc.strerror or exc}") from exc
+
+
+async def remove_leftovers(staging: Path, name: str, environment: Mapping[str, str]) -> None:
+    """Remove what builds of *name* left that did not come to their end; the caller holds the lock."""
+    leftovers = [path for path in staging.iterdir() if path.name.startswith(_prefix(name))]  # noqa: ASYNC240 (one directory)
+    for leftover in leftovers:
+        await remove_staging(leftover, environment)
+
+
+def _prefix(name: str) -> str:
+    # "system" must not take "system-base" for its own.
+    return f"{name}."
+
+
+async def _build_in(directory: Path, request: BuildRequest, report: Callable[[str, float | None], object]) -> None:
+    recipe = request.recipe
+    context = BuildContext(staging=directory, base=request.base, report=report, environment=request.environment)
+    context.output.mkdir(mode=0o755)
+    details = await recipe.build(context)
+    await trio.to_thread.run_sync(_finish, context.output, request, details)
+    report("built", 1.0)
+
+
+def _finish(output: Path, request: BuildRequest, details: Mapping[str, object]) -> None:
+    """Write the manifest, put everything on the disk, and give it its name: in this order."""
+    recipe = request.recipe
+    unexpected = {path.name for path in output.iterdir()} ^ set(recipe.files)
+    if unexpected:
+        raise ImageBuildError(
+            f"the build of {recipe.name} did not make what it should: {', '.join(sorted(unexpected))}"
+        )
+    for name in recipe.files:
+        # QEMU reads them as another user.
+        (output / name).chmod(0o644)
+    files = describe_files(output, recipe.files)
+    manifest = Manifest(name=recipe.name, digest=request.digest, created=time.time(), files=files, details=details)
+    (output / MANIFEST_NAME).write_text(manifest.to_json())
+    record_verdict(output, manifest)
+    for path in output.iterdir():
+        _sync(path)
+    _sync(output)
+    output.rename(request.entry)
+    _sync(request.entry.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
