@@ -11,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ import trio
 from .. import __version__
 from .._errors import SandboxError
 from .._programs import REQUIREMENTS, Requirement, missing
-from ..image import ImageStore, default_cache_directory
+from ..image import ImageStore, StoredImage, default_cache_directory
 from ..qemu import detect_accelerator, open_runtime
 
 #: Bytes that building the system disk and the image `python` takes while it goes on.
@@ -41,6 +42,8 @@ class Finding:
     detail: str
     remedy: str = ""
     """What to do about it, where there is something to do."""
+    package: str = ""
+    """The Debian package to install, where that is what to do."""
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -55,8 +58,8 @@ async def examine(cache_dir: Path) -> list[Finding]:
     findings = [versions(), *programs(REQUIREMENTS)]
     if os.geteuid() != 0:
         findings += [user_namespaces(can_unshare), subordinate_ids(pwd.getpwuid(os.geteuid()).pw_name)]
-    findings += [cache_directory(cache_dir), free_space(cache_dir), images(cache_dir)]
-    findings.append(await accelerator(cache_dir))
+    findings += [cache_directory(cache_dir), free_space(cache_dir), images(ImageStore(cache_dir).list())]
+    findings += await accelerator(cache_dir)
     return findings
 
 
@@ -78,11 +81,12 @@ def programs(requirements: Iterable[Requirement], *, root: bool | None = None) -
     absent = missing(requirements, root=root)
     findings: list[Finding] = []
     for requirement in requirements:
+        subject = Path(requirement.name).name
         if requirement in absent:
-            remedy = f"install the package {requirement.package}: apt-get install {requirement.package}"
-            findings.append(Finding(requirement.name, "missing", f"not found; {requirement.purpose}", remedy))
+            detail, remedy = f"not found; it {requirement.purpose}", f"install the package {requirement.package}"
+            findings.append(Finding(subject, "missing", detail, remedy, requirement.package))
         elif (path := requirement.find()) is not None:
-            findings.append(Finding(requirement.name, "ok", path))
+            findings.append(Finding(subject, "ok", path))
     return findings
 
 
@@ -173,32 +177,36 @@ def free_space(directory: Path, *, needed: int = BUILD_BYTES) -> Finding:
     )
 
 
-def images(directory: Path) -> Finding:
+def images(stored: Iterable[StoredImage]) -> Finding:
     """What is built already."""
-    names = sorted({stored.name for stored in ImageStore(directory).list()})
+    names = sorted({image.name for image in stored if image.current})
     if names:
         return Finding("images", "ok", ", ".join(names))
     return Finding(
-        "images", "note", "none built yet", "nothing: the first use builds them; or: trio-sandbox image build"
+        "images", "note", "none is built", "nothing: the first use builds what it needs; or: trio-sandbox image build"
     )
 
 
-async def accelerator(cache_dir: Path) -> Finding:
-    """What will run the guests, and why."""
+async def accelerator(cache_dir: Path) -> list[Finding]:
+    """What will run the guests and why, and what QEMU will be confined by."""
     try:
         async with open_runtime(None) as runtime:
             chosen = await detect_accelerator(cache_dir=cache_dir, environment=runtime.environment)
     except (SandboxError, OSError) as exc:
-        return Finding("accelerator", "missing", str(exc), "see above")  # noqa: ASYNC910 (it waited for its failure)
+        return [Finding("accelerator", "missing", str(exc))]  # noqa: ASYNC910 (it waited for its failure)
+    confinement = Finding("confinement", "ok", chosen.confinement.describe())
+    if not (chosen.confinement.other_user or chosen.confinement.network_namespace):
+        confinement = attrs.evolve(confinement, verdict="note", remedy="allow this user namespaces, or run as root")
     if chosen.hardware:
-        return Finding("accelerator", "ok", f"{chosen.name}: {chosen.reason}")
-    return Finding(
+        return [Finding("accelerator", "ok", f"{chosen.name}: {chosen.reason}"), confinement]
+    emulation = Finding(
         "accelerator",
         "note",
         f"{chosen.name} (software emulation): {chosen.reason}. It is slow, and by QEMU's own policy "
         "no security boundary: code that means harm may break out of it",
         "to run hostile code use a machine with KVM, and require_hardware=True",
     )
+    return [emulation, confinement]
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
@@ -212,17 +220,18 @@ def as_json(findings: Iterable[Finding]) -> str:
     return json.dumps({"ok": exit_status(findings) == 0, "findings": rows}, indent=2)
 
 
-def as_text(findings: Sequence[Finding]) -> str:
+def as_text(findings: Sequence[Finding], *, columns: int = 100) -> str:
     """Write the findings for people; the packages that are missing come as one command at the end."""
-    width = max(len(finding.subject) for finding in findings)
+    indent = " " * (10 + max(len(finding.subject) for finding in findings))
     lines: list[str] = []
     for finding in findings:
-        lines.append(f"{_MARKS[finding.verdict]:8}{finding.subject:{width}}  {finding.detail}")
+        head = f"{_MARKS[finding.verdict]:8}{finding.subject}".ljust(len(indent))
+        lines += textwrap.wrap(finding.detail, columns, initial_indent=head, subsequent_indent=indent)
         if finding.remedy:
-            lines.append(f"{'':8}{'':{width}}  -> {finding.remedy}")
-    absent = {finding.subject for finding in findings if finding.verdict == "missing"}
-    packages = sorted({requirement.package for requirement in REQUIREMENTS if requirement.name in absent})
-    if packages:
+            lines += textwrap.wrap(
+                finding.remedy, columns, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
+            )
+    if packages := sorted({finding.package for finding in findings if finding.package}):
         lines += ["", "As root: apt-get install --no-install-recommends " + " ".join(packages)]
-    lines += ["", "Something is missing." if absent else "Sandboxes can run here."]
+    lines += ["", "Something is missing." if exit_status(findings) else "Sandboxes can run here."]
     return "\n".join(lines)

@@ -39,8 +39,7 @@ async def build(store: ImageStore, names: Sequence[str], quiet: bool) -> None:
     async with open_runtime(None) as runtime:
         for name in names:
             with open_progress(quiet=quiet) as show:
-                built = await store.ensure(name, build=True, progress=show, environment=runtime.environment)
-                await store.ensure_system(build=True, progress=show, environment=runtime.environment)
+                built, _ = await store.ensure_bootable(name, progress=show, environment=runtime.environment)
             print(f"{name}: {built.path}, {mebibytes(built.size_bytes)}")
 
 
@@ -64,10 +63,9 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
 
 
 async def remove(store: ImageStore, names: Sequence[str]) -> None:  # noqa: ASYNC910 (there is a name at least)
-    """Remove *names*, and say so."""
+    """Remove *names*, and say how much came free."""
     for name in names:
-        await store.remove(name)
-        print(f"removed {name}")
+        print(f"{name}: {mebibytes(await store.remove(name))} freed")
 
 
 async def prune(store: ImageStore) -> None:

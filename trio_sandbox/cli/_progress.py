@@ -21,13 +21,12 @@ class LineProgress:
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
-        self._last: tuple[str, str] | None = None
+        self._last: dict[str, str] = {}
 
     def __call__(self, progress: Progress) -> None:
         """Show the step, unless only its fraction changed."""
-        step = (progress.stage, progress.message)
-        if step != self._last:
-            self._last = step
+        if self._last.get(progress.stage) != progress.message:
+            self._last[progress.stage] = progress.message
             print(f"{progress.stage}: {progress.message}", file=self._output, flush=True)
 
 
@@ -65,10 +64,10 @@ def _open_bars(output: TextIO) -> Generator[ShowProgress]:
         def show(progress: Progress) -> None:
             task = tasks.get(progress.stage)
             if task is None:
-                for earlier in tasks.values():
-                    display.stop_task(earlier)
                 task = tasks[progress.stage] = display.add_task(progress.stage, total=None, message="")
             total = None if progress.fraction is None else 1.0
             display.update(task, total=total, completed=progress.fraction or 0.0, message=progress.message)
+            if progress.fraction == 1.0:
+                display.stop_task(task)
 
         yield show
