@@ -42,6 +42,21 @@ from ._errors import (
     VmError as VmError,
 )
 from ._metadata import fix_module_metadata, version
+from .host import (
+    GuestInput as GuestInput,
+    GuestOutput as GuestOutput,
+    GuestProcess as GuestProcess,
+    Host as Host,
+    HostStatistics as HostStatistics,
+    OutputChunk as OutputChunk,
+    RunEvents as RunEvents,
+    RunResult as RunResult,
+    Sandbox as Sandbox,
+    SandboxStatistics as SandboxStatistics,
+    open_host as open_host,
+    open_sandbox as open_sandbox,
+)
+
 __version__: str = version()
 
 fix_module_metadata(__name__, globals())

@@ -14,9 +14,18 @@ import trio.testing
 
 from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
 from trio_sandbox.host import Sandbox
+from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
 from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, open_channel
 
 Service = Callable[[RecordStream], Awaitable[None]]
+
+ACCELERATOR = Accelerator(
+    name="tcg",
+    hardware=False,
+    reason="a test",
+    qemu=QemuBuild(path="qemu", size=0, modified_ns=0, version=(7, 2)),
+    confinement=Confinement(network_namespace=False, other_user=False, uid_per_vm=False, no_new_privileges=False),
+)
 
 
 @attrs.define(eq=False)
@@ -27,13 +36,19 @@ class FakeMachine:
     cut: Callable[[], object]
     failure: Exception | None = None
     closed: bool = False
-    accelerator_name: str = "tcg"
+    accelerator: Accelerator = ACCELERATOR
+    ended: trio.Event = attrs.field(factory=trio.Event)
 
     def retire(self, reason: str) -> None:
         """End the guest, as killing QEMU does: our side of the channel reads end of file."""
         if self.failure is None:
             self.failure = VmDiedError(reason)
+            self.ended.set()
             self.cut()
+
+    async def wait_ended(self) -> Exception | None:
+        await self.ended.wait()
+        return self.failure
 
     def console(self) -> str:
         return "no console"
@@ -70,6 +85,7 @@ async def open_fake_sandbox(
                 )
             finally:
                 machine.closed = True
+                machine.ended.set()
         nursery.cancel_scope.cancel(reason="the test is over")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import trio
 
 from .._errors import GuestProtocolError, OutcomeUnknownError, SandboxClosedError
+from ..qemu import Accelerator
 from ..wire import Channel, StreamResetError, WireError
+
+#: Seconds between a broken channel and QEMU's exit, or its being killed for that.
+EXIT_PATIENCE = 10.0
 
 
 class Machine(Protocol):
@@ -21,8 +25,8 @@ class Machine(Protocol):
         ...
 
     @property
-    def accelerator_name(self) -> str:
-        """What runs the guest: "kvm" or "tcg"."""
+    def accelerator(self) -> Accelerator:
+        """What runs the guest."""
         ...
 
     @property
@@ -39,13 +43,17 @@ class Machine(Protocol):
         """End the machine: nothing that its guest says from now on is believed."""
         ...
 
+    async def wait_ended(self) -> Exception | None:
+        """Wait until the machine is gone or its block left, and return `failure`."""
+        ...
+
     def console(self) -> str:
         """Return the last lines of the guest's console."""
         ...
 
 
-@contextmanager
-def guest_failures(vm: Machine, what: str) -> Generator[None]:
+@asynccontextmanager
+async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
     """Translate what goes wrong between a request's being sent and its answer.
 
     A guest that broke the protocol is retired on the spot: nothing it says later is believed.
@@ -70,6 +78,9 @@ def guest_failures(vm: Machine, what: str) -> Generator[None]:
         if isinstance(cause, WireError):
             vm.retire(f"it broke the guest protocol: {cause}")
             raise GuestProtocolError(f"the guest broke the protocol during {what}: {cause}") from cause
+        # The channel breaks a moment before QEMU's exit is seen, and the exit tells more.
+        with trio.move_on_after(EXIT_PATIENCE, shield=True):
+            await vm.wait_ended()
         raise OutcomeUnknownError(f"the virtual machine ended during {what}, which may have had its effect") from (
             vm.failure or cause or exc
         )

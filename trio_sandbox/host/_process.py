@@ -166,7 +166,7 @@ class GuestProcess:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_requests, records)
-                with guest_failures(self._vm, f"the process {self.args[0]!r}"):
+                async with guest_failures(self._vm, f"the process {self.args[0]!r}"):
                     message = await receive_message(records)
                     if not isinstance(message, Exited):
                         raise GuestProtocolError(f"the guest said {message!r} of a running process")
@@ -239,7 +239,7 @@ async def open_process(
             ids["stderr"] = "stdout"
         records = RecordStream(vm.guest.open_stream({"service": "process"}))
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
-        with guest_failures(vm, f"the start of {args[0]!r}"):
+        async with guest_failures(vm, f"the start of {args[0]!r}"):
             await records.send_json({**request, **ids})
             message = await receive_message(records)
             if isinstance(message, Failed):

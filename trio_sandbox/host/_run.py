@@ -79,7 +79,7 @@ class RunEvents:
         if self._over:
             raise StopAsyncIteration
         try:
-            with guest_failures(self._vm, "a run"):
+            async with guest_failures(self._vm, "a run"):
                 event = self._event(await self._records.receive())
         except SandboxError:
             self._over = True
@@ -107,13 +107,13 @@ class RunEvents:
             duration=trio.current_time() - self._sent_at,
             restarted=message.restarted,
             state_kept=message.state_kept,
-            accelerator=self._vm.accelerator_name,
+            accelerator=self._vm.accelerator.name,
         )
 
     async def send_request(self, request: dict[str, object]) -> None:
         """Hand the run to the guest. Cancelled: the guest may have it; closing the records ends it there."""
         try:
-            with guest_failures(self._vm, "a run"):
+            async with guest_failures(self._vm, "a run"):
                 await self._records.send_json(request)
         except BaseException:
             self._over = True  # a record cut short leaves nothing to talk on
@@ -131,7 +131,7 @@ class RunEvents:
                 with trio.move_on_after(bound), contextlib.suppress(SandboxError):
                     # A guest that fails us now is retired, and the next call says so. Here the
                     # block's own exception is what its user must see.
-                    with guest_failures(self._vm, "the end of a run"):
+                    async with guest_failures(self._vm, "the end of a run"):
                         await self._records.send_json({request: True})
                     async for _ in self:  # what it prints from now on is nobody's
                         pass

@@ -65,7 +65,7 @@ class Sandbox:
     @property
     def accelerator(self) -> str:
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
-        return self._vm.accelerator_name
+        return self._vm.accelerator.name
 
     def console(self) -> str:
         """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
