@@ -44,13 +44,13 @@ class Peer:
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
-        return message  # noqa: ASYNC910 # several may come at once
+        return message
 
     async def expect(self, command: str) -> dict[str, Any]:
         message = await self.receive()
         assert message is not None
         assert message["execute"] == command
-        return message  # noqa: ASYNC910 # several may come at once
+        return message
 
     async def reply(self, message: dict[str, Any], value: object = None) -> None:
         await self.send({"return": {} if value is None else value, "id": message["id"]})

@@ -33,7 +33,7 @@ class Call:
         self.error: QMPError | None = None
         self.done = trio.Event()
 
-    async def run(self, channel: QMPChannel, command: str, fds: tuple[int, ...] = ()) -> None:  # noqa: ASYNC910 # `execute` is one
+    async def run(self, channel: QMPChannel, command: str, fds: tuple[int, ...] = ()) -> None:
         with self.scope:
             try:
                 self.value = await channel.execute(command, fds=fds)
@@ -196,7 +196,7 @@ async def test_execute_is_a_checkpoint_and_wrong_arguments_send_nothing() -> Non
             await channel.execute("right")
 
 
-async def peer_answers(peer: Peer, count: int) -> None:  # noqa: ASYNC910 # receiving is one
+async def peer_answers(peer: Peer, count: int) -> None:
     for _ in range(count):
         message = await peer.receive()
         assert message is not None
@@ -467,7 +467,7 @@ async def test_peer_gone_wakes_every_waiter_with_the_cause() -> None:
             await channel.execute("later")
 
 
-async def peer_reads(peer: Peer, count: int) -> None:  # noqa: ASYNC910 # receiving is one
+async def peer_reads(peer: Peer, count: int) -> None:
     for _ in range(count):
         assert await peer.receive() is not None
 

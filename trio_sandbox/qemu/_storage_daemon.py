@@ -254,7 +254,7 @@ class QemuStorageDaemon:
             if self._process is not None:
                 self._process.kill()
 
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC128 # it passes it on
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the program until it ends or `stop` is called; for `open_storage_daemon` only."""
         self._entered = True
         try:
