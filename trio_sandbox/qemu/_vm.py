@@ -16,7 +16,7 @@ import trio
 from .._config import Timeouts
 from .._errors import GuestProtocolError, QMPClosedError, QMPError, SandboxClosedError, VmBootError, VmDiedError
 from .._nurseries import Services, open_services
-from ..wire import Channel, ChannelError, PeerSilentError, Role, WireError, open_channel
+from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, WireError, open_channel
 from ._accelerator import Accelerator
 from ._confinement import kvm_access
 from ._machine import MachineConfig, MachineFds, machine_argv
@@ -206,7 +206,7 @@ class Vm:
         # Our hello tells the time. Sent before the guest is there to read it, it would tell it late.
         await trio.lowlevel.wait_readable(sock)
         hello = {"time": time.time(), "entropy": secrets.token_hex(32), "hostname": hostname}
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        stream = PortStream(sock.detach())
         async with open_channel(
             stream, role=Role.HOST, hello=hello, silence_timeout=self._timeouts.agent_silence
         ) as guest:
