@@ -55,11 +55,6 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(SYSTEM_DIRECTORIES))
 
 
-def package_of(name: str) -> str:
-    """Give the Debian package of a program that is in `REQUIREMENTS`; KeyError for any other."""
-    return {requirement.name: requirement.package for requirement in REQUIREMENTS}[name]
-
-
 def missing(requirements: Iterable[Requirement] = REQUIREMENTS, *, root: bool | None = None) -> list[Requirement]:
     """Give those that are not installed; *root* None: whoever we are."""
     if root is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import _programs
-from trio_sandbox._programs import REQUIREMENTS, Requirement, find_program, missing, package_of
+from trio_sandbox._programs import REQUIREMENTS, Requirement, find_program, missing
 
 
 def test_a_program_is_found_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,12 +46,6 @@ def test_root_does_without_what_only_ordinary_users_need() -> None:
     absent = Requirement("no-such-program-anywhere", "package", "maps ids", ordinary_user_only=True)
     assert missing([absent], root=True) == []
     assert missing([absent], root=False) == [absent]
-
-
-def test_package_of() -> None:
-    assert package_of("qemu-system-x86_64") == "qemu-system-x86"
-    with pytest.raises(KeyError):
-        package_of("unheard-of")
 
 
 def test_the_list_can_be_read_before_anything_is_installed() -> None:
