@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import cast
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def complain(message: str) -> None:
     """Print one message of ours."""
-    print(f"trio-sandbox: {message}", file=sys.stderr, flush=True)
+    _print(f"trio-sandbox: {message}")
 
 
 def complain_about(exc: BaseException) -> None:
@@ -20,5 +23,12 @@ def complain_about(exc: BaseException) -> None:
     complain(str(exc) or repr(exc))
     cause = exc.__cause__
     while cause is not None:
-        print(f"  because: {cause or repr(cause)}", file=sys.stderr, flush=True)
+        _print(f"  because: {str(cause) or repr(cause)}")
         cause = cause.__cause__
+
+
+def _print(text: str) -> None:
+    # A message may quote the guest's console, and what a hostile guest says must not reach a
+    # terminal as commands to it.
+    shown = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text.replace("\r\n", "\n"))
+    print(shown, file=sys.stderr, flush=True)
