@@ -47,6 +47,15 @@ def nothing_left(*directories: Path) -> Generator[None]:
         assert {directory: set(os.listdir(directory)) for directory in directories} == files
 
 
+async def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Poll for what happens in another process, which can't tell us; the bound is for what hangs."""
+    with trio.fail_after(seconds):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.005)
+
+
 class _CancelAtStep(trio.abc.Instrument):
     """Cancels a scope when a task, the one given or any, is about to run for the nth time."""
 

@@ -77,7 +77,10 @@ class HostConfig:
     cache_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """Where images live; None: ``trio-sandbox`` in the user's cache directory (XDG)."""
     runtime_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
-    """Where a host's own directory of sockets and overlays is made; None: the user's runtime directory (XDG), else the system's for temporary files."""
+    """Where a host's own directory of sockets and overlays is made; None: ``TMPDIR`` if that is set, else ``/var/tmp``.
+
+    Guests' writes go there, so it should not be in memory. Its path may have at most 66 bytes.
+    """
     accelerator: Literal["auto", "kvm", "tcg"] = attrs.field(default="auto", validator=v.in_(("auto", "kvm", "tcg")))
     """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
     require_hardware: bool = attrs.field(default=False, validator=v.instance_of(bool))

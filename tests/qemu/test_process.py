@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests._leaks import cancel_at_every_step, nothing_left
+from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import MissingProgramError
 from trio_sandbox.qemu import InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 
@@ -25,23 +25,11 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-async def _wait_until_gone(pid: int) -> None:
-    """Wait for what was killed, but is not our child."""
-    with trio.fail_after(30):
-        while _is_running(pid):
-            await trio.sleep(0.005)
-
-
 async def _start(nursery: trio.Nursery, script: str, *, grace: float = 0.0) -> OwnedProcess:
     process: OwnedProcess = await nursery.start(
         functools.partial(run_owned, ["sh", "-c", script], environment=_ENVIRONMENT, grace=grace)
     )
     return process
-
-
-async def _wait_for_output(process: OwnedProcess, text: str) -> None:
-    while text not in process.output():
-        await trio.sleep(0.005)
 
 
 async def test_output_and_status() -> None:
@@ -104,17 +92,17 @@ async def test_what_the_output_handler_raises_ends_the_process() -> None:
 async def test_a_grandchild_that_keeps_the_pipe_does_not_outlive_it() -> None:
     with nothing_left():
         process = await run_owned(["sh", "-c", "sleep 1000 & echo $!"], environment=_ENVIRONMENT)
-    await _wait_until_gone(int(process.output()))
+    await wait_until(lambda: not _is_running(int(process.output())))
 
 
 async def test_cancelled_it_is_killed_with_its_group() -> None:
     with nothing_left():
         async with trio.open_nursery() as nursery:
             process = await _start(nursery, "trap '' TERM; sleep 1000 & echo $!; wait")
-            await _wait_for_output(process, "\n")
+            await wait_until(lambda: "\n" in process.output())
             nursery.cancel_scope.cancel()
     assert process.returncode == -signal.SIGKILL
-    await _wait_until_gone(int(process.output()))
+    await wait_until(lambda: not _is_running(int(process.output())))
 
 
 async def test_cancelled_it_may_say_goodbye() -> None:
@@ -122,7 +110,7 @@ async def test_cancelled_it_may_say_goodbye() -> None:
         process = await _start(
             nursery, "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done", grace=60
         )
-        await _wait_for_output(process, "ready")
+        await wait_until(lambda: "ready" in process.output())
         nursery.cancel_scope.cancel()
     assert process.returncode == 7
     assert process.output().endswith("bye\n")
@@ -131,7 +119,7 @@ async def test_cancelled_it_may_say_goodbye() -> None:
 async def test_cancelled_and_deaf_to_term_it_is_killed_after_the_grace() -> None:
     async with trio.open_nursery() as nursery:
         process = await _start(nursery, "trap '' TERM; echo ready; while :; do sleep 0.01; done", grace=0.05)
-        await _wait_for_output(process, "ready")
+        await wait_until(lambda: "ready" in process.output())
         nursery.cancel_scope.cancel()
     assert process.returncode == -signal.SIGKILL
 

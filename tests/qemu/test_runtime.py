@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
 from trio_sandbox.qemu import open_runtime
 
@@ -109,6 +111,27 @@ async def test_base_with_a_path_too_long_for_sockets(base: Path) -> None:
             pytest.fail("was opened")
 
 
+async def test_what_dead_owners_left_is_removed(base: Path) -> None:
+    names = ("trio-sandbox-dead", "trio-sandbox-young", "trio-sandbox-alive", "other")
+    for name in names:
+        (base / name).mkdir()
+        (base / name / "overlay").write_text("large")
+        if name != "trio-sandbox-young":
+            os.utime(base / name, (1, 1))
+    os.symlink(base / "other", base / "trio-sandbox-link")
+    fd = os.open(base / "trio-sandbox-alive", os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        async with open_runtime(base) as runtime:
+            os.utime(runtime.directory, (1, 1))
+            async with open_runtime(base):  # It is in use, however old it looks.
+                assert runtime.directory.exists()
+    finally:
+        os.close(fd)
+    assert left_in(base) == ["other", "trio-sandbox-alive", "trio-sandbox-link", "trio-sandbox-young"]
+    assert (base / "other" / "overlay").exists()
+
+
 async def test_a_reaper_that_dies_soon_is_an_error(base: Path) -> None:
     async def kill_it() -> None:
         async with open_runtime(base) as runtime:
@@ -127,8 +150,7 @@ async def test_a_reaper_that_dies_later_is_replaced(base: Path, monkeypatch: pyt
         first = runtime.reaper_pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
-        while runtime.reaper_pid in (None, first):
-            await trio.sleep(0.01)
+        await wait_in_trio(lambda: runtime.reaper_pid not in (None, first))
 
 
 async def test_nested_owners_are_both_in_the_environment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,28 +256,11 @@ def test_processes_of_a_guarded_uid_go_even_without_the_token(base: Path, marker
             os.kill(pid, signal.SIGKILL)
 
 
-async def test_cancelled_at_every_await_of_open_and_close(base: Path) -> None:
-    for checkpoints in range(100):
-        remaining = checkpoints
-        with trio.CancelScope() as scope:
+async def test_cancelled_at_every_step_of_open_and_close(base: Path) -> None:
+    async def attempt() -> None:
+        with nothing_left(base):
+            async with open_runtime(base):
+                await trio.lowlevel.checkpoint()
 
-            class Cancel(trio.abc.Instrument):
-                def before_task_step(self, task: trio.lowlevel.Task) -> None:
-                    nonlocal remaining
-                    remaining -= 1
-                    if remaining < 0:
-                        scope.cancel()
-
-            instrument = Cancel()
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                async with open_runtime(base):
-                    pass
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        assert left_in(base) == []
-        if remaining >= 0:
-            break
-    else:
-        pytest.fail("never ran undisturbed")
-    assert checkpoints > 3
+    await attempt()
+    assert await cancel_at_every_step(attempt, every_task=True) > 4

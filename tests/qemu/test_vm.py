@@ -15,7 +15,7 @@ import attrs
 import pytest
 import trio
 
-from tests._leaks import nothing_left
+from tests._leaks import nothing_left, wait_until
 from trio_sandbox import VmBootError, VmDiedError
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.qemu import (
@@ -173,8 +173,7 @@ async def test_an_overlay_in_use(manager: VmManager, config: MachineConfig) -> N
                     await second_failed.wait()
 
         nursery.start_soon(boot_first)
-        while not _is_locked(config.overlay):
-            await trio.sleep(0.01)
+        await wait_until(lambda: _is_locked(config.overlay))
         with pytest.raises(VmBootError, match='Failed to get "write" lock'):
             async with manager.open_vm(config):
                 pytest.fail("booted")

@@ -147,8 +147,11 @@ async def prove_kvm(
     build: QemuBuild, confinement: Confinement, *, environment: Mapping[str, str], deadline: float
 ) -> str | None:
     """Run a guest of a few bytes on KVM; return why that failed, None if it did not."""
-    if not os.path.exists(_KVM):  # noqa: ASYNC240 - devtmpfs does not block
+    await trio.lowlevel.checkpoint()
+    if not os.access(_KVM, os.F_OK):
         return f"{_KVM} does not exist"
+    if not confinement.other_user and not os.access(_KVM, os.R_OK | os.W_OK):
+        return f"this user may not open {_KVM}: join the group that may (often: adduser USER kvm, then log in anew)"
     access = kvm_access(confinement)
     with InheritedFds() as inherited:
         kvm_fd = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, final
 
 import attrs
+import trio
 
 from .._errors import SandboxError
 from ._process import minimal_environment, require_program, run_owned
@@ -103,6 +104,7 @@ async def prove_confinement(environment: Mapping[str, str]) -> Confinement:
       MissingProgramError: if util-linux is not installed.
       SandboxError: if not even a shell runs.
     """
+    await trio.lowlevel.checkpoint()
     user = os.geteuid()
     if user not in _proved:
         for candidate in candidates(root=user == 0, uid_map=_read_uid_map()):

@@ -206,7 +206,8 @@ class OwnedProcess:
                     try:
                         await trio.lowlevel.wait_readable(pidfd)
                     finally:
-                        await self._end(pidfd, grace)
+                        with trio.move_on_after(grace + _REAP_SECONDS, shield=True):
+                            await self._end(pidfd, grace)
                         nursery.cancel_scope.cancel(reason=f"{self._name} has ended")
         finally:
             trio.lowlevel.notify_closing(pidfd)
@@ -215,17 +216,14 @@ class OwnedProcess:
 
     async def _end(self, pidfd: int, grace: float) -> None:
         """Leave nothing of the process group: ask, then kill, then reap, all of it bounded."""
-        with trio.CancelScope(shield=True):
-            ended = _is_ended(pidfd)
-            if not ended and grace > 0:
-                self.send_signal(signal.SIGTERM)
-                with trio.move_on_after(grace):
-                    await trio.lowlevel.wait_readable(pidfd)
-            # The leader is not reaped yet, so the group is still ours, and so are the members
-            # that it left behind.
-            self.kill()
-            with trio.move_on_after(_REAP_SECONDS):
-                self._returncode = await self._process.wait()
+        if not _is_ended(pidfd) and grace > 0:
+            self.send_signal(signal.SIGTERM)
+            with trio.move_on_after(grace):
+                await trio.lowlevel.wait_readable(pidfd)
+        # The leader is not reaped yet, so the group is still ours, and so are the members
+        # that it left behind.
+        self.kill()
+        self._returncode = await self._process.wait()
 
     def _settle(self, on_output: Callable[[bytes], object] | None) -> None:
         if self._returncode is None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -26,6 +27,9 @@ _log = logging.getLogger("trio_sandbox.runtime")
 
 #: A socket's path may have 107 bytes; this leaves names of up to 14 bytes inside the directory.
 _LONGEST_DIRECTORY: Final = 92
+_PREFIX: Final = "trio-sandbox-"
+#: Seconds after which a directory that nobody has locked was certainly left by somebody.
+_LEFTOVER_AGE: Final = 60.0
 #: Seconds for the reaper to come up (a bare Python) and to leave when told so.
 _REAPER_START: Final = 30.0
 _REAPER_EXIT: Final = 5.0
@@ -110,7 +114,9 @@ class Runtime:
             except trio.TooSlowError as exc:
                 raise SandboxError(f"the reaper did not start within {_REAPER_START:g} s") from exc
             finally:
-                await self._dismiss(process)
+                with trio.move_on_after(_REAPER_EXIT, shield=True):
+                    await self._dismiss(process)
+                self._abandon(process)
             if trio.current_time() - started < _REAPER_SETTLED:
                 raise SandboxError(f"the reaper {describe_exit(status)} soon after its start, and is not started again")
             _log.warning("the reaper %s; starting another", describe_exit(status))
@@ -132,34 +138,35 @@ class Runtime:
             )
 
     async def _dismiss(self, process: trio.Process) -> None:
-        """Send the reaper away and reap it; by now there must be nothing left for it to do."""
+        """Send the reaper away; by now there must be nothing left for it to do."""
         self._reaper = process
         self._tell("done")
         self._reaper = None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(_REAPER_EXIT):
-                await process.wait()
-            if process.returncode is None:
-                process.send_signal(signal.SIGKILL)
-                with trio.move_on_after(_REAPER_EXIT):
-                    await process.wait()
-        await trio.aclose_forcefully(process.stdin)
-        await trio.aclose_forcefully(process.stdout)
+        await process.wait()
+
+    def _abandon(self, process: trio.Process) -> None:
+        """Let go of a reaper that has left, or else, being told, should have."""
+        self._reaper = None
+        if process.returncode is None:
+            _log.error("the reaper (PID %d) did not leave; is it stopped?", process.pid)
+            process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert isinstance(pipe, trio.lowlevel.FdStream)
+            pipe.close()
 
 
 def _default_base() -> Path:
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.access(runtime, os.W_OK | os.X_OK):
-        return Path(runtime)
+    """Return where large files may live: overlays do, which XDG_RUNTIME_DIR, in memory, is too small for."""
+    for base in (os.environ.get("TMPDIR"), "/var/tmp"):
+        if base and os.access(base, os.W_OK | os.X_OK):
+            return Path(base)
     return Path(tempfile.gettempdir())
 
 
 def _choose_directory(base: Path | None) -> Path:
     # Absolute, but with symbolic links kept: resolving could make a short path long.
     parent = Path(os.path.abspath(_default_base() if base is None else base))
-    directory = parent / f"trio-sandbox-{secrets.token_hex(6)}"
+    directory = parent / f"{_PREFIX}{secrets.token_hex(6)}"
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         longest = _LONGEST_DIRECTORY - len(os.fsencode(directory.name)) - 1
         raise ValueError(
@@ -169,11 +176,52 @@ def _choose_directory(base: Path | None) -> Path:
     return directory
 
 
-def _make_directory(directory: Path) -> None:
+@contextmanager
+def _own_directory(directory: Path) -> Generator[None]:
+    """Make the directory, mark it as in use, and remove it at the end."""
     try:
         directory.mkdir(mode=0o700)
     except OSError as exc:
         raise SandboxError(f"can't make a runtime directory in {directory.parent}: {exc.strerror}") from exc
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Tells others' `remove_leftovers` that somebody is alive; systemd-tmpfiles heeds it as well.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(fd)
+    finally:
+        shutil.rmtree(directory)
+
+
+def remove_leftovers(base: Path) -> None:
+    """Remove runtime directories of owners that died together with their reapers.
+
+    That takes a loss of power, or somebody who kills whole control groups, as systemd and container
+    engines do; then the processes are gone, but the overlays are not.
+    """
+    for name in os.listdir(base):
+        path = base / name
+        if not name.startswith(_PREFIX):
+            continue
+        try:
+            status = path.lstat()
+            # One that was made just now may not be locked yet. Foreign ones are not ours to judge.
+            if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _LEFTOVER_AGE:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # Its owner removed it, or it is no directory.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass  # In use.
+        else:
+            _log.warning("removing %s, which a dead owner left", path)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(fd)
 
 
 @asynccontextmanager
@@ -185,11 +233,12 @@ async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
     `Runtime.environment` and removes the directory; that takes well under two seconds.
 
     Cancelled or not, leaving the block removes the directory and ends the reaper. Processes are
-    their owners' to end before that.
+    their owners' to end before that. Directories in *base* that earlier owners left when they were
+    killed together with their reapers are removed on the way in.
 
     Args:
-      base: The existing directory in which to make ours; None: the user's runtime directory
-        (``XDG_RUNTIME_DIR``), else the system's for temporary files.
+      base: The existing directory in which to make ours; None: ``TMPDIR`` if that is set, else
+        ``/var/tmp``. It must have room for what the guests write to their disks.
 
     Raises:
       ValueError: if the path is too long for sockets.
@@ -200,8 +249,6 @@ async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
     async with open_services("open_runtime()") as services:
         # The reaper first: there is no moment in which the directory exists and nobody would remove it.
         await services.start(runtime.serve)
-        _make_directory(directory)
-        try:
+        with _own_directory(directory):
+            await trio.to_thread.run_sync(remove_leftovers, directory.parent)
             yield runtime
-        finally:
-            shutil.rmtree(directory)

@@ -47,6 +47,7 @@ class Console:
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Read until QEMU is gone, so that a guest that prints never waits for us."""
         task_status.started()
+        await trio.lowlevel.checkpoint()
         while self._read():
             await trio.lowlevel.wait_readable(self._socket)
 
