@@ -26,7 +26,7 @@ from trio_sandbox.wire import (
 from trio_sandbox.wire._connection import BACKLOG_LIMIT
 from trio_sandbox.wire._framing import HEADER, MAX_STREAMS, Kind, frame
 
-from ._wire import HELLO, RawPeer, open_pair
+from ._wire import HELLO, RawPeer, open_pair, port_pair
 
 
 def opened(stream_id: int) -> bytes:
@@ -171,6 +171,22 @@ async def test_a_handler_that_lets_a_broken_stream_pass_is_no_bug() -> None:
         await peer.transport.aclose()
         assert isinstance(await channel.wait_closed(), PeerGoneError)
         await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_bug_beside_a_broken_stream_is_still_a_bug() -> None:
+    async def handler(stream: ChannelStream, header: dict[str, object]) -> None:
+        try:
+            await stream.receive_some()
+        except trio.BrokenResourceError as exc:
+            raise ExceptionGroup("both", [exc, ZeroDivisionError()]) from None
+
+    async def reset_at_once() -> None:
+        async with open_raw(handler) as (_, peer):
+            await peer.say(opened(2), frame(Kind.RESET, 2))
+            await trio.sleep_forever()
+
+    with pytest.RaisesGroup(StreamResetError, ZeroDivisionError):
+        await reset_at_once()
 
 
 async def test_a_broken_resource_of_its_own_is_a_handlers_bug() -> None:
@@ -479,6 +495,51 @@ async def test_cancelled_from_outside_the_body_can_still_talk() -> None:
                         answers.append(await stream.receive_some())
         assert scope.cancelled_caught
     assert answers == [b"last wish"]
+
+
+@pytest.mark.parametrize("ports", [False, True])
+async def test_cancelled_at_any_moment_nothing_is_left(ports: bool) -> None:
+    """Cancel after each number of turns of the scheduler, through opening, a stream both ways, and closing."""
+
+    async def echo(stream: ChannelStream, header: dict[str, object]) -> None:
+        async for data in stream:
+            await stream.send_all(data)
+
+    async def guest(transport: trio.abc.Stream) -> None:
+        try:
+            async with open_channel(transport, role=Role.GUEST, hello={}, handler=echo) as channel:
+                assert isinstance(await channel.wait_closed(), PeerGoneError)
+        except PeerGoneError:
+            pass  # before the host's hello was there
+
+    completed = False
+    turns = 0
+    while not completed:
+        turns += 1
+        host_end, guest_end = port_pair() if ports else trio.testing.memory_stream_pair()
+        scope = trio.CancelScope()
+
+        async def cancel(scope: trio.CancelScope = scope, turns: int = turns) -> None:
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guest, guest_end)
+            nursery.start_soon(cancel)
+            with scope:
+                async with open_channel(host_end, role=Role.HOST, hello={}) as channel:
+                    async with channel.open_stream({}) as stream:
+                        await stream.send_all(b"x" * 100_000)
+                        await stream.send_eof()
+                        received = b"".join([data async for data in stream])
+                        assert received == b"x" * 100_000
+                    await channel.ping()
+                completed = True
+        for transport in (host_end, guest_end):
+            with pytest.raises(trio.ClosedResourceError):
+                await transport.send_all(b"x")
+    assert turns > 10
 
 
 async def test_statistics() -> None:

@@ -340,6 +340,6 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     def _wake(self, make_error: Callable[[], Exception]) -> None:
         # An exception each: two tasks raising one would write into the same traceback.
-        if self._closed or not self._ended:
-            self._reader.fail(make_error())
+        # Nobody waits to receive where END has come, so what is complete stays readable.
+        self._reader.fail(make_error())
         self._sender.fail(make_error())
