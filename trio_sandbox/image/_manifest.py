@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -62,7 +62,7 @@ class Manifest:
         Raises:
           ValueError: if it is not one of ours.
         """
-        value = json.loads(text)
+        value: Any = json.loads(text)
         try:
             if value["format"] != _FORMAT:
                 raise ValueError(f"manifest of format {value['format']!r}, not {_FORMAT}")
@@ -76,7 +76,7 @@ class Manifest:
                     )
                     for name, file in value["files"].items()
                 },
-                details={str(key): item for key, item in _checked(value["details"], dict).items()},
+                details=dict(value["details"].items()),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not a manifest: {exc!r}") from exc

@@ -89,6 +89,9 @@ async def run_mmdebstrap(
                     f"--variant={bootstrap.variant}",
                     f"--include={','.join(bootstrap.packages)}",
                     "--format=null",
+                    # The tree is thrown away. And after a hook that empties its /tmp, mmdebstrap's
+                    # cleaning would take the host's own apt for the tree's.
+                    "--skip=cleanup",
                     *(f"--{kind}-hook={hook}" for hook in bootstrap.hooks),
                     bootstrap.suite,
                     "/dev/null",
