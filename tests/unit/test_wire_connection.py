@@ -11,12 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from trio_sandbox.wire import Role, StreamLimitError, WireError
-from trio_sandbox.wire._connection import (
-    CREDIT_STEP,
-    LAZY_LIMIT,
-    QUANTUM,
-    WRITE_LIMIT,
-    Connection,
+from trio_sandbox.wire._connection import CREDIT_STEP, LAZY_LIMIT, QUANTUM, WRITE_LIMIT, Connection
+from trio_sandbox.wire._events import (
     CreditReceived,
     DataReceived,
     EndReceived,

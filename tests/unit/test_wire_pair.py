@@ -6,8 +6,8 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trio_sandbox.wire import Role
-from trio_sandbox.wire._connection import (
-    Connection,
+from trio_sandbox.wire._connection import Connection
+from trio_sandbox.wire._events import (
     DataReceived,
     EndReceived,
     HelloReceived,

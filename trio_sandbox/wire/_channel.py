@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeAlias, cast, final
 
 import trio
 
-from ._connection import (
-    BACKLOG_LIMIT,
-    Connection,
+from ._connection import BACKLOG_LIMIT, Connection, Role
+from ._errors import ChannelError, PeerGoneError, PeerSilentError
+from ._events import (
     CreditReceived,
     DataReceived,
     EndReceived,
@@ -23,10 +23,8 @@ from ._connection import (
     HelloReceived,
     PongReceived,
     ResetReceived,
-    Role,
     StreamOpened,
 )
-from ._errors import ChannelError, PeerGoneError, PeerSilentError
 from ._port import PortStream
 from ._stream import ChannelStream, Waiter
 
