@@ -100,17 +100,17 @@ class CodeService:
 
     def _keep_reading(self, descriptor: int) -> None:
         assert self._nursery is not None
-        if len(self._leftovers) == _LEFTOVER_LIMIT:
-            self._leftovers[0].cancel(reason="too many pipes of past runs are held")
-        self._nursery.start_soon(self._discard, descriptor)
+        scope = trio.CancelScope()
+        self._leftovers.append(scope)
+        if len(self._leftovers) > _LEFTOVER_LIMIT:
+            self._leftovers.pop(0).cancel(reason="too many pipes of past runs are held")
+        self._nursery.start_soon(self._discard, descriptor, scope)
 
-    async def _discard(self, descriptor: int) -> None:
-        with trio.CancelScope() as scope:
-            self._leftovers.append(scope)
-            try:
-                await discard(descriptor)
-            finally:
-                self._leftovers.remove(scope)
+    async def _discard(self, descriptor: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await discard(descriptor)
+        if scope in self._leftovers:
+            self._leftovers.remove(scope)
 
 
 def _unknown_language(request: dict[str, object]) -> OSError:
@@ -140,11 +140,7 @@ class _Keeper:
                 prestarted = None
             else:
                 await self._wanted.wait()
-                asked: list[Child] = []
-                started = start_interpreter(
-                    self._language, lambda request, fds: asked.append(self._children.start(request, fds))
-                )
-                (child,) = asked
+                child, started = self._spawn()
             interpreter = Interpreter(self._language, child, started, self._keep_reading)
             self._set(interpreter)
             await interpreter.serve()
@@ -156,6 +152,13 @@ class _Keeper:
             else:
                 self._wanted = trio.Event()
 
+    def _spawn(self) -> tuple[Child, StartedInterpreter]:
+        child: list[Child] = []
+        started = start_interpreter(
+            self._language, lambda request, descriptors: child.append(self._children.start(request, descriptors))
+        )
+        return child[0], started
+
     def _set(self, interpreter: Interpreter | None) -> None:
         self._interpreter = interpreter
         self._changed.set()
@@ -163,7 +166,7 @@ class _Keeper:
 
     async def run(self, run: Run) -> None:
         """Have *run* run, and obey its host until that ends the stream."""
-        if self._run is not None and not self._run.over.is_set():
+        if not await self._is_free():
             await run.fail(OSError(errno.EBUSY, "the interpreter is busy with another run"))
             return
         self._run = run
@@ -180,6 +183,16 @@ class _Keeper:
                 nursery.cancel_scope.cancel(reason="the run is over")
         finally:
             run.over.set()
+
+    async def _is_free(self) -> bool:
+        """Whether no run has the interpreter; one that its host gave up is waited for."""
+        last = self._run
+        if last is not None and not last.over.is_set():
+            # The end of its stream may have come together with this request, and its task has a turn to see it first.
+            await trio.lowlevel.checkpoint()
+            if last.given_up:
+                await last.over.wait()
+        return self._run is None or self._run.over.is_set()
 
     async def _start(self, run: Run) -> Interpreter | None:
         while True:
@@ -208,8 +221,11 @@ class _Keeper:
                     case _:
                         run.records.stream.reset(f"not a request to a run: {request!r:.80}")
                         return
+        except trio.ClosedResourceError:
+            pass  # the run's end was sent
         finally:
             if not run.over.is_set():
+                run.given_up = True
                 interpreter.kill()
                 with trio.CancelScope(shield=True):
                     await run.over.wait()

@@ -58,6 +58,7 @@ def main() -> None:
     # Here is where the seconds go; the interpreter starts meanwhile.
     import trio
 
+    from ..wire import PortStream
     from . import agent
     from .children import Children
 
@@ -65,7 +66,7 @@ def main() -> None:
 
     async def serve() -> None:
         await agent.serve(
-            trio.lowlevel.FdStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity
+            PortStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity
         )
 
     trio.run(serve)
@@ -124,8 +125,8 @@ def _start_spawner() -> socket.socket:
         try:
             ours.close()
             spawner.main(theirs, spawner.Confinement(root=_IMAGE, cgroup=_USERS_CGROUP, user=DEFAULT_USER))
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
+        except BaseException as exc:  # noqa: BLE001  this process must not go on as a second process 1
+            sys.excepthook(type(exc), exc, exc.__traceback__)
         finally:
             os._exit(1)
     theirs.close()

@@ -67,15 +67,17 @@ class Run:
         self.restarted = False
         self.over = trio.Event()
         """It has an end; that may still be on its way to the host."""
+        self.given_up = False
+        """Its host does not want it any more."""
         self._unheard = False
         self._started_at = time.perf_counter()
 
     async def send(self, output: list[tuple[bytes, bytes]], *, end: bool = False) -> None:
-        """Send the host some records, unless it has given the run up."""
+        """Send the host some records, the last ones if *end*, unless it has given the run up."""
         if self._unheard:
             return
         try:
-            await self.records.send_many(output, end=end)
+            await (self.records.send_and_close(output) if end else self.records.send_many(output))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._unheard = True  # whoever reads `records` sees it as well, and ends the run
 
@@ -266,7 +268,8 @@ class Interpreter:
 
     def _is_end(self, message: bytes) -> bool:
         if len(message) == _DONE.size and message.startswith(b"D"):
-            return _DONE.unpack(message)[1] == self._number
+            number: int = _DONE.unpack(message)[1]
+            return number == self._number
         head, rest = message[: _FAILED.size], message[_FAILED.size :]
         return head == _FAILED.pack(b"F", self._number) and rest.isdigit() and len(rest) <= 3
 

@@ -30,7 +30,7 @@ def send_message(sock: socket.socket, message: object, descriptors: Sequence[int
       OSError: the peer is gone, or (`BlockingIOError`) the socket is full and may not block.
 
     """
-    data = marshal.dumps(message, _MARSHAL_VERSION)
+    data = marshal.dumps(message, _MARSHAL_VERSION)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     if len(data) <= INLINE_LIMIT:
         _send(sock, _INLINE + data, descriptors, flags)
         return

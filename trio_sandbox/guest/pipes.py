@@ -43,9 +43,11 @@ class ParkedPipes:
         self._arrived.set()
         self._arrived = trio.Event()
         try:
-            await done.wait()
+            await stream.wait_given_up()
         finally:
-            self._parked.pop(stream.id, None)
+            parked = self._parked.pop(stream.id, None) is not None
+        if not parked:
+            await done.wait()
 
     @asynccontextmanager
     async def take(self, number: int) -> AsyncGenerator[ChannelStream]:

@@ -21,9 +21,6 @@ import linecache
 import os
 import sys
 import traceback
-
-# The modules around these two make enumeration members of every number, which costs more than the calls.
-from _signal import pthread_sigmask, signal as set_handler
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from collections import deque
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -48,10 +45,12 @@ from signal import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from signal import pthread_sigmask, signal as set_handler
     from types import FrameType
-    from typing import Any, NoReturn, Optional
-
-    _control: socket
+    from typing import Any, NoReturn
+else:
+    # The wrappers of these two make enumeration members of every number, which takes longer than the calls.
+    from _signal import pthread_sigmask, signal as set_handler
 
 #: Out of the way of code that counts on low numbers, or closes them.
 _LOWEST_DESCRIPTOR = 100
@@ -89,16 +88,16 @@ class _Interrupts:
         set_handler(SIGINT, self._note)
         pthread_sigmask(SIG_BLOCK, _held_back)
 
-    def _note(self, signum: int, frame: Optional[FrameType]) -> None:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         self.pending = True
 
     def forget(self) -> None:
         """Drop what has come so far; ignoring a signal discards a blocked one."""
-        set_handler(SIGINT, SIG_IGN)
+        set_handler(SIGINT, int(SIG_IGN))
         set_handler(SIGINT, self._note)
         self.pending = False
 
-    def call(self, function: Callable[[], object]) -> Optional[BaseException]:
+    def call(self, function: Callable[[], object]) -> BaseException | None:
         """Call *function* with signals as the code wants them; return what it raised."""
         error = None
         # Between the two calls in the inner block any line here may raise KeyboardInterrupt. After
@@ -107,10 +106,10 @@ class _Interrupts:
             try:
                 self._arm()
                 function()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001  whatever the code raises is its result
                 error = exc
             self._disarm()
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001
             self._disarm()
             if error is None:
                 error = exc
@@ -138,9 +137,9 @@ class _StandardStreams:
         self._errors = [sys.stdin.errors, sys.stdout.errors, sys.stderr.errors]
         self._had_input = False
         self._streams: list[io.TextIOWrapper] = [self._make(descriptor) for descriptor in range(3)]
-        sys.stdin = sys.__stdin__ = self._streams[0]
-        sys.stdout = sys.__stdout__ = self._streams[1]
-        sys.stderr = sys.__stderr__ = self._streams[2]
+        for name, stream in zip(("stdin", "stdout", "stderr"), self._streams):  # noqa: B905  new in Python 3.10
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
         self.disconnect()
 
     def _make(self, descriptor: int) -> io.TextIOWrapper:
@@ -164,11 +163,11 @@ class _StandardStreams:
         for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
             ours = self._streams[descriptor]
             current = getattr(sys, name, None)
-            if stale[descriptor] or ours.closed:
+            if stale[descriptor] or not _is_usable(ours):
                 self._streams[descriptor] = self._make(descriptor)
                 setattr(sys, f"__{name}__", self._streams[descriptor])
             # A stream that the code put there is its own affair, as long as it can be used at all.
-            if current is None or current is ours or getattr(current, "closed", False):
+            if current is ours or not _is_usable(current):
                 setattr(sys, name, self._streams[descriptor])
 
     def disconnect(self) -> None:
@@ -186,7 +185,7 @@ class _StandardStreams:
         for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._streams[1:]):
             try:
                 stream.flush()  # type: ignore[union-attr]
-            except BaseException:  # the code's own object, or one of ours that it closed
+            except BaseException:  # noqa: BLE001  the code's own object, or one of ours that it closed
                 pass
 
 
@@ -201,6 +200,7 @@ class _Worker:
         self._streams = _StandardStreams()
         self._sources: deque[tuple[str, int]] = deque()
         self._sources_size = 0
+        sys.argv = [""]  # instead of how we were started, as where code is typed in
         os.register_at_fork(after_in_child=self._close_control)
 
     def _is_control_ours(self) -> bool:
@@ -259,7 +259,7 @@ class _Worker:
     def _send(self, data: bytes) -> None:
         self._control.send(data)
 
-    def _prepare(self, env: Optional[dict[str, str]], cwd: Optional[str]) -> Optional[bytes]:
+    def _prepare(self, env: dict[str, str] | None, cwd: str | None) -> bytes | None:
         try:
             if cwd is not None:
                 chdir(cwd)
@@ -305,6 +305,13 @@ class _Worker:
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)
 
 
+def _is_usable(stream: Any) -> bool:
+    try:
+        return stream is not None and not getattr(stream, "closed", False)
+    except BaseException:  # noqa: BLE001  detached, if it is ours; the code's own may raise anything
+        return False
+
+
 def _identity(descriptor: int) -> tuple[int, int]:
     status = fstat(descriptor)
     return status.st_dev, status.st_ino
@@ -334,8 +341,8 @@ def _exit_status(error: BaseException) -> int:
 
 def _serve() -> NoReturn:
     try:
-        status = _Worker(_control).serve()
-    except BaseException:
+        status = _Worker(globals()["_control"]).serve()
+    except BaseException:  # noqa: BLE001
         # Something of the code's own, a thread's signal or a trace function, reached into our loop.
         _exit(_EX_SOFTWARE)
     # Only in a process that the code forked off, which ends as it would have in a script.

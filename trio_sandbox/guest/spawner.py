@@ -117,6 +117,9 @@ class Spawner:
 
     def run(self) -> None:
         """Serve until the agent closes its end."""
+        # A child may get one before it has become what it is to be. It then waits until that says who takes it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore)
@@ -160,7 +163,7 @@ class Spawner:
         message, descriptors = cast("tuple[tuple[object, ...], list[int]]", received)
         try:
             match message:
-                case ("spawn", int(number), dict(request)):
+                case ("spawn", int(number), request):
                     self._spawn(number, cast("Request", request), descriptors)
                 case ("signal", int(number), int(signum), bool(group)):
                     self._signal(number, signum, group)
@@ -209,9 +212,10 @@ class Spawner:
         process = self._processes.get(number)
         # A zombie's PID is still its own, but once it is reaped the number may be anybody's.
         if process is not None and not process.reaped:
-            # ESRCH: it has not yet made its own group. EINVAL: no such signal, which is for the host to know.
-            with contextlib.suppress(OSError):
+            try:
                 (os.killpg if group else os.kill)(process.pid, signum)
+            except ProcessLookupError:
+                os.kill(process.pid, signum)  # it has yet to make a group of its own
         self._send("signalled", number)
 
     def _kill(self, process: _Process) -> None:
@@ -407,8 +411,8 @@ def _become(request: Request, descriptors: list[int], user: _User | None, member
         os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
     except ValueError:  # not an argument or a variable that execve(2) could take
         os.write(report, b"%d %s" % (errno.EINVAL, os.fsencode(what)))
-    except BaseException:  # a bug of ours: say so on the console rather than run our loop twice
-        sys.excepthook(*sys.exc_info())
+    except BaseException as exc:  # noqa: BLE001  a bug of ours: say so on the console rather than run our loop twice
+        sys.excepthook(type(exc), exc, exc.__traceback__)
         os.write(report, b"%d %s" % (errno.EIO, os.fsencode(what)))
     finally:
         os._exit(127)
@@ -442,7 +446,7 @@ def _exec(argv: list[str], env: dict[str, str]) -> NoReturn:
     name = argv[0]
     if "/" in name:
         os.execve(name, argv, env)
-    refusal = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    refusal: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     for directory in env.get("PATH", _PATH).split(":"):
         try:
             os.execve(f"{directory or '.'}/{name}", argv, env)
@@ -478,6 +482,7 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
 
 
 def _move_up(sock: socket.socket) -> socket.socket:
+    sock.set_inheritable(False)
     if sock.fileno() >= _RESERVED_DESCRIPTORS:
         return sock
     moved = sock.dup()

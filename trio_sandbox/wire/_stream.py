@@ -83,6 +83,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
         self._closed = False
         self._reset: str | None = None  # the peer's reason
+        self._watcher = Waiter()  # for its being over by any of these
 
     def __repr__(self) -> str:
         if self._closed:
@@ -291,6 +292,18 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._channel._forget(self)
         self._channel._flush()
         self._wake(lambda: trio.ClosedResourceError("this stream was closed here"))
+        self._watcher.wake()
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_given_up(self) -> None:
+        """Wait until the peer resets the stream, it is closed here, or the channel ends; for one task at a time.
+
+        For who neither sends nor receives at the moment, and would not notice.
+        """
+        if self._closed or self._is_broken:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._watcher.wait()
 
     async def aclose(self) -> None:
         """`close`, and a checkpoint. Cancelled: it is closed all the same."""
@@ -319,6 +332,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._buffer = b""
             self._reader.fail(StreamResetError(reason))
         self._sender.fail(StreamResetError(reason))
+        self._watcher.wake()
 
     def _on_sent(self) -> None:
         self._sender.wake()
@@ -337,6 +351,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         if closed:
             self._closed = True
         self._wake(self._channel._error)
+        self._watcher.wake()
 
     def _wake(self, make_error: Callable[[], Exception]) -> None:
         # An exception each: two tasks raising one would write into the same traceback.

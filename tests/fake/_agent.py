@@ -1,0 +1,175 @@
+"""A real agent in this process, with a real spawner and real interpreters, and the host's side of the channel to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+
+from trio_sandbox.guest.local import open_local_agent
+from trio_sandbox.wire import JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
+
+
+@attrs.frozen
+class Ran:
+    """What a run came to."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    restarted: bool
+    state_kept: bool
+
+
+@attrs.define(eq=False)
+class OpenRun:
+    """A run that is underway."""
+
+    records: RecordStream
+    output: dict[bytes, bytearray] = attrs.field(factory=lambda: {STDOUT: bytearray(), STDERR: bytearray()})
+    arrivals: list[tuple[bytes, bytes]] = attrs.field(factory=list[tuple[bytes, bytes]])
+    end: dict[str, Any] | None = None
+
+    async def receive(self) -> bool:
+        """Take one record; False after the last."""
+        record = await self.records.receive()
+        if record is None:
+            return False
+        assert self.end is None, "nothing may come after the end"
+        tag, payload = record
+        if tag == JSON:
+            self.end = json.loads(payload)
+        else:
+            self.output[tag] += payload
+            self.arrivals.append(record)
+        return True
+
+    async def until(self, text: bytes) -> None:
+        """Wait until the run has printed *text* to stdout."""
+        while text not in self.output[STDOUT]:
+            assert await self.receive(), f"it ended without {text!r}: {self}"
+
+    async def finish(self) -> Ran:
+        """Wait for its end."""
+        while await self.receive():
+            pass
+        assert self.end is not None
+        finished = self.end["finished"]
+        return Ran(
+            self.output[STDOUT].decode("utf-8", "replace"),
+            self.output[STDERR].decode("utf-8", "replace"),
+            finished["exit_code"],
+            finished["restarted"],
+            finished["state_kept"],
+        )
+
+    async def failure(self) -> dict[str, Any]:
+        """Wait for it to be refused."""
+        while await self.receive():
+            pass
+        assert self.end is not None
+        failed: dict[str, Any] = self.end["failed"]
+        return failed
+
+    async def interrupt(self) -> None:
+        await self.records.send_json({"interrupt": True})
+
+    async def kill(self) -> None:
+        await self.records.send_json({"kill": True})
+
+
+@attrs.define(eq=False)
+class OpenProcess:
+    """A process that was asked for."""
+
+    records: RecordStream
+    stdin: ChannelStream | None
+    stdout: ChannelStream | None
+    stderr: ChannelStream | None
+
+    async def message(self) -> dict[str, Any]:
+        """Wait for the next thing that is said of it."""
+        message = await self.records.receive_json()
+        assert message is not None
+        return message
+
+    async def started(self) -> int:
+        pid: int = (await self.message())["started"]
+        return pid
+
+    async def exited(self) -> int:
+        status: int = (await self.message())["exited"]
+        assert await self.records.receive() is None
+        return status
+
+
+@attrs.frozen
+class Host:
+    """The host's side."""
+
+    channel: Channel
+
+    @asynccontextmanager
+    async def open_run(self, code: str, /, **request: object) -> AsyncGenerator[OpenRun]:
+        async with RecordStream(self.channel.open_stream({"service": "code"})) as records:
+            defaults: dict[str, object] = {"language": "python", "stdin": None, "env": None, "cwd": None}
+            await records.send_json({**defaults, "code": code, **request})
+            yield OpenRun(records)
+
+    async def run(self, code: str, **request: object) -> Ran:
+        async with self.open_run(code, **request) as run:
+            return await run.finish()
+
+    def open_pipe(self) -> ChannelStream:
+        return self.channel.open_stream({"service": "pipe"})
+
+    @asynccontextmanager
+    async def open_process(
+        self, argv: list[str], /, *, stdin: object = False, stdout: object = False, stderr: object = False, **request: object
+    ) -> AsyncGenerator[OpenProcess]:
+        with contextlib.ExitStack() as stack:
+            streams: list[ChannelStream | None] = []
+            ids: dict[str, object] = {}
+            for name, wanted in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                stream = self.open_pipe() if wanted is True else None
+                if stream is not None:
+                    stack.callback(stream.close)
+                streams.append(stream)
+                ids[name] = stream.id if stream is not None else None if wanted is False else wanted
+            records = RecordStream(self.channel.open_stream({"service": "process"}))
+            stack.callback(records.stream.close)
+            await records.send_json({"argv": argv, "env": None, "cwd": None, "user": None, **ids, **request})
+            yield OpenProcess(records, *streams)
+
+    async def run_process(self, argv: list[str], /, **request: object) -> tuple[int, bytes]:
+        """Run a process to its end; return its status and what it printed to stdout and stderr."""
+        async with self.open_process(argv, stdout=True, stderr="stdout", **request) as process:
+            await process.started()
+            output = await read_all(process.stdout)
+            return await process.exited(), output
+
+
+async def read_all(stream: ChannelStream | None) -> bytes:
+    assert stream is not None
+    output = bytearray()
+    async for data in stream:
+        output += data
+    return bytes(output)
+
+
+@asynccontextmanager
+async def open_agent(
+    *, root: str | None = None, cgroup: str | None = None, user: int | None = None
+) -> AsyncGenerator[Host]:
+    """Run an agent and connect to it; bounded, for a test that hangs to fail."""
+    with trio.fail_after(15):
+        async with (
+            open_local_agent(root=root, cgroup=cgroup, user=user) as stream,
+            open_channel(stream, role=Role.HOST, hello={}) as channel,
+        ):
+            yield Host(channel)
