@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -28,14 +28,6 @@ async def runtime() -> AsyncGenerator[Runtime]:
 async def manager(runtime: Runtime, tmp_path: Path) -> AsyncGenerator[VmManager]:
     async with open_vm_manager(runtime=runtime, accelerator=fake_accelerator(tmp_path)) as manager:
         yield manager
-
-
-@pytest.fixture(autouse=True)
-def _bounded() -> Generator[None]:
-    """Nothing here takes long; what hangs is to fail."""
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
 
 
 async def test_a_machine_from_boot_to_end(manager: VmManager, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from ._runtime import Runtime
 
 _CONSOLE_BYTES: Final = 64 * 2**10
 #: How much of the console goes into an error's message.
-_CONSOLE_LINES: Final = 40
+_EXCERPT_LINES: Final = 40
+_PANIC: Final = "Kernel panic"
 _READ_BYTES: Final = 64 * 2**10
 #: Seconds for the news of QEMU's end to come, after one of its sockets was found closed.
 _NEWS_SECONDS: Final = 2.0
@@ -67,16 +68,29 @@ class Console:
         self._tail.append(data)
         return data != b""
 
-    def last_lines(self) -> str:
-        """Return what fits into an error's message."""
-        return "\n".join(str(self).strip().splitlines()[-_CONSOLE_LINES:])
+    def excerpt(self) -> str:
+        """Return what goes into an error's message."""
+        return excerpt(str(self))
+
+
+def excerpt(console: str) -> str:
+    """Return the lines that tell most about an end: those around a panic, else the last."""
+    lines = console.strip().splitlines()
+    start = len(lines) - _EXCERPT_LINES
+    for number, line in enumerate(lines):
+        if _PANIC in line:
+            # What led to it, and where; the rest of the trace can be long.
+            start = min(start, number - _EXCERPT_LINES // 4)
+            break
+    start = max(start, 0)
+    return "\n".join(lines[start : start + _EXCERPT_LINES])
 
 
 def describe_end(returncode: int, output: str, console: str) -> str:
     """Say in words why a QEMU is gone that nobody ended."""
     for line in console.splitlines():
-        if "Kernel panic" in line:
-            return f"the guest's kernel panicked: {line[line.index('Kernel panic') :].strip()}"
+        if _PANIC in line:
+            return f"the guest's kernel panicked: {line[line.index(_PANIC) :].strip()}"
     if returncode == 0:
         return "the guest shut down or rebooted"
     said = f": {output.strip()}" if output.strip() else ""
@@ -157,7 +171,7 @@ class Vm:
 
     def retire(self, reason: str) -> None:
         """Give the machine up: it is killed at once, and `failure` says *reason*. Again is no error."""
-        self._fail(VmDiedError(f"the virtual machine was ended: {reason}", console=self._console.last_lines()))
+        self._fail(VmDiedError(f"the virtual machine was ended: {reason}", console=self._console.excerpt()))
 
     async def wait_ended(self) -> VmDiedError | GuestProtocolError | None:
         """Block until the machine is gone; return why, None if its block was left."""
@@ -191,7 +205,7 @@ class Vm:
         assert process.returncode is not None
         self._console.drain()
         why = describe_end(process.returncode, process.output(), self.console())
-        self._fail(VmDiedError(why, console=self._console.last_lines()))
+        self._fail(VmDiedError(why, console=self._console.excerpt()))
         self._exited.set()
 
     async def _serve_qmp(self, sock: socket.socket, *, task_status: trio.TaskStatus[QMPChannel]) -> None:
@@ -199,7 +213,7 @@ class Vm:
             task_status.started(qmp)
             failure = await qmp.wait_closed()
             if not isinstance(failure, QMPClosedError) or not await self._is_gone():
-                self._fail(VmDiedError(f"QEMU's monitor broke: {failure}", console=self._console.last_lines()))
+                self._fail(VmDiedError(f"QEMU's monitor broke: {failure}", console=self._console.excerpt()))
             # The channel stays, failed, for those that ask it why.
             await trio.sleep_forever()
 
@@ -217,9 +231,9 @@ class Vm:
                 self._fail(_protocol_error(failure))
             elif isinstance(failure, PeerSilentError):
                 silence = f"the guest's agent did not answer for {self._timeouts.agent_silence:g} s"
-                self._fail(VmDiedError(silence, console=self._console.last_lines()))
+                self._fail(VmDiedError(silence, console=self._console.excerpt()))
             elif not await self._is_gone():
-                self._fail(VmDiedError(f"the guest's port broke: {failure}", console=self._console.last_lines()))
+                self._fail(VmDiedError(f"the guest's port broke: {failure}", console=self._console.excerpt()))
             await trio.sleep_forever()
 
     async def _is_gone(self) -> bool:
@@ -259,7 +273,7 @@ class Vm:
             why = str(self._failure).splitlines()[0]
         else:
             why = str(exc)
-        raise VmBootError(f"the virtual machine did not boot: {why}", console=self._console.last_lines()) from exc
+        raise VmBootError(f"the virtual machine did not boot: {why}", console=self._console.excerpt()) from exc
 
     def close(self) -> None:
         """Remember that the block was left, and wake those that wait."""
