@@ -1,0 +1,59 @@
+"""What all tests share: the images, built once, and a guard against tests that hang."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from trio_sandbox import Progress
+from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
+
+#: Seconds that a test may take on the slowest machine. A hang then fails by itself, with a traceback
+#: of where it hung and with its cleanup done, instead of taking the whole run with it.
+HANG_LIMIT = 240
+
+
+@pytest.fixture(scope="session")
+def image_store() -> ImageStore:
+    """The store in the user's own cache: building it anew would take longer than all other tests."""
+    return ImageStore(default_cache_directory())
+
+
+@pytest.fixture(scope="session")
+def python_image(image_store: ImageStore) -> Image:
+    """The image `python`, built now if need be."""
+    return trio.run(functools.partial(image_store.ensure, "python", build=True, progress=_show))
+
+
+@pytest.fixture(scope="session")
+def system_disk(image_store: ImageStore) -> SystemDisk:
+    """The system disk, built now if need be."""
+    return trio.run(functools.partial(image_store.ensure_system, build=True, progress=_show))
+
+
+def _show(progress: Progress) -> None:
+    percent = "" if progress.fraction is None else f" {progress.fraction:4.0%}"
+    print(f"{progress.stage}{percent} {progress.message}", file=sys.__stderr__, flush=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Put a deadline around every asynchronous test with a real clock."""
+    if not isinstance(item, pytest.Function) or not inspect.iscoroutinefunction(item.obj):
+        return
+    if {"autojump_clock", "mock_clock"} & set(item.fixturenames):
+        return  # its seconds are not ours
+    item.obj = _bounded(item.obj)
+
+
+def _bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: object, **kwargs: object) -> None:
+        with trio.fail_after(HANG_LIMIT):
+            await test(*args, **kwargs)
+
+    return bounded

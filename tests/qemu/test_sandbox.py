@@ -1,0 +1,262 @@
+"""The whole way, from a user's block to the process inside a real guest. A boot takes seconds: few tests, many looks."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import textwrap
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests._leaks import nothing_left
+from trio_sandbox import (
+    Host,
+    HostConfig,
+    ImageCorruptError,
+    ImageMissingError,
+    MissingProgramError,
+    OutcomeUnknownError,
+    OutputChunk,
+    OutputLimitError,
+    RunResult,
+    Sandbox,
+    SandboxClosedError,
+    SandboxConfig,
+    Timeouts,
+    UnknownImageError,
+    VmDiedError,
+    open_host,
+    open_sandbox,
+)
+from trio_sandbox.image import Image, SystemDisk
+from trio_sandbox.qemu import Vm
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
+
+
+@pytest.fixture
+async def host() -> AsyncGenerator[Host]:
+    async with open_host() as host:
+        yield host
+
+
+@pytest.fixture
+async def sandbox(host: Host) -> AsyncGenerator[Sandbox]:
+    async with host.open_sandbox() as sandbox:
+        yield sandbox
+
+
+async def test_the_shapes_that_others_rely_on() -> None:
+    with nothing_left():
+        async with open_host() as host:
+            async with host.open_sandbox("python", SandboxConfig(memory_mib=256, vcpus=1)) as sandbox:
+                assert (await sandbox.run("x = 41")).stdout == ""
+                result = await sandbox.run("print(x + 1)")
+                assert (result.stdout, result.stderr, result.exit_code) == ("42\n", "", 0)
+                assert result.accelerator == host.accelerator.name
+                completed = await sandbox.run_process(["uname", "-r"], capture_stdout=True)
+                assert completed.stdout.decode().strip() == (
+                    await sandbox.run("import platform; print(platform.release())")
+                ).stdout.strip()
+                assert completed.stdout.decode().strip() != os.uname().release
+                assert host.statistics().sandboxes_open == 1
+            result = await host.run("print('fresh', 'x' in globals())")
+            assert result.stdout == "fresh False\n"
+            assert (host.statistics().sandboxes_open, host.statistics().sandboxes_opened) == (0, 2)
+        with pytest.raises(SandboxClosedError):
+            await sandbox.run("print(1)")
+        with pytest.raises(SandboxClosedError):
+            async with host.open_sandbox():
+                pytest.fail("a closed host opens nothing")
+
+
+async def test_every_way_in_which_a_run_can_end(sandbox: Sandbox) -> None:
+    raised = await sandbox.run("kept = 1\ndef f():\n    return 1 / 0\nf()")
+    assert raised.exit_code == 1
+    assert raised.stderr.startswith("Traceback (most recent call last):\n")
+    assert "return 1 / 0" in raised.stderr
+    assert raised.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert raised.stderr.count("  File ") == 2, "none of our own frames"
+
+    wrong = await sandbox.run("def f(:")
+    assert wrong.exit_code == 1
+    assert "SyntaxError" in wrong.stderr
+    assert (await sandbox.run("import sys; sys.exit(7)")).exit_code == 7
+    message = await sandbox.run("raise SystemExit('sorry')")
+    assert (message.exit_code, message.stderr) == (1, "sorry\n")
+    assert (await sandbox.run("print(kept)")).stdout == "1\n"
+
+    for code, status in [
+        ("import os; print('last words', flush=True); os._exit(5)", 5),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 128 + 9),
+        ("import ctypes; ctypes.string_at(0)", 128 + 11),
+        ("import os; os.abort()", 128 + 6),
+    ]:
+        ended = await sandbox.run(code)
+        assert (ended.exit_code, ended.state_kept) == (status, False)
+        fresh = await sandbox.run("print('kept' in globals())")
+        assert (fresh.stdout, fresh.restarted, fresh.state_kept) == ("False\n", True, True)
+        assert not (await sandbox.run("kept = 1")).restarted
+
+    survived = await sandbox.run("import os; os.closerange(0, 100)")
+    assert survived.exit_code is not None
+    assert (await sandbox.run("print('still there')")).stdout == "still there\n"
+
+
+async def test_user_code_is_shut_off_from_what_is_ours_and_from_every_network(sandbox: Sandbox) -> None:
+    report = await sandbox.run(
+        textwrap.dedent("""
+            import os, socket
+            print(os.getuid(), os.getgid())
+            print(sorted(os.listdir("/sys/class/net")))
+            try:
+                socket.create_connection(("192.0.2.1", 80), timeout=5)
+            except OSError as exc:
+                print(exc.strerror)
+            print(os.path.exists("/agent"))
+        """)
+    )
+    uid, interfaces, reason, agent = report.stdout.splitlines()
+    assert uid == "1000 1000"
+    assert interfaces == "['lo']"
+    assert reason == "Network is unreachable"
+    assert agent == "False"
+    for directory in ("/agent", "/proc/1/root/agent", "/proc/1/cwd/agent"):
+        assert (await sandbox.run_process(["test", "-e", directory], user="root", check=False)).returncode == 1
+    for program in ("pip", "python3 -m venv", "bash", "git", "curl"):
+        completed = await sandbox.run_process(f"{program} --help", shell=True, check=False, capture_stderr=True)
+        assert completed.returncode == 0, f"{program}: {completed.stderr!r}"
+
+
+async def test_cancelling_stops_the_code_and_keeps_the_sandbox(sandbox: Sandbox) -> None:
+    await sandbox.run("kept = 'yes'")
+    with trio.move_on_after(1) as scope:
+        await sandbox.run("while True: pass")
+    assert scope.cancelled_caught
+    assert (await sandbox.run("print(kept)")).stdout == "yes\n"
+
+    with trio.move_on_after(1) as scope:
+        await sandbox.run("import subprocess; subprocess.run(['sleep', '1000'])")
+    assert scope.cancelled_caught
+    assert (await sandbox.run_process(["pgrep", "-x", "sleep"], check=False)).returncode == 1
+    assert (await sandbox.run("print(kept)")).stdout == "yes\n"
+
+    with trio.move_on_after(1) as scope:
+        await sandbox.run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass")
+    assert scope.cancelled_caught
+    result = await sandbox.run("print('kept' in globals())")
+    assert (result.stdout, result.restarted) == ("False\n", True)
+
+    with trio.move_on_after(1) as scope:
+        await sandbox.run_process("trap '' INT TERM; sleep 1000 & sleep 1001", shell=True)
+    assert scope.cancelled_caught
+    assert (await sandbox.run_process(["pgrep", "-x", "sleep"], check=False)).returncode == 1
+
+
+async def test_processes_stream_in_both_directions_and_take_signals(sandbox: Sandbox) -> None:
+    async with sandbox.open_process(["cat"]) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text in (b"one\n", b"two\n"):
+            await process.stdin.send_all(text)
+            assert await process.stdout.receive_some() == text
+        await process.stdin.aclose()
+        assert await process.stdout.receive_some() == b""
+        assert await process.wait() == 0
+
+    big = os.urandom(3_000_000)
+    completed = await sandbox.run_process(["cat"], stdin=big, capture_stdout=True)
+    assert completed.stdout == big
+
+    async with sandbox.open_process(["sleep", "1000"]) as process:
+        process.terminate()
+        assert await process.wait() == -signal.SIGTERM
+    with pytest.raises(FileNotFoundError):
+        await sandbox.run_process(["no-such-program"])
+    with pytest.raises(PermissionError):
+        await sandbox.run_process(["/etc/passwd"])
+    root = await sandbox.run_process(["id", "-u"], user="root", capture_stdout=True)
+    assert root.stdout == b"0\n"
+    where = await sandbox.run_process(
+        "pwd; echo $COLOUR >&2", shell=True, cwd="/tmp", env={"COLOUR": "red"}, capture_stdout=True, capture_stderr=True
+    )
+    assert (where.stdout, where.stderr) == (b"/tmp\n", b"red\n")
+
+
+async def test_a_guest_that_prints_for_ever_costs_the_host_no_memory() -> None:
+    async with open_sandbox(config=SandboxConfig(max_output_bytes=2**20)) as sandbox:
+        with pytest.raises(OutputLimitError) as caught:
+            await sandbox.run("import os\nwhile True: os.write(1, b'x' * 65536)")
+        assert caught.value.stdout_bytes == b"x" * 2**20
+        assert (await sandbox.run("print('fine')")).stdout == "fine\n"
+
+        # A slow reader makes the run wait, and the whole of it may be of any size.
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        total = 0
+        async with sandbox.stream("import os\nfor _ in range(800): os.write(1, b'y' * 65536)") as events:
+            async for event in events:
+                if isinstance(event, OutputChunk):
+                    total += len(event.data)
+                else:
+                    assert isinstance(event, RunResult)
+                    assert event.exit_code == 0
+        assert total == 800 * 65536
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown_kib < 16 * 1024
+
+
+async def test_a_machine_killed_in_the_middle_of_a_run_leaves_nothing() -> None:
+    with nothing_left():
+        async with open_host() as host:
+            async with host.open_sandbox() as sandbox:
+                with pytest.raises(OutcomeUnknownError) as caught:
+                    async with sandbox.stream("print('here')\nimport time; time.sleep(1000)") as events:
+                        async for event in events:
+                            assert event == OutputChunk("stdout", b"here\n")
+                            os.kill(vm_of(sandbox).pid, signal.SIGKILL)
+                assert isinstance(caught.value.__cause__, VmDiedError)
+                assert "SIGKILL" in str(caught.value.__cause__)
+                with pytest.raises(SandboxClosedError):
+                    await sandbox.run("print(1)")
+            assert (await host.run("print('another')")).stdout == "another\n"
+
+
+def vm_of(sandbox: Sandbox) -> Vm:
+    """Give what a user has no business with."""
+    machine = sandbox._vm  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(machine, Vm)
+    return machine
+
+
+async def test_an_agent_that_hangs_is_noticed_and_its_machine_ended() -> None:
+    config = HostConfig(timeouts=Timeouts(agent_silence=3))
+    async with open_sandbox(host_config=config) as sandbox:
+        with pytest.raises(OutcomeUnknownError) as caught:
+            async with sandbox.stream("print('here')\nimport time; time.sleep(1000)") as events:
+                async for _ in events:
+                    # The monitor stops the guest's processors: nothing in it answers any more.
+                    await vm_of(sandbox).qmp.execute("stop")
+        assert "did not answer for 3 s" in str(caught.value.__cause__)
+
+
+async def test_what_is_wrong_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_image: Image, system_disk: SystemDisk
+) -> None:
+    with nothing_left():
+        async with open_host(HostConfig(cache_dir=tmp_path / "empty", build_images=False)) as host:
+            with pytest.raises(UnknownImageError, match="python"):
+                await host.run("print(1)", image="cobol")
+            with pytest.raises(ImageMissingError, match="python"):
+                await host.run("print(1)")
+        assert not list(tmp_path.glob("empty/staging/*"))
+    with pytest.raises(ValueError, match="at least 128 MiB, not 64"):
+        SandboxConfig(memory_mib=64)
+    with nothing_left(), monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        with pytest.raises(MissingProgramError, match="install the package qemu-system-x86"):
+            async with open_host():
+                pytest.fail("there is no QEMU")
