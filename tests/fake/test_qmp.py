@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -548,16 +549,57 @@ async def test_violation_while_the_writer_is_stuck() -> None:
             assert call.error.retry_safe
 
 
-async def test_violation_at_the_moment_of_the_hand_over() -> None:
-    """The writer has the request, but the channel is closed before it can send."""
-    async with open_pair() as (channel, _), trio.open_nursery() as nursery:
+class AtHandOver(trio.abc.Instrument):
+    """Does something between the hand-over of a request and the writer's taking it up."""
+
+    def __init__(self, channel: QMPChannel, action: Callable[[], object]) -> None:
+        self._channel, self._action = channel, action
+        self.times = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.times == 0 and self._channel._inbox.statistics().tasks_waiting_receive == 0:
+            self.times += 1
+            self._action()
+
+
+@pytest.mark.parametrize("fds", [(), (0,)])
+async def test_closed_just_after_the_hand_over(fds: tuple[int, ...]) -> None:
+    before = open_fds()
+    async with open_pair() as (channel, _):
+        await settled()
         call = Call()
-        nursery.start_soon(call.run, channel, "x", (0,))
-        # Next to run are the caller and, in the same pass or the next one, the writer.
-        await trio.lowlevel.checkpoint()
-        channel.fail(QMPClosedError("now"))
-        await call.done.wait()
+        moment = AtHandOver(channel, lambda: channel.fail(QMPClosedError("just now")))
+        trio.lowlevel.add_instrument(moment)
+        try:
+            await call.run(channel, "x", fds)
+        finally:
+            trio.lowlevel.remove_instrument(moment)
+        assert moment.times == 1
         assert isinstance(call.error, QMPClosedError)
+        assert "x was not sent" in str(call.error)
+        assert call.error.retry_safe
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("fds", [(), (0,)])
+async def test_cancelled_just_after_the_hand_over(fds: tuple[int, ...]) -> None:
+    before = open_fds()
+    async with open_pair() as (channel, peer):
+        await settled()
+        call = Call()
+        moment = AtHandOver(channel, call.scope.cancel)
+        trio.lowlevel.add_instrument(moment)
+        try:
+            await call.run(channel, "x", fds)
+        finally:
+            trio.lowlevel.remove_instrument(moment)
+        assert moment.times == 1
+        assert call.scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer_answers, peer, 1)
+            assert await channel.execute("next", fds=fds) == "next"
+        assert channel.statistics().late_replies == 0
+    assert open_fds() == before
 
 
 async def test_leaving_the_block_wakes_waiters_elsewhere() -> None:

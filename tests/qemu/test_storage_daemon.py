@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ import trio
 import trio.testing
 
 from trio_sandbox import MissingProgramError, QemuStorageDaemonError, Timeouts
-from trio_sandbox.qemu import QemuStorageDaemon, open_storage_daemon
+from trio_sandbox.qemu import QemuStorageDaemon, open_qmp, open_storage_daemon
 
 from .._leaks import cancel_at_every_step, child_pids, nothing_left
 from ._images import assert_overlay, make_base, overlays_in, qemu_img_overlay, send_signal, small_disk
@@ -93,6 +92,15 @@ async def test_environment_is_minimal_plus_what_was_asked(sockets: Path, monkeyp
         environment = environment_of(daemon.pid)
         assert b"TRIO_SANDBOX_OWNER=me" in environment
         assert not any(each.startswith(b"A_SECRET") for each in environment)
+
+
+async def test_socket_is_for_looking_inside(sockets: Path, base: Path, tmp_path: Path) -> None:
+    async with open_storage_daemon(directory=sockets) as daemon:
+        async with open_qmp(daemon.socket_path) as channel:
+            with channel.subscribe("JOB_STATUS_CHANGE") as events:
+                await daemon.create_overlay(base, tmp_path / "overlay")
+                assert (await events.receive()).data["status"] == "created"
+            assert await channel.execute("query-named-block-nodes") == []
 
 
 async def test_stop_before_start_is_no_error(sockets: Path, base: Path, tmp_path: Path) -> None:
@@ -421,16 +429,19 @@ async def test_full_disk_leaves_nothing(sockets: Path, base: Path, tmp_path: Pat
 
 
 async def test_command_that_qemu_refuses_keeps_its_class(sockets: Path, base: Path, tmp_path: Path) -> None:
-    async with open_storage_daemon(directory=sockets) as daemon:
-        assert daemon.pid is not None
-        limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
-        with nothing_left(tmp_path), refused("Too many open files") as caught:
+    async def create() -> None:
+        with refused("No such file or directory") as caught:
             await daemon.create_overlay(base, tmp_path / "overlay")
         assert caught.value.error_class == "GenericError"
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+
+    async with open_storage_daemon(directory=sockets) as daemon:
+        async with trio.open_nursery() as nursery, stopped(daemon):
+            nursery.start_soon(create)
+            await trio.testing.wait_all_tasks_blocked()
+            os.unlink(tmp_path / "overlay")  # before the daemon gets to open it
         await assert_nothing_in_daemon(daemon)
         await daemon.create_overlay(base, tmp_path / "overlay")
+    assert_overlay(tmp_path / "overlay", base)
 
 
 async def test_base_name_longer_than_qcow2_can_record(sockets: Path, tmp_path: Path) -> None:

@@ -172,7 +172,6 @@ def test_bad_greeting_breaks_the_connection(line: bytes) -> None:
         b'{"event": "A"}',
         b'{"event": "A", "timestamp": {"seconds": 1e999, "microseconds": 1}}',
         b'{"event": "A", "timestamp": 7}',
-        GREETING.strip(),
     ],
 )
 def test_bad_message_breaks_the_connection(line: bytes) -> None:
@@ -183,6 +182,16 @@ def test_bad_message_breaks_the_connection(line: bytes) -> None:
     assert connection.state is QMPState.BROKEN
     with pytest.raises(RuntimeError, match="BROKEN"):
         connection.send("stop", encode_command("stop"))
+
+
+def test_greeting_may_come_twice_but_not_after_a_reply() -> None:
+    connection = greeted()
+    send(connection, "qmp_capabilities")
+    (greeting,) = connection.receive(GREETING)
+    assert isinstance(greeting, QMPGreeting)
+    connection.receive(b'{"return": {}, "id": 0}\n')
+    with pytest.raises(QMPProtocolError):
+        connection.receive(GREETING)
 
 
 def test_second_reply_to_one_command_is_a_violation() -> None:

@@ -3,7 +3,9 @@
 The protocol, as far as a client sees it (QEMU: docs/interop/qmp-spec.rst):
 
 1. Both sides send JSON objects; QEMU ends each of its own with CR LF.
-2. QEMU speaks first, once: the greeting.
+2. QEMU speaks first: the greeting. It may come twice before the first reply: a client that
+   connects at the very moment at which QEMU sets up its monitor is noticed by both of QEMU's
+   threads that are at it (seen with 7.2).
 3. Every command gets exactly one reply, a ``return`` or an ``error``, which repeats the
    command's ``id``. An error without ``id`` means that QEMU couldn't parse what it got.
 4. Events come at any time after the greeting.
@@ -110,6 +112,7 @@ class QMPConnection:
         self._line_limit = line_limit
         self._partial: list[bytes] = []
         self._partial_size = 0
+        self._replied = False
         self._in_flight: dict[int, str] = {}
         self._free_ids: list[int] = []
 
@@ -170,7 +173,7 @@ class QMPConnection:
             raise QMPProtocolError(f"the peer sent something else than a JSON object: {_shorten(line)}")
         fields = cast("dict[str, Any]", message)
         try:
-            if self.state is QMPState.GREETING:
+            if self.state is QMPState.GREETING or ("QMP" in fields and not self._replied):
                 return self._greeting(fields["QMP"])
             if "event" in fields:
                 return _event(fields)
@@ -203,6 +206,7 @@ class QMPConnection:
         else:
             name, desc = error["class"], error["desc"]
             result = outcome.Error(QMPCommandError(self._in_flight[number], str(name), str(desc)))
+        self._replied = True
         del self._in_flight[number]
         self._free_ids.append(number)
         return QMPReply(number, result)

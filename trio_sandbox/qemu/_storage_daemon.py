@@ -35,6 +35,8 @@ _log = logging.getLogger("trio_sandbox.storage_daemon")
 #: It works on one after the other anyway. This many have fewer events under way than a
 #: subscriber's buffer holds (six each), so none gets lost.
 _CONCURRENT_CREATIONS: Final = 32
+#: Seconds to wait for the exit of a process that has closed its monitor.
+_EXIT_SECONDS: Final = 0.25
 #: `sockaddr_un.sun_path` less its final zero.
 _SOCKET_PATH_BYTES: Final = 107
 
@@ -101,7 +103,10 @@ class QemuStorageDaemon:
 
     @property
     def socket_path(self) -> Path:
-        """The path of its monitor's socket, which exists while it runs. It serves one client: us."""
+        """The path of a QMP socket, which exists while it runs.
+
+        For looking inside, one client at a time: what we do ourselves goes another way.
+        """
         return self._socket_path
 
     @property
@@ -258,31 +263,48 @@ class QemuStorageDaemon:
         """Run the program until it ends or `stop` is called; for `open_storage_daemon` only."""
         self._entered = True
         try:
-            with self._scope, _listening(self._socket_path) as (client, inherited):
-                async with open_services("open_storage_daemon()") as services:
-                    self._process = await services.start(
-                        partial(
-                            run_owned,
-                            [
-                                self._program,
-                                f"--chardev=socket,id=qmp,fd={inherited.numbers[0]},server=on,wait=off",
-                                "--monitor=chardev=qmp",
-                            ],
-                            environment={**minimal_environment(), **self._environment},
-                            inherited=inherited,
-                            grace=self._timeouts.process_exit,
-                        )
-                    )
-                    try:
-                        async with open_qmp(client, timeouts=self._timeouts) as channel:
-                            await self._follow_jobs(channel, task_status)
-                    finally:
-                        for job in self._jobs.values():
-                            job.concluded.set()  # Their next command says what has happened.
+            with self._scope, InheritedFds() as inherited, _listening(self._socket_path, inherited) as listener_fd:
+                client, server_fd = inherited.socketpair()
+                with client:
+                    argv = [
+                        self._program,
+                        # Ours: connected before it runs, so that nothing has to be polled.
+                        f"--chardev=socket,id=ours,fd={server_fd}",
+                        "--monitor=chardev=ours",
+                        # For whoever wants to look inside while it runs.
+                        f"--chardev=socket,id=path,fd={listener_fd},server=on,wait=off",
+                        "--monitor=chardev=path",
+                    ]
+                    await self._run(argv, inherited, client, task_status)
         finally:
             self._channel = None
             self._why_not_started = self._describe_end()
             self._ended.set()
+
+    async def _run(
+        self, argv: list[str], inherited: InheritedFds, client: socket.socket, task_status: trio.TaskStatus[None]
+    ) -> None:
+        async with open_services("open_storage_daemon()") as services:
+            process: OwnedProcess = await services.start(
+                partial(
+                    run_owned,
+                    argv,
+                    environment={**minimal_environment(), **self._environment},
+                    inherited=inherited,
+                    grace=self._timeouts.process_exit,
+                )
+            )
+            self._process = process
+            try:
+                async with open_qmp(client, timeouts=self._timeouts) as channel:
+                    await self._follow_jobs(channel, task_status)
+            finally:
+                for job in self._jobs.values():
+                    job.concluded.set()  # Their next command says what has happened.
+                # Who hangs up is mostly about to exit, and its own status and last words say more
+                # than that our SIGTERM came first.
+                with trio.move_on_after(_EXIT_SECONDS):
+                    await process.wait()  # noqa: ASYNC102 # cancelled, it needs no more waiting
 
     async def _follow_jobs(self, channel: QMPChannel, task_status: trio.TaskStatus[None]) -> None:
         with channel.subscribe("JOB_STATUS_CHANGE") as events:
@@ -353,26 +375,21 @@ async def open_storage_daemon(
 
 
 @contextmanager
-def _listening(path: Path) -> Generator[tuple[socket.socket, InheritedFds]]:
-    """Make the monitor's socket; give our end of the first connection, and the listener to inherit.
-
-    Nothing has to be polled: the connection is in the listener's queue before the daemon runs.
-    """
+def _listening(path: Path, inherited: InheritedFds) -> Generator[int]:
+    """Make a listening socket at *path* for the child to inherit, and remove the path in the end."""
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
         raise QemuStorageDaemonError(
             f"the path of a socket may have {_SOCKET_PATH_BYTES} bytes, and {path} has more: use a shorter directory"
         )
-    with socket.socket(socket.AF_UNIX) as client, InheritedFds() as inherited:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(os.fspath(path))
-            try:
-                listener.listen(1)
-                client.connect(os.fspath(path))
-                inherited.add(os.dup(listener.fileno()))
-                listener.close()
-                yield client, inherited
-            finally:
-                path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        try:
+            listener.listen(1)
+            fd = inherited.add(os.dup(listener.fileno()))
+            listener.close()
+            yield fd
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
