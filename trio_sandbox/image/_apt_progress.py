@@ -1,54 +1,76 @@
-"""Progress out of what mmdebstrap, apt and dpkg print."""
+"""Progress out of what mmdebstrap, apt and dpkg print: no I/O here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-#: How much of the work each part is: downloading, unpacking, setting up. They add up to 1.
-_INDEX, _DOWNLOAD, _UNPACK = 0.1, 0.35, 0.25
-_SETUP = 1 - _INDEX - _DOWNLOAD - _UNPACK
-
-_COUNT = re.compile(r"\d+ upgraded, (\d+) newly installed")
-_GET = re.compile(r"Get:\d+ \S+ \S+ \S+ (\S+) \S+ \S+ ")
-_UNPACKING = re.compile(r"Unpacking ([^\s:]+)")
-_SETTING_UP = re.compile(r"Setting up ([^\s:]+)")
+#: A round of apt begins when it says how many packages it is going to install.
+_ROUND = re.compile(r"\d+ upgraded, (\d+) newly installed")
+_STEPS = (
+    (re.compile(r"Get:\d+ \S+ \S+ \S+ (\S+) \S+ \S+ \["), "downloading"),
+    (re.compile(r"Unpacking ([^\s:]+)"), "unpacking"),
+    (re.compile(r"Setting up ([^\s:]+)"), "setting up"),
+)
+#: What mmdebstrap says of itself, by how it begins, and what that means to people. The rest is for experts.
+_MESSAGES = {
+    "I: running apt-get update": "fetching the lists of packages",
+    "I: extracting archives": "unpacking packages",
+    "I: installing essential packages": "installing essential packages",
+    "I: installing remaining packages": "installing packages",
+    "I: running --": "putting the files together",
+    "I: removing tempdir": "tidying up",
+}
+#: Longer lines say nothing that is looked for here.
+_LONGEST_LINE = 4096
 
 
 class AptProgress:
-    """Takes output as it comes, and reports what is happening, with a fraction that never falls."""
+    """Takes output as it comes, and reports what is happening, with a fraction that never falls.
 
-    def __init__(self, report: Callable[[str, float | None], object]) -> None:
+    Args:
+      report: Called with a message and the fraction that is done, from 0 to 1.
+      rounds: What share of the work is done when the first, second, ... round of apt begins and,
+        last, when the last one ends. How many packages a round has is known only when it begins.
+      steps: How often each package of a round is named: for downloading alone, or for unpacking and
+        setting up as well.
+    """
+
+    def __init__(self, report: Callable[[str, float], object], *, rounds: Sequence[float], steps: int) -> None:
         self._report = report
+        self._rounds = tuple(rounds)
+        self._steps = steps
         self._buffer = b""
+        self._round = -1
         self._expected = 0
-        self._done = {"download": 0, "unpack": 0, "setup": 0}
+        self._done = 0
         self._fraction = 0.0
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of output."""
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        """Take the next piece of output, cut anywhere."""
+        *lines, rest = (self._buffer + data).split(b"\n")
+        self._buffer = rest[-_LONGEST_LINE:]
         for line in lines:
-            self._line(line.decode(errors="replace").strip())
+            self._take(line.decode(errors="replace").strip())
 
-    def _line(self, line: str) -> None:
-        if line.startswith("I: "):
-            self._report(line[3:].rstrip("."), self._fraction)
-        elif match := _COUNT.match(line):
-            self._expected += int(match[1])
-        elif match := _GET.match(line):
-            self._step("download", f"downloading {match[1]}")
-        elif match := _UNPACKING.match(line):
-            self._step("unpack", f"unpacking {match[1]}")
-        elif match := _SETTING_UP.match(line):
-            self._step("setup", f"setting up {match[1]}")
+    def _take(self, line: str) -> None:
+        if match := _ROUND.match(line):
+            self._round = min(self._round + 1, len(self._rounds) - 2)
+            self._expected, self._done = int(match[1]) * self._steps, 0
+            return
+        for pattern, verb in _STEPS:
+            if match := pattern.match(line):
+                self._done += 1
+                self._tell(f"{verb} {match[1]}")
+                return
+        for beginning, message in _MESSAGES.items():
+            if line.startswith(beginning):
+                self._tell(message)
+                return
 
-    def _step(self, part: str, message: str) -> None:
-        self._done[part] += 1
-        total = max(self._expected, 1)
-        fraction = _INDEX + sum(
-            weight * min(self._done[name] / total, 1)
-            for name, weight in (("download", _DOWNLOAD), ("unpack", _UNPACK), ("setup", _SETUP))
-        )
-        self._fraction = max(self._fraction, min(fraction, 1.0))
+    def _tell(self, message: str) -> None:
+        if self._round >= 0 and self._expected:
+            begin, end = self._rounds[self._round : self._round + 2]
+            fraction = begin + (end - begin) * min(self._done / self._expected, 1.0)
+            self._fraction = max(self._fraction, fraction)
         self._report(message, self._fraction)

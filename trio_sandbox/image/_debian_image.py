@@ -80,7 +80,7 @@ class DebianImage:
                 staging=context.staging,
                 inherited=inherited,
                 environment=context.environment,
-                report=lambda message, fraction: context.report(message, (fraction or 0) * _MMDEBSTRAP_PART),
+                report=lambda message, fraction: context.report(message, fraction * _MMDEBSTRAP_PART),
             )
         context.report("converting to qcow2", _MMDEBSTRAP_PART)
         output = context.output / IMAGE_NAME

@@ -65,7 +65,7 @@ async def run_mmdebstrap(
     staging: Path,
     inherited: InheritedFds,
     environment: Mapping[str, str],
-    report: Callable[[str, float | None], object],
+    report: Callable[[str, float], object],
 ) -> None:
     """Make the tree, run the hooks on it, and throw it away.
 
@@ -77,7 +77,10 @@ async def run_mmdebstrap(
       OSError: if there is no place for the tree.
     """
     # mmdebstrap runs customize hooks for every variant but "extract", whose last ones are these.
-    kind = "extract" if bootstrap.variant == "extract" else "customize"
+    if bootstrap.variant == "extract":
+        kind, progress = "extract", AptProgress(report, rounds=(0.1, 0.8), steps=1)
+    else:  # first the essential packages, then the others
+        kind, progress = "customize", AptProgress(report, rounds=(0.05, 0.35, 0.95), steps=3)
     with inherited:
         check_programs()
         async with _open_scratch(staging, environment) as scratch:
@@ -98,7 +101,7 @@ async def run_mmdebstrap(
                 ],
                 inherited=inherited,
                 environment={**environment, "TMPDIR": os.fspath(scratch)},
-                on_output=AptProgress(report).feed,
+                on_output=progress.feed,
             )
 
 

@@ -123,7 +123,7 @@ class SystemBase:
             staging=context.staging,
             inherited=InheritedFds(),
             environment=context.environment,
-            report=lambda message, fraction: context.report(f"kernel: {message}", fraction and fraction / 2),
+            report=lambda message, fraction: context.report(f"kernel: {message}", fraction / 2),
         )
         context.report("kernel: unpacking it", 0.45)
         return await trio.to_thread.run_sync(_pack_kernel, context.staging / "out", context.output)
@@ -141,7 +141,7 @@ class SystemBase:
                 staging=context.staging,
                 inherited=inherited,
                 environment=context.environment,
-                report=lambda message, fraction: context.report(f"Python: {message}", 0.5 + (fraction or 0) / 2),
+                report=lambda message, fraction: context.report(f"Python: {message}", 0.5 + fraction / 2),
             )
 
 
