@@ -18,7 +18,7 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
-from trio_sandbox.qemu import open_runtime
+from trio_sandbox.qemu import _reaper_main, open_runtime
 
 
 def children_with(marker: str) -> list[int]:
@@ -151,6 +151,27 @@ async def test_a_reaper_that_dies_later_is_replaced(base: Path, monkeypatch: pyt
         assert first is not None
         os.kill(first, signal.SIGKILL)
         await wait_in_trio(lambda: runtime.reaper_pid not in (None, first))
+
+
+def test_an_owner_that_died_before_its_reaper_was_ready(base: Path, marker: str) -> None:
+    """It happens when the reaper is a replacement: then there are processes to find."""
+    directory = base / "directory"
+    directory.mkdir()
+    orphan = subprocess.Popen(
+        [sys.executable, "-Sc", "import time; time.sleep(1000)", marker], env={"TRIO_SANDBOX_OWNER": "outer:token"}
+    )
+    with subprocess.Popen(["true"]) as owner:
+        pidfd = os.pidfd_open(owner.pid)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        argv = [sys.executable, "-IS", _reaper_main.__file__, str(pidfd), "token", str(directory)]
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=writer, pass_fds=[pidfd], check=True)
+    finally:
+        os.close(writer)
+        os.close(pidfd)
+    assert orphan.wait() == -signal.SIGKILL
+    assert left_in(base) == []
 
 
 async def test_nested_owners_are_both_in_the_environment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

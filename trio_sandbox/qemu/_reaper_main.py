@@ -139,7 +139,10 @@ def follow(owner: int, uids: set[int]) -> bool:
 def main() -> None:
     """Run as the reaper."""
     owner, token, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    os.write(1, b"ready\n")
+    try:
+        os.write(1, b"ready\n")
+    except BrokenPipeError:
+        pass  # It died while we started; we may be the second reaper, with work to do.
     os.close(1)
     uids: set[int] = set()
     if not follow(owner, uids):

@@ -29,6 +29,8 @@ _CONSOLE_BYTES: Final = 64 * 2**10
 _EXCERPT_LINES: Final = 40
 _PANIC: Final = "Kernel panic"
 _READ_BYTES: Final = 64 * 2**10
+#: More than a socket holds, and an end even if QEMU should live on.
+_LAST_READS: Final = 64
 #: Seconds for the news of QEMU's end to come, after one of its sockets was found closed.
 _NEWS_SECONDS: Final = 2.0
 
@@ -54,8 +56,9 @@ class Console:
 
     def drain(self) -> None:
         """Take what is there already: the last words of a QEMU that has ended."""
-        while self._read(until_empty=True):
-            pass
+        for _ in range(_LAST_READS):
+            if not self._read(until_empty=True):
+                break
 
     def _read(self, *, until_empty: bool = False) -> bool:
         """Read once. False: there will be no more, or, if so asked, there is no more now."""
