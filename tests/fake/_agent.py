@@ -130,7 +130,14 @@ class Host:
 
     @asynccontextmanager
     async def open_process(
-        self, argv: list[str], /, *, stdin: object = False, stdout: object = False, stderr: object = False, **request: object
+        self,
+        argv: list[str],
+        /,
+        *,
+        stdin: object = False,
+        stdout: object = False,
+        stderr: object = False,
+        **request: object,
     ) -> AsyncGenerator[OpenProcess]:
         with contextlib.ExitStack() as stack:
             streams: list[ChannelStream | None] = []

@@ -93,7 +93,10 @@ RESULTS = {
         ),
     ),
     "invalid utf-8": ("import os; os.write(1, b'\\xff\\n')", ran("\ufffd\n")),
-    "look-alikes": ("""print('J\\0\\0\\0\\x02{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0')""", ran('J\0\0\0\x02{}{"finished":{"exit_code":9}}D\0\0\0\1\0\n')),
+    "look-alikes": (
+        """print('J\\0\\0\\0\\x02{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0')""",
+        ran('J\0\0\0\x02{}{"finished":{"exit_code":9}}D\0\0\0\1\0\n'),
+    ),
     "own hook": (
         "import sys\nsys.excepthook = lambda *a: print(a[0].__name__, a[2].tb_lineno)\n1 / 0",
         ran("ZeroDivisionError 3\n", "", 1),
@@ -227,7 +230,8 @@ async def test_output_of_any_size_comes_complete_and_in_order(host: Host) -> Non
 
 async def test_both_streams_keep_the_order_in_which_they_were_written(host: Host) -> None:
     async with host.open_run(
-        "import os\nfor i in range(20):\n    os.write(1 + i % 2, b'%d' % i)\n    input()", stdin=(pipe := host.open_pipe()).id
+        "import os\nfor i in range(20):\n    os.write(1 + i % 2, b'%d' % i)\n    input()",
+        stdin=(pipe := host.open_pipe()).id,
     ) as run:
         for number in range(20):
             while len(run.arrivals) <= number:
@@ -315,14 +319,18 @@ print('run')
 """
     assert await host.run(code) == ran("run\n")
     # The thread prints to whatever run is the current one; the child has its own run's pipe, which is read to its end.
-    code = "go.set(); thread.join()\nchild.stdin.write(b'\\n'); child.stdin.close()\nprint(os.read(read, 9), child.wait())"
+    code = (
+        "go.set(); thread.join()\nchild.stdin.write(b'\\n'); child.stdin.close()\nprint(os.read(read, 9), child.wait())"
+    )
     assert await host.run(code) == ran("from the thread\nb'done\\n' 0\n")
 
 
 async def test_more_pipes_left_behind_than_are_worth_reading(host: Host) -> None:
     await host.run("import subprocess\nchildren = []")
     for _ in range(40):
-        assert await host.run("children.append(subprocess.Popen(['cat'], stdin=subprocess.PIPE)); print(1)") == ran("1\n")
+        assert await host.run("children.append(subprocess.Popen(['cat'], stdin=subprocess.PIPE)); print(1)") == ran(
+            "1\n"
+        )
     # Two pipes a run: the oldest were closed, and their holders find that out when they write.
     code = "for child in children: child.stdin.write(b'x'); child.stdin.close()\nprint(children[0].wait(), children[-1].wait())"
     assert await host.run(code) == ran(f"{-signal.SIGPIPE} 0\n")
@@ -331,7 +339,9 @@ async def test_more_pipes_left_behind_than_are_worth_reading(host: Host) -> None
 # --- Interrupting and killing ---
 
 
-@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(1000)", "import os\nwhile True: os.write(1, b'x' * 9999)"])
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "import time; time.sleep(1000)", "import os\nwhile True: os.write(1, b'x' * 9999)"]
+)
 async def test_an_interrupt_ends_the_run_and_keeps_the_state(host: Host, code: str) -> None:
     await host.run("x = 1")
     async with host.open_run(f"print('go')\n{code}") as run:
@@ -344,7 +354,7 @@ async def test_an_interrupt_ends_the_run_and_keeps_the_state(host: Host, code: s
 
 
 async def test_an_interrupt_reaches_what_the_code_waits_for(host: Host) -> None:
-    async with host.open_run("import os\nprint('go')\nprint(os.system('sleep 1000'))") as run:
+    async with host.open_run("import os\nprint(os.system('echo go; exec sleep 1000'))") as run:
         await run.until(b"go\n")
         await run.interrupt()
         # os.system() ignores SIGINT itself: it is the child that must get it.
@@ -380,7 +390,9 @@ async def test_an_interrupt_at_any_instant_hits_its_own_run_or_nothing(host: Hos
 
 
 async def test_an_interrupt_of_the_traceback_ends_the_run(host: Host) -> None:
-    async with host.open_run("class E(Exception):\n    def __str__(self):\n        print('go')\n        while True: pass\nraise E") as run:
+    async with host.open_run(
+        "class E(Exception):\n    def __str__(self):\n        print('go')\n        while True: pass\nraise E"
+    ) as run:
         await run.until(b"go\n")
         await run.interrupt()
         result = await run.finish()
@@ -448,7 +460,17 @@ for name in os.listdir('/proc/self/fd'):
 
 
 @pytest.mark.parametrize(
-    "message", ["b'garbage'", "b'x' * 1000", "b'R'", "b'S'", "b'D'", "b'D' + bytes(5)", "b'F' + bytes([0, 0, 0, 2])", r"b'F\0\0\0\2xx'"]
+    "message",
+    [
+        "b'garbage'",
+        "b'x' * 1000",
+        "b'R'",
+        "b'S'",
+        "b'D'",
+        "b'D' + bytes(5)",
+        "b'F' + bytes([0, 0, 0, 2])",
+        r"b'F\0\0\0\2xx'",
+    ],
 )
 async def test_garbage_on_our_socket_ends_that_interpreter_only(host: Host, message: str) -> None:
     await host.run(_FIND)
@@ -472,7 +494,8 @@ async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host) -> None:
 
 async def test_garbage_between_runs(host: Host) -> None:
     await host.run(
-        _FIND + "import threading\ndef late():\n    while os.path.samestat(os.fstat(1), mine): pass\n    control.send(b'boo')\n"
+        _FIND
+        + "import threading\ndef late():\n    while os.path.samestat(os.fstat(1), mine): pass\n    control.send(b'boo')\n"
         "mine = os.fstat(1)\nthreading.Thread(target=late).start()"
     )
     results = [await host.run("print(1)")]
@@ -547,7 +570,9 @@ async def test_an_interpreter_that_ends_before_it_takes_code(tmp_path: Path, mon
         for _ in range(2):
             async with host.open_run("print(1)") as run:
                 failure = await run.failure()
-            assert failure["strerror"] == "the interpreter of python ended with status 7 before it took code: no library"
+            assert (
+                failure["strerror"] == "the interpreter of python ended with status 7 before it took code: no library"
+            )
 
 
 async def test_unknown_services_are_reset(host: Host) -> None:

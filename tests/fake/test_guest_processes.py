@@ -60,12 +60,14 @@ async def test_environment_directory_and_arguments(host: Host, tmp_path: Path) -
 
 
 async def test_nothing_is_inherited_but_the_three_streams(host: Host) -> None:
-    status, output = await host.run_process(["sh", "-c", "ls -l /proc/self/fd; cut -d' ' -f6-8 /proc/self/stat; grep -E 'Sig(Blk|Ign)' /proc/self/status"])
+    status, output = await host.run_process(
+        ["sh", "-c", "ls -l /proc/self/fd; cut -d' ' -f6-8 /proc/self/stat; grep -E 'Sig(Blk|Ign)' /proc/self/status"]
+    )
     lines = output.decode().splitlines()
     assert status == 0
     assert sorted(line.split()[8] for line in lines[1:5]) == ["0", "1", "2", "3"]  # the last is ls's own
     assert lines[1].endswith("/dev/null")
-    _, session, terminal = lines[5].split()
+    session, terminal, _ = lines[5].split()
     assert session != str(os.getsid(0))
     assert terminal == "0"
     assert [int(line.split()[1], 16) for line in lines[6:8]] == [0, 0]
@@ -116,7 +118,9 @@ async def test_standard_error_of_its_own(host: Host) -> None:
 
 
 async def test_a_reader_that_stalls_stops_its_process_and_nobody_else(host: Host) -> None:
-    async with host.open_process(["sh", "-c", "yes | head -c 30000000; echo done >&2"], stdout=True, stderr=True) as stalled:
+    async with host.open_process(
+        ["sh", "-c", "yes | head -c 30000000; echo done >&2"], stdout=True, stderr=True
+    ) as stalled:
         await stalled.started()
         assert stalled.stdout is not None
         size = len(await stalled.stdout.receive_some())
@@ -146,7 +150,9 @@ async def test_the_end_of_a_process_does_not_wait_for_its_output_to_be_read(host
 
 
 async def test_signals(host: Host) -> None:
-    async with host.open_process(["sh", "-c", "trap 'echo usr; exit 4' USR1; echo ready; while :; do read x; done"], stdin=True, stdout=True) as process:
+    async with host.open_process(
+        ["sh", "-c", "trap 'echo usr; exit 4' USR1; echo ready; while :; do read x; done"], stdin=True, stdout=True
+    ) as process:
         assert process.stdout is not None
         await process.started()
         assert await process.stdout.receive_some() == b"ready\n"

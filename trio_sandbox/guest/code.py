@@ -221,8 +221,6 @@ class _Keeper:
                     case _:
                         run.records.stream.reset(f"not a request to a run: {request!r:.80}")
                         return
-        except trio.ClosedResourceError:
-            pass  # the run's end was sent
         finally:
             if not run.over.is_set():
                 run.given_up = True

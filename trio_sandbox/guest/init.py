@@ -65,9 +65,7 @@ def main() -> None:
     port = _open_port()
 
     async def serve() -> None:
-        await agent.serve(
-            PortStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity
-        )
+        await agent.serve(PortStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity)
 
     trio.run(serve)
     print("the host closed the guest's port", file=sys.stderr)

@@ -77,7 +77,7 @@ class Run:
         if self._unheard:
             return
         try:
-            await (self.records.send_and_close(output) if end else self.records.send_many(output))
+            await self.records.send_many(output, end=end)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._unheard = True  # whoever reads `records` sees it as well, and ends the run
 
