@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import trio
@@ -159,6 +159,11 @@ class Host:
             await process.started()
             output = await read_all(process.stdout)
             return await process.exited(), output
+
+
+async def send_for_ever(stream: ChannelStream) -> NoReturn:
+    while True:
+        await stream.send_all(b"x" * 65536)
 
 
 async def read_all(stream: ChannelStream | None) -> bytes:

@@ -17,7 +17,7 @@ import trio
 
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
-from ._agent import Host, Ran, open_agent, read_all
+from ._agent import Host, Ran, open_agent, read_all, send_for_ever
 
 
 @pytest.fixture
@@ -106,8 +106,10 @@ RESULTS = {
     "asyncio": ("import asyncio\nasync def f(): print('in')\nasyncio.run(f())", ran("in\n")),
     "pickle": ("import pickle\nclass C: pass\nprint(type(pickle.loads(pickle.dumps(C()))) is C)", ran("True\n")),
     "fork": (
-        "import os, sys\nif os.fork() == 0:\n    print('child')\n    sys.exit(3)\n"
-        "print(os.waitstatus_to_exitcode(os.wait()[1]))",
+        (
+            "import os, sys\nif os.fork() == 0:\n    print('child')\n    sys.exit(3)\n"
+            "print(os.waitstatus_to_exitcode(os.wait()[1]))"
+        ),
         ran("child\n3\n"),
     ),
     "fork that falls through": (
@@ -115,8 +117,10 @@ RESULTS = {
         ran("once each\nonce each\n"),
     ),
     "multiprocessing": (
-        "import multiprocessing as m\ndef f(x): return x * x\n"
-        "with m.get_context('fork').Pool(2) as pool: print(pool.map(f, [1, 2, 3]))",
+        (
+            "import multiprocessing as m\ndef f(x): return x * x\n"
+            "with m.get_context('fork').Pool(2) as pool: print(pool.map(f, [1, 2, 3]))"
+        ),
         ran("[1, 4, 9]\n"),
     ),
     "subprocess": ("import subprocess; subprocess.run(['echo', 'hi'], check=True)", ran("hi\n")),
@@ -275,8 +279,7 @@ async def test_input_that_nobody_reads_is_given_up(host: Host) -> None:
     async with host.open_run("print('no')", stdin=pipe.id) as run:
         assert await run.finish() == ran("no\n")
         with pytest.raises(trio.BrokenResourceError):
-            while True:
-                await pipe.send_all(b"x" * 65536)
+            await send_for_ever(pipe)
 
 
 async def test_code_of_several_megabytes(host: Host) -> None:

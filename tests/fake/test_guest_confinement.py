@@ -96,7 +96,7 @@ async def test_who_and_where_a_process_is(root: str, cgroup: str) -> None:
             "SHELL=/bin/sh",
             "USER=user",
         ]
-        assert any(line.endswith("/p3") for line in await shell(host, "busybox cat /proc/self/cgroup"))
+        assert any(line.endswith("/p2") for line in await shell(host, "busybox cat /proc/self/cgroup"))
 
 
 async def test_nobody_else_is_in_sight_and_the_spawner_is_out_of_reach(root: str, cgroup: str) -> None:

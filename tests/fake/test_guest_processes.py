@@ -14,7 +14,7 @@ import trio
 from trio_sandbox.guest import pipes
 from trio_sandbox.wire import StreamResetError
 
-from ._agent import Host, open_agent, read_all
+from ._agent import Host, open_agent, read_all, send_for_ever
 
 
 @pytest.fixture
@@ -105,8 +105,7 @@ async def test_input_that_nobody_reads_is_given_up(host: Host) -> None:
         await process.started()
         assert await process.stdout.receive_some() == b"ready\n"
         with pytest.raises(StreamResetError, match="nobody reads"):
-            while True:
-                await process.stdin.send_all(b"x" * 65536)
+            await send_for_ever(process.stdin)
 
 
 async def test_standard_error_of_its_own(host: Host) -> None:

@@ -46,7 +46,7 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """Mount on the directory *target*, which is made where it is missing; mount(2) explains the arguments."""
+    """Mount on the directory *target*, which is made where it is missing."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(target)
     options = None if data is None else data.encode()
