@@ -37,6 +37,8 @@ class Requirement(NamedTuple):
 REQUIREMENTS = (
     Requirement("qemu-system-x86_64", "qemu-system-x86", "runs the virtual machines"),
     Requirement("qemu-storage-daemon", "qemu-system-common", "makes their copy-on-write disks"),
+    Requirement("unshare", "util-linux", "gives them namespaces of their own"),
+    Requirement("setpriv", "util-linux", "takes their rights away"),
     Requirement("qemu-img", "qemu-utils", "converts and checks disk images"),
     Requirement("mmdebstrap", "mmdebstrap", "builds images from Debian packages"),
     Requirement(
