@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -17,47 +17,13 @@ import trio
 
 from tests._leaks import nothing_left, wait_until
 from trio_sandbox import VmBootError, VmDiedError
-from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.qemu import (
     MachineConfig,
-    Runtime,
     Vm,
     VmManager,
-    detect_accelerator,
-    open_runtime,
-    open_vm_manager,
 )
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def config(system_disk: SystemDisk, python_image: Image, tmp_path: Path) -> MachineConfig:
-    """Give a machine with an overlay of its own."""
-    overlay = tmp_path / "overlay.qcow2"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(python_image.path), str(overlay)]
-    subprocess.run(command, check=True)
-    return MachineConfig(
-        kernel=system_disk.kernel,
-        initrd=system_disk.initrd,
-        kernel_args=system_disk.kernel_args,
-        system_disk=system_disk.disk,
-        image=python_image.path,
-        overlay=overlay,
-    )
-
-
-@pytest.fixture
-async def runtime() -> AsyncGenerator[Runtime]:
-    async with open_runtime(Path("/tmp")) as runtime:
-        yield runtime
-
-
-@pytest.fixture
-async def manager(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[VmManager]:
-    accelerator = await detect_accelerator(cache_dir=tmp_path_factory.getbasetemp(), environment=runtime.environment)
-    async with open_vm_manager(runtime=runtime, accelerator=accelerator) as manager:
-        yield manager
 
 
 async def test_a_machine_and_its_confinement(manager: VmManager, config: MachineConfig, tmp_path: Path) -> None:
