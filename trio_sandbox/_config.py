@@ -89,32 +89,37 @@ class HostConfig:
     """Build an image that is missing; otherwise a missing image is an error."""
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))
     """Bounds on the library's own operations."""
-    progress: Callable[[Progress], object] = attrs.field(default=_ignore_progress, validator=v.is_callable(), eq=False, repr=False)
+    progress: Callable[[Progress], object] = attrs.field(
+        default=_ignore_progress, validator=v.is_callable(), eq=False, repr=False
+    )
     """Called in the host's task at every step of long work; must not block."""
+
+
+def check_memory_mib(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    """Validate a machine's memory."""
+    if not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`{attribute.name}` must be a whole number of MiB, not {value!r}")
+    if value < constants.MINIMUM_MEMORY_MIB:
+        raise ValueError(f"`{attribute.name}` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
+
+
+def check_vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    """Validate a machine's number of processors."""
+    if not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`{attribute.name}` must be a whole number, not {value!r}")
+    if not 1 <= value <= constants.MAXIMUM_VCPUS:
+        raise ValueError(f"`{attribute.name}` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
 
 
 @attrs.frozen(kw_only=True)
 class SandboxConfig:
     """What one sandbox gets."""
 
-    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=v.instance_of(int))
+    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=check_memory_mib)
     """RAM of the virtual machine, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
-    vcpus: int = attrs.field(default=1, validator=v.instance_of(int))
+    vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
-    max_output_bytes: int = attrs.field(default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=v.instance_of(int))
+    max_output_bytes: int = attrs.field(
+        default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=[v.instance_of(int), v.ge(1)]
+    )
     """What one run may print on each of stdout and stderr before it is stopped."""
-
-    @memory_mib.validator
-    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
-        if value < constants.MINIMUM_MEMORY_MIB:
-            raise ValueError(f"`memory_mib` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
-
-    @vcpus.validator
-    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
-        if not 1 <= value <= constants.MAXIMUM_VCPUS:
-            raise ValueError(f"`vcpus` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
-
-    @max_output_bytes.validator
-    def _(self, attribute: attrs.Attribute[int], value: int) -> None:
-        if value < 1:
-            raise ValueError(f"`max_output_bytes` must be at least 1, not {value}")

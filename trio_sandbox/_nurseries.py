@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import trio
 
 
-
 @contextmanager
 def hide_nursery(owner: str) -> Generator[None]:
     """Raise the one exception that happened instead of a group of one.

@@ -17,8 +17,9 @@ MAXIMUM_VCPUS = 64
 
 #: Bytes that one run may print on each of stdout and stderr.
 DEFAULT_MAX_OUTPUT_BYTES = 16 * 2**20
-#: Source text of one run, or argv and environment of one process, as UTF-8.
-MAXIMUM_REQUEST_BYTES = 8 * 2**20
+#: Source text of one run, or argv and environment of one process, as UTF-8. On the wire it may be
+#: six times as large, and the smallest guest has to hold it.
+MAXIMUM_REQUEST_BYTES = 4 * 2**20
 
 # --- QMP (bytes, items) ---
 

@@ -105,6 +105,4 @@ async def receive_json(records: RecordStream) -> Any:
 
 def finished(exit_code: int = 0, *, restarted: bool = False, state_kept: bool = True) -> dict[str, Any]:
     """Return the message that ends a run."""
-    return {
-        "finished": {"exit_code": exit_code, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}
-    }
+    return {"finished": {"exit_code": exit_code, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}}

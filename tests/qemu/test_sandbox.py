@@ -16,7 +16,6 @@ from tests._leaks import nothing_left
 from trio_sandbox import (
     Host,
     HostConfig,
-    ImageCorruptError,
     ImageMissingError,
     MissingProgramError,
     OutcomeUnknownError,
@@ -59,9 +58,10 @@ async def test_the_shapes_that_others_rely_on() -> None:
                 assert (result.stdout, result.stderr, result.exit_code) == ("42\n", "", 0)
                 assert result.accelerator == host.accelerator.name
                 completed = await sandbox.run_process(["uname", "-r"], capture_stdout=True)
-                assert completed.stdout.decode().strip() == (
-                    await sandbox.run("import platform; print(platform.release())")
-                ).stdout.strip()
+                assert (
+                    completed.stdout.decode().strip()
+                    == (await sandbox.run("import platform; print(platform.release())")).stdout.strip()
+                )
                 assert completed.stdout.decode().strip() != os.uname().release
                 assert host.statistics().sandboxes_open == 1
             result = await host.run("print('fresh', 'x' in globals())")

@@ -107,9 +107,7 @@ class Host:
             return self._images[name]
 
     @asynccontextmanager
-    async def open_sandbox(
-        self, image: str = "python", config: SandboxConfig | None = None
-    ) -> AsyncGenerator[Sandbox]:
+    async def open_sandbox(self, image: str = "python", config: SandboxConfig | None = None) -> AsyncGenerator[Sandbox]:
         """Boot a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
 
         Cancelled at any point, on the way in or out, it leaves no process and no file.

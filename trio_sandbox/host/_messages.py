@@ -6,7 +6,7 @@ The service protocols are described in `docs/design.md`. Nothing here does I/O.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TypeVar, cast
 
@@ -121,7 +121,7 @@ def code_request(
         "env": _environment(env),
         "cwd": _directory(cwd),
     }
-    _check_size(request, "the code of a run")
+    _check_size([code], "the code of a run")
     return request
 
 
@@ -149,7 +149,7 @@ def process_request(
         "stdout": None,
         "stderr": None,
     }
-    _check_size(request, "the arguments and environment of a process")
+    _check_size([*argv, *(env or {}).keys(), *(env or {}).values()], "the arguments and environment of a process")
     return request
 
 
@@ -181,9 +181,8 @@ def _check_text(value: object, what: str) -> None:
         raise ValueError(f"{what} must not hold a NUL character: {value[:80]!r}")
 
 
-def _check_size(request: dict[str, object], what: str) -> None:
-    # JSON with \u escapes is at most six times as large as the text; its own limit is the wire's.
-    size = len(json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+def _check_size(texts: Iterable[str], what: str) -> None:
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size > MAXIMUM_REQUEST_BYTES:
         raise ValueError(
             f"{what} must be at most {MAXIMUM_REQUEST_BYTES} bytes, not {size}; send large data through stdin or a file"

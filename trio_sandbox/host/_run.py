@@ -140,7 +140,9 @@ class RunEvents:
 
 
 @asynccontextmanager
-async def open_run(vm: Machine, request: dict[str, object], *, grace: float, patience: float) -> AsyncGenerator[RunEvents]:
+async def open_run(
+    vm: Machine, request: dict[str, object], *, grace: float, patience: float
+) -> AsyncGenerator[RunEvents]:
     """Start a run and yield its events; leaving the block early stops the run and keeps the VM."""
     check_open(vm, "the run")
     records = RecordStream(vm.guest.open_stream({"service": "code"}))

@@ -16,6 +16,7 @@ from ._failures import Machine
 from ._messages import code_request, process_request
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run
+from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
 
 
 @final
@@ -97,9 +98,7 @@ class Sandbox:
         request = code_request(code, language=language, env=env, cwd=cwd)
         async with (
             self._interpreter,
-            open_run(
-                self._vm, request, grace=self._timeouts.interrupt_grace, patience=self._timeouts.kill
-            ) as events,
+            open_run(self._vm, request, grace=self._timeouts.interrupt_grace, patience=self._timeouts.kill) as events,
         ):
             self._runs += 1
             yield events
@@ -122,7 +121,7 @@ class Sandbox:
         sandbox lives on. A task cancelled while another run holds the interpreter has sent nothing.
 
         Args:
-          code: Source text, at most 8 MiB as UTF-8.
+          code: Source text, at most 4 MiB as UTF-8.
           language: The interpreter's language; "python".
           env: Environment variables to set in the interpreter before the code runs.
           cwd: An absolute directory in the guest to change to before the code runs.
@@ -243,3 +242,69 @@ class Sandbox:
             limit=self._config.max_output_bytes,
             task_status=task_status,
         )
+
+    async def open_tcp_stream(self, port: int) -> trio.abc.HalfCloseableStream:
+        """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
+
+        The connection goes over the guest's channel: the guest has no network device. It is a stream like
+        Trio's own, for h11, trio-websocket and the like, and yours to close. Slow readers make writers
+        wait, through to the server. What happens to one end happens to the other: an end of data, and a
+        reset, which raises `trio.BrokenResourceError`.
+
+        Cancelled: the server may have seen a connection that was closed at once.
+
+        Args:
+          port: From 1 to 65535.
+
+        Raises:
+          TypeError, ValueError: for what is no port; nothing was sent.
+          OSError: as the guest's connect(2) fails; `ConnectionRefusedError` where nobody listens. `wait_port` waits for it.
+          CapacityError: if the sandbox has 1024 streams of all kinds open; nothing was sent.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended meanwhile.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        check_port(port, "port")
+        return await open_tcp_stream(self._vm, port)
+
+    async def wait_port(self, port: int) -> None:
+        """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
+
+        It may take for ever: put a cancel scope around it. The server does not notice, and neither does
+        it notice a cancellation.
+
+        Raises:
+          Exception: what `open_tcp_stream` raises, but for `OSError`.
+
+        """
+        check_port(port, "port")
+        await wait_port(self._vm, port)
+
+    async def forward_port(
+        self, guest_port: int, host_port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen at the host's 127.0.0.1 and carry each connection to *guest_port* of the guest, until cancelled.
+
+            port = await nursery.start(sandbox.forward_port, 8000)
+
+        Every program on the host, of whichever user, can connect then. A connection that the guest
+        refuses is reset. At most 256 are carried at a time; further ones wait to be accepted.
+
+        Cancelling closes the listener and resets the connections. A virtual machine that ends, or a
+        sandbox that is left, is an error here.
+
+        Args:
+          guest_port: From 1 to 65535. Nobody need listen there yet.
+          host_port: The same, or 0 for one that is free.
+          task_status: Gets the host's port as soon as connections are accepted.
+
+        Raises:
+          TypeError, ValueError: for what is no port; nothing was opened.
+          OSError: if the host's port can't be listened at.
+          SandboxClosedError: if the sandbox is closed or its VM gone, now or later.
+
+        """
+        check_port(guest_port, "guest_port")
+        check_port(host_port, "host_port", lowest=0)
+        await forward_port(self._vm, guest_port, host_port, task_status=task_status)

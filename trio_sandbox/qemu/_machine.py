@@ -10,21 +10,12 @@ import attrs
 from attrs import validators as v
 
 from .. import constants
+from .._config import check_memory_mib, check_vcpus
 
 #: The guest's agent finds its port by this name.
 AGENT_PORT: Final = "org.trio-sandbox.agent"
 
 AcceleratorName = Literal["kvm", "tcg"]
-
-
-def _memory(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if value < constants.MINIMUM_MEMORY_MIB:
-        raise ValueError(f"`{attribute.name}` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
-
-
-def _vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if not 1 <= value <= constants.MAXIMUM_VCPUS:
-        raise ValueError(f"`{attribute.name}` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
 
 
 def _words(_: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
@@ -52,9 +43,9 @@ class MachineConfig:
     """The format of `image`."""
     overlay: Path = attrs.field(converter=Path)
     """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
-    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=_memory)
+    memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=check_memory_mib)
     """RAM, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
-    vcpus: int = attrs.field(default=1, validator=_vcpus)
+    vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
 
 
