@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from ..wire import ChannelStream, Role, open_channel
+from . import tunnels
 from .children import Children
 from .code import CodeService
 from .languages import LANGUAGES, StartedInterpreter
@@ -23,7 +24,7 @@ AGENT_VERSION: Final = "0.1.0"
 def _hello() -> dict[str, object]:
     return {
         "agent": AGENT_VERSION,
-        "features": ["process", "pipe", *(f"code.{name}" for name in LANGUAGES)],
+        "features": ["process", "pipe", "tcp", *(f"code.{name}" for name in LANGUAGES)],
         "python": platform.python_version(),
         "kernel": os.uname().release,
     }
@@ -55,11 +56,13 @@ async def serve(
         "pipe": pipes.serve,
         "process": ProcessService(children, pipes).serve,
         "code": code.serve,
+        "tcp": tunnels.serve,
     }
     greeted = trio.Event()
 
     async def handle(stream: ChannelStream, header: dict[str, object]) -> None:
-        await greeted.wait()
+        if not greeted.is_set():  # even a wait for what has happened is a turn of the scheduler
+            await greeted.wait()
         service = services.get(str(header.get("service")))
         if service is None:
             stream.reset(f"no such service: {header.get('service')!r:.80}")

@@ -258,8 +258,8 @@ class Sandbox:
 
         Raises:
           TypeError, ValueError: for what is no port; nothing was sent.
-          OSError: as the guest's connect(2) fails; `ConnectionRefusedError` where nobody listens. `wait_port` waits for it.
-          CapacityError: if the sandbox has 1024 streams of all kinds open; nothing was sent.
+          OSError: as the guest's connect(2) fails: `ConnectionRefusedError` where nobody listens, which `wait_port`
+            waits for; and EMFILE if 1024 streams of all kinds are open already.
           SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
           OutcomeUnknownError: if the VM ended meanwhile.
           GuestProtocolError: if the guest broke the protocol; its VM was ended.
