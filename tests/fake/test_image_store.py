@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -210,52 +211,46 @@ trio.run(make_store(Path(sys.argv[1]), TinyRecipe(make=hang)).ensure, "tiny")
 """
 
 
-def _start_builder(directory: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def building_elsewhere(directory: Path) -> Generator[subprocess.Popen[bytes]]:
+    """Another process that is in the middle of a build; killed at the end of the block."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, "-c", _BUILD_IN_ANOTHER_PROCESS, os.fspath(directory)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"building\n"
-    return process
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"building\n"
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_another_process_is_waited_for_and_its_leftovers_are_removed(tmp_path: Path) -> None:
     recipe = TinyRecipe()
     told: list[str] = []
-    with _start_builder(tmp_path) as process:
-        waiting = trio.Event()
+    with building_elsewhere(tmp_path) as process:
+        # Waiting can be cancelled, and takes nothing from the one that builds.
+        with trio.CancelScope() as scope:
 
-        def progress(progress: Progress) -> None:
-            told.append(progress.message)
-            waiting.set()
+            def cancel(progress: Progress) -> None:
+                told.append(progress.message)
+                scope.cancel(reason="the test saw it wait")
 
-        async with trio.open_nursery() as nursery:
-            # Waiting can be cancelled, and takes nothing from the one that builds.
-            with trio.CancelScope() as scope:
-                nursery.start_soon(_cancel_when, waiting, scope)
-                await make_store(tmp_path, recipe).ensure("tiny", progress=progress)
-            assert scope.cancelled_caught
-            assert told == ["another process is building it"]
-            assert recipe.built == 0
-            assert await make_store(tmp_path, recipe).prune() == 0
-            assert [path.name for path in (tmp_path / "staging").rglob("half")] == ["half"]
+            await make_store(tmp_path, recipe).ensure("tiny", progress=cancel)
+        assert scope.cancelled_caught
+        assert told == ["another process is building it"]
+        assert recipe.built == 0
+        assert await make_store(tmp_path, recipe).prune() == 0
+        assert [path.name for path in (tmp_path / "staging").rglob("half")] == ["half"]
 
-            waiting = trio.Event()
-            nursery.start_soon(lambda: make_store(tmp_path, recipe).ensure("tiny", progress=progress))
-            await waiting.wait()
-            process.kill()
+        await make_store(tmp_path, recipe).ensure("tiny", progress=lambda progress: process.kill())
     assert recipe.built == 1
     assert list((tmp_path / "staging").iterdir()) == []
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel(reason="the test saw it wait")
-
-
 async def test_prune_removes_what_a_killed_build_left(tmp_path: Path) -> None:
-    with _start_builder(tmp_path) as process:
-        process.kill()
+    with building_elsewhere(tmp_path):
+        pass
     assert list((tmp_path / "staging").iterdir()) != []
     assert await make_store(tmp_path, TinyRecipe()).prune() > 0
     assert list((tmp_path / "staging").iterdir()) == []

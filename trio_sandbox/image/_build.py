@@ -17,6 +17,9 @@ from ._manifest import MANIFEST_NAME, Manifest, describe_files, record_verdict
 from ._mmdebstrap import remove_staging
 from ._recipe import BuildContext, Recipe
 
+#: Hundreds of megabytes in small files, on a slow disk. What is left then, the next build removes.
+_REMOVAL_SECONDS = 120.0
+
 
 @attrs.frozen(kw_only=True)
 class BuildRequest:
@@ -49,7 +52,7 @@ async def build_entry(request: BuildRequest, report: Callable[[str, float | None
         try:
             await _build_in(directory, request, report)
         finally:
-            with trio.CancelScope(shield=True):  # bounded by what it calls
+            with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
                 await remove_staging(directory, request.environment)
     except OSError as exc:
         where = exc.filename or request.staging
@@ -62,6 +65,7 @@ async def build_entry(request: BuildRequest, report: Callable[[str, float | None
 
 async def remove_leftovers(staging: Path, name: str, environment: Mapping[str, str]) -> None:
     """Remove what builds of *name* left that did not come to their end; the caller holds the lock."""
+    await trio.lowlevel.checkpoint()
     leftovers = [path for path in staging.iterdir() if path.name.startswith(_prefix(name))]  # noqa: ASYNC240 (one directory)
     for leftover in leftovers:
         await remove_staging(leftover, environment)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -29,8 +28,7 @@ _LOG_BYTES = 64 * 2**10
 _LOG_LINES, _LOG_COLUMNS = 15, 300
 #: The staging directory's note of a scratch directory elsewhere.
 _NOTE_NAME = "scratch-path"
-#: Seconds for removing what a build left. Hundreds of megabytes in small files, on a slow disk.
-_REMOVAL_SECONDS = 120.0
+_SCRATCH_PREFIX = "trio-sandbox-build-"
 #: Processes that were just killed may write for an instant more.
 _REMOVAL_TRIES, _REMOVAL_PAUSE = 20, 0.1
 
@@ -69,7 +67,7 @@ async def run_mmdebstrap(
 ) -> None:
     """Make the tree, run the hooks on it, and throw it away.
 
-    Cancelled, it leaves no process, and nothing outside of *staging*.
+    Cancelled, it leaves no process, and no file but those that `remove_staging` removes.
 
     Raises:
       ImageBuildError: if mmdebstrap fails; the last of its output is in the message.
@@ -83,26 +81,29 @@ async def run_mmdebstrap(
         kind, progress = "customize", AptProgress(report, rounds=(0.05, 0.35, 0.95), steps=3)
     with inherited:
         check_programs()
-        async with _open_scratch(staging, environment) as scratch:
-            await _run(
-                [
-                    "mmdebstrap",
-                    "--verbose",
-                    f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-                    f"--variant={bootstrap.variant}",
-                    f"--include={','.join(bootstrap.packages)}",
-                    "--format=null",
-                    # The tree is thrown away. And after a hook that empties its /tmp, mmdebstrap's
-                    # cleaning would take the host's own apt for the tree's.
-                    "--skip=cleanup",
-                    *(f"--{kind}-hook={hook}" for hook in bootstrap.hooks),
-                    bootstrap.suite,
-                    "/dev/null",
-                ],
-                inherited=inherited,
-                environment={**environment, "TMPDIR": os.fspath(scratch)},
-                on_output=progress.feed,
-            )
+        # As root, mmdebstrap would mount /dev, /proc and /sys for all to see, and being killed leave
+        # them there. In namespaces of its own they end with it, and so does every process below it.
+        namespaces = _in_namespaces('exec "$@"') if os.geteuid() == 0 else []
+        await _run(
+            [
+                *namespaces,
+                "mmdebstrap",
+                "--verbose",
+                f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+                f"--variant={bootstrap.variant}",
+                f"--include={','.join(bootstrap.packages)}",
+                "--format=null",
+                # The tree is thrown away. And after a hook that empties its /tmp, mmdebstrap's
+                # cleaning would take the host's own apt for the tree's.
+                "--skip=cleanup",
+                *(f"--{kind}-hook={hook}" for hook in bootstrap.hooks),
+                bootstrap.suite,
+                "/dev/null",
+            ],
+            inherited=inherited,
+            environment={**environment, "TMPDIR": os.fspath(_make_scratch(staging))},
+            on_output=progress.feed,
+        )
 
 
 async def run_as_root(
@@ -116,19 +117,12 @@ async def run_as_root(
     """
     with inherited:
         check_programs()
-        await _run(
-            [
-                "mmdebstrap",
-                "--unshare-helper",
-                "sh",
-                "-c",
-                f"set -e; mount --make-rprivate /; {script}",
-                "sh",
-                *arguments,
-            ],
-            inherited=inherited,
-            environment=environment,
-        )
+        await _run([*_in_namespaces(script), *arguments], inherited=inherited, environment=environment)
+
+
+def _in_namespaces(script: str) -> list[str]:
+    """Return the beginning of an argv that runs a shell script as root of its own mounts, processes and, if need be, users."""
+    return ["mmdebstrap", "--unshare-helper", "sh", "-c", f"set -e; mount --make-rprivate /; {script}", "sh"]
 
 
 async def run_tool(argv: Sequence[str], *, environment: Mapping[str, str]) -> None:
@@ -191,28 +185,25 @@ def lend_input(path: Path, inherited: InheritedFds) -> str:
     return f"/proc/self/fd/{inherited.open(path, os.O_RDONLY)}"
 
 
-@asynccontextmanager
-async def _open_scratch(staging: Path, environment: Mapping[str, str]) -> AsyncGenerator[Path]:
-    """Yield an empty directory which mmdebstrap may make its tree in, and remove both."""
+def _make_scratch(staging: Path) -> Path:
+    """Return a directory which mmdebstrap may make its tree in; `remove_staging` removes it."""
+    note = staging / _NOTE_NAME
+    if note.exists():
+        return Path(note.read_text())
     if os.geteuid() == 0:
         scratch = staging / "scratch"
-        scratch.mkdir()
     else:
-        # It must be reachable for a root who is nobody outside, which a home directory often is not.
-        base = os.environ.get("TMPDIR", "/var/tmp")
-        scratch = Path(base) / f"trio-sandbox-{os.urandom(8).hex()}"
-        (staging / _NOTE_NAME).write_text(os.fspath(scratch))
-        scratch.mkdir(mode=0o700)
-        scratch.chmod(0o755)
-    try:
-        yield scratch
-    finally:
-        with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
-            await _remove_tree(scratch, environment)
+        # A root who is nobody outside must get to it, which in a home directory he often does not.
+        scratch = Path(os.environ.get("TMPDIR", "/var/tmp")) / f"{_SCRATCH_PREFIX}{os.urandom(8).hex()}"
+    # First the note: what is noted is found again, whatever kills us.
+    note.write_text(os.fspath(scratch))
+    scratch.mkdir(mode=0o700)
+    scratch.chmod(0o755)
+    return scratch
 
 
 async def remove_staging(staging: Path, environment: Mapping[str, str]) -> None:
-    """Remove a build's directory, and what the build left elsewhere.
+    """Remove a build's directory, and what the build left elsewhere; its processes have been killed.
 
     Raises:
       OSError: if it can't be removed.
@@ -220,28 +211,33 @@ async def remove_staging(staging: Path, environment: Mapping[str, str]) -> None:
     try:
         scratch = Path((staging / _NOTE_NAME).read_text())
     except FileNotFoundError:
-        pass
-    else:
-        # Whoever could write into our cache could do worse; a damaged note must do no harm, though.
-        if scratch.name.startswith("trio-sandbox-"):
-            await _remove_tree(scratch, environment)
+        scratch = staging
+    # Nobody but the cache's owner writes these notes; a damaged one must do no harm all the same.
+    if scratch.name.startswith(_SCRATCH_PREFIX):
+        await _remove_tree(scratch, environment)
     await _remove_tree(staging, environment)
 
 
 async def _remove_tree(directory: Path, environment: Mapping[str, str]) -> None:
-    for _ in range(_REMOVAL_TRIES):
-        try:
-            await trio.to_thread.run_sync(shutil.rmtree, directory)
-        except FileNotFoundError:
-            return
-        except PermissionError:
-            if os.geteuid() == 0:
-                raise
-            # Files of the user namespace's other users: only its root may remove them.
-            script = 'find "$1" -xdev -mindepth 2 -delete'
-            await run_as_root(script, [os.fspath(directory)], inherited=InheritedFds(), environment=environment)
-        except OSError:
+    attempt = 0
+    while not await trio.to_thread.run_sync(_try_to_remove, directory, attempt == _REMOVAL_TRIES):
+        attempt += 1
+        if os.geteuid() == 0:
             await trio.sleep(_REMOVAL_PAUSE)
         else:
-            return
-    await trio.to_thread.run_sync(shutil.rmtree, directory)
+            # Files of the user namespace's other users, perhaps: only its root may remove them. To him
+            # our own files are out of reach, and he will complain of them.
+            script = 'find "$1" -xdev -mindepth 2 -delete 2> /dev/null || :'
+            await run_as_root(script, [os.fspath(directory)], inherited=InheritedFds(), environment=environment)
+
+
+def _try_to_remove(directory: Path, last: bool) -> bool:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return not directory.exists()
+    except OSError:
+        if last:
+            raise
+        return False
+    return True

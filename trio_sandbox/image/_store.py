@@ -230,6 +230,7 @@ class ImageStore:
           UnknownImageError: if there is nothing of that name or digest; the message lists what there is.
           OSError: if it can't be removed.
         """
+        await trio.lowlevel.checkpoint()
         found = [entry for entry in self._entries() if _matches(entry, name_or_digest)]
         if not found:
             stored = ", ".join(sorted({entry.name for entry in self._entries()})) or "nothing"
@@ -244,6 +245,7 @@ class ImageStore:
         Raises:
           OSError: if something can't be removed.
         """
+        await trio.lowlevel.checkpoint()
         current = {self._entry(recipe) for recipe in self._all_recipes()}
         freed = 0
         for entry in self._entries():
