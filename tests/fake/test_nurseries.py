@@ -125,6 +125,7 @@ async def test_cancelled_at_every_step_of_starting_and_serving_everything_ends()
             for checkpoints in range(3):
                 async with trio.open_nursery() as nursery:
                     with trio.CancelScope() as scope:
+                        # Cancelling a scope that was left already does nothing.
                         nursery.start_soon(cancel_later, scope, steps)
                         async with open_services("test") as services:
                             await body(services, checkpoints)

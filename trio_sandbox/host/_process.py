@@ -54,9 +54,11 @@ class GuestInput(trio.abc.SendStream):
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            # The process need not have waited for the end of its input.
+        try:
             await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The process need not have waited for the end of its input.
+            await trio.lowlevel.checkpoint()
 
 
 @final
@@ -160,7 +162,9 @@ class GuestProcess:
         except trio.BrokenResourceError:
             pass  # the process's end is on its way to us
 
-    async def _serve(self, records: RecordStream, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(  # noqa: ASYNC910 - a nursery is one checkpoint at least
+        self, records: RecordStream, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Read the process's end, and send requests until then."""
         task_status.started()
         try:
@@ -180,13 +184,16 @@ class GuestProcess:
             self._requests.close()
 
     async def _serve_requests(self, records: RecordStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):  # the reader of `records` says why
+        try:
             async for request in self._requests:
                 await records.send_json(request)
+        except trio.BrokenResourceError:  # the reader of `records` says why
+            await trio.lowlevel.checkpoint()
 
     async def _end(self, patience: float) -> None:
         """Make sure that it is over; a guest that does not acknowledge the kill loses its VM."""
         if self._ended.is_set():
+            await trio.lowlevel.cancel_shielded_checkpoint()
             return
         with trio.move_on_after(patience, shield=True):
             with contextlib.suppress(trio.BrokenResourceError):  # its end is on its way to us
@@ -259,7 +266,8 @@ async def open_process(
         try:
             yield process
         finally:
-            await process._end(patience)  # pyright: ignore[reportPrivateUsage]
+            # It shields itself, and takes no longer than *patience*.
+            await process._end(patience)  # noqa: ASYNC102 # pyright: ignore[reportPrivateUsage]
 
 
 async def run_process(
@@ -291,7 +299,7 @@ async def run_process(
 
     lost: list[trio.BrokenResourceError] = []
 
-    async def gather(name: str, stream: GuestOutput) -> None:
+    async def gather(name: str, stream: GuestOutput) -> None:  # noqa: ASYNC910 - reading is a checkpoint
         try:
             async for data in stream:
                 buffer = output[name]
@@ -306,12 +314,16 @@ async def run_process(
                     )
         except trio.BrokenResourceError as exc:
             lost.append(exc)  # one failure, one route: where the machine is gone, wait() says so
+            await trio.lowlevel.checkpoint()
 
     async def feed(stream: GuestInput) -> None:
         # Like trio.run_process: a process that does not want its input is nobody's error.
-        with contextlib.suppress(trio.BrokenResourceError):
+        try:
             await stream.send_all(stdin)
-        await stream.aclose()
+        except trio.BrokenResourceError:
+            await trio.lowlevel.checkpoint()
+        else:
+            await stream.aclose()
 
     async with open_process(
         command,

@@ -125,6 +125,7 @@ class RunEvents:
         Takes at most *grace* + *patience* seconds, whatever the guest does and whoever is cancelled.
         """
         with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
             for request, bound in (("interrupt", grace), ("kill", patience)):
                 if self._over:
                     return
@@ -152,7 +153,7 @@ async def open_run(
         try:
             yield events
         finally:
-            await events.stop(grace, patience)
+            await events.stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
     finally:
         records.stream.close()
 
