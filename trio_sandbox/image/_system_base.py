@@ -59,6 +59,9 @@ _COPY_PYTHON = (
     "for name in bin lib lib64; do ln -s usr/$name $name; done; ln -s python3.13 usr/bin/python3; "
     "rm -rf usr/lib/python3.13/ensurepip usr/lib/python3.13/idlelib usr/lib/python3.13/lib2to3 "
     "usr/lib/python3.13/pydoc_data usr/lib/python3.13/tkinter usr/lib/python3.13/turtle.py; "
+    # Trio asks for the path of libpthread when it is imported, and Python starts ldconfig, gcc and ld in
+    # turn to find it. None of them is here, so this is the answer already.
+    "printf 'def find_library(name):\\n    return None\\n' > usr/lib/python3.13/ctypes/util.py; "
     # Nothing checks whether the sources are newer: they never are.
     "chroot . /usr/bin/python3.13 -I -S -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3.13; "
     # A library that is missing is better missed here than by process 1 of every guest.
