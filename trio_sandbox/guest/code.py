@@ -18,7 +18,6 @@ A host that ends the stream before "finished" gives the run up, and the interpre
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from collections.abc import Callable
 from typing import final
@@ -92,9 +91,11 @@ class CodeService:
             if keeper is None:
                 await records.send_json({"failed": failure_fields(_unknown_language(request))}, end=True)
                 return
-            async with contextlib.AsyncExitStack() as stack:
-                stdin = None if number is None else await stack.enter_async_context(self._pipes.take(number))
-                await keeper.run(Run(records, code, env, cwd, stdin))
+            if number is None:
+                await keeper.run(Run(records, code, env, cwd, None))
+            else:
+                async with self._pipes.take(number) as stdin:
+                    await keeper.run(Run(records, code, env, cwd, stdin))
         except (BadRequestError, NoSuchPipeError) as exc:
             stream.reset(str(exc))
 

@@ -136,6 +136,8 @@ class Interpreter:
         self._number = 0
         self._interrupts: list[trio.Event] = []
         self._synced = trio.Event()
+        self._turn_taken = trio.Event()
+        self._turn_taken.set()
         self._exit = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         for descriptor in (self._control.fileno(), self._complaints, self._exit):
@@ -161,10 +163,23 @@ class Interpreter:
                 self.kill()
             self._interrupts.clear()
         if not self._dying and self._start(run):
+            await self._finish_if_over()
             return True
         self.kill()
         await self._over.wait()
         return False
+
+    async def _finish_if_over(self) -> None:
+        """Save the turn of the scheduler that waking the task below takes.
+
+        With one processor a short run is over by now, since a worker that wakes up goes first.
+        """
+        if any(descriptor == self._control.fileno() for descriptor, _ in self._epoll.poll(0)):
+            self._turn_taken = trio.Event()
+            try:
+                await self._take_turn()
+            finally:
+                self._turn_taken.set()
 
     def _start(self, run: Run) -> bool:
         self.used = True
@@ -207,7 +222,10 @@ class Interpreter:
         try:
             while self._child.returncode is None and self._child.failure is None:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                await self._take_turn()
+                if self._turn_taken.is_set():
+                    await self._take_turn()
+                else:
+                    await self._turn_taken.wait()
             await self._end()
         finally:
             self._close()
