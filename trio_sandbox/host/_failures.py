@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import errno
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import trio
 
 from .._errors import GuestProtocolError, OutcomeUnknownError, SandboxClosedError
 from ..qemu import Accelerator
-from ..wire import Channel, StreamResetError, WireError
+from ..wire import Channel, ChannelStream, StreamLimitError, StreamResetError, WireError
 
 #: Seconds between a broken channel and QEMU's exit, or its being killed for that.
 EXIT_PATIENCE = 10.0
@@ -95,7 +96,23 @@ def check_open(vm: Machine, what: str) -> None:
       SandboxClosedError: if the sandbox was left, or its virtual machine is gone (`__cause__`).
 
     """
-    if vm.failure is not None:
-        raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine is gone") from vm.failure
+    # The channel fails a moment before the machine's end is known.
+    if gone := vm.failure or vm.guest.failure:
+        raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine is gone") from gone
     if vm.closed:
         raise SandboxClosedError(f"{what} was not sent: the sandbox's block was left; open another sandbox")
+
+
+def open_stream(vm: Machine, header: Mapping[str, object], what: str) -> ChannelStream:
+    """Open a stream to a service of the guest, for the request *what*.
+
+    Raises:
+      SandboxClosedError: as `check_open`.
+      OSError: EMFILE, if as many streams are open as may be.
+
+    """
+    check_open(vm, what)
+    try:
+        return vm.guest.open_stream(header)
+    except StreamLimitError as exc:
+        raise OSError(errno.EMFILE, f"{what} was not sent: too many streams to it are open; close some") from exc

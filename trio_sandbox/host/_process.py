@@ -15,7 +15,7 @@ import trio
 from .._errors import GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
 from .._nurseries import hide_nursery, open_services
 from ..wire import JSON, ChannelStream, RecordStream
-from ._failures import Machine, check_open, guest_failures
+from ._failures import Machine, guest_failures, open_stream
 from ._messages import Exited, Failed, Message, Started, parse_message
 
 Stderr = Literal["pipe", "stdout", "discard"]
@@ -228,11 +228,11 @@ async def open_process(
     argv = request["argv"]
     assert isinstance(argv, list)
     args = [str(argument) for argument in argv]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-    check_open(vm, f"the process {args[0]!r}")
+    what = f"the process {args[0]!r}"
     async with contextlib.AsyncExitStack() as stack:
 
         def open_pipe() -> ChannelStream:
-            stream = vm.guest.open_stream({"service": "pipe"})
+            stream = open_stream(vm, {"service": "pipe"}, what)
             stack.callback(stream.close)
             return stream
 
@@ -244,7 +244,7 @@ async def open_process(
         ids: dict[str, object] = {name: stream.id for name, stream in pipes.items() if stream is not None}
         if stderr == "stdout":
             ids["stderr"] = "stdout"
-        records = RecordStream(vm.guest.open_stream({"service": "process"}))
+        records = RecordStream(open_stream(vm, {"service": "process"}, what))
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
         async with guest_failures(vm, f"the start of {args[0]!r}"):
             await records.send_json({**request, **ids})

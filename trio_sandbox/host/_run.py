@@ -12,7 +12,7 @@ import trio
 
 from .._errors import GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
 from ..wire import JSON, STDERR, STDOUT, RecordStream
-from ._failures import Machine, check_open, guest_failures
+from ._failures import Machine, guest_failures, open_stream
 from ._messages import Failed, Finished, parse_message
 
 
@@ -145,8 +145,7 @@ async def open_run(
     vm: Machine, request: dict[str, object], *, grace: float, patience: float
 ) -> AsyncGenerator[RunEvents]:
     """Start a run and yield its events; leaving the block early stops the run and keeps the VM."""
-    check_open(vm, "the run")
-    records = RecordStream(vm.guest.open_stream({"service": "code"}))
+    records = RecordStream(open_stream(vm, {"service": "code"}, "the run"))
     events = RunEvents(vm, records)
     try:
         await events.send_request(request)

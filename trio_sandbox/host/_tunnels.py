@@ -13,8 +13,8 @@ import trio
 
 from .._errors import GuestProtocolError, SandboxClosedError, SandboxError
 from .._nurseries import hide_nursery
-from ..wire import ChannelStream, StreamLimitError
-from ._failures import Machine, check_open, guest_failures
+from ..wire import ChannelStream
+from ._failures import Machine, check_open, guest_failures, open_stream
 
 #: Connections that one `forward_port` carries at a time; further ones wait to be accepted. A guest's channel has 1024
 #: streams, of which other requests need some.
@@ -35,8 +35,7 @@ def check_port(port: object, name: str, *, lowest: int = 1) -> None:
 async def open_tcp_stream(vm: Machine, port: int) -> ChannelStream:
     """What `Sandbox.open_tcp_stream` does."""
     what = f"the connection to port {port}"
-    check_open(vm, what)
-    stream = _open_stream(vm, {"service": "tcp", "port": port})
+    stream = open_stream(vm, {"service": "tcp", "port": port}, what)
     try:
         async with guest_failures(vm, what):
             error = await _receive_answer(stream)
@@ -52,21 +51,13 @@ async def open_tcp_stream(vm: Machine, port: int) -> ChannelStream:
 async def wait_port(vm: Machine, port: int) -> None:
     """What `Sandbox.wait_port` does."""
     what = f"the wait for port {port}"
-    check_open(vm, what)
-    stream = _open_stream(vm, {"service": "tcp", "port": port, "wait": True})
+    stream = open_stream(vm, {"service": "tcp", "port": port, "wait": True}, what)
     try:
         async with guest_failures(vm, what):
             if error := await _receive_answer(stream):
                 raise GuestProtocolError(f"the guest answered a wait with the error {error}")
     finally:
         stream.close()
-
-
-def _open_stream(vm: Machine, header: dict[str, object]) -> ChannelStream:
-    try:
-        return vm.guest.open_stream(header)
-    except StreamLimitError as exc:
-        raise OSError(errno.EMFILE, "as many streams to the sandbox are open as may be; close some") from exc
 
 
 async def _receive_answer(stream: ChannelStream) -> int:
