@@ -122,7 +122,7 @@ def group(name: str) -> tuple[str, ...]:
 
 def python_files(*directories: str, without: str | None = None) -> list[str]:
     """Give every Python file below *directories*, for tools that take no directory."""
-    excluded = set() if without is None else set(python_files(without))
+    excluded: set[str] = set() if without is None else set(python_files(without))
     files = [str(path) for directory in directories for path in sorted((HERE / directory).rglob("*.py"))]
     return [file for file in files if file not in excluded]
 
@@ -130,7 +130,9 @@ def python_files(*directories: str, without: str | None = None) -> list[str]:
 def trio_files(directory: str) -> list[str]:
     """Give the Python files below *directory* that use Trio; in others there is no `Cancelled` to think of."""
     return [
-        file for file in python_files(directory) if re.search(r"^ *import trio$", Path(file).read_text("utf-8"), re.MULTILINE)
+        file
+        for file in python_files(directory)
+        if re.search(r"^ *import trio$", Path(file).read_text("utf-8"), re.MULTILINE)
     ]
 
 

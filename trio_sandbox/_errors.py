@@ -45,7 +45,9 @@ class MissingProgramError(SandboxError):
     """A program that we need is not installed; the message names its package."""
 
     def __init__(self, program: str, package: str) -> None:
-        super().__init__(f"{program} was not found on PATH; install the package {package} (Debian: apt-get install {package})")
+        super().__init__(
+            f"{program} was not found on PATH; install the package {package} (Debian: apt-get install {package})"
+        )
         self.program = program
         self.package = package
 
