@@ -32,6 +32,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from .cgroups import Group, Groups
 from .messages import receive_message, send_message
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
@@ -83,16 +84,14 @@ class _User:
 
 
 class _Process:
-    __slots__ = ("cgroup", "events", "failure", "kill_sent", "number", "pid", "reaped")
+    __slots__ = ("failure", "group", "kill_sent", "number", "pid", "reaped")
 
-    def __init__(self, number: int, pid: int, failure: int, cgroup: str | None) -> None:
+    def __init__(self, number: int, pid: int, failure: int, group: Group | None) -> None:
         self.number = number
         self.pid = pid
         self.failure = failure
         """The pipe on which the child reports what kept it from exec, or -1."""
-        self.cgroup = cgroup
-        self.events = -1
-        """cgroup.events of a group whose leader is gone, watched until it is empty."""
+        self.group = group
         self.kill_sent = False
         self.reaped = False
 
@@ -103,11 +102,7 @@ class Spawner:
     def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
         self._sock = sock
         self._default_user = confinement.user
-        self._cgroup = -1
-        if confinement.cgroup is not None:
-            # By descriptor, since the path is out of reach once we are in the users' root.
-            self._cgroup = os.open(confinement.cgroup, os.O_PATH | os.O_DIRECTORY)
-        self._oom_kills = self._count_oom_kills()
+        self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
         self._poll = select.poll()
         self._processes: dict[int, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
@@ -178,33 +173,27 @@ class Spawner:
         return True
 
     def _spawn(self, number: int, request: Request, descriptors: list[int]) -> None:
-        cgroup = members = None
+        group = None
         try:
             user = self._find_user(request["user"])
-            if self._cgroup >= 0:
-                cgroup = f"p{number}"
-                os.mkdir(cgroup, dir_fd=self._cgroup)
-                members = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
+            if self._groups is not None:
+                group = self._groups.take()
             failure, report = os.pipe2(os.O_CLOEXEC)
             try:
                 pid = os.fork()
                 if pid == 0:
-                    _become(request, descriptors, user, members, report)
+                    _become(request, descriptors, user, group, report)
             except BaseException:
                 os.close(failure)
                 raise
             finally:
                 os.close(report)
         except OSError as exc:
-            if cgroup is not None:
-                with contextlib.suppress(OSError):
-                    os.rmdir(cgroup, dir_fd=self._cgroup)
+            if group is not None and self._groups is not None:
+                self._groups.give_back(group)
             self._send("failed", number, exc.errno, exc.strerror, exc.filename or "")
             return
-        finally:
-            if members is not None:
-                os.close(members)
-        process = _Process(number, pid, failure, cgroup)
+        process = _Process(number, pid, failure, group)
         self._processes[number] = self._by_pid[pid] = self._by_descriptor[failure] = process
         self._poll.register(failure, select.POLLIN)
 
@@ -220,12 +209,12 @@ class Spawner:
 
     def _kill(self, process: _Process) -> None:
         process.kill_sent = True
-        if process.cgroup is not None:
-            self._write_cgroup(f"{process.cgroup}/cgroup.kill", b"1")
+        if process.group is not None:
+            process.group.kill()
         if not process.reaped:
             # It may not have joined its group yet, or there are no groups.
             os.kill(process.pid, signal.SIGKILL)
-        if process.cgroup is None:
+        if process.group is None:
             for pid in _other_members(process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -246,9 +235,6 @@ class Spawner:
                 self._send("failed", process.number, int(number), os.strerror(int(number)), os.fsdecode(filename))
             else:
                 self._send("started", process.number, process.pid)
-        else:
-            os.close(descriptor)
-            process.events = -1
         if process.reaped:
             self._finish_if_empty(process)
 
@@ -269,24 +255,21 @@ class Spawner:
                 self._child_reported(process.failure)
             process.reaped = True
             returncode = os.waitstatus_to_exitcode(status)
-            oom = returncode == -signal.SIGKILL and not process.kill_sent and self._oom_kill_happened()
+            was_killed = returncode == -signal.SIGKILL and not process.kill_sent
+            oom = was_killed and self._groups is not None and self._groups.has_oom_kill_happened()
             self._send("exited", process.number, returncode, oom)
             self._finish_if_empty(process)
 
     def _finish_if_empty(self, process: _Process) -> None:
-        if process.cgroup is None:
+        group = process.group
+        if group is None or self._groups is None:
             if process.kill_sent or not _other_members(process.pid):
                 self._forget(process)
-        elif process.events < 0:
-            process.events = os.open(f"{process.cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
-            if b"populated 1" in os.pread(process.events, 256, 0):
-                self._by_descriptor[process.events] = process
-                # Only changes after the last read are reported, so none can be missed. They come as POLLPRI with POLLERR.
-                self._poll.register(process.events, select.POLLPRI)
-                return
-            os.close(process.events)
-            process.events = -1
-            os.rmdir(process.cgroup, dir_fd=self._cgroup)
+        elif group.is_populated():
+            self._by_descriptor[group.events] = process
+            self._poll.register(group.events, select.POLLPRI)
+        else:
+            self._groups.give_back(group)
             self._forget(process)
 
     def _forget(self, process: _Process) -> None:
@@ -310,24 +293,7 @@ class Spawner:
             self._unsent.popleft()
         self._poll.modify(self._sock, select.POLLIN)
 
-    # --- The control group and the user database ---
-
-    def _write_cgroup(self, name: str, data: bytes) -> None:
-        with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._cgroup), "wb", buffering=0) as file:
-            file.write(data)
-
-    def _count_oom_kills(self) -> int:
-        try:
-            descriptor = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._cgroup)
-        except OSError:
-            return 0  # no control groups, or no memory controller in ours
-        with open(descriptor, "rb", buffering=0) as file:
-            counts = dict(line.split() for line in file.read().splitlines())
-        return int(counts.get(b"oom_kill", 0))
-
-    def _oom_kill_happened(self) -> bool:
-        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
-        return self._oom_kills > before
+    # --- The user database ---
 
     def _find_user(self, wanted: str | int | None) -> _User | None:
         if wanted is None:
@@ -382,7 +348,7 @@ def _read_database(path: str, width: int) -> list[list[str]]:
 # --- In the child ---
 
 
-def _become(request: Request, descriptors: list[int], user: _User | None, members: int | None, report: int) -> NoReturn:
+def _become(request: Request, descriptors: list[int], user: _User | None, group: Group | None, report: int) -> NoReturn:
     """Turn this process into what was asked for, or report why not."""
     what = ""
     try:
@@ -390,12 +356,11 @@ def _become(request: Request, descriptors: list[int], user: _User | None, member
         # exec keeps what is ignored, and Python ignores these two.
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored, signal.SIG_DFL)
-        if members is not None:
-            os.write(members, b"0")
+        if group is not None:
+            group.join()
         os.setsid()
         if user is not None:
-            with contextlib.suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-                file.write(b"0")
+            _forgo_protection()
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
@@ -416,6 +381,16 @@ def _become(request: Request, descriptors: list[int], user: _User | None, member
         os.write(report, b"%d %s" % (errno.EIO, os.fsencode(what)))
     finally:
         os._exit(127)
+
+
+def _forgo_protection() -> None:
+    """Be as good for the kernel to kill as anybody, when memory is short; the spawner itself is not."""
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    except FileNotFoundError:
+        return  # no /proc: then the spawner has no such privilege either
+    os.write(descriptor, b"0")
+    os.close(descriptor)
 
 
 def _change_directory(cwd: str | None, user: _User | None) -> None:
