@@ -13,6 +13,17 @@ BALLOON_INFLATE_TARGET_MIB = 96
 #: Enough for any guest we build for; QEMU's own limit on q35 is higher.
 MAXIMUM_VCPUS = 64
 
+# --- Admission: what all of a host's sandboxes may have together ---
+
+#: MiB of memory that QEMU takes for itself, beside the guest's RAM. Measured: 90, of which 64 are TCG's translated code.
+VM_OVERHEAD_MIB = 96
+#: How much of the memory that was available sandboxes may take, unless told otherwise. The rest is for our own process, the page
+#: cache and the neighbours: past the end of memory the kernel kills whom it likes.
+MEMORY_BUDGET_SHARE = 0.9
+#: Virtual CPUs for each processor, unless told otherwise. They are threads: too many make all slower, but nothing fails, and most
+#: sandboxes idle most of the time.
+VCPUS_PER_CORE = 16
+
 # --- Output (bytes) ---
 
 #: Bytes that one run may print on each of stdout and stderr.
@@ -20,6 +31,13 @@ DEFAULT_MAX_OUTPUT_BYTES = 16 * 2**20
 #: Source text of one run, or argv and environment of one process, as UTF-8. On the wire it may be
 #: six times as large, and the smallest guest has to hold it.
 MAXIMUM_REQUEST_BYTES = 4 * 2**20
+
+# --- Files (bytes) ---
+
+#: What `GuestPath.read_bytes` returns at most: a guest's file may have no end.
+MAXIMUM_READ_BYTES = 256 * 2**20
+#: What `Sandbox.download` writes to the host's disk unless asked otherwise; as large as a guest's own disk.
+DEFAULT_MAX_DOWNLOAD_BYTES = 8 * 2**30
 
 # --- QMP (bytes, items) ---
 

@@ -10,9 +10,11 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("spawn", number, request), descriptors   request: see `Request`
     ("signal", number, signal, group)         to the process, or to its process group
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
+    ("identify", hostname, machine_id)        write who this machine is to the users' files
 
     ("started", number, pid)                  exec succeeded
     ("failed", number, errno, strerror, filename)
+    ("identified",)                           that was done, as far as their root file system allows
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
     ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
     ("empty", number)                         nothing is left in its control group; the last event of a number
@@ -32,6 +34,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from . import file_helper
 from .cgroups import Group, Groups
 from .messages import receive_message, send_message
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """What to run, and as whom."""
 
         argv: list[str]
+        """Empty for a file helper, which is forked off us and needs no program."""
         env: dict[str, str] | None
         """None: what a login of the user would give it."""
         cwd: str | None
@@ -102,6 +106,7 @@ class Spawner:
     def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
         self._sock = sock
         self._default_user = confinement.user
+        self._has_own_root = confinement.root is not None
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
         self._poll = select.poll()
         self._processes: dict[int, _Process] = {}
@@ -165,6 +170,10 @@ class Spawner:
                 case ("kill", int(number)):
                     if number in self._processes:
                         self._kill(self._processes[number])
+                case ("identify", str(hostname), str(machine_id)):
+                    if self._has_own_root:
+                        _write_identity(hostname, machine_id)
+                    self._send("identified")
                 case _:
                     raise AssertionError(f"not a request: {message!r}")
         finally:
@@ -315,6 +324,19 @@ class Spawner:
         return _User(wanted, wanted, str(wanted), "/", "/bin/sh")
 
 
+def _write_identity(hostname: str, machine_id: str) -> None:
+    for path, flags, text in (
+        ("/etc/machine-id", os.O_CREAT | os.O_TRUNC, f"{machine_id}\n"),
+        ("/etc/hostname", os.O_CREAT | os.O_TRUNC, f"{hostname}\n"),
+        ("/etc/hosts", os.O_APPEND, f"127.0.0.1 {hostname}\n"),
+    ):
+        # An image without /etc, or on a full disk, is no reason not to run.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o644)
+            with open(descriptor, "wb", buffering=0) as file:
+                file.write(text.encode())
+
+
 def _other_members(leader: int) -> list[int]:
     """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
     members: list[int] = []
@@ -369,6 +391,9 @@ def _become(request: Request, descriptors: list[int], user: _User | None, group:
         os.dup2(0, 2)
         for target, descriptor in zip(request["targets"], descriptors, strict=True):
             os.dup2(descriptor, target)
+        if not request["argv"]:
+            signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+            file_helper.main()
         what = request["argv"][0]
         signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
         _exec(request["argv"], _login_environment(user) if request["env"] is None else request["env"])

@@ -1,0 +1,368 @@
+"""Files, and whole trees of them, as records: read on one side, written on the other. Standard library only.
+
+The host and the guest's file helper both use it, in either direction. A tree is one entry, depth first:
+
+    d  mode NUL name           a directory; its entries follow, then
+    u                          its end
+    f  mode NUL name NUL data  a file with its first bytes
+    c  data                    the last file goes on
+    l  name NUL target         a symbolic link
+    .                          the end of the whole
+
+A name is one component of a path and never a path, so that no tree can say where it is written: not by "..", by
+an absolute name or by a link that it brought itself. There are no owners, no devices, and of a mode the nine
+permission bits only: a program that is set-user-id in a guest must not be so on its host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Generator, Iterator
+
+HEADER = struct.Struct(">cI")
+
+#: Bytes of content in one record at most.
+CHUNK = 65536
+#: Bytes after which what was read is handed on.
+BATCH = 131072
+#: Directories within directories. Each one costs two descriptors while it is read.
+MAXIMUM_DEPTH = 128
+#: What an entry counts for beside its content where there is a limit on bytes: a block on the disk, as a rule.
+ENTRY_COST = 4096
+
+_PERMISSIONS = 0o777
+_NAME_LIMIT = 255
+_TARGET_LIMIT = 4095
+
+
+class TreeError(Exception):
+    """What came is not a tree."""
+
+
+def record(tag: bytes, payload: bytes) -> bytes:
+    """Return the bytes of one record."""
+    return HEADER.pack(tag, len(payload)) + payload
+
+
+class TreeReader:
+    """Reads a file or a tree.
+
+    Args:
+      path: What to read; a symbolic link here is followed, and none below.
+
+    """
+
+    def __init__(self, path: str) -> None:
+        self.files = 0
+        """Files and links read so far."""
+        self.size = 0
+        """Bytes of content read so far."""
+        self._path = path
+        self._ready: list[bytes] = []
+        self._ready_size = 0
+        self._directories: list[tuple[int, Iterator[os.DirEntry[str]], str]] = []
+
+    def batches(self) -> Generator[bytes]:
+        """Yield the tree's records, many at a time. Closing the iterator early leaves nothing open.
+
+        Raises:
+          OSError: as open(2) and read(2), with the path of what could not be read; EOPNOTSUPP for what is no
+            file, directory or link; ENAMETOOLONG for directories nested deeper than `MAXIMUM_DEPTH`.
+
+        """
+        try:
+            # Looked at before it is opened: opening a device can do things.
+            _check_kind(os.stat(self._path).st_mode, self._path)
+            yield from self._read(None, self._path, "", self._path)
+            while self._directories:
+                directory, entries, path = self._directories[-1]
+                entry = next(entries, None)
+                if entry is None:
+                    self._leave()
+                    self._put(b"u", b"")
+                elif entry.is_symlink():
+                    target = os.readlink(entry.name, dir_fd=directory)
+                    self._put(b"l", b"%s\0%s" % (os.fsencode(entry.name), os.fsencode(target)))
+                    self.files += 1
+                else:
+                    shown = f"{path}/{entry.name}"
+                    if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                        _check_kind(0, shown)
+                    yield from self._read(directory, entry.name, entry.name, shown)
+                if self._ready_size >= BATCH:
+                    yield self._take()
+            self._put(b".", b"")
+            yield self._take()
+        finally:
+            while self._directories:
+                self._leave()
+
+    def _read(self, directory: int | None, path: str, name: str, shown: str) -> Iterator[bytes]:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = -1
+        try:
+            descriptor = os.open(path, flags if directory is None else flags | os.O_NOFOLLOW, dir_fd=directory)
+            status = os.fstat(descriptor)
+            _check_kind(status.st_mode, shown)
+            head = b"%o\0%s" % (status.st_mode & _PERMISSIONS, os.fsencode(name))
+            if stat.S_ISDIR(status.st_mode):
+                self._put(b"d", head)
+                self._enter(descriptor, shown)
+                descriptor = -1
+                return
+            data = os.read(descriptor, CHUNK)
+            self._put(b"f", b"%s\0%s" % (head, data))
+            self.files += 1
+            self.size += len(data)
+            left = status.st_size - len(data)
+            # A size of 0 may mean that the kernel does not know it: /proc. Otherwise what is added meanwhile is left
+            # out, so that a file which grows has an end.
+            while data and (left > 0 or not status.st_size):
+                if self._ready_size >= BATCH:
+                    yield self._take()
+                data = os.read(descriptor, CHUNK)
+                if data:
+                    self._put(b"c", data)
+                    self.size += len(data)
+                    left -= len(data)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, shown) from None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _enter(self, descriptor: int, shown: str) -> None:
+        if len(self._directories) == MAXIMUM_DEPTH:
+            raise OSError(errno.ENAMETOOLONG, f"directories are nested deeper than {MAXIMUM_DEPTH}", shown)
+        # Copies the descriptor, and closes its copy when it is used up or collected.
+        self._directories.append((descriptor, os.scandir(descriptor), shown))
+
+    def _leave(self) -> None:
+        descriptor, entries, _ = self._directories.pop()
+        entries.close()  # type: ignore[attr-defined]
+        os.close(descriptor)
+
+    def _put(self, tag: bytes, payload: bytes) -> None:
+        self._ready += (HEADER.pack(tag, len(payload)), payload)
+        self._ready_size += HEADER.size + len(payload)
+
+    def _take(self) -> bytes:
+        data = b"".join(self._ready)
+        self._ready.clear()
+        self._ready_size = 0
+        return data
+
+
+def _check_kind(mode: int, path: str) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EOPNOTSUPP, "neither a file nor a directory nor a link", path)
+
+
+class TreeWriter:
+    """Writes a tree whose sender is not trusted; *name* in *parent* is all that it can make.
+
+    Every name is looked up in the directory that was made for it, by descriptor and without following
+    links, and nothing that is there already is opened.
+
+    Args:
+      parent: A directory's descriptor, which stays the caller's.
+      name: What the tree is to be called in there. Nobody may be using that name.
+      max_bytes: What the tree may need, with `ENTRY_COST` for each entry; None: anything.
+
+    """
+
+    def __init__(self, parent: int, name: str, *, max_bytes: int | None = None) -> None:
+        self.files = 0
+        """Files and links written so far."""
+        self.size = 0
+        """Bytes of content written so far."""
+        self.finished = False
+        """The tree is there as a whole."""
+        self._parent = parent
+        self._name = name
+        self._limit = max_bytes
+        self._cost = 0
+        self._file = -1
+        self._directories: list[tuple[int, int]] = []
+        self._complete = False
+
+    def write(self, tag: bytes, payload: bytes) -> None:
+        """Take one record.
+
+        Raises:
+          TreeError: if it is not a record, or not one that can stand here.
+          OSError: as open(2), write(2) and so on; EFBIG if the tree is larger than allowed.
+
+        """
+        if tag == b"c":
+            if self._file < 0:
+                raise TreeError("content that belongs to no file")
+            self._write(payload)
+            return
+        self._close_file()
+        if tag == b"." and self._complete and not payload:
+            self.finished = True
+            self._complete = False  # so that nothing can follow
+        elif tag == b"u" and self._directories and not payload:
+            descriptor, mode = self._directories.pop()
+            try:
+                os.fchmod(descriptor, mode)
+            finally:
+                os.close(descriptor)
+            self._complete = not self._directories
+        elif tag == b"f":
+            permissions, name, data = _split(payload, 3)
+            self._make_file(_parse_mode(permissions), self._new_name(name), data)
+        elif tag == b"d":
+            permissions, name = _split(payload, 2)
+            self._make_directory(_parse_mode(permissions), self._new_name(name))
+        elif tag == b"l" and self._directories:
+            name, target = _split(payload, 2)
+            if not 0 < len(target) <= _TARGET_LIMIT or b"\0" in target:
+                raise TreeError(f"not the target of a link: {target[:80]!r}")
+            where = self._new_name(name)
+            with _nothing_there(where):
+                os.symlink(os.fsdecode(target), where, dir_fd=self._directories[-1][0])
+            self.files += 1
+        else:
+            raise TreeError(f"a record that can't stand here: {tag!r}")
+
+    def close(self) -> None:
+        """Close what is open; what is on the disk stays."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        while self._directories:
+            os.close(self._directories.pop()[0])
+
+    def _new_name(self, name: bytes) -> str:
+        if self._complete or self.finished:
+            raise TreeError("more than one tree")
+        self._charge(ENTRY_COST)
+        if not self._directories:
+            return self._name
+        if not name or len(name) > _NAME_LIMIT or name in (b".", b"..") or b"/" in name or b"\0" in name:
+            raise TreeError(f"not a name: {name[:80]!r}")
+        return os.fsdecode(name)
+
+    def _make_file(self, mode: int, name: str, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with _nothing_there(name):
+            self._file = os.open(name, flags, 0o600, dir_fd=self._directory)
+        os.fchmod(self._file, mode)
+        self.files += 1
+        self._complete = not self._directories
+        self._write(data)
+
+    def _make_directory(self, mode: int, name: str) -> None:
+        if len(self._directories) == MAXIMUM_DEPTH:
+            raise TreeError(f"directories are nested deeper than {MAXIMUM_DEPTH}")
+        with _nothing_there(name):
+            os.mkdir(name, 0o700, dir_fd=self._directory)
+        descriptor = open_directory(name, dir_fd=self._directory)
+        self._directories.append((descriptor, mode))
+
+    @property
+    def _directory(self) -> int:
+        return self._directories[-1][0] if self._directories else self._parent
+
+    def _write(self, data: bytes) -> None:
+        self._charge(len(data))
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        self.size += len(data)
+
+    def _charge(self, cost: int) -> None:
+        self._cost += cost
+        if self._limit is not None and self._cost > self._limit:
+            raise OSError(errno.EFBIG, f"more than the {self._limit} bytes that were allowed")
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            descriptor, self._file = self._file, -1
+            os.close(descriptor)
+
+
+class _nothing_there:  # noqa: N801  used like a function, and contextlib's costs ten times as much
+    """A name that is taken within a new tree was sent twice."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, FileExistsError):
+            raise TreeError(f"two entries of one name: {self._name[:80]!r}") from error
+
+
+def _split(payload: bytes, fields: int) -> list[bytes]:
+    found = payload.split(b"\0", fields - 1)
+    if len(found) != fields:
+        raise TreeError(f"a record with too few fields: {payload[:80]!r}")
+    return found
+
+
+def _parse_mode(text: bytes) -> int:
+    # Not int() alone: it takes signs, blanks, underscores and megabytes of digits.
+    if not 0 < len(text) <= len("777") or text.strip(b"01234567"):
+        raise TreeError(f"not a mode: {text[:80]!r}")
+    return int(text, 8)
+
+
+def open_directory(path: str, *, dir_fd: int | None = None, follow: bool = False) -> int:
+    """Return the descriptor of a directory, by default of no link to one."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(path, flags if follow else flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+
+def check_replaceable(parent: int, name: str) -> None:
+    """Raise the `OSError` that would meet a tree renamed to *name* in *parent* when all of it is there.
+
+    Only what is bound to fail in any case does so here: whether a file or a tree comes is not known yet.
+    """
+    try:
+        descriptor = open_directory(name, dir_fd=parent)
+    except OSError:
+        return
+    try:
+        if any(True for _ in os.scandir(descriptor)):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+    finally:
+        os.close(descriptor)
+
+
+def remove(parent: int, name: str) -> None:
+    """Remove *name* in the directory *parent* with all that is in it, following no link; it need not be there.
+
+    Raises:
+      OSError: as unlink(2) and rmdir(2).
+
+    """
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        pass
+    else:
+        return
+    try:
+        descriptor = open_directory(name, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        descriptor = open_directory(name, dir_fd=parent)
+    try:
+        os.fchmod(descriptor, 0o700)
+        for entry in os.listdir(descriptor):
+            remove(descriptor, entry)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)

@@ -1,0 +1,472 @@
+"""Paths in the guest, with the vocabulary of `trio.Path`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Iterator
+from contextlib import AbstractAsyncContextManager
+from fnmatch import translate
+from pathlib import PurePosixPath
+from re import compile as compile_pattern
+from typing import final, overload
+
+from .._errors import GuestProtocolError
+from ..constants import MAXIMUM_READ_BYTES
+from ..guest.trees import CHUNK, HEADER, MAXIMUM_DEPTH
+from ._failures import Machine
+from ._file import BinaryMode, GuestFile, GuestTextFile, TextMode, open_file
+from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
+
+#: Bytes of all the names in one directory.
+_LISTING_LIMIT = 64 * 2**20
+#: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
+_STAT_FIELDS = 10
+_STAT_DIGITS = 20
+_NANOSECONDS = 10**9
+
+
+@final
+class GuestPath:
+    """A path in the guest, as `trio.Path` is one on the host. Made by `Sandbox.path`.
+
+    What only computes with the path works at once, like `pathlib.PurePosixPath`. What asks the guest is
+    async, and raises the `OSError` that the same would raise on the host, with errno and filename.
+
+    It acts with the rights of its user. A relative path starts at the home directory of that user.
+
+    It is not `os.PathLike`, on purpose: ``open(path)`` would open a file of the *host's* by that name.
+    Say ``str(path)`` where a program in the guest is to have it as an argument.
+
+    All async methods raise besides:
+
+    - `SandboxClosedError`: the sandbox is closed or its VM gone; nothing was sent.
+    - `OutcomeUnknownError`: the VM, or the helper in it that touches files, ended meanwhile.
+    - `GuestProtocolError`: the guest broke the protocol; its VM was ended.
+
+    Cancelled, they may or may not have had their effect, except where they say more.
+    """
+
+    __slots__ = ("_path", "_user", "_vm")
+
+    def __init__(self, vm: Machine, user: str | int | None, path: PurePosixPath) -> None:
+        self._vm = vm
+        self._user = user
+        self._path = path
+
+    def _like(self, path: PurePosixPath) -> GuestPath:
+        return GuestPath(self._vm, self._user, path)
+
+    # --- What needs no guest ---
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def __repr__(self) -> str:
+        user = "" if self._user is None else f", user={self._user!r}"
+        return f"<trio_sandbox.GuestPath {str(self._path)!r}{user}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GuestPath):
+            return NotImplemented
+        return (self._path, self._user) == (other._path, other._user) and self._vm is other._vm
+
+    def __hash__(self) -> int:
+        return hash((self._path, self._user))
+
+    def __lt__(self, other: GuestPath) -> bool:
+        return self._path < other._path
+
+    def __truediv__(self, other: str | PurePosixPath | GuestPath) -> GuestPath:
+        return self._like(self._path / _pure(other))
+
+    @property
+    def user(self) -> str | int | None:
+        """Whose rights it has; None for the guest's ordinary user."""
+        return self._user
+
+    @property
+    def pure(self) -> PurePosixPath:
+        """The path by itself."""
+        return self._path
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Like `pathlib.PurePath.parts`."""
+        return self._path.parts
+
+    @property
+    def name(self) -> str:
+        """Like `pathlib.PurePath.name`."""
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        """Like `pathlib.PurePath.stem`."""
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        """Like `pathlib.PurePath.suffix`."""
+        return self._path.suffix
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Like `pathlib.PurePath.suffixes`."""
+        return self._path.suffixes
+
+    @property
+    def parent(self) -> GuestPath:
+        """Like `pathlib.PurePath.parent`."""
+        return self._like(self._path.parent)
+
+    @property
+    def parents(self) -> tuple[GuestPath, ...]:
+        """Like `pathlib.PurePath.parents`."""
+        return tuple(map(self._like, self._path.parents))
+
+    def joinpath(self, *others: str | PurePosixPath | GuestPath) -> GuestPath:
+        """Like `pathlib.PurePath.joinpath`."""
+        return self._like(self._path.joinpath(*map(_pure, others)))
+
+    def with_name(self, name: str) -> GuestPath:
+        """Like `pathlib.PurePath.with_name`."""
+        return self._like(self._path.with_name(name))
+
+    def with_stem(self, stem: str) -> GuestPath:
+        """Like `pathlib.PurePath.with_stem`."""
+        return self._like(self._path.with_stem(stem))
+
+    def with_suffix(self, suffix: str) -> GuestPath:
+        """Like `pathlib.PurePath.with_suffix`."""
+        return self._like(self._path.with_suffix(suffix))
+
+    def relative_to(self, other: str | PurePosixPath | GuestPath) -> GuestPath:
+        """Like `pathlib.PurePath.relative_to`."""
+        return self._like(self._path.relative_to(_pure(other)))
+
+    def is_relative_to(self, other: str | PurePosixPath | GuestPath) -> bool:
+        """Like `pathlib.PurePath.is_relative_to`."""
+        return self._path.is_relative_to(_pure(other))
+
+    def is_absolute(self) -> bool:
+        """Like `pathlib.PurePath.is_absolute`."""
+        return self._path.is_absolute()
+
+    def match(self, pattern: str) -> bool:
+        """Like `pathlib.PurePath.match`."""
+        return self._path.match(pattern)
+
+    # --- What is there ---
+
+    async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return its status; that of a link itself without *follow_symlinks*."""
+        return _parse_stat(await self._call("stat", self, int(follow_symlinks)))
+
+    async def lstat(self) -> os.stat_result:
+        """Return its status, of a link that of the link itself."""
+        return await self.stat(follow_symlinks=False)
+
+    async def exists(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is there; a link to nothing is not, unless *follow_symlinks* is False."""
+        return await self._mode(follow_symlinks=follow_symlinks) is not None
+
+    async def is_file(self) -> bool:
+        """Whether it is a regular file, or a link to one."""
+        mode = await self._mode()
+        return mode is not None and stat.S_ISREG(mode)
+
+    async def is_dir(self) -> bool:
+        """Whether it is a directory, or a link to one."""
+        mode = await self._mode()
+        return mode is not None and stat.S_ISDIR(mode)
+
+    async def is_symlink(self) -> bool:
+        """Whether it is a symbolic link."""
+        mode = await self._mode(follow_symlinks=False)
+        return mode is not None and stat.S_ISLNK(mode)
+
+    async def _mode(self, *, follow_symlinks: bool = True) -> int | None:
+        try:
+            return (await self.stat(follow_symlinks=follow_symlinks)).st_mode
+        except OSError as exc:
+            if exc.errno not in _NOWHERE:
+                raise
+            return None
+
+    async def iterdir(self) -> Iterator[GuestPath]:
+        """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``."""
+        async with self._session("list") as session:
+            entries = await _Walk(session).entries(self)
+        return iter([self / name for _, name in entries])
+
+    async def glob(self, pattern: str) -> Iterator[GuestPath]:
+        """Return an iterator over what *pattern* matches below, in no order.
+
+        As in pathlib ``*``, ``?`` and ``[]`` match within one component, names with a leading dot included, and ``**``
+        stands for any number of directories. Links to directories are entered where a component names or matches
+        them, and not by ``**``. Directories that can't be read are passed over.
+
+        Raises:
+          ValueError: if the pattern is empty.
+          NotImplementedError: if it is absolute.
+
+        """
+        parts = PurePosixPath(pattern).parts
+        if not parts:
+            raise ValueError(f"a pattern must not be empty: {pattern!r}")
+        if PurePosixPath(pattern).is_absolute():
+            raise NotImplementedError("a pattern must be relative")
+        async with self._session("glob") as session:
+            found = await _Walk(session).glob(self, list(parts))
+        return iter(dict.fromkeys(found))
+
+    async def rglob(self, pattern: str) -> Iterator[GuestPath]:
+        """Return an iterator over what *pattern* matches in this directory and all below; see `glob`."""
+        return await self.glob(f"**/{pattern}")
+
+    async def readlink(self) -> GuestPath:
+        """Return where a symbolic link leads."""
+        return self._like(PurePosixPath(os.fsdecode(await self._call("readlink", self))))
+
+    async def resolve(self, *, strict: bool = False) -> GuestPath:
+        """Return the absolute path without links and ``..``; with *strict* it must be there."""
+        return self._like(PurePosixPath(os.fsdecode(await self._call("resolve", self, int(strict)))))
+
+    # --- Making and removing ---
+
+    async def mkdir(self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Make a directory, like `pathlib.Path.mkdir`: *mode* is subject to the guest's umask of 022."""
+        try:
+            await self._call("mkdir", self, mode)
+        except FileNotFoundError:
+            if not parents or self.parent == self:
+                raise
+            await self.parent.mkdir(parents=True, exist_ok=True)
+            await self.mkdir(mode, exist_ok=exist_ok)
+        except OSError:
+            # Not FileExistsError alone: whether that or another comes first is for the file system to say.
+            if not exist_ok or not await self.is_dir():
+                raise
+
+    async def rmdir(self) -> None:
+        """Remove a directory, which must be empty."""
+        await self._call("rmdir", self)
+
+    async def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove a file or a link; with *missing_ok* it need not be there."""
+        try:
+            await self._call("unlink", self)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    async def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
+        """Make an empty file, or set the times of one that is there to now."""
+        await self._call("touch", self, mode, int(exist_ok))
+
+    async def rename(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
+        """Rename to *target*, which is replaced if it is a file or an empty directory; return its path."""
+        new = self._like(_pure(target))
+        await self._call("rename", self, new)
+        return new
+
+    async def replace(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
+        """The same as `rename`."""
+        return await self.rename(target)
+
+    async def chmod(self, mode: int) -> None:
+        """Set the mode, following links."""
+        await self._call("chmod", self, mode)
+
+    async def symlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
+        """Make this a symbolic link to *target*."""
+        await self._call("symlink", _pure(target), self)
+
+    async def hardlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
+        """Make this another name of the file *target*."""
+        await self._call("link", _pure(target), self)
+
+    # --- Content ---
+
+    async def read_bytes(self) -> bytes:
+        """Return the content.
+
+        Raises:
+          OSError: besides, with EFBIG if it is longer than `constants.MAXIMUM_READ_BYTES`: a guest's file may have no
+            end. Use `open` or `Sandbox.download`.
+
+        """
+        content = bytearray()
+        async with self._session("read_bytes") as session:
+            await session.send(encode_request("get", self), end=True)
+            while True:
+                tag, payload = await session.receive()
+                if tag == REPLY:
+                    return bytes(content)
+                if tag != CONTENT:
+                    raise session.violation(f"a record {tag!r} where content was expected")
+                content += payload
+                if len(content) > MAXIMUM_READ_BYTES:
+                    raise OSError(
+                        errno.EFBIG,
+                        f"longer than {MAXIMUM_READ_BYTES} bytes: use GuestPath.open() or Sandbox.download()",
+                        str(self),
+                    )
+
+    async def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        r"""Return the content as text; ``\r\n`` and ``\r`` become ``\n``. Errors are those of `read_bytes`."""
+        text = (await self.read_bytes()).decode(encoding, errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
+        """Replace the content by *data*, or make the file; return how many bytes that was.
+
+        It happens as a whole or not at all, whoever reads meanwhile and whatever fails: the new file is
+        written beside and takes the place of the old one, whose mode it keeps. So the directory must be
+        writable; `open` writes into a file as it is. A symbolic link stays, and what it leads to is replaced.
+
+        Cancelled: the old content is there, or all of the new; what was written beside is removed.
+        """
+        view = memoryview(data).cast("B")
+        async with self._session("write_bytes") as session:
+            try:
+                await session.send(encode_request("put", self))
+                for start in range(0, len(view), CHUNK):
+                    chunk = view[start : start + CHUNK]
+                    await session.send(b"".join((HEADER.pack(CONTENT, len(chunk)), chunk)))
+                await session.send(HEADER.pack(END, 0), end=True)
+                await session.reply()
+            except BaseException:
+                await session.take_back()
+                raise
+        return len(view)
+
+    async def write_text(
+        self, data: str, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+    ) -> int:
+        r"""Replace the content by text, as `write_bytes` does; return how many characters that was.
+
+        Args:
+          data: The text.
+          encoding: How it is encoded.
+          errors: What becomes of characters that *encoding* lacks.
+          newline: What to write for ``\n``; None: just that.
+
+        """
+        if type(data) is not str:
+            raise TypeError(f"data must be str, not {type(data).__name__}")
+        text = data if newline in (None, "", "\n") else data.replace("\n", newline or "\n")
+        await self.write_bytes(text.encode(encoding, errors))
+        return len(data)
+
+    @overload
+    async def open(self, mode: BinaryMode) -> GuestFile: ...
+    @overload
+    async def open(
+        self, mode: TextMode = "r", *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+    ) -> GuestTextFile: ...
+
+    async def open(
+        self, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+    ) -> GuestFile | GuestTextFile:
+        r"""Open the file: ``async with await path.open("rb") as file``.
+
+        Each open file is one process in the guest for as long as it is open. Opening a named pipe waits for its
+        other end, as it does on the host.
+
+        Args:
+          mode: One of r, w, a and x, with + for both directions and b for bytes, as for `open`.
+          encoding: Of text.
+          errors: What becomes of what can't be decoded or encoded.
+          newline: As for `open`: None reads every kind of line end as ``\n``.
+
+        """
+        return await open_file(self._vm, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline)
+
+    def _call(self, operation: str, *fields: object) -> Awaitable[bytes]:
+        return call(self._vm, self._user, f"{operation} of {str(self)!r:.200}", operation, *fields)
+
+    def _session(self, operation: str) -> AbstractAsyncContextManager[FileSession]:
+        return open_session(self._vm, self._user, f"{operation} of {str(self)!r:.200}")
+
+
+def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:
+    if isinstance(path, GuestPath):
+        return path.pure
+    if not isinstance(path, (str, PurePosixPath)):
+        raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
+    return PurePosixPath(path)
+
+
+@final
+class _Walk:
+    """Lists directories, of which a guest may have no end."""
+
+    def __init__(self, session: FileSession) -> None:
+        self._session = session
+        self._size = 0
+
+    async def entries(self, path: GuestPath) -> list[tuple[bytes, str]]:
+        """Return the kind and the name of what is in a directory."""
+        await self._session.send(encode_request("list", path))
+        found: list[tuple[bytes, str]] = []
+        while True:
+            tag, payload = await self._session.receive()
+            if tag == REPLY:
+                return found
+            if tag != CONTENT:
+                raise self._session.violation(f"a record {tag!r} where names were expected")
+            self._size += len(payload)
+            if self._size > _LISTING_LIMIT:
+                raise OSError(errno.EOVERFLOW, f"the names in there are longer than {_LISTING_LIMIT} bytes", str(path))
+            for entry in payload.split(b"\0"):
+                kind, name = entry[:1], entry[1:]
+                # A name that is a path would lead out of the directory.
+                if kind not in (b"d", b"f", b"l", b"o") or name in (b"", b".", b"..") or b"/" in name:
+                    raise self._session.violation(f"an entry that is none: {entry[:80]!r}")
+                found.append((kind, os.fsdecode(name)))
+
+    async def glob(self, directory: GuestPath, parts: list[str], depth: int = 0) -> list[GuestPath]:
+        """Return what the pattern matches in and below *directory*."""
+        try:
+            entries = await self.entries(directory)
+        except OSError as exc:
+            if exc.errno == errno.EOVERFLOW:
+                raise
+            return []  # not there, no directory, or not for us to read
+        if depth > MAXIMUM_DEPTH:
+            raise OSError(errno.ENAMETOOLONG, f"directories are nested deeper than {MAXIMUM_DEPTH}", str(directory))
+        first, *rest = parts
+        found: list[GuestPath] = []
+        if first == "**":
+            found += await self.glob(directory, rest, depth + 1) if rest else [directory]
+            for kind, name in entries:
+                if kind == b"d":
+                    found += await self.glob(directory / name, parts, depth + 1)
+            return found
+        if first == "..":
+            return await self.glob(directory / "..", rest, depth + 1) if rest else [directory / ".."]
+        matches = compile_pattern(translate(first)).match
+        for _, name in entries:
+            if matches(name):
+                found += await self.glob(directory / name, rest, depth + 1) if rest else [directory / name]
+        return found
+
+
+def _parse_stat(payload: bytes) -> os.stat_result:
+    fields = payload.split(b"\0")
+    if len(fields) != _STAT_FIELDS or not all(
+        0 < len(field) <= _STAT_DIGITS and field.removeprefix(b"-").isdigit() for field in fields
+    ):
+        raise GuestProtocolError(f"the guest sent a status that is none: {payload[:200]!r}")
+    *numbers, accessed, modified, changed = map(int, fields)
+    times = accessed, modified, changed
+    names = ("st_atime", "st_mtime", "st_ctime")
+    exact: dict[str, float] = {}
+    for name, value in zip(names, times, strict=True):
+        exact[name] = value / _NANOSECONDS
+        exact[f"{name}_ns"] = value
+    return os.stat_result([*numbers, *(value // _NANOSECONDS for value in times)], exact)

@@ -1,0 +1,178 @@
+"""Files and trees between the host and the guest."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from os import PathLike
+from typing import final
+
+import attrs
+import trio
+
+from .._errors import GuestProtocolError
+from ..guest.trees import TreeError, TreeReader, TreeWriter, check_replaceable, open_directory, remove
+from ..wire import RecordDecoder
+from ._failures import Machine
+from ._files import ERROR, REPLY, encode_request, open_session, parse_error
+
+
+@final
+@attrs.frozen
+class TransferStatistics:
+    """How far a transfer is, or what it came to."""
+
+    files: int
+    """Files and symbolic links that went over."""
+    size: int
+    """Bytes of content that went over."""
+    total_size: int | None
+    """Bytes of content in all, where that was found out: for uploads with a progress callback."""
+
+
+ProgressCallback = Callable[[TransferStatistics], object]
+
+
+async def upload(
+    vm: Machine,
+    user: str | int | None,
+    local: str | PathLike[str],
+    remote: str,
+    progress: ProgressCallback | None,
+) -> TransferStatistics:
+    """What `Sandbox.upload` does."""
+    request = encode_request("upload", remote)
+    source = os.fspath(local)
+    # Of our own: a slow disk must not hold up what others do in threads.
+    limiter = trio.CapacityLimiter(1)
+    total = None if progress is None else await trio.to_thread.run_sync(_measure, source, limiter=limiter)
+    reader = TreeReader(source)
+    batches = reader.batches()
+    try:
+        # What can't be read at all is known before anything is sent.
+        batch = await trio.to_thread.run_sync(next, batches, None, limiter=limiter)
+        async with open_session(vm, user, f"upload to {remote!r:.200}") as session:
+            try:
+                await session.send(request)
+                while batch is not None:
+                    await session.send(batch)
+                    if progress is not None:
+                        progress(TransferStatistics(reader.files, reader.size, total))
+                    batch = await trio.to_thread.run_sync(next, batches, None, limiter=limiter)
+                await session.send(b"", end=True)
+                await session.reply()
+            except BaseException:
+                await session.take_back()
+                raise
+    finally:
+        batches.close()
+    return TransferStatistics(reader.files, reader.size, total)
+
+
+def _measure(path: str) -> int:
+    total = os.stat(path).st_size if not os.path.isdir(path) else 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            status = os.lstat(os.path.join(directory, name))
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
+
+
+async def download(
+    vm: Machine,
+    user: str | int | None,
+    remote: str,
+    local: str | PathLike[str],
+    progress: ProgressCallback | None,
+    max_bytes: int,
+) -> TransferStatistics:
+    """What `Sandbox.download` does."""
+    if max_bytes < 0:
+        raise ValueError(f"`max_bytes` must not be negative, but is {max_bytes}")
+    request = encode_request("download", remote)
+    limiter = trio.CapacityLimiter(1)
+    target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, limiter=limiter)
+    try:
+        async with open_session(vm, user, f"download of {remote!r:.200}") as session:
+            await session.send(request, end=True)
+            while data := await session.receive_raw():
+                error = await trio.to_thread.run_sync(target.take, data, limiter=limiter)
+                if error is not None:
+                    raise parse_error(error, session.what)
+                if progress is not None:
+                    progress(target.statistics())
+            if not target.complete:
+                raise session.violation("less than a whole tree")
+        await trio.to_thread.run_sync(target.commit, limiter=limiter)
+    finally:
+        with trio.CancelScope(shield=True):
+            # Bounded by what was written: removing that is all it does.
+            await trio.to_thread.run_sync(target.close, limiter=limiter)
+    return target.statistics()
+
+
+@final
+class _Target:
+    """What is being downloaded, beside the place that it is to take. Its methods block; call them in a thread.
+
+    Raises:
+      OSError: if the directory that it is to be in is not there, or something stands in its place.
+
+    """
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        self._path = path
+        directory, self._name = os.path.split(os.path.normpath(path))
+        if self._name in ("", ".", ".."):
+            raise IsADirectoryError(f"the name to give to what is downloaded is missing: {path!r}")
+        self._parent = open_directory(directory or ".", follow=True)
+        try:
+            check_replaceable(self._parent, self._name)
+        except BaseException:
+            os.close(self._parent)
+            raise
+        self._temporary = f".trio-sandbox-{os.urandom(8).hex()}"
+        self._writer = TreeWriter(self._parent, self._temporary, max_bytes=max_bytes)
+        self._decoder = RecordDecoder()
+        self.complete = False
+        """The tree is there, and the guest said that this was all."""
+
+    def take(self, data: bytes) -> bytes | None:
+        """Write what came; return the guest's error if it sent one."""
+        self._decoder.feed(data)
+        while (record := self._decoder.next_record()) is not None:
+            tag, payload = record
+            if tag == ERROR:
+                return payload
+            if self.complete:
+                raise GuestProtocolError("the guest sent more after the end of a download")
+            if tag == REPLY and self._writer.finished:
+                self.complete = True
+                continue
+            try:
+                self._writer.write(tag, payload)
+            except TreeError as exc:
+                raise GuestProtocolError(f"the guest sent no tree: {exc}") from exc
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, self._path) from exc
+        return None
+
+    def statistics(self) -> TransferStatistics:
+        """Return how far it is."""
+        return TransferStatistics(self._writer.files, self._writer.size, None)
+
+    def commit(self) -> None:
+        """Put it in its place."""
+        try:
+            os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, self._path) from None
+
+    def close(self) -> None:
+        """Remove what was not committed."""
+        try:
+            self._writer.close()
+            remove(self._parent, self._temporary)
+        finally:
+            os.close(self._parent)

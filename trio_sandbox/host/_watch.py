@@ -1,0 +1,123 @@
+"""Changes of files in the guest, as the guest's kernel reports them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal, TypeAlias, final
+
+import attrs
+import trio
+
+from ._failures import Machine
+from ._files import FileSession, encode_request
+from ._path import GuestPath
+
+ChangeKind: TypeAlias = Literal[
+    "created", "modified", "written", "attributes", "deleted", "moved_from", "moved_to", "overflow"
+]
+
+_CHANGE = b"W"
+#: By the bits of inotify(7).
+_KINDS: Mapping[int, ChangeKind] = {
+    0x2: "modified",
+    0x4: "attributes",
+    0x8: "written",
+    0x40: "moved_from",
+    0x80: "moved_to",
+    0x100: "created",
+    0x200: "deleted",
+    0x400: "deleted",
+    0x800: "moved_from",
+    0x4000: "overflow",
+}
+_IN_IGNORED = 0x8000
+_IN_UNMOUNT = 0x2000
+_IN_ISDIR = 0x40000000
+_MASK_DIGITS = 10
+
+
+@final
+@attrs.frozen
+class FileChange:
+    """Something happened to a file or directory."""
+
+    kind: ChangeKind
+    """"created"; "modified": its content changed; "written": who had it open for writing closed it; "attributes": mode,
+    owner, times or number of names; "deleted"; "moved_from": it is called otherwise or elsewhere now; "moved_to": it
+    was; "overflow": changes were lost here, because nobody took them in time."""
+    path: GuestPath
+    """What it happened to; for "overflow" what is watched."""
+    is_dir: bool
+    """Whether that is a directory."""
+
+
+@final
+class FileChanges(trio.abc.ReceiveChannel[FileChange]):
+    """The changes of what is watched, in order. Made by `Sandbox.watch`.
+
+    What is not received waits in the guest, where the kernel keeps some thousands of changes and then
+    forgets; a change of the kind "overflow" stands for those.
+    """
+
+    def __init__(self, session: FileSession, path: GuestPath) -> None:
+        self._session = session
+        self._path = path
+        self._closed = False
+        self._ended = False
+
+    async def receive(self) -> FileChange:
+        """Wait for the next change. Cancelled: nothing is lost.
+
+        Raises:
+          trio.EndOfChannel: if what was watched is not there any more.
+          trio.ClosedResourceError: if this was closed.
+
+        Otherwise as methods of `GuestPath`.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("these changes were closed")
+        while not self._ended:
+            async with self._session.failures():
+                tag, payload = await self._session.receive()
+                mask, _, name = payload.partition(b"\0")
+                if (
+                    tag != _CHANGE
+                    or not mask.isdigit()
+                    or len(mask) > _MASK_DIGITS
+                    or b"/" in name
+                    or b"\0" in name
+                    or name in (b".", b"..")
+                ):
+                    raise self._session.violation(f"a change that is none: {payload[:80]!r}")
+            bits = int(mask)
+            if bits & (_IN_IGNORED | _IN_UNMOUNT):
+                self._ended = True
+                break
+            for bit, kind in _KINDS.items():
+                if bits & bit:
+                    path = self._path / os.fsdecode(name) if name else self._path
+                    return FileChange(kind, path, bool(bits & _IN_ISDIR))
+        await trio.lowlevel.checkpoint()
+        raise trio.EndOfChannel
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        self._closed = True
+        self._session.close()
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def watch(vm: Machine, path: GuestPath) -> AsyncGenerator[FileChanges]:
+    """What `Sandbox.watch` does."""
+    request = encode_request("watch", path)
+    session = FileSession(vm, path.user, f"watch of {str(path)!r:.200}")
+    try:
+        async with session.failures():
+            await session.send(request)
+            await session.reply()
+        yield FileChanges(session, path)
+    finally:
+        session.close()
