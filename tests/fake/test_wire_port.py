@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sandbox.wire import PeerGoneError, PortStream, Role, open_channel
+from trio_sandbox.wire import PeerGoneError, PortStream, Role, WireError, open_channel
 
 from ._wire import open_pair, port_pair
 
@@ -116,3 +116,39 @@ async def test_a_port_that_is_full_is_written_to_when_it_is_not() -> None:
             nursery.start_soon(receive)
             nursery.start_soon(stream.send_and_close, bytes(10**6))
     assert total == 8 * 10**6
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b"old", b"abcdefgh", b"new"], [b"oldabcdefghnew"], [bytes([b]) for b in b"oldabcabcdefghnew"]]
+)
+async def test_skipping_past_a_marker(pieces: list[bytes]) -> None:
+    ours, theirs = port_pair()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(ours.skip_past, b"abcdefgh")
+        for piece in pieces:
+            await trio.testing.wait_all_tasks_blocked()
+            await theirs.send_all(piece)
+    received = b""
+    ours, theirs = port_pair()
+    async with ours, theirs:
+        for piece in pieces:
+            await theirs.send_all(piece)
+        await ours.skip_past(b"abcdefgh")
+        while len(received) < 3:
+            received += await ours.receive_some(2)
+    assert received == b"new"
+
+
+async def test_a_marker_that_never_comes() -> None:
+    ours, theirs = port_pair()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        with pytest.raises(WireError, match="no marker in the first"):
+            nursery.start_soon(theirs.send_all, bytes(2**21))
+            await ours.skip_past(b"abcdefgh")
+        nursery.cancel_scope.cancel()
+    ours, theirs = port_pair()
+    async with ours:
+        async with theirs:
+            await theirs.send_all(b"abcdefg")
+        with pytest.raises(PeerGoneError):
+            await ours.skip_past(b"abcdefgh")

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from trio_sandbox.qemu._build import parse_version
-from trio_sandbox.qemu._machine import MachineConfig, MachineFds, machine_argv
+from trio_sandbox.qemu._machine import MachineConfig, MachineFds, machine_argv, machine_identity
 
 CONFIG = MachineConfig(
     kernel=Path("/store/vmlinuz"),
@@ -131,3 +131,40 @@ def test_parse_version(text: str, version: tuple[int, ...]) -> None:
 def test_parse_version_of_something_else() -> None:
     with pytest.raises(ValueError, match="no version in 'hello'"):
         parse_version("hello")
+
+
+def test_a_clone_has_its_ram_in_a_file_and_frozen_layers_below_its_overlay() -> None:
+    config = attrs.evolve(CONFIG, layers=("/t/a.qcow2", "/t/b.qcow2"), memory_file=Path("/t/memory"))
+    argv = machine_argv(config, "tcg", attrs.evolve(FDS, layers=(20, 21), memory=22), incoming=True)
+    assert '"mem-path":"/proc/self/fd/22","share":false}\n-machine memory-backend=ram\n-incoming defer\n' in lines(argv)
+    nodes = {
+        node["node-name"]: node for word in argv if word.startswith("{") and "node-name" in (node := json.loads(word))
+    }
+    assert [nodes[name]["backing"] for name in ("image", "layer0", "layer1", "overlay")] == [
+        None,
+        "image",
+        "layer0",
+        "layer1",
+    ]
+    assert [nodes[name]["read-only"] for name in ("layer0", "layer0-file", "layer1", "layer1-file")] == [True] * 4
+    assert "/t/" not in " ".join(argv)
+
+
+def test_the_machine_that_is_saved_differs_from_its_clones_where_it_must_only() -> None:
+    config = attrs.evolve(CONFIG, memory_file=Path("/t/memory"))
+    clone = machine_argv(config, "tcg", attrs.evolve(FDS, memory=22), incoming=True)
+    saved = machine_argv(attrs.evolve(config, memory_shared=True), "tcg", attrs.evolve(FDS, memory=22))
+    assert [word.replace('"share":true', '"share":false') for word in saved] == [
+        word for word in clone if word not in ("-incoming", "defer")
+    ]
+
+
+def test_what_a_saved_state_depends_on() -> None:
+    assert machine_identity(CONFIG, "tcg") == machine_identity(attrs.evolve(CONFIG, overlay=Path("/x")), "tcg")
+    for other in (
+        machine_identity(attrs.evolve(CONFIG, memory_mib=256), "tcg"),
+        machine_identity(attrs.evolve(CONFIG, vcpus=1), "tcg"),
+        machine_identity(attrs.evolve(CONFIG, kernel_args=("quiet",)), "tcg"),
+        machine_identity(CONFIG, "kvm"),
+    ):
+        assert other != machine_identity(CONFIG, "tcg")

@@ -6,7 +6,7 @@ from ._accelerator import Accelerator as Accelerator, detect_accelerator as dete
 from ._balloon import BalloonClient as BalloonClient
 from ._build import QemuBuild as QemuBuild
 from ._confinement import Confinement as Confinement, prove_confinement as prove_confinement
-from ._machine import MachineConfig as MachineConfig
+from ._machine import MachineConfig as MachineConfig, machine_identity as machine_identity
 from ._overlay_pool import (
     OverlayPool as OverlayPool,
     OverlayPoolStatistics as OverlayPoolStatistics,
@@ -27,6 +27,7 @@ from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
 from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon
 from ._vm import (
+    SavedState as SavedState,
     Vm as Vm,
     VmManager as VmManager,
     VmManagerStatistics as VmManagerStatistics,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -24,6 +26,10 @@ def _words(_: object, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[
             raise ValueError(f"`{attribute.name}` must be printable words without spaces, not {word!r}")
 
 
+def _paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    return tuple(Path(path) for path in paths)
+
+
 @final
 @attrs.frozen(kw_only=True)
 class MachineConfig:
@@ -41,12 +47,25 @@ class MachineConfig:
     """The disk that the overlay stands on, read-only."""
     image_format: Literal["qcow2", "raw"] = attrs.field(default="qcow2", validator=v.in_(("qcow2", "raw")))
     """The format of `image`."""
+    layers: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
+    """Frozen overlays between `image` and `overlay`, the lowest first: qcow2 files, read-only."""
     overlay: Path = attrs.field(converter=Path)
     """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
     memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=check_memory_mib)
     """RAM, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
     vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
+    memory_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """A file of `memory_mib` MiB that is the RAM; None: anonymous memory.
+
+    The user that QEMU runs as must be allowed to write to it, whether `memory_shared` or not.
+    """
+    memory_shared: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    """What the guest writes goes to `memory_file`; otherwise to private copies of its pages.
+
+    A machine with private copies must never inflate its balloon: QEMU would discard the pages by
+    punching holes into the file, and with that into the memory of every other machine on it.
+    """
 
 
 @final
@@ -58,6 +77,7 @@ class MachineFds:
     initrd: int
     system_disk: int
     image: int
+    layers: tuple[int, ...] = ()
     overlay: int
     """Open for reading and writing."""
     qmp: int
@@ -66,6 +86,8 @@ class MachineFds:
     console: int
     kvm: int | None = None
     """``/dev/kvm`` open for reading and writing, where QEMU may not open it itself."""
+    memory: int | None = None
+    """`MachineConfig.memory_file`, open for whatever."""
 
 
 def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> list[str]:
@@ -97,10 +119,19 @@ _TCG_CPU: Final = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt"
 _TB_MIB: Final = 64
 
 
-def machine_argv(config: MachineConfig, accelerator: AcceleratorName, fds: MachineFds) -> list[str]:
-    """Return the arguments with which QEMU runs the machine *config*."""
+def machine_argv(
+    config: MachineConfig, accelerator: AcceleratorName, fds: MachineFds, *, incoming: bool = False
+) -> list[str]:
+    """Return the arguments with which QEMU runs the machine *config*.
+
+    With *incoming* it does not boot, but waits to be told where to load its state from.
+    """
     argv = base_argv(accelerator, kvm_fd=fds.kvm)
     argv += ["-m", f"{config.memory_mib}M", "-smp", str(config.vcpus)]
+    if fds.memory is not None:
+        argv += _memory_backend(config, fds.memory)
+    if incoming:
+        argv += ["-incoming", "defer"]
     # Loaded with plain open(2), which knows nothing of descriptor sets.
     argv += ["-kernel", f"/proc/self/fd/{fds.kernel}", "-initrd", f"/proc/self/fd/{fds.initrd}"]
     argv += ["-append", " ".join(config.kernel_args)]
@@ -117,6 +148,27 @@ def machine_argv(config: MachineConfig, accelerator: AcceleratorName, fds: Machi
     argv += ["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]
     argv += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"]
     return argv
+
+
+def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tuple[str, ...]:
+    """Return what the saved state of a machine depends on, its files' contents and QEMU itself aside.
+
+    A state loads into a machine of the same identity, and into no other.
+    """
+    fds = MachineFds(kernel=0, initrd=0, system_disk=0, image=0, overlay=0, qmp=0, agent=0, console=0, memory=0)
+    return tuple(machine_argv(attrs.evolve(config, layers=(), memory_shared=False), accelerator, fds))
+
+
+def _memory_backend(config: MachineConfig, fd: int) -> list[str]:
+    backend: dict[str, object] = {
+        "qom-type": "memory-backend-file",
+        "id": "ram",
+        "size": config.memory_mib * 2**20,
+        # Opened with plain open(2), and for writing even where only private copies are written to.
+        "mem-path": f"/proc/self/fd/{fd}",
+        "share": config.memory_shared,
+    }
+    return ["-object", json.dumps(backend, separators=(",", ":")), "-machine", "memory-backend=ram"]
 
 
 def _system_disk(fds: MachineFds) -> list[str]:
@@ -143,11 +195,17 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         "discard": "unmap",
         "cache": {"direct": False, "no-flush": True},
     }
+    top, layers = "image", list[str]()
+    for number, fd in enumerate(fds.layers):
+        file, name = f"layer{number}-file", f"layer{number}"
+        layer = {"driver": "qcow2", "node-name": name, "file": file, "read-only": True, "backing": top}
+        layers += [*_fdset(fd), *_blockdev(_file_node(file, fd, read_only=True)), *_blockdev(layer)]
+        top = name
     overlay: dict[str, object] = {
         "driver": "qcow2",
         "node-name": "overlay",
         "file": "overlay-file",
-        "backing": "image",
+        "backing": top,
         "discard": "unmap",
         "cache": {"direct": False, "no-flush": True},
     }
@@ -155,6 +213,7 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         *_fdset(fds.image),
         *_blockdev(_file_node("image-file", fds.image, read_only=True)),
         *_blockdev(image),
+        *layers,
         *_fdset(fds.overlay),
         *_blockdev(overlay_file),
         *_blockdev(overlay),

@@ -8,18 +8,28 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, NoReturn, final
 
 import attrs
 import trio
 
 from .._config import Timeouts
-from .._errors import GuestProtocolError, QMPClosedError, QMPError, SandboxClosedError, VmBootError, VmDiedError
+from .._errors import (
+    GuestProtocolError,
+    QMPClosedError,
+    QMPError,
+    SandboxClosedError,
+    VmBootError,
+    VmDiedError,
+    VmError,
+)
 from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, WireError, open_channel
 from ._accelerator import Accelerator
 from ._confinement import kvm_access
 from ._machine import MachineConfig, MachineFds, machine_argv
+from ._migration import MigrationError, load_state, save_state
 from ._process import BoundedTail, InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qmp import QMPChannel, open_qmp
 from ._runtime import Runtime
@@ -98,6 +108,17 @@ def describe_end(returncode: int, output: str, console: str) -> str:
         return "the guest shut down or rebooted"
     said = f": {output.strip()}" if output.strip() else ""
     return f"QEMU {describe_exit(returncode)}{said}"
+
+
+@final
+@attrs.frozen
+class SavedState:
+    """Where a machine's state was saved, but for what its config has: the RAM's file and the frozen disks."""
+
+    devices: Path
+    """The file that `Vm.save` wrote."""
+    marker: bytes
+    """What the agent was told to wait for; see `wire.PortStream.skip_past`."""
 
 
 @final
@@ -181,6 +202,29 @@ class Vm:
         await self._ended.wait()
         return self._failure
 
+    async def save(self, devices: Path) -> None:
+        """Stop the machine for good and write the state of its devices to the new file *devices*.
+
+        With that, its RAM's file and its disks, others can be opened that go on from here. Cancelled
+        or failed, it leaves a part of the file. Either way all that is left to do is to leave the block.
+
+        Raises:
+          VmError: if QEMU could not do it, or not within `Timeouts.qmp_command`.
+          OSError: if the file can't be made.
+
+        """
+        if self._config.memory_file is None or not self._config.memory_shared:
+            raise ValueError("only a machine whose RAM is a shared file can be saved")
+        fd = os.open(devices, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with trio.fail_after(self._timeouts.qmp_command):
+                await save_state(self.qmp, fd)
+        except (MigrationError, QMPError, trio.TooSlowError) as exc:
+            why = "it took too long" if isinstance(exc, trio.TooSlowError) else exc
+            raise VmError(f"the machine's state could not be saved: {why}", console=self._console.excerpt()) from exc
+        finally:
+            os.close(fd)
+
     def _fail(self, failure: VmDiedError | GuestProtocolError) -> None:
         if self._failure is None and not self._closed:
             self._failure = failure
@@ -220,11 +264,28 @@ class Vm:
             # The channel stays, failed, for those that ask it why.
             await trio.sleep_forever()
 
-    async def _serve_guest(self, sock: socket.socket, hostname: str, *, task_status: trio.TaskStatus[Channel]) -> None:
+    async def _serve_guest(
+        self, sock: socket.socket, hostname: str, marker: bytes | None, *, task_status: trio.TaskStatus[Channel]
+    ) -> None:
         # Our hello tells the time. Sent before the guest is there to read it, it would tell it late.
-        await trio.lowlevel.wait_readable(sock)
-        hello = {"time": time.time(), "entropy": secrets.token_hex(32), "hostname": hostname}
-        stream = PortStream(sock.detach())
+        if marker is None:
+            await trio.lowlevel.wait_readable(sock)
+            stream = PortStream(sock.detach())
+        else:
+            stream = PortStream(sock.detach())
+            try:
+                # It comes back as soon as the agent is awake. What comes before it is left from the machine that was saved.
+                await stream.send_all(marker)
+                await stream.skip_past(marker)
+            except BaseException:
+                stream.close()
+                raise
+        hello = {
+            "time": time.time(),
+            "entropy": secrets.token_hex(32),
+            "hostname": hostname,
+            "machine_id": secrets.token_hex(16),
+        }
         async with open_channel(
             stream, role=Role.HOST, hello=hello, silence_timeout=self._timeouts.agent_silence
         ) as guest:
@@ -255,19 +316,30 @@ class Vm:
         inherited: InheritedFds,
         sockets: tuple[socket.socket, socket.socket],
         hostname: str,
+        saved: SavedState | None,
     ) -> None:
-        """Start QEMU and wait for the agent's hello."""
+        """Start QEMU, load its state if there is one, and wait for the agent's hello."""
         qmp_socket, guest_socket = sockets
         try:
             with trio.fail_after(self._timeouts.boot):
                 self._process = await services.start(self._run_qemu, argv, environment, inherited)
                 await services.start(self._console.serve)
                 self._qmp = await services.start(self._serve_qmp, qmp_socket)
-                self._guest = await services.start(self._serve_guest, guest_socket, hostname)
+                if saved is not None:
+                    await self._load(saved.devices)
+                marker = None if saved is None else saved.marker
+                self._guest = await services.start(self._serve_guest, guest_socket, hostname, marker)
         except WireError as exc:
             raise _protocol_error(exc) from exc
-        except (QMPError, ChannelError, trio.TooSlowError) as exc:
+        except (QMPError, MigrationError, ChannelError, trio.BrokenResourceError, trio.TooSlowError) as exc:
             await self._raise_boot_error(exc)
+
+    async def _load(self, devices: Path) -> None:
+        fd = os.open(devices, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await load_state(self.qmp, fd)
+        finally:
+            os.close(fd)
 
     async def _raise_boot_error(self, exc: Exception) -> NoReturn:
         if isinstance(exc, trio.TooSlowError):
@@ -327,7 +399,9 @@ class VmManager:
         return VmManagerStatistics(self._open, self._booted, self._failed)
 
     @asynccontextmanager
-    async def open_vm(self, config: MachineConfig, *, hostname: str = "sandbox") -> AsyncGenerator[Vm]:
+    async def open_vm(
+        self, config: MachineConfig, *, hostname: str = "sandbox", saved: SavedState | None = None
+    ) -> AsyncGenerator[Vm]:
         """Boot a virtual machine and own it for the block.
 
         Leaving the block, however, kills QEMU and reaps it; the machine's files stay. Cancelled at any
@@ -337,10 +411,12 @@ class VmManager:
         Args:
           config: The machine.
           hostname: What the guest calls itself.
+          saved: Go on from this state instead of booting. But for its overlay, and for the RAM's being
+            private, the machine must be the one that was saved.
 
         Raises:
-          VmBootError: if the guest's agent did not answer within `Timeouts.boot`; the console's last
-            lines are in it.
+          VmBootError: if the guest's agent did not answer within `Timeouts.boot`, or the state did not
+            load; the console's last lines are in it.
           GuestProtocolError: if what answered is no agent of ours.
           OSError: if one of the machine's files can't be opened. Nothing was started then.
           SandboxClosedError: if the manager's block was left.
@@ -362,16 +438,18 @@ class VmManager:
                 initrd=inherited.open(config.initrd, os.O_RDONLY),
                 system_disk=inherited.open(config.system_disk, os.O_RDONLY),
                 image=inherited.open(config.image, os.O_RDONLY),
+                layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
                 overlay=inherited.open(config.overlay, os.O_RDWR),
                 qmp=qmp_fd,
                 agent=guest_fd,
                 console=console_fd,
                 kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
+                memory=None if config.memory_file is None else inherited.open(config.memory_file, os.O_RDONLY),
             )
             argv = [
                 *confinement.argv(uid, groups=() if access is None else access.groups),
                 accelerator.qemu.path,
-                *machine_argv(config, accelerator.name, fds),
+                *machine_argv(config, accelerator.name, fds, incoming=saved is not None),
             ]
             environment = {**minimal_environment(), **self._runtime.environment}
             vm = Vm(config, accelerator, self._timeouts, Console(console))
@@ -381,7 +459,7 @@ class VmManager:
             self._open += 1
             stack.callback(self._forget, vm)
             async with open_services("open_vm()") as services:
-                await vm.boot(services, argv, environment, inherited, (qmp, guest), hostname)
+                await vm.boot(services, argv, environment, inherited, (qmp, guest), hostname, saved)
                 self._booted += 1
                 try:
                     yield vm

@@ -7,8 +7,12 @@ from typing import final
 
 import trio
 
+from ._errors import PeerGoneError, WireError
+
 #: Bytes of one read. A virtio-serial port gives at most 32 KiB at once, a socket what is there.
 READ_SIZE = 65536
+#: Bytes that `PortStream.skip_past` drops at most: more than a port and its sockets hold.
+SKIP_LIMIT = 1 << 20
 
 
 @final
@@ -28,6 +32,7 @@ class PortStream(trio.abc.Stream):
         self._fd = fd
         os.set_blocking(fd, False)
         self._full = False  # the last read took all it could, so that there may be more
+        self._ahead = b""  # read already, and to be received next
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 after closing."""
@@ -75,6 +80,10 @@ class PortStream(trio.abc.Stream):
         size = READ_SIZE if max_bytes is None else max_bytes
         if size < 1:
             raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
+        if self._ahead:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+            await trio.lowlevel.checkpoint()
+            return data
         while True:
             if self._full:
                 await trio.lowlevel.checkpoint()
@@ -90,6 +99,30 @@ class PortStream(trio.abc.Stream):
             else:
                 self._full = len(data) == size
                 return data
+
+    async def skip_past(self, marker: bytes) -> None:
+        """Drop what comes up to *marker*, and that too; what comes after it is received next.
+
+        The two ends of a machine's port agree by this on where a new conversation starts, when the machine
+        goes on from a saved state: what was under way on its port then may be lost, or come late. At most
+        `SKIP_LIMIT` bytes are dropped. Cancelled: some of what came is lost.
+
+        Raises:
+          WireError: if the peer sends more than that without the marker.
+          PeerGoneError: if the end comes first.
+
+        """
+        seen, dropped = b"", 0
+        while (start := seen.find(marker)) < 0:
+            kept = seen[-len(marker) + 1 :]
+            dropped += len(seen) - len(kept)
+            if dropped > SKIP_LIMIT:
+                raise WireError(f"no marker in the first {dropped} bytes")
+            data = await self.receive_some()
+            if not data:
+                raise PeerGoneError("the connection ended before the marker")
+            seen = kept + data
+        self._ahead = seen[start + len(marker) :]
 
     def close(self) -> None:
         """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""

@@ -1,0 +1,121 @@
+"""Service "snapshot": the guest gets ready for having its state saved, and for waking up as another machine.
+
+    {"service": "snapshot", "marker": hex}      answered by "frozen" and the end
+
+The marker is some bytes that nobody else knows. With the answer the conversation is over. The agent goes on
+when it reads the marker on its port: that is the host of a machine that was made from the saved state. It
+sends the marker back, and a new conversation starts with a hello, in which it learns who it is now. Until
+then no process of the users' runs. What was left of the old conversation both sides drop, up to the marker.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import final
+
+import trio
+
+from ..wire import ChannelStream, PortStream
+
+_SHORTEST_MARKER = 16
+#: Seconds for the kernel to stop the users' processes, and between two looks whether it has.
+_FREEZE_PATIENCE, _LOOK = 5.0, 0.002
+
+FROZEN = b"frozen"
+
+
+@final
+class Machine:
+    """What there is of a guest that outlives a conversation: its port and its users' processes.
+
+    Args:
+      port: The agent's port to the host; stays open.
+      cgroup: The control group of users' processes; None: there is none, and they are not held up.
+
+    """
+
+    def __init__(self, port: int, cgroup: str | None) -> None:
+        self._port = port
+        self._cgroup = cgroup
+
+    def open_port(self) -> PortStream:
+        """Return a stream over the port, whose closing leaves the port open."""
+        return PortStream(os.dup(self._port))
+
+    async def wait_for_host(self, marker: bytes) -> PortStream:
+        """Wait until a host sends *marker*, answer it, and return the stream for the conversation with it."""
+        stream = self.open_port()
+        try:
+            await stream.skip_past(marker)
+            await stream.send_all(marker)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def freeze(self) -> None:
+        """Hold the users' processes up, and bring all that was written to the disk.
+
+        Raises:
+          TimeoutError: if they do not stop.
+
+        """
+        self._set_frozen(True)
+        deadline = time.monotonic() + _FREEZE_PATIENCE
+        while not self._is_frozen():
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise TimeoutError("the users' processes did not stop")
+            await trio.sleep(_LOOK)
+        os.sync()
+
+    def thaw(self) -> None:
+        """Let the users' processes go on."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        if self._cgroup is not None:
+            with open(f"{self._cgroup}/cgroup.freeze", "wb", buffering=0) as file:
+                file.write(b"1" if frozen else b"0")
+
+    def _is_frozen(self) -> bool:
+        if self._cgroup is None:
+            return True
+        with open(f"{self._cgroup}/cgroup.events", "rb", buffering=0) as file:
+            return b"frozen 1" in file.read()
+
+
+@final
+class SnapshotService:
+    """Ends the conversation of a `Machine` when the host wants its state."""
+
+    def __init__(self, machine: Machine | None) -> None:
+        self._machine = machine
+        self.frozen = trio.Event()
+        """The host was told that it may save the state now."""
+        self.marker = b""
+        """What to wait for, from then on."""
+
+    async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
+        """Serve one request."""
+        try:
+            marker = bytes.fromhex(str(header.get("marker")))
+        except ValueError:
+            marker = b""
+        if len(marker) < _SHORTEST_MARKER:
+            stream.reset(f"a marker is at least {_SHORTEST_MARKER} bytes in hexadecimal digits")
+        elif self._machine is None:
+            stream.reset("there is no machine here whose state could be saved")
+        elif self.marker:
+            stream.reset("a snapshot is under way")
+        else:
+            self.marker = marker
+            try:
+                await self._machine.freeze()
+            except TimeoutError as exc:
+                self.marker = b""
+                stream.reset(str(exc))
+                return
+            await stream.send_all(FROZEN, end=True)
+            self.frozen.set()

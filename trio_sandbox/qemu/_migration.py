@@ -1,0 +1,92 @@
+"""A machine's state to a file and back: QEMU's migration, with the RAM left where it is.
+
+The RAM of such a machine is a file (`MachineConfig.memory_file`), so that only the devices' state is
+written: some 350 KB. The file that takes it is handed over as a descriptor: QEMU opens nothing.
+
+Source: QEMU's ``docs/devel/migration`` and ``qapi/migration.json``.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from .._errors import QMPClosedError, QMPCommandError, QMPError
+from ._qmp import QMPChannel
+
+#: The descriptor's name inside QEMU.
+_FD_NAME: Final = "state"
+_CAPABILITIES: Final = [
+    {"capability": "x-ignore-shared", "state": True},
+    {"capability": "events", "state": True},
+]
+
+
+class MigrationError(Exception):
+    """QEMU could not save or load a machine's state; the message is QEMU's."""
+
+
+async def save_state(qmp: QMPChannel, fd: int) -> None:
+    """Stop the machine and write its devices' state to *fd*; it stays stopped.
+
+    Its disks are in order then, and not written to any more: all may be copied. Cancelled, the machine
+    is stopped, or not, and what *fd* holds is of no use.
+
+    Args:
+      qmp: The machine's, which has its RAM in a file, shared.
+      fd: A file open for writing, empty.
+
+    Raises:
+      MigrationError: if QEMU says that it failed.
+      QMPError: if it can't be talked to.
+
+    """
+    await qmp.execute("stop")
+    await _migrate(qmp, fd, "migrate")
+
+
+async def load_state(qmp: QMPChannel, fd: int) -> None:
+    """Read the devices' state from *fd* and let the machine go on from there.
+
+    Args:
+      qmp: The machine's, which was started to wait for it.
+      fd: A file open for reading, from its beginning.
+
+    Raises:
+      MigrationError: if QEMU says that it failed.
+      QMPError: if it can't be talked to: some versions of QEMU exit where they can't load a state.
+
+    """
+    await _migrate(qmp, fd, "migrate-incoming")
+    # It was stopped when it was saved, so it is still.
+    await qmp.execute("cont")
+
+
+async def _migrate(qmp: QMPChannel, fd: int, command: str) -> None:
+    await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+    await qmp.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
+    with qmp.subscribe("MIGRATION") as events:
+        try:
+            await qmp.execute(command, {"uri": f"fd:{_FD_NAME}"})
+        except QMPCommandError as exc:
+            raise MigrationError(exc.desc) from exc
+        async for event in events:
+            match event.data.get("status"):
+                case "completed":
+                    return
+                case "failed" | "cancelled":
+                    raise MigrationError(await _reason(qmp))
+                case _:
+                    pass
+    raise QMPClosedError(f"the connection to QEMU was lost during {command}")
+
+
+async def _reason(qmp: QMPChannel) -> str:
+    reason = "QEMU did not say why"
+    with suppress(QMPError):
+        answer = await qmp.execute("query-migrate")
+        reason = str(answer.get("error-desc", reason))
+    await trio.lowlevel.checkpoint()
+    return reason
