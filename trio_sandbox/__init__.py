@@ -43,6 +43,7 @@ from ._errors import (
 )
 from ._metadata import fix_module_metadata, version
 from .host import (
+    AdmissionStatistics as AdmissionStatistics,
     GuestInput as GuestInput,
     GuestOutput as GuestOutput,
     GuestProcess as GuestProcess,

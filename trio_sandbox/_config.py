@@ -85,6 +85,13 @@ class HostConfig:
     """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
     require_hardware: bool = attrs.field(default=False, validator=v.instance_of(bool))
     """Refuse software emulation, which QEMU's own policy does not count as a security boundary."""
+    memory_budget_mib: int | None = attrs.field(default=None, validator=v.optional([v.instance_of(int), v.ge(1)]))
+    """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.
+
+    None: nine tenths of what is available when the host is opened, within the limits of our control groups.
+    """
+    vcpu_budget: int | None = attrs.field(default=None, validator=v.optional([v.instance_of(int), v.ge(1)]))
+    """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""
     build_images: bool = attrs.field(default=True, validator=v.instance_of(bool))
     """Build an image that is missing; otherwise a missing image is an error."""
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))

@@ -25,6 +25,7 @@ from ..qemu import (
     open_storage_daemon,
     open_vm_manager,
 )
+from ._admission import Admission, AdmissionStatistics
 from ._run import RunResult
 from ._sandbox import Sandbox
 
@@ -38,6 +39,8 @@ class HostStatistics:
     """Sandboxes that are open now."""
     sandboxes_opened: int
     """Sandboxes that were opened since the host was."""
+    admission: AdmissionStatistics
+    """Memory and virtual CPUs: what is taken, what there is, and who waits."""
 
 
 @final
@@ -61,6 +64,7 @@ class Host:
         self._machines = machines
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
+        self._admission = Admission(config)
         self._numbers = itertools.count(1)
         self._open = 0
         self._opened = 0
@@ -77,7 +81,7 @@ class Host:
 
     def statistics(self) -> HostStatistics:
         """Return numbers about the host as it is now."""
-        return HostStatistics(self._open, self._opened)
+        return HostStatistics(self._open, self._opened, self._admission.statistics())
 
     async def prepare(self, image: str = "python") -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
@@ -110,13 +114,18 @@ class Host:
     async def open_sandbox(self, image: str = "python", config: SandboxConfig | None = None) -> AsyncGenerator[Sandbox]:
         """Boot a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
 
-        Cancelled at any point, on the way in or out, it leaves no process and no file.
+        If there is not enough memory or processor for it now, it waits until others are closed; tasks are
+        served in the order of their calls. A task that holds one sandbox while it waits for another may wait
+        for ever: put a deadline around it. Cancelled at any point, on the way in or out, it leaves no process
+        and no file.
 
         Args:
           image: The name of the image that the guest's code sees.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
 
         Raises:
+          CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
+            ever allow; nothing was started.
           VmBootError: if the guest did not come up; the console's last lines are in it.
           MissingProgramError: if QEMU is not installed.
           QemuStorageDaemonError: if the VM's disk could not be made.
@@ -124,10 +133,20 @@ class Host:
           ImageError: all that `prepare` raises.
 
         """
-        if self._closed:
-            raise SandboxClosedError("the host's block was left; open another host")
+        self._check_open()
         if config is None:
             config = SandboxConfig()
+        async with self._admission.admit(config):
+            self._check_open()  # it may have been a long wait
+            async with self._open_admitted(image, config) as sandbox:
+                yield sandbox
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxClosedError("the host's block was left; open another host")
+
+    @asynccontextmanager
+    async def _open_admitted(self, image: str, config: SandboxConfig) -> AsyncGenerator[Sandbox]:
         disk, system = await self._prepared(image)
         overlay = self._runtime.directory / f"{next(self._numbers)}.qcow2"
         try:

@@ -1,0 +1,180 @@
+"""Admission: sandboxes wait, first come, first served, until there is memory and processor for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import final
+
+import attrs
+import trio
+
+from .. import constants
+from .._config import HostConfig, SandboxConfig
+from .._errors import CapacityError
+from ._budget import Limit, cpu_limit, memory_limit
+
+
+@final
+@attrs.frozen
+class Resources:
+    """What is given out: an amount of each kind."""
+
+    memory_mib: int
+    vcpus: int
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(self.memory_mib + other.memory_mib, self.vcpus + other.vcpus)
+
+    def __sub__(self, other: Resources) -> Resources:
+        return Resources(self.memory_mib - other.memory_mib, self.vcpus - other.vcpus)
+
+    def fits(self, room: Resources) -> bool:
+        """Tell whether there is enough of every kind in *room*."""
+        return self.memory_mib <= room.memory_mib and self.vcpus <= room.vcpus
+
+
+@final
+@attrs.define(eq=False)
+class Claim:
+    """One request for an amount; it is itself only."""
+
+    amount: Resources
+    granted: bool = False
+
+
+@final
+class Budget:
+    """Who gets how much of a total, and who waits: no I/O, no tasks.
+
+    Nobody overtakes: what waits at the head of the queue holds up even those that would fit, or else
+    a large claim could wait for ever while small ones come and go.
+    """
+
+    def __init__(self, total: Resources) -> None:
+        self.total = total
+        self._in_use = Resources(0, 0)
+        self._granted: set[Claim] = set()
+        self._waiting: OrderedDict[Claim, None] = OrderedDict()
+
+    @property
+    def in_use(self) -> Resources:
+        """The sum of what is granted."""
+        return self._in_use
+
+    @property
+    def waiting(self) -> int:
+        """How many claims wait."""
+        return len(self._waiting)
+
+    @trio.lowlevel.enable_ki_protection
+    def submit(self, claim: Claim) -> None:
+        """Grant *claim* now, or put it at the end of the queue. It must be able to fit `total`."""
+        assert claim.amount.fits(self.total), "what never fits would hold up everybody for ever"
+        self._waiting[claim] = None
+        self._grant()
+
+    @trio.lowlevel.enable_ki_protection
+    def withdraw(self, claim: Claim) -> list[Claim]:
+        """Take back what *claim* got, or its place in the queue, if any; return the claims granted by that."""
+        if claim in self._granted:
+            self._granted.remove(claim)
+            self._in_use -= claim.amount
+        else:
+            self._waiting.pop(claim, None)
+        return self._grant()
+
+    def _grant(self) -> list[Claim]:
+        granted: list[Claim] = []
+        while self._waiting:
+            claim = next(iter(self._waiting))
+            if not (self._in_use + claim.amount).fits(self.total):
+                break
+            del self._waiting[claim]
+            self._granted.add(claim)
+            self._in_use += claim.amount
+            claim.granted = True
+            granted.append(claim)
+        return granted
+
+
+@final
+@attrs.frozen(kw_only=True)
+class AdmissionStatistics:
+    """Numbers about what a host's sandboxes may have together."""
+
+    memory_mib_reserved: int
+    """What open sandboxes may use, in MiB: their RAM, and QEMU's own memory besides."""
+    memory_mib_budget: int
+    """What they may use at most, in MiB."""
+    vcpus_reserved: int
+    """The virtual CPUs of open sandboxes."""
+    vcpu_budget: int
+    """The virtual CPUs that there may be at most."""
+    tasks_waiting: int
+    """Tasks in `Host.open_sandbox` that wait until others have closed theirs."""
+
+
+@final
+class Admission:
+    """A limiter of several kinds of tokens, for sandboxes; FIFO."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._memory = (
+            memory_limit()
+            if config.memory_budget_mib is None
+            else Limit(config.memory_budget_mib, "HostConfig.memory_budget_mib")
+        )
+        self._vcpus = cpu_limit() if config.vcpu_budget is None else Limit(config.vcpu_budget, "HostConfig.vcpu_budget")
+        self._budget = Budget(Resources(self._memory.amount, self._vcpus.amount))
+        self._events: dict[Claim, trio.Event] = {}
+
+    def statistics(self) -> AdmissionStatistics:
+        """Return the numbers as they are now."""
+        return AdmissionStatistics(
+            memory_mib_reserved=self._budget.in_use.memory_mib,
+            memory_mib_budget=self._budget.total.memory_mib,
+            vcpus_reserved=self._budget.in_use.vcpus,
+            vcpu_budget=self._budget.total.vcpus,
+            tasks_waiting=self._budget.waiting,
+        )
+
+    @asynccontextmanager
+    async def admit(self, config: SandboxConfig) -> AsyncGenerator[None]:
+        """Wait until a sandbox of *config* fits, and hold its share for the block.
+
+        Cancelled while it waits, or in the block, it leaves nothing taken.
+
+        Raises:
+          CapacityError: at once, if it does not fit even when it is alone.
+
+        """
+        claim = Claim(self._amount(config))
+        try:
+            self._budget.submit(claim)
+            if claim.granted:
+                await trio.lowlevel.checkpoint()
+            else:
+                event = self._events[claim] = trio.Event()
+                await event.wait()
+            yield
+        finally:
+            self._events.pop(claim, None)
+            for granted in self._budget.withdraw(claim):
+                self._events[granted].set()
+
+    def _amount(self, config: SandboxConfig) -> Resources:
+        wanted = config.memory_mib + constants.VM_OVERHEAD_MIB
+        if wanted > self._memory.amount:
+            raise CapacityError(
+                f"a sandbox with {config.memory_mib} MiB of RAM takes {wanted} MiB, with QEMU's own {constants.VM_OVERHEAD_MIB} MiB, "
+                f"and can never fit: all of this host's sandboxes together may have {self._memory.amount} MiB "
+                f"({self._memory.reason}); ask for a smaller `SandboxConfig.memory_mib`, or raise `HostConfig.memory_budget_mib`"
+            )
+        if config.vcpus > self._vcpus.amount:
+            raise CapacityError(
+                f"a sandbox with {config.vcpus} vCPUs can never fit: all of this host's sandboxes together may have "
+                f"{self._vcpus.amount} ({self._vcpus.reason}); ask for fewer `SandboxConfig.vcpus`, or raise `HostConfig.vcpu_budget`"
+            )
+        return Resources(wanted, config.vcpus)

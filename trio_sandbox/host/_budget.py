@@ -1,0 +1,144 @@
+"""What this machine, and our control group in it, leave for sandboxes: read when a host is opened."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+
+from .. import constants
+
+_MIB: Final = 2**20
+_ROOT: Final = Path("/")
+
+
+@final
+@attrs.frozen
+class Limit:
+    """The most of something, and where that comes from."""
+
+    amount: int
+    reason: str
+
+
+def memory_limit(root: Path = _ROOT) -> Limit:
+    """Return what sandboxes may take, in MiB: the least that the machine and our control groups have left.
+
+    Page cache counts as left, since the kernel gives it up for what asks. *root* is for tests.
+
+    Source: proc_meminfo(5); the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+
+    """
+    available, total = _meminfo(root)
+    found = Limit(available, f"of {total // _MIB} MiB in the machine {available // _MIB} MiB were available")
+    for directory, version in _chain(root, "memory"):
+        limit = _cgroup_memory(directory, version)
+        # Where nothing is set, version 1 gives a number close to 2**63.
+        if limit is not None and limit < total:
+            left = max(0, limit - _cgroup_memory_used(directory, version))
+            if left < found.amount:
+                name = f"/{directory.relative_to(root)}"
+                found = Limit(left, f"of {limit // _MIB} MiB allowed by {name} {left // _MIB} MiB were left")
+    usable = int(found.amount * constants.MEMORY_BUDGET_SHARE) // _MIB
+    return Limit(
+        usable, f"{constants.MEMORY_BUDGET_SHARE:.0%} of what there was when the host was opened: {found.reason}"
+    )
+
+
+def cpu_limit(root: Path = _ROOT) -> Limit:
+    """Return how many virtual CPUs there may be: a multiple of the processors that we may use.
+
+    A virtual CPU is a thread, and one that has nothing to do costs next to nothing. *root* is for tests.
+
+    Source: sched_getaffinity(2); the kernel's admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
+
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    for directory, version in _chain(root, "cpu"):
+        cores = min(cores, _cgroup_cores(directory, version))
+    amount = max(1, math.floor(cores * constants.VCPUS_PER_CORE))
+    return Limit(amount, f"{constants.VCPUS_PER_CORE} for each of the {cores:g} processors that this process may use")
+
+
+def _meminfo(root: Path) -> tuple[int, int]:
+    """Return what is available and what there is, in bytes."""
+    values: dict[str, int] = {}
+    for line in (root / "proc/meminfo").read_text("ascii").splitlines():
+        name, _, rest = line.partition(":")
+        values[name] = int(rest.split()[0]) * 1024
+    return values["MemAvailable"], values["MemTotal"]
+
+
+def _chain(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Give the directories of our control group and of all above it that we see, each with its hierarchy's version."""
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        # Version 2 is the line without names; a machine may have both, each with controllers of its own.
+        version = 2 if names == "" else 1
+        if version == 1 and controller not in names.split(","):
+            continue
+        mount = _mount(root, version, controller)
+        if mount is None:
+            continue
+        top, shown = mount
+        directory = top
+        if path == shown or path.startswith(shown.rstrip("/") + "/"):
+            directory = top / path[len(shown) :].strip("/")
+        # In a container the path may be the host's, while we see our own part only: then that is all of ours.
+        if ".." in directory.parts or not directory.is_dir():
+            directory = top
+        yield directory, version
+        while directory != top:
+            directory = directory.parent
+            yield directory, version
+
+
+def _mount(root: Path, version: int, controller: str) -> tuple[Path, str] | None:
+    """Return where a hierarchy is mounted, and which of its directories that shows; proc_pid_mountinfo(5)."""
+    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        shown, point = before.split()[3:5]
+        kind, _, options = after.split(maxsplit=2)
+        if (version == 2 and kind == "cgroup2") or (
+            version == 1 and kind == "cgroup" and controller in options.split(",")
+        ):
+            return root / point.lstrip("/"), shown
+    return None
+
+
+def _read(path: Path) -> str | None:
+    """Return a control file's text; None where there is no such limit: at the root, or without the controller."""
+    try:
+        return path.read_text("ascii").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _cgroup_memory(directory: Path, version: int) -> int | None:
+    names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+    limits = [int(text) for name in names if (text := _read(directory / name)) not in (None, "max")]
+    return min(limits, default=None)
+
+
+def _cgroup_memory_used(directory: Path, version: int) -> int:
+    """Return the bytes in use that the kernel can't just give up."""
+    used = int(_read(directory / ("memory.current" if version == 2 else "memory.usage_in_bytes")) or 0)
+    cache = ("active_file", "inactive_file") if version == 2 else ("total_active_file", "total_inactive_file")
+    for line in (_read(directory / "memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name in cache:
+            used -= int(value)
+    return max(0, used)
+
+
+def _cgroup_cores(directory: Path, version: int) -> float:
+    if version == 2:
+        quota, _, period = (_read(directory / "cpu.max") or "max 100000").partition(" ")
+    else:
+        quota = _read(directory / "cpu.cfs_quota_us") or "-1"
+        period = _read(directory / "cpu.cfs_period_us") or "100000"
+    return math.inf if quota in ("max", "-1") else int(quota) / int(period)
