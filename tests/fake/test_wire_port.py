@@ -152,3 +152,21 @@ async def test_a_marker_that_never_comes() -> None:
             await theirs.send_all(b"abcdefg")
         with pytest.raises(PeerGoneError):
             await ours.skip_past(b"abcdefgh")
+
+
+async def test_pages_that_are_there_are_received_together() -> None:
+    # A virtio-serial port gives one page a read. So does this socket, where each write was a page.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    port = PortStream(ours.detach())
+    with theirs:
+        async with port:
+            pages = [bytes([n]) * 4096 for n in range(20)]
+            for page in [*pages[:5], b"short", *pages[5:]]:
+                theirs.send(page)
+            assert await port.receive_some() == b"".join(pages[:5]) + b"short"
+            assert await port.receive_some(4096 * 3) == b"".join(pages[5:8])
+            assert await port.receive_some() == b"".join(pages[8:])
+            theirs.send(pages[0])
+            theirs.close()
+            assert await port.receive_some() == pages[0]
+            assert await port.receive_some() == b""

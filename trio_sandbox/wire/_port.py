@@ -9,8 +9,10 @@ import trio
 
 from ._errors import PeerGoneError, WireError
 
-#: Bytes of one read. A virtio-serial port gives at most 32 KiB at once, a socket what is there.
+#: Bytes that are received at once.
 READ_SIZE = 65536
+#: Bytes that one read(2) of a virtio-serial port gives at most: Linux's driver has buffers of a page.
+PORT_READ_SIZE = 4096
 #: Bytes that `PortStream.skip_past` drops at most: more than a port and its sockets hold.
 SKIP_LIMIT = 1 << 20
 
@@ -98,7 +100,22 @@ class PortStream(trio.abc.Stream):
                 raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
             else:
                 self._full = len(data) == size
+                if len(data) == PORT_READ_SIZE < size:
+                    data = self._read_on(data, size)
                 return data
+
+    def _read_on(self, data: bytes, size: int) -> bytes:
+        """Read what there is behind *data*: a turn of the scheduler for each page would take most of the time."""
+        parts, missing = [data], size - len(data)
+        while len(data) == PORT_READ_SIZE and missing:
+            try:
+                data = os.read(self._fd, missing)
+            except OSError:  # nothing more, or what the next call will say
+                break
+            parts.append(data)
+            missing -= len(data)
+        self._full = not missing
+        return b"".join(parts)
 
     async def skip_past(self, marker: bytes) -> None:
         """Drop what comes up to *marker*, and that too; what comes after it is received next.
