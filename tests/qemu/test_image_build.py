@@ -125,9 +125,7 @@ async def test_a_tree_of_real_packages(tmp_path: Path, mark: str) -> None:
     assert fractions[-1] == 1.0
 
 
-@pytest.mark.parametrize(
-    "message", ["fetching the lists of packages", "downloading busybox-static", "putting the files together"]
-)
+@pytest.mark.parametrize("message", ["downloading busybox-static", "putting the files together"])
 async def test_a_cancelled_build_takes_all_of_its_processes_along(tmp_path: Path, mark: str, message: str) -> None:
     with trio.CancelScope() as scope:
 
@@ -195,7 +193,7 @@ def small_disk(directory: Path, size: str) -> Generator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
-@pytest.mark.parametrize("size", ["40k", "4m", "200m"])
+@pytest.mark.parametrize("size", ["4m", "200m"])
 async def test_a_full_disk_is_said_to_be_full(tmp_path: Path, size: str) -> None:
     # 200 MiB hold the lists of packages and the tree; not what the hook makes of it.
     hook = 'head -c 200M /dev/zero > "$1/big"; '
