@@ -20,7 +20,7 @@ from typing import final
 import trio
 from trio.socket import SocketType
 
-from ..wire import ChannelStream, StreamResetError
+from ..wire import ChannelStream
 
 #: Bytes that are taken at once.
 _CHUNK = 1 << 17
@@ -40,6 +40,9 @@ _LOCAL_ADDRESSES = (
     "00000000000000000000000001000000",
     "0000000000000000FFFF00000100007F",  # ::ffff:127.0.0.1
 )
+
+#: Of a stream of the channel: the host reset it, the channel failed, or the other direction gave it up.
+_STREAM_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 async def serve(stream: ChannelStream, header: dict[str, object]) -> None:
@@ -105,7 +108,7 @@ class _Tunnel:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver, sock)
-                with contextlib.suppress(StreamResetError):  # a host that wants no more may still have sent something
+                with contextlib.suppress(*_STREAM_GONE):  # a host that wants no more may still have sent something
                     await self._stream.send_all(_answer(0))
                     await self._receive(sock)
                 self._received = True
@@ -122,8 +125,8 @@ class _Tunnel:
             while data := await self._stream.receive_some(_CHUNK):
                 await _send_all(sock, data)
             sock.shutdown(socket.SHUT_WR)
-        except StreamResetError:
-            self._scope.cancel(reason="the host reset the stream")
+        except _STREAM_GONE:
+            self._scope.cancel(reason="the host gave the stream up")
             return
         except OSError as exc:
             # The server is gone, but what it said before can still be read. Meanwhile the host must not hang on us.
@@ -148,13 +151,14 @@ class _Tunnel:
         await self._stream.send_eof()
 
     async def _discard(self) -> None:
-        with contextlib.suppress(StreamResetError):
+        with contextlib.suppress(*_STREAM_GONE):
             while await self._stream.receive_some(_CHUNK):
                 pass
 
     def _give_up(self, error: OSError) -> None:
-        self._stream.reset(f"the connection broke: {error.strerror}")
+        # In this order: the other direction is not to find its stream closed under it.
         self._scope.cancel(reason="the connection broke")
+        self._stream.reset(f"the connection broke: {error.strerror}")
 
 
 async def _connect(port: int) -> SocketType:

@@ -1,0 +1,31 @@
+"""A sandbox whose guest is a real agent in this process, confined to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from trio_sandbox import SandboxConfig, Timeouts
+from trio_sandbox.guest.local import open_local_agent
+from trio_sandbox.host import Sandbox
+from trio_sandbox.wire import Role, open_channel
+
+from ._guest import FakeMachine
+
+
+@asynccontextmanager
+async def open_local_sandbox() -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
+    """Yield a sandbox and its machine; bounded, for a test that hangs to fail."""
+    with trio.fail_after(30):
+        async with (
+            open_local_agent() as stream,
+            open_channel(stream, role=Role.HOST, hello={"version": 1}) as channel,
+        ):
+            machine = FakeMachine(channel, lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, stream))
+            try:
+                yield Sandbox(machine, "python", SandboxConfig(), Timeouts()), machine
+            finally:
+                machine.closed = True
+                machine.ended.set()
