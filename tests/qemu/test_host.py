@@ -12,10 +12,21 @@ from typing import cast
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests._leaks import cancel_at_every_step, nothing_left
 from tests.fake._qemu import fake_accelerator, fake_config
-from trio_sandbox import Host, HostConfig, QemuStorageDaemonError, SandboxError, VmBootError, open_host
+from trio_sandbox import (
+    CapacityError,
+    Host,
+    HostConfig,
+    QemuStorageDaemonError,
+    SandboxClosedError,
+    SandboxConfig,
+    SandboxError,
+    VmBootError,
+    open_host,
+)
 from trio_sandbox.image import Image, ImageStore, SystemDisk
 from trio_sandbox.qemu import (
     MachineConfig,
@@ -54,7 +65,9 @@ class OneImage:
 
 
 @asynccontextmanager
-async def open_fake_host(directory: Path, *modes: str) -> AsyncGenerator[tuple[Host, QemuStorageDaemon]]:
+async def open_fake_host(
+    directory: Path, *modes: str, config: HostConfig | None = None
+) -> AsyncGenerator[tuple[Host, QemuStorageDaemon]]:
     """Yield a host with a fake QEMU that behaves as *modes* say, and its storage daemon, a real one."""
     accelerator = fake_accelerator(directory)
     machine = fake_config(directory, *modes)
@@ -67,7 +80,7 @@ async def open_fake_host(directory: Path, *modes: str) -> AsyncGenerator[tuple[H
         open_vm_manager(runtime=runtime, accelerator=accelerator) as machines,
     ):
         store = cast("ImageStore", OneImage(machine))
-        yield Host(HostConfig(), runtime, store, accelerator, overlays, machines), daemon
+        yield Host(config or HostConfig(), runtime, store, accelerator, overlays, machines), daemon
 
 
 def overlays_of(host: Host) -> list[Path]:
@@ -154,6 +167,48 @@ async def test_two_sandboxes_open_at_once_and_close_in_any_order(short_path: Pat
                 assert host.statistics().sandboxes_open == 2
                 first_may_close.set()
         assert host.statistics().sandboxes_open == 0
+
+
+async def test_a_sandbox_waits_for_room_and_is_refused_where_there_never_will_be_any(short_path: Path) -> None:
+    async with open_fake_host(short_path, config=HostConfig(memory_budget_mib=400)) as (host, _):
+        with nothing_left(), pytest.raises(CapacityError, match="400 MiB"):
+            async with host.open_sandbox("no such image", SandboxConfig(memory_mib=1024)):
+                pytest.fail("more than there is")
+        first_may_close = trio.Event()
+
+        async def hold(*, task_status: trio.TaskStatus[None]) -> None:
+            async with host.open_sandbox():
+                task_status.started()
+                await first_may_close.wait()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(hold)
+            with trio.move_on_after(0):
+                async with host.open_sandbox():
+                    pytest.fail("the other has the memory")
+            first_may_close.set()
+            async with host.open_sandbox():
+                assert host.statistics().sandboxes_open == 1
+                assert host.statistics().admission.vcpus_reserved == 1
+        assert host.statistics().admission.memory_mib_reserved == 0
+
+
+async def test_a_host_that_closes_meanwhile_opens_nothing_for_those_that_waited(short_path: Path) -> None:
+    async with (
+        open_fake_host(short_path, config=HostConfig(memory_budget_mib=400)) as (host, _),
+        trio.open_nursery() as nursery,
+    ):
+
+        async def wait() -> None:
+            with pytest.raises(SandboxClosedError):
+                async with host.open_sandbox():
+                    pytest.fail("the host is closed")
+
+        async with host.open_sandbox():
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.statistics().admission.tasks_waiting == 1
+            host._closed = True  # pyright: ignore[reportPrivateUsage] # as open_host does
 
 
 async def test_a_cache_directory_that_cannot_be_written_is_named(short_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Tasks that wait for their share of a host."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests._leaks import cancel_at_every_step
+from trio_sandbox import CapacityError, HostConfig, SandboxConfig
+from trio_sandbox.constants import VM_OVERHEAD_MIB
+from trio_sandbox.host._admission import Admission
+
+SMALL = SandboxConfig(memory_mib=128)
+EACH = 128 + VM_OVERHEAD_MIB
+
+
+def room_for(count: int) -> Admission:
+    return Admission(HostConfig(memory_budget_mib=count * EACH, vcpu_budget=100))
+
+
+def reserved(admission: Admission) -> tuple[int, int, int]:
+    numbers = admission.statistics()
+    return numbers.memory_mib_reserved, numbers.vcpus_reserved, numbers.tasks_waiting
+
+
+async def test_a_task_waits_until_there_is_room_and_nobody_overtakes(autojump_clock: trio.testing.MockClock) -> None:
+    admission = room_for(2)
+    order: list[str] = []
+
+    async def hold(name: str, config: SandboxConfig, seconds: float) -> None:
+        async with admission.admit(config):
+            order.append(name)
+            await trio.sleep(seconds)
+            order.append(f"{name} left")
+
+    async with trio.open_nursery() as nursery:
+        for name, config, seconds in [
+            ("a", SMALL, 1),
+            ("large", SandboxConfig(memory_mib=128 + EACH), 1),
+            ("b", SMALL, 1),
+            ("c", SMALL, 2),
+        ]:
+            nursery.start_soon(hold, name, config, seconds)
+            await trio.testing.wait_all_tasks_blocked()
+        # There would be room for b beside a; but then the large one might wait for ever.
+        assert order == ["a"]
+        assert reserved(admission) == (EACH, 1, 3)
+    assert order[:3] == ["a", "a left", "large"]
+    assert order[3] == "large left"
+    assert sorted(order[4:6]) == ["b", "c"]
+    assert reserved(admission) == (0, 0, 0)
+
+
+async def test_processors_are_counted_as_well() -> None:
+    admission = Admission(HostConfig(memory_budget_mib=10**6, vcpu_budget=3))
+    async with admission.admit(SandboxConfig(vcpus=2)):
+        with trio.move_on_after(0) as scope:
+            async with admission.admit(SandboxConfig(vcpus=2)):
+                pytest.fail("there is one left")
+        assert scope.cancelled_caught
+        async with admission.admit(SandboxConfig(vcpus=1)):
+            assert admission.statistics().vcpus_reserved == admission.statistics().vcpu_budget == 3
+
+
+async def test_what_never_fits_is_refused_at_once_even_while_others_wait() -> None:
+    admission = Admission(HostConfig(memory_budget_mib=300, vcpu_budget=2))
+    async with admission.admit(SMALL):
+        for config, words in [
+            (
+                SandboxConfig(memory_mib=256),
+                [f"{256 + VM_OVERHEAD_MIB} MiB", "300 MiB", "HostConfig.memory_budget_mib"],
+            ),
+            (SandboxConfig(memory_mib=128, vcpus=3), ["3 vCPUs", "may have 2", "HostConfig.vcpu_budget"]),
+        ]:
+            with pytest.raises(CapacityError) as caught:
+                async with admission.admit(config):
+                    pytest.fail("never fits")
+            assert all(word in str(caught.value) for word in words)
+            assert caught.value.retry_safe
+    assert reserved(admission) == (0, 0, 0)
+
+
+async def test_a_waiter_that_gives_up_lets_those_behind_it_through() -> None:
+    admission = room_for(2)
+    entered = trio.Event()
+
+    async def small() -> None:
+        async with admission.admit(SMALL):
+            entered.set()
+            await trio.sleep_forever()
+
+    async def large(scope: trio.CancelScope) -> None:
+        with scope:
+            async with admission.admit(SandboxConfig(memory_mib=128 + EACH)):
+                pytest.fail("there is no room for it")
+
+    async with trio.open_nursery() as nursery, admission.admit(SMALL):
+        scope = trio.CancelScope()
+        nursery.start_soon(large, scope)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(small)
+        await trio.testing.wait_all_tasks_blocked()
+        assert reserved(admission) == (EACH, 1, 2)
+        scope.cancel()
+        await entered.wait()
+        assert reserved(admission) == (2 * EACH, 2, 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_waiter_cancelled_in_the_moment_of_its_grant_takes_nothing() -> None:
+    admission = room_for(1)
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            async with admission.admit(SMALL):
+                await trio.lowlevel.checkpoint()
+                pytest.fail("was cancelled")
+
+    async with trio.open_nursery() as nursery:
+        async with admission.admit(SMALL):
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()  # it was granted just now, and has not run since
+        assert reserved(admission) == (EACH, 1, 0)
+    assert reserved(admission) == (0, 0, 0)
+
+
+async def test_cancelled_at_every_step_it_leaves_nothing_taken() -> None:
+    admission = room_for(1)
+
+    async def contend() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(once)
+
+    async def once() -> None:
+        async with admission.admit(SMALL):
+            await trio.lowlevel.checkpoint()
+
+    def check() -> None:
+        assert reserved(admission) == (0, 0, 0)
+
+    assert await cancel_at_every_step(contend, check=check, every_task=True) > 5
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is_and_gives_back() -> None:
+    admission = room_for(1)
+    with pytest.raises(KeyError, match="of the body"):
+        async with admission.admit(SMALL):
+            raise KeyError("of the body")
+    assert reserved(admission) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_budget_of_nothing_is_wrong(value: int) -> None:
+    with pytest.raises(ValueError, match="memory_budget_mib"):
+        HostConfig(memory_budget_mib=value)
+    with pytest.raises(ValueError, match="vcpu_budget"):
+        HostConfig(vcpu_budget=value)

@@ -1,0 +1,106 @@
+"""Who gets how much, and who waits: every order of claims and withdrawals."""
+
+from __future__ import annotations
+
+import attrs
+import hypothesis.strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from trio_sandbox.host._admission import Budget, Claim, Resources
+
+TOTAL = Resources(memory_mib=100, vcpus=8)
+
+amounts = st.builds(
+    Resources,
+    memory_mib=st.one_of(st.integers(1, TOTAL.memory_mib), st.sampled_from([1, 50, 100])),
+    vcpus=st.one_of(st.integers(1, TOTAL.vcpus), st.sampled_from([1, 8])),
+)
+
+
+class BudgetMachine(RuleBasedStateMachine):
+    """Claims come, leave while they wait or after they were granted, and leave again."""
+
+    claims = Bundle("claims")
+    gone = Bundle("gone")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = Budget(TOTAL)
+        self.present: list[Claim] = []  # in the order of their coming
+        self.told: set[Claim] = set()  # those that know that they were granted
+
+    @rule(target=claims, amount=amounts)
+    def submit(self, amount: Resources) -> Claim:
+        claim = Claim(amount)
+        self.budget.submit(claim)
+        self.present.append(claim)
+        if claim.granted:
+            self.told.add(claim)
+        return claim
+
+    @rule(target=gone, claim=consumes(claims))
+    def withdraw(self, claim: Claim) -> Claim:
+        self.present.remove(claim)
+        woken = self.budget.withdraw(claim)
+        assert claim not in woken
+        assert not self.told & set(woken), "told twice"
+        self.told |= set(woken)
+        return claim
+
+    @rule(claim=gone)
+    def withdraw_again(self, claim: Claim) -> None:
+        before = self.budget.in_use, self.budget.waiting
+        assert self.budget.withdraw(claim) == []
+        assert (self.budget.in_use, self.budget.waiting) == before
+
+    @rule(amount=amounts)
+    def withdraw_what_never_came(self, amount: Resources) -> None:
+        assert self.budget.withdraw(Claim(amount)) == []
+
+    @invariant()
+    def never_over_budget(self) -> None:
+        granted = [claim for claim in self.present if claim.granted]
+        assert self.budget.in_use == sum((claim.amount for claim in granted), Resources(0, 0))
+        assert self.budget.in_use.fits(TOTAL)
+
+    @invariant()
+    def first_come_first_served(self) -> None:
+        granted = [claim.granted for claim in self.present]
+        assert granted == sorted(granted, reverse=True), "somebody was overtaken"
+        assert self.budget.waiting == granted.count(False)
+
+    @invariant()
+    def nobody_waits_without_need(self) -> None:
+        head = next((claim for claim in self.present if not claim.granted), None)
+        assert head is None or not (self.budget.in_use + head.amount).fits(TOTAL)
+
+    @invariant()
+    def every_grant_was_told(self) -> None:
+        assert {claim for claim in self.present if claim.granted} <= self.told
+
+    def teardown(self) -> None:
+        for claim in list(self.present):
+            self.withdraw(claim)
+        assert (self.budget.in_use, self.budget.waiting) == (Resources(0, 0), 0)
+
+
+TestBudget = BudgetMachine.TestCase
+
+
+def test_every_kind_must_fit() -> None:
+    budget = Budget(TOTAL)
+    budget.submit(Claim(Resources(memory_mib=60, vcpus=1)))
+    much_memory, many_vcpus = Claim(Resources(memory_mib=41, vcpus=1)), Claim(Resources(memory_mib=1, vcpus=8))
+    for claim in (much_memory, many_vcpus):
+        budget.submit(claim)
+        assert not claim.granted
+        budget.withdraw(claim)
+    both = Claim(Resources(memory_mib=40, vcpus=7))
+    budget.submit(both)
+    assert both.granted
+
+
+def test_claims_of_the_same_amount_are_not_the_same() -> None:
+    amount = Resources(1, 1)
+    assert Claim(amount) != Claim(amount)
+    assert attrs.evolve(amount) == amount
