@@ -44,9 +44,14 @@ from ._errors import (
 from ._metadata import fix_module_metadata, version
 from .host import (
     AdmissionStatistics as AdmissionStatistics,
+    FileChange as FileChange,
+    FileChanges as FileChanges,
+    GuestFile as GuestFile,
     GuestInput as GuestInput,
     GuestOutput as GuestOutput,
+    GuestPath as GuestPath,
     GuestProcess as GuestProcess,
+    GuestTextFile as GuestTextFile,
     Host as Host,
     HostStatistics as HostStatistics,
     OutputChunk as OutputChunk,
@@ -54,6 +59,7 @@ from .host import (
     RunResult as RunResult,
     Sandbox as Sandbox,
     SandboxStatistics as SandboxStatistics,
+    TransferStatistics as TransferStatistics,
     open_host as open_host,
     open_sandbox as open_sandbox,
 )

@@ -13,16 +13,16 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError GuestInput GuestOutput GuestProcess GuestProtocolError HardwareRequiredError Host
+        AdmissionStatistics BalloonError CapacityError FileChange FileChanges GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTextFile GuestProtocolError HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError MissingProgramError
         OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError QMPCommandError QMPConnectError
         QMPError QMPProtocolError QemuStorageDaemonError RunEvents RunRefusedError RunResult Sandbox
-        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts UnknownImageError VmBootError
+        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts TransferStatistics UnknownImageError VmBootError
         VmDiedError VmError open_host open_sandbox
     """,
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
-        DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
+        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
         MINIMUM_MEMORY_MIB OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB
     """,

@@ -13,6 +13,7 @@ from ..wire import ChannelStream, Role, open_channel
 from . import tunnels
 from .children import Children
 from .code import CodeService
+from .files import FileService
 from .languages import LANGUAGES, StartedInterpreter
 from .pipes import ParkedPipes
 from .processes import ProcessService
@@ -24,7 +25,7 @@ AGENT_VERSION: Final = "0.1.0"
 def _hello() -> dict[str, object]:
     return {
         "agent": AGENT_VERSION,
-        "features": ["process", "pipe", "tcp", *(f"code.{name}" for name in LANGUAGES)],
+        "features": ["process", "pipe", "file", "tcp", *(f"code.{name}" for name in LANGUAGES)],
         "python": platform.python_version(),
         "kernel": os.uname().release,
     }
@@ -56,6 +57,7 @@ async def serve(
         "pipe": pipes.serve,
         "process": ProcessService(children, pipes).serve,
         "code": code.serve,
+        "file": FileService(children).serve,
         "tcp": tunnels.serve,
     }
     greeted = trio.Event()

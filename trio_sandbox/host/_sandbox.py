@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
+from pathlib import PurePosixPath
 from typing import final
 
 import attrs
 import trio
 
 from .._config import SandboxConfig, Timeouts
+from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
 from ._failures import Machine
 from ._messages import code_request, process_request
+from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run
+from ._transfer import TransferStatistics, download, upload
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
+from ._watch import FileChanges, watch
 
 
 @final
@@ -308,3 +313,116 @@ class Sandbox:
         check_port(guest_port, "guest_port")
         check_port(host_port, "host_port", lowest=0)
         await forward_port(self._vm, guest_port, host_port, task_status=task_status)
+
+    def path(self, *parts: str | PurePosixPath | GuestPath, user: str | int | None = None) -> GuestPath:
+        """Return a path in the guest, on which files are worked with like with `trio.Path`.
+
+            await sandbox.path("/home/user/data.json").write_text("{}")
+
+        Args:
+          parts: Joined as by `pathlib.PurePosixPath`; a relative path starts at the user's home.
+          user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
+
+        """
+        return GuestPath(self._vm, user, PurePosixPath()).joinpath(*parts)
+
+    async def upload(
+        self,
+        local: str | PathLike[str],
+        remote: str | PurePosixPath | GuestPath,
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the host's into the guest.
+
+        What is copied are content, permission bits, symbolic links as they are, and empty directories; owner is
+        *user*. It appears at *remote* as a whole or not at all: whatever fails, and when cancelled, nothing
+        is left. A file or link that is there is replaced. A directory that is there must be empty: trees are
+        not merged.
+
+        Args:
+          local: A file or directory of the host's; a link here is followed, and none below.
+          remote: What to call it in the guest. Its directory must be there.
+          user: Who does that in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          progress: Called after each piece, in this task; must not block. What it raises stops the upload.
+
+        Returns:
+          What went over.
+
+        Raises:
+          OSError: of the host or the guest; `filename` tells. EOPNOTSUPP for a device, a socket or a named pipe.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        path, user = _remote(remote, user)
+        return await upload(self._vm, user, local, path, progress)
+
+    async def download(
+        self,
+        remote: str | PurePosixPath | GuestPath,
+        local: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+        max_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the guest's to the host.
+
+        What is copied are content, the nine permission bits, symbolic links as they are, and empty directories.
+        It appears at *local* as a whole or not at all, under the same rules as for `upload`.
+
+        Whatever the guest answers, nothing but *local* is written. What it contains is the guest's choice
+        all the same: a symbolic link in it may lead anywhere on the host for whoever follows it.
+
+        Args:
+          remote: A file or directory of the guest's; a link here is followed, and none below.
+          local: What to call it on the host. Its directory must be there, and trusted.
+          user: Who reads it in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          progress: Called after each piece, in this task; must not block. What it raises stops the download.
+          max_bytes: What may be written to the host's disk, with 4096 bytes for each file, link and directory.
+
+        Returns:
+          What went over.
+
+        Raises:
+          OSError: of the guest or the host; `filename` tells. EFBIG for more than *max_bytes*.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        path, user = _remote(remote, user)
+        return await download(self._vm, user, path, local, progress, max_bytes)
+
+    @asynccontextmanager
+    async def watch(
+        self, path: str | PurePosixPath | GuestPath, *, user: str | int | None = None
+    ) -> AsyncGenerator[FileChanges]:
+        """Watch a file or directory of the guest's for a block.
+
+            async with sandbox.watch("/home/user") as changes:
+                async for change in changes:
+                    print(change.kind, change.path)
+
+        Changes from the moment that the block starts are reported. Of a directory, that is what happens to it and to
+        what is directly in it, not below.
+
+        Args:
+          path: What to watch; a link is followed.
+          user: Whose rights it takes; None for the unprivileged user 1000, or the user of a `GuestPath`.
+
+        Raises:
+          OSError: as inotify_add_watch(2) in the guest.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        remote, user = _remote(path, user)
+        async with watch(self._vm, GuestPath(self._vm, user, PurePosixPath(remote))) as changes:
+            yield changes
+
+
+def _remote(path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+    if isinstance(path, GuestPath):
+        return str(path), path.user if user is None else user
+    if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
+    return str(PurePosixPath(path)), user
