@@ -53,6 +53,9 @@ class FakeMachine:
     def console(self) -> str:
         return "no console"
 
+    def qmp_log(self) -> str:
+        return "no monitor"
+
 
 @asynccontextmanager
 async def open_fake_sandbox(

@@ -661,3 +661,21 @@ async def test_opening_cancelled_at_every_await_leaves_nothing() -> None:
 
     assert await cancel_at_every_step(run) > 4
     assert open_fds() == before
+
+
+async def test_the_log_has_the_end_of_the_conversation_and_no_more() -> None:
+    async with open_pair() as (channel, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(channel.execute, "query-status")
+        await peer.reply(await peer.expect("query-status"), {"status": "running"})
+        await settled()
+        greeting, *_, command, reply = channel.log().splitlines()
+        assert greeting.startswith('<- {"QMP"')
+        assert command.startswith('-> {"execute":"query-status"')
+        assert reply.startswith('<- {"return": {"status": "running"}')
+        for _ in range(40):
+            await peer.event("RESET", padding="x" * 1000)
+        await settled()
+        assert len(channel.log()) <= 16 * 2**10
+        assert "query-status" not in channel.log()
+        assert channel.log().endswith("}\n")
+    assert "RESET" in channel.log(), "it is there afterwards, for the report"

@@ -52,6 +52,10 @@ class Machine(Protocol):
         """Return the last lines of the guest's console."""
         ...
 
+    def qmp_log(self) -> str:
+        """Return the end of the conversation with QEMU's monitor."""
+        ...
+
 
 @asynccontextmanager
 async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:

@@ -77,6 +77,10 @@ class Sandbox:
         """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
         return self._vm.console()
 
+    def qmp_log(self) -> str:
+        """Return the end of what this library and QEMU said to each other, 16 KiB at most: for reports of errors."""
+        return self._vm.qmp_log()
+
     def statistics(self) -> SandboxStatistics:
         """Return numbers about the sandbox as it is now."""
         return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting)

@@ -18,11 +18,14 @@ from .._config import Timeouts
 from .._errors import QMPClosedError, QMPCommandError, QMPConnectError, QMPError, QMPProtocolError
 from .._nurseries import open_services
 from ..constants import QMP_EVENT_BUFFER
+from ._process import BoundedTail
 from ._qmp_codec import QMPConnection, QMPEvent, QMPGreeting, QMPMessage, QMPReply, encode_command
 
 #: QEMU takes no more descriptors than this with one message (its TCP_MAX_FDS).
 _MAXIMUM_FDS = 16
 _READ_BYTES = 64 * 2**10
+#: How much of the conversation is kept for reports.
+_LOG_BYTES = 16 * 2**10
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +109,7 @@ class QMPChannel:
         self._subscribers: list[_Subscriber] = []
         self._failure: QMPError | None = None
         self._closed = trio.Event()
+        self._log = BoundedTail(_LOG_BYTES)
         self._late_replies = self._events_received = self._events_lost = 0
 
     def __repr__(self) -> str:
@@ -203,6 +207,10 @@ class QMPChannel:
             finally:
                 self._subscribers.remove(subscriber)
 
+    def log(self) -> str:
+        """Return the end of the conversation, 16 KiB at most: what we sent after ``->``, what came after ``<-``."""
+        return str(self._log).replace("\r\n", "\n")
+
     async def wait_closed(self) -> QMPError:
         """Block until the connection is gone or its block left; return why. Cancelling does nothing."""
         await self._closed.wait()
@@ -252,6 +260,7 @@ class QMPChannel:
     async def _write(self, request: _Request) -> None:  # noqa: ASYNC910 # the wait for the next request is one
         number, data = self._connection.send(request.command, request.encoded)
         self._requests[number] = request
+        self._log.append(b"-> " + data)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request.fds))] if request.fds else []
         try:
             while data:
@@ -280,6 +289,7 @@ class QMPChannel:
                 if not data:
                     self.fail(_because(QMPClosedError("QEMU closed the connection"), EOFError("end of file")))
                     return
+                self._log.append(b"<- " + data)
                 for message in self._connection.receive(data):
                     self._dispatch(message)
         except QMPProtocolError as exc:

@@ -193,6 +193,10 @@ class Vm:
         """Return the last of the console, 64 KiB at most, without control characters."""
         return str(self._console)
 
+    def qmp_log(self) -> str:
+        """Return the end of the conversation with QEMU's monitor, 16 KiB at most; "" before there was any."""
+        return "" if self._qmp is None else self._qmp.log()
+
     def retire(self, reason: str) -> None:
         """Give the machine up: it is killed at once, and `failure` says *reason*. Again is no error."""
         self._fail(VmDiedError(f"the virtual machine was ended: {reason}", console=self._console.excerpt()))
