@@ -182,8 +182,9 @@ class ImageStore:
 
         Arguments, errors and cancellation are those of `ensure`.
         """
-        if name not in self._recipes:  # before anything else is built
-            return await self.ensure(name), await self.ensure_system()
+        if not build or name not in self._recipes:  # with nothing to gain, the first error is the only one
+            image = await self.ensure(name, build=build, progress=progress, environment=environment)
+            return image, await self.ensure_system(build=build, progress=progress, environment=environment)
         system: SystemDisk | None = None
 
         async def ensure_system() -> None:
