@@ -37,9 +37,11 @@ from ._errors import (
     SandboxClosedError as SandboxClosedError,
     SandboxError as SandboxError,
     UnknownImageError as UnknownImageError,
+    UnknownTemplateError as UnknownTemplateError,
     VmBootError as VmBootError,
     VmDiedError as VmDiedError,
     VmError as VmError,
+    WarmupError as WarmupError,
 )
 from ._metadata import fix_module_metadata, version
 from .host import (

@@ -94,6 +94,19 @@ class HostConfig:
     """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""
     build_images: bool = attrs.field(default=True, validator=v.instance_of(bool))
     """Build an image that is missing; otherwise a missing image is an error."""
+    templates: bool = attrs.field(default=True, validator=v.instance_of(bool))
+    """Save the state of a machine that has booted, in the cache, and have all later ones go on from there.
+
+    The files hold the RAM of a guest before any code of a sandbox ran in it, but for `SandboxConfig.warmup`.
+    False: neither write nor use any.
+    """
+    template_budget_mib: int = attrs.field(
+        default=constants.DEFAULT_TEMPLATE_BUDGET_MIB, validator=[v.instance_of(int), v.ge(1)]
+    )
+    """What all templates in the cache may take of the disk, in MiB; those used longest ago are removed first.
+
+    A sandbox with more memory than that has no template.
+    """
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))
     """Bounds on the library's own operations."""
     progress: Callable[[Progress], object] = attrs.field(
@@ -130,3 +143,11 @@ class SandboxConfig:
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=[v.instance_of(int), v.ge(1)]
     )
     """What one run may print on each of stdout and stderr before it is stopped."""
+    warmup: str = attrs.field(default="", validator=v.instance_of(str))
+    """Python code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
+    defines is there. With `HostConfig.templates` it runs once, and not once for each sandbox.
+
+    What it leaves is the same in all of them. `random` and the other generators of the standard library, and
+    NumPy's global one, are seeded anew, so that seeding them here is of no use; the seed of `hash`, and generators
+    that the code makes itself, stay the same. It must not leave threads or processes behind that count on time.
+    """

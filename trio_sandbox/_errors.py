@@ -22,6 +22,8 @@
     ├── GuestProtocolError           the guest broke the protocol; its VM was ended
     ├── SandboxClosedError           the sandbox was closed before the request was sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
+    ├── WarmupError                  `SandboxConfig.warmup` failed
+    ├── UnknownTemplateError         no template has that key
     ├── RunRefusedError              the guest could not start a run
     └── OutputLimitError             a run printed more than it may
 
@@ -159,6 +161,14 @@ class OutcomeUnknownError(SandboxError):
     """The request was sent and the answer never came; it may have had its effect."""
 
     retry_safe = False
+
+
+class WarmupError(SandboxError):
+    """The code of `SandboxConfig.warmup` failed; what it said is in the message. No sandbox was opened."""
+
+
+class UnknownTemplateError(SandboxError):
+    """No template has that key; the message lists those that exist."""
 
 
 class RunRefusedError(SandboxError):

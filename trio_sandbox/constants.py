@@ -24,6 +24,9 @@ MEMORY_BUDGET_SHARE = 0.9
 #: sandboxes idle most of the time.
 VCPUS_PER_CORE = 16
 
+#: What templates may take on the disk. One of 256 MiB takes some 130 MiB.
+DEFAULT_TEMPLATE_BUDGET_MIB = 4096
+
 # --- Output (bytes) ---
 
 #: Bytes that one run may print on each of stdout and stderr.

@@ -17,12 +17,12 @@ PUBLIC: dict[str, str] = {
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError MissingProgramError
         OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError QMPCommandError QMPConnectError
         QMPError QMPProtocolError QemuStorageDaemonError RunEvents RunRefusedError RunResult Sandbox
-        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts TransferStatistics UnknownImageError VmBootError
-        VmDiedError VmError open_host open_sandbox
+        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError
+        VmDiedError VmError WarmupError open_host open_sandbox
     """,
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
-        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
+        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
         MINIMUM_MEMORY_MIB OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB
     """,

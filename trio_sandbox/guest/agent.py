@@ -17,6 +17,7 @@ from .files import FileService
 from .languages import LANGUAGES, StartedInterpreter
 from .pipes import ParkedPipes
 from .processes import ProcessService
+from .snapshot import Machine, SnapshotService
 
 #: The library's version. The host sends its agent along, so that both are always of one version.
 AGENT_VERSION: Final = "0.1.0"
@@ -37,14 +38,18 @@ async def serve(
     *,
     prestarted: StartedInterpreter | None = None,
     on_hello: Callable[[Mapping[str, object]], None] | None = None,
+    machine: Machine | None = None,
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
+
+    When a host has saved the state of *machine*, it goes on with the one that wakes it up.
 
     Args:
       stream: The connection, closed in any case.
       children: The spawner's side of things, owned from now on.
       prestarted: An interpreter that *children* adopted.
-      on_hello: Called with what the host introduces itself with, before any request is served.
+      on_hello: Called with what a host introduces itself with, before any request is served.
+      machine: What there is to be saved; None: nothing.
 
     Raises:
       SpawnerGoneError: if the spawner ended first.
@@ -60,23 +65,47 @@ async def serve(
         "file": FileService(children).serve,
         "tcp": tunnels.serve,
     }
+    snapshots = SnapshotService(machine)
     greeted = trio.Event()
 
     async def handle(stream: ChannelStream, header: dict[str, object]) -> None:
         if not greeted.is_set():  # even a wait for what has happened is a turn of the scheduler
             await greeted.wait()
-        service = services.get(str(header.get("service")))
+        name = header.get("service")
+        service = snapshots.serve if name == "snapshot" else services.get(name)
         if service is None:
-            stream.reset(f"no such service: {header.get('service')!r:.80}")
+            stream.reset(f"no such service: {name!r:.80}")
         else:
             await service(stream, header)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(children.serve)
         await nursery.start(code.run, prestarted)
-        async with open_channel(stream, role=Role.GUEST, hello=_hello(), handler=handle) as channel:
-            if on_hello is not None:
-                on_hello(channel.peer_hello)
-            greeted.set()
-            await channel.wait_closed()
+        while True:
+            async with open_channel(stream, role=Role.GUEST, hello=_hello(), handler=handle) as channel:
+                if on_hello is not None:
+                    on_hello(channel.peer_hello)
+                await children.identify(channel.peer_hello)
+                if snapshots.marker and machine is not None:
+                    machine.thaw()
+                    code.renew(channel.peer_hello)
+                    snapshots = SnapshotService(machine)
+                greeted.set()
+                await _first_of(channel.wait_closed, snapshots.frozen.wait)
+            if machine is None or not snapshots.frozen.is_set():
+                break
+            greeted = trio.Event()
+            stream = await machine.wait_for_host(snapshots.marker)
         nursery.cancel_scope.cancel(reason="the host is gone")
+
+
+async def _first_of(*functions: Callable[[], Awaitable[object]]) -> None:
+    """Wait until the first of *functions* returns, and cancel the others."""
+
+    async def wait(function: Callable[[], Awaitable[object]]) -> None:
+        await function()
+        nursery.cancel_scope.cancel(reason="another has returned")
+
+    async with trio.open_nursery() as nursery:
+        for function in functions:
+            nursery.start_soon(wait, function)

@@ -101,6 +101,7 @@ class Children:
         self._sock = sock
         self._children: dict[int, Child] = {}
         self._acknowledgements: deque[trio.Event] = deque()
+        self._identified = trio.Event()
         self._next_number = 0
         self.adopted = [self._new() for _ in range(adopted)]
 
@@ -161,6 +162,14 @@ class Children:
         self.post(("signal", child.number, signum, group))
         return event
 
+    async def identify(self, hello: Mapping[str, object]) -> None:
+        """Have the users' files say who this machine is, and wait until they do."""
+        hostname, machine_id = hello.get("hostname"), hello.get("machine_id")
+        if isinstance(hostname, str) and isinstance(machine_id, str):
+            self._identified = trio.Event()
+            self.post(("identify", hostname, machine_id))
+            await self._identified.wait()
+
     def post(self, request: tuple[object, ...], descriptors: Sequence[int] = ()) -> None:
         """Send the spawner a request."""
         # Without a spawner there is nothing left to request anything of, and `serve` says so.
@@ -191,6 +200,9 @@ class Children:
     def _dispatch(self, event: tuple[object, ...]) -> None:
         if event[0] == "signalled":
             self._acknowledgements.popleft().set()
+            return
+        if event[0] == "identified":
+            self._identified.set()
             return
         number = cast("int", event[1])
         # What comes after "failed" is about a process that never became one.

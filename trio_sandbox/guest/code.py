@@ -19,7 +19,7 @@ A host that ends the stream before "finished" gives the run up, and the interpre
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import final
 
 import trio
@@ -99,6 +99,12 @@ class CodeService:
         except (BadRequestError, NoSuchPipeError) as exc:
             stream.reset(str(exc))
 
+    def renew(self, hello: Mapping[str, object]) -> None:
+        """Tell the interpreters that they are another machine's now, by the hello of its host."""
+        entropy = str(hello.get("entropy")).encode()
+        for keeper in self._keepers.values():
+            keeper.renew(entropy)
+
     def _keep_reading(self, descriptor: int) -> None:
         assert self._nursery is not None
         scope = trio.CancelScope()
@@ -152,6 +158,11 @@ class _Keeper:
                 self._state_lost = True
             else:
                 self._wanted = trio.Event()
+
+    def renew(self, entropy: bytes) -> None:
+        """See `Interpreter.renew`."""
+        if self._interpreter is not None:
+            self._interpreter.renew(entropy)
 
     def _spawn(self) -> tuple[Child, StartedInterpreter]:
         child: list[Child] = []

@@ -46,6 +46,7 @@ _MAXIMUM_PROCESSES = 4096
 _MAXIMUM_DESCRIPTORS = (1024, 65536)
 
 _RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
@@ -56,17 +57,22 @@ def main() -> None:
     _bring_loopback_up()
     sock = _start_spawner()
     prestarted = _start_interpreter(sock)
-    # Here is where the seconds go; the interpreter starts meanwhile.
+    # Here is where the seconds go; the interpreter starts meanwhile. Nothing of it is garbage, and
+    # looking for some takes a tenth of them.
+    gc.disable()
     import trio
 
-    from ..wire import PortStream
     from . import agent
     from .children import Children
+    from .snapshot import Machine
 
-    port = _open_port()
+    machine = Machine(_open_port(), _USERS_CGROUP)
 
     async def serve() -> None:
-        await agent.serve(PortStream(port), Children(sock, adopted=1), prestarted=prestarted, on_hello=_adopt_identity)
+        children = Children(sock, adopted=1)
+        await agent.serve(
+            machine.open_port(), children, prestarted=prestarted, on_hello=_adopt_identity, machine=machine
+        )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has
     # come by then is forwarded at once, in a fraction of the turns.
@@ -74,6 +80,7 @@ def main() -> None:
     # What is there now stays, and cycles are rare: the collector's rounds would be felt in every request.
     gc.freeze()
     gc.set_threshold(20_000)
+    gc.enable()
     trio.run(serve)
     print("the host closed the guest's port", file=sys.stderr)
 
@@ -178,6 +185,9 @@ def _adopt_identity(hello: Mapping[str, object]) -> None:
             with open("/dev/random", "wb", buffering=0) as file:
                 # struct rand_pool_info: bits that it is worth, bytes, and the bytes (random(4)).
                 fcntl.ioctl(file, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+                # Otherwise it would be used a minute later. A kernel that has yet to be seeded takes it by itself.
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(file, _RNDRESEEDCRNG)
         case _:
             pass
     match hello.get("hostname"):

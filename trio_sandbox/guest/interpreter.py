@@ -18,7 +18,7 @@ import trio
 
 from ..wire import JSON, STDERR, STDOUT, ChannelStream, RecordStream, encode_json
 from .children import Child, shell_status
-from .languages import Language, StartedInterpreter, send_code, send_sync
+from .languages import Language, StartedInterpreter, send_code, send_renewal, send_sync
 from .pipes import CHUNK, open_pipe
 from .processes import failure_fields
 
@@ -209,6 +209,13 @@ class Interpreter:
     def interrupt(self) -> None:
         """Send the run SIGINT."""
         self._interrupts.append(self._child.signal(int(signal.SIGINT), group=True))
+
+    def renew(self, entropy: bytes) -> None:
+        """Tell it that it is another machine's now; it learns that before the code of any run."""
+        try:
+            send_renewal(self._control, entropy)
+        except OSError:
+            self.kill()
 
     def kill(self) -> None:
         """End the interpreter and everything that it started, at once; the run's end follows."""

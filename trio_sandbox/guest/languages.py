@@ -97,3 +97,8 @@ def send_code(
 def send_sync(control: socket.socket) -> None:
     """Make a worker forget the SIGINT that it got so far; errors as `send_code`."""
     send_message(control, ("sync",))
+
+
+def send_renewal(control: socket.socket, entropy: bytes) -> None:
+    """Make a worker forget what two machines must not share, and give it some randomness; errors as `send_code`."""
+    send_message(control, ("renew", entropy))

@@ -25,7 +25,7 @@ from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
 from collections import deque
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
-from os import O_RDWR, _exit, chdir, close, dup2, environ, fstat, getpid, open as open_descriptor, write
+from os import O_RDWR, _exit, chdir, close, dup2, environ, fstat, getpid, open as open_descriptor, urandom, write
 from signal import (
     SIG_BLOCK,
     SIG_IGN,
@@ -223,6 +223,9 @@ class _Worker:
                 self._interrupts.forget()
                 self._send(_SYNCED)
                 continue
+            if message[0] == "renew":
+                _renew(message[1])
+                continue
             _, number, code, env, cwd = message
             failure = self._prepare(env, cwd)
             if failure is not None:
@@ -303,6 +306,40 @@ class _Worker:
             linecache.cache.pop(oldest, None)
         # No time of modification means that there is no file to check against.
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+
+
+def _renew(entropy: bytes) -> None:
+    """Forget what must not be the same in two machines that were made from one state.
+
+    That is what the standard library has drawn at random for this process, and NumPy's old global
+    generator. Generators of the code's own are its own affair; so is the seed of `hash`, which can't change.
+    """
+    renewals: tuple[tuple[str, Callable[[Any], object]], ...] = (
+        ("random", lambda module: module.seed()),
+        ("tempfile", lambda module: setattr(module, "_name_sequence", None)),
+        ("uuid", _renew_uuid),
+        # OpenSSL notices a fork, and not this.
+        ("_ssl", lambda module: module.RAND_add(entropy, float(len(entropy)))),
+        ("multiprocessing.process", _renew_authkey),
+        ("numpy.random.mtrand", lambda module: module.seed()),
+    )
+    for name, renew in renewals:
+        try:
+            if name in sys.modules:
+                renew(sys.modules[name])
+        except BaseException:  # noqa: BLE001  the code has put something else in its place
+            pass
+
+
+def _renew_uuid(uuid: Any) -> None:
+    # The node, where it is no network card's address, and what keeps the next one from being the last one.
+    for name in ("_node", "_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
+        if hasattr(uuid, name):
+            setattr(uuid, name, None)
+
+
+def _renew_authkey(process: Any) -> None:
+    process._current_process._config["authkey"] = process.AuthenticationString(urandom(32))
 
 
 def _is_usable(stream: Any) -> bool:

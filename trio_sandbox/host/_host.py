@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import final
@@ -15,10 +14,7 @@ from .._errors import SandboxClosedError
 from ..image import Image, ImageStore, SystemDisk, default_cache_directory
 from ..qemu import (
     Accelerator,
-    MachineConfig,
-    OverlayPool,
     Runtime,
-    VmManager,
     detect_accelerator,
     open_overlay_pool,
     open_runtime,
@@ -26,8 +22,10 @@ from ..qemu import (
     open_vm_manager,
 )
 from ._admission import Admission, AdmissionStatistics
+from ._launcher import Launcher
 from ._run import RunResult
 from ._sandbox import Sandbox
+from ._templates import TemplateStore
 
 
 @final
@@ -53,19 +51,16 @@ class Host:
         runtime: Runtime,
         store: ImageStore,
         accelerator: Accelerator,
-        overlays: OverlayPool,
-        machines: VmManager,
+        launcher: Launcher,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._store = store
         self._accelerator = accelerator
-        self._overlays = overlays
-        self._machines = machines
+        self._launcher = launcher
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
         self._admission = Admission(config)
-        self._numbers = itertools.count(1)
         self._open = 0
         self._opened = 0
         self._closed = False
@@ -102,17 +97,20 @@ class Host:
     async def _prepared(self, name: str) -> tuple[Image, SystemDisk]:
         async with self._ensuring:  # sandboxes opened together share one build
             if name not in self._images:
-                environment = self._runtime.environment
-                build, progress = self._config.build_images, self._config.progress
-                # The image first: a wrong name is an error before anything is built.
-                image = await self._store.ensure(name, build=build, progress=progress, environment=environment)
-                system = await self._store.ensure_system(build=build, progress=progress, environment=environment)
-                self._images[name] = image, system
+                self._images[name] = await self._store.ensure_bootable(
+                    name,
+                    build=self._config.build_images,
+                    progress=self._config.progress,
+                    environment=self._runtime.environment,
+                )
             return self._images[name]
 
     @asynccontextmanager
     async def open_sandbox(self, image: str = "python", config: SandboxConfig | None = None) -> AsyncGenerator[Sandbox]:
-        """Boot a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
+        """Start a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
+
+        With `HostConfig.templates` the first of a configuration boots, is warmed up and saved, and it and all
+        others go on from there. Each has an identity, a clock and generators of randomness of its own.
 
         If there is not enough memory or processor for it now, it waits until others are closed; tasks are
         served in the order of their calls. A task that holds one sandbox while it waits for another may wait
@@ -126,6 +124,7 @@ class Host:
         Raises:
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
             ever allow; nothing was started.
+          WarmupError: if `SandboxConfig.warmup` fails.
           VmBootError: if the guest did not come up; the console's last lines are in it.
           MissingProgramError: if QEMU is not installed.
           QemuStorageDaemonError: if the VM's disk could not be made.
@@ -148,28 +147,13 @@ class Host:
     @asynccontextmanager
     async def _open_admitted(self, image: str, config: SandboxConfig) -> AsyncGenerator[Sandbox]:
         disk, system = await self._prepared(image)
-        overlay = self._runtime.directory / f"{next(self._numbers)}.qcow2"
-        try:
-            await self._overlays.acquire(disk.path, overlay)
-            machine = MachineConfig(
-                kernel=system.kernel,
-                initrd=system.initrd,
-                kernel_args=system.kernel_args,
-                system_disk=system.disk,
-                image=disk.path,
-                overlay=overlay,
-                memory_mib=config.memory_mib,
-                vcpus=config.vcpus,
-            )
-            async with self._machines.open_vm(machine) as vm:
-                self._open += 1
-                self._opened += 1
-                try:
-                    yield Sandbox(vm, image, config, self._config.timeouts)
-                finally:
-                    self._open -= 1
-        finally:
-            overlay.unlink(missing_ok=True)
+        async with self._launcher.open_machine(disk, system, config) as vm:
+            self._open += 1
+            self._opened += 1
+            try:
+                yield Sandbox(vm, image, config, self._config.timeouts)
+            finally:
+                self._open -= 1
 
     async def run(self, code: str, *, image: str = "python", config: SandboxConfig | None = None) -> RunResult:
         """Run *code* in a virtual machine of its own that is gone when this returns.
@@ -216,7 +200,15 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             open_overlay_pool(daemon) as overlays,
             open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=config.timeouts) as machines,
         ):
-            host = Host(config, runtime, ImageStore(cache), accelerator, overlays, machines)
+            launcher = Launcher(
+                machines=machines,
+                overlays=overlays,
+                templates=TemplateStore(cache, budget_mib=config.template_budget_mib) if config.templates else None,
+                directory=runtime.directory,
+                timeouts=config.timeouts,
+                progress=config.progress,
+            )
+            host = Host(config, runtime, ImageStore(cache), accelerator, launcher)
             try:
                 yield host
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._debian_image import DebianImage as DebianImage
+from ._lock import try_lock as try_lock
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._store import (
     Image as Image,

@@ -1,0 +1,249 @@
+"""How a sandbox comes by its machine: a clone of a template where there can be one, else a cold boot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+
+from .._config import Progress, SandboxConfig, Timeouts
+from .._errors import GuestProtocolError, QemuStorageDaemonError, SandboxError, VmError, WarmupError
+from ..image import Image, SystemDisk
+from ..qemu import MachineConfig, OverlayPool, SavedState, Vm, VmManager, machine_identity
+from ._failures import guest_failures
+from ._messages import code_request
+from ._run import collect, open_run
+from ._templates import Template, TemplateStore, new_template, sync_files, template_key
+
+_log = logging.getLogger("trio_sandbox.templates")
+
+#: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
+_TRIVIAL_RUN: Final = "print(1)"
+#: Bytes that a warm-up may print.
+_WARMUP_OUTPUT: Final = 2**20
+#: Seconds to wait for another process that makes the template we want, which is about to be done
+#: earlier than a boot of our own; then we boot. And between two looks.
+_OTHERS_PATIENCE: Final = 20.0
+_LOOK: Final = 0.1
+#: Seconds that the guest has for falling asleep: what it has still to do then, each clone has to do.
+_SETTLE: Final = 0.05
+#: After so many failures of one template, its configuration boots cold for as long as this host is open.
+_ATTEMPTS: Final = 2
+
+#: What going on from a template that is no good can raise.
+_RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
+
+
+@final
+class Launcher:
+    """Opens the machines of one host.
+
+    Args:
+      machines: What runs them.
+      overlays: What makes their disks.
+      templates: Where templates are kept; None: every machine boots.
+      directory: For the overlays.
+      timeouts: Bounds on what the guest is asked to do.
+      progress: Told when a template is made.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        machines: VmManager,
+        overlays: OverlayPool,
+        templates: TemplateStore | None,
+        directory: Path,
+        timeouts: Timeouts,
+        progress: Callable[[Progress], object],
+    ) -> None:
+        self._machines = machines
+        self._overlays = overlays
+        self._templates = templates
+        self._directory = directory
+        self._timeouts = timeouts
+        self._progress = progress
+        self._failures: Counter[str] = Counter()
+        self._making: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def open_machine(self, image: Image, system: SystemDisk, config: SandboxConfig) -> AsyncGenerator[Vm]:
+        """Yield a machine that has booted, and run `SandboxConfig.warmup`, for the block.
+
+        The first of a configuration makes its template and is a clone of that like all others: this
+        takes a few per cent longer than a boot, and saves everyone after it all of the boot. Doing it
+        in the background instead would make the first user share the processors with a second boot.
+
+        Whatever is wrong with a template, the user gets a machine: it is removed, and the machine boots.
+
+        Raises:
+          WarmupError: if the warm-up fails.
+          VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
+
+        """
+        machine = MachineConfig(
+            kernel=system.kernel,
+            initrd=system.initrd,
+            kernel_args=system.kernel_args,
+            system_disk=system.disk,
+            image=image.path,
+            overlay=self._directory / f"{secrets.token_hex(8)}.qcow2",
+            memory_mib=config.memory_mib,
+            vcpus=config.vcpus,
+        )
+        async with AsyncExitStack() as stack:
+            vm = None
+            if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
+                key = self._key(image, machine, config.warmup)
+                vm = await self._open_clone(stack, self._templates, key, machine, image, config)
+            if vm is None:
+                vm = await stack.enter_async_context(self._open_vm(machine, image.path))
+                if config.warmup:
+                    await _run(vm, config.warmup, self._timeouts)
+            yield vm
+
+    # --- Machines ---
+
+    @asynccontextmanager
+    async def _open_vm(self, machine: MachineConfig, base: Path, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
+        try:
+            await self._overlays.acquire(base, machine.overlay)
+            hostname = f"sandbox-{secrets.token_hex(4)}"
+            async with self._machines.open_vm(machine, hostname=hostname, saved=saved) as vm:
+                yield vm
+        finally:
+            machine.overlay.unlink(missing_ok=True)
+
+    async def _open_clone(
+        self,
+        stack: AsyncExitStack,
+        templates: TemplateStore,
+        key: str,
+        machine: MachineConfig,
+        image: Image,
+        config: SandboxConfig,
+    ) -> Vm | None:
+        """Enter a clone into *stack*; None if it is better to boot."""
+        if self._failures[key] >= _ATTEMPTS:
+            return None
+        template = await self._ensure(templates, key, machine, image, config)
+        if template is None:
+            return None
+        clone = attrs.evolve(machine, layers=(template.overlay,), memory_file=template.memory)
+        saved = SavedState(template.devices, template.marker)
+        try:
+            return await stack.enter_async_context(self._open_vm(clone, template.overlay, saved))
+        except _RESTORE_FAILURES as exc:
+            self._failures[key] += 1
+            templates.discard(key, f"a machine could not go on from it: {exc}")
+            return None
+
+    # --- Templates ---
+
+    def _key(self, image: Image, machine: MachineConfig, warmup: str) -> str:
+        accelerator = self._machines.accelerator
+        files = [os.stat(path) for path in (machine.kernel, machine.initrd, machine.system_disk, machine.image)]
+        return template_key(
+            image.digest,
+            # Builds of one recipe can differ.
+            [(status.st_size, status.st_mtime_ns) for status in files],
+            accelerator.qemu,
+            accelerator.name,
+            machine_identity(machine, accelerator.name),
+            warmup,
+        )
+
+    async def _ensure(
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+    ) -> Template | None:
+        """Return the template, which is made if need be; None if it can't be."""
+        # Those that want the same one wait for it: together they get it sooner than by booting side by side.
+        async with self._making.setdefault(key, trio.Lock()):
+            template = templates.find(key)
+            if template is not None:
+                return template
+            deadline = trio.current_time() + _OTHERS_PATIENCE
+            try:
+                while trio.current_time() < deadline:
+                    with templates.lock(key) as held:
+                        if held:
+                            # Another process may have made it while we waited.
+                            return templates.find(key) or await self._make(templates, key, machine, image, config)
+                    await trio.sleep(_LOOK)
+            except WarmupError:
+                raise
+            except (SandboxError, OSError) as exc:
+                self._failures[key] = _ATTEMPTS
+                _log.warning("no template can be made, and machines like this one boot: %s", exc)
+            return None
+
+    async def _make(
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+    ) -> Template | None:
+        def report(message: str) -> None:
+            self._progress(Progress(f"template {key[:8]}", message))
+
+        wanted = new_template(
+            key, image=image.name, memory_mib=config.memory_mib, vcpus=config.vcpus, warmup=config.warmup
+        )
+        with templates.make(wanted) as staged:
+            report("booting a machine")
+            original = attrs.evolve(machine, overlay=staged.overlay, memory_file=staged.memory, memory_shared=True)
+            await self._overlays.acquire(image.path, staged.overlay)
+            async with self._machines.open_vm(original) as vm:
+                if config.warmup:
+                    report("warming up")
+                    await _run(vm, config.warmup, self._timeouts)
+                await _run(vm, _TRIVIAL_RUN, self._timeouts)
+                report("saving its state")
+                await _freeze(vm, staged.marker, self._timeouts)
+                await vm.save(staged.devices)
+            await trio.to_thread.run_sync(sync_files, staged)
+        try:
+            await trio.to_thread.run_sync(partial(templates.evict, keep=key))
+        except OSError as exc:
+            _log.warning("old templates can't be removed: %s", exc)
+        return templates.find(key)
+
+
+async def _run(vm: Vm, code: str, timeouts: Timeouts) -> None:
+    """Run *code* in the interpreter.
+
+    Raises:
+      WarmupError: if it fails.
+
+    """
+    request = code_request(code, language="python", env=None, cwd=None)
+    async with open_run(vm, request, grace=timeouts.interrupt_grace, patience=timeouts.kill) as events:
+        result = await collect(events, _WARMUP_OUTPUT)
+    if result.exit_code != 0 or not result.state_kept:
+        raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{result.stderr}")
+
+
+async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:
+    """Have the agent get ready for being saved.
+
+    Raises:
+      VmError: if it does not.
+
+    """
+    answer = b""
+    with trio.move_on_after(timeouts.kill):
+        async with guest_failures(vm, "a snapshot"):
+            async with vm.guest.open_stream({"service": "snapshot", "marker": marker.hex()}) as stream:
+                while data := await stream.receive_some():
+                    answer += data
+    if answer != b"frozen":
+        raise VmError("the guest did not get ready for being saved", console=vm.console())
+    await trio.sleep(_SETTLE)

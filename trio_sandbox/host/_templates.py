@@ -1,0 +1,363 @@
+"""The store of templates: saved states of machines that have booted and warmed up, for others to go on from.
+
+A template is a directory of the cache with the RAM, the devices' state and the frozen disk overlay of one
+machine, and a manifest that is written last. Its name is the digest of everything that could make it wrong.
+It is made in a staging directory and renamed, so that what a killed process leaves is never mistaken for
+one. Nothing here starts a machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, final
+
+import attrs
+
+from .._errors import UnknownTemplateError
+from ..image import try_lock
+
+_log = logging.getLogger("trio_sandbox.templates")
+
+#: Changes with whatever a template's files mean, so that no other version's are used.
+_FORMAT: Final = 1
+_MANIFEST: Final = "template.json"
+_MEMORY, _DEVICES, _OVERLAY = "memory", "devices", "overlay.qcow2"
+_FILES: Final = (_MEMORY, _DEVICES, _OVERLAY)
+#: How much of a key names a directory, and the least that says which template is meant.
+_KEY_CHARACTERS, _SHORTEST_KEY = 24, 6
+_STAGING, _REMOVED = ".staging-", ".removed-"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Template:
+    """A template of the store, or one that is being made."""
+
+    key: str
+    directory: Path
+    image: str
+    """The name of the image."""
+    memory_mib: int
+    vcpus: int
+    warmup: str
+    """The code that ran before the state was saved."""
+    marker: bytes = attrs.field(repr=False)
+    """What wakes up the agent of a machine that goes on from here."""
+    created: float
+    """When it was made, in Unix seconds."""
+    used: float = 0.0
+    """When it was last used, in Unix seconds."""
+    size_bytes: int = 0
+    """What it takes on the host's disk."""
+
+    @property
+    def memory(self) -> Path:
+        """The RAM's file."""
+        return self.directory / _MEMORY
+
+    @property
+    def devices(self) -> Path:
+        """The devices' state."""
+        return self.directory / _DEVICES
+
+    @property
+    def overlay(self) -> Path:
+        """What the machine had written to its disk; it never changes any more."""
+        return self.directory / _OVERLAY
+
+
+def template_key(*parts: object) -> str:
+    """Return the key of a template that depends on *parts*, which must have a `repr` that says all."""
+    return hashlib.sha256(repr((_FORMAT, _cpu(), *parts)).encode()).hexdigest()[:_KEY_CHARACTERS]
+
+
+@functools.cache
+def _cpu() -> str:
+    """Tell the host's processor: the guest has seen its features, where it is not emulated, and how fast its clock ticks."""
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        first, _, _ = file.read().partition("\n\n")
+        return "\n".join(line for line in first.splitlines() if line.partition("\t")[0].strip() in wanted)
+    return ""
+
+
+@final
+class TemplateStore:
+    """A directory of templates, which any number of processes may share. Making the object touches nothing.
+
+    Args:
+      cache_dir: Where it is, or will be: in ``templates`` there.
+      budget_mib: What all of them together may take on the disk, in MiB.
+
+    """
+
+    def __init__(self, cache_dir: Path, *, budget_mib: int) -> None:
+        self._directory = cache_dir.absolute() / "templates"
+        self._budget = budget_mib * 2**20
+
+    def __repr__(self) -> str:
+        return f"<trio_sandbox TemplateStore in {str(self._directory)!r}>"
+
+    @property
+    def budget_bytes(self) -> int:
+        """What all of them together may take on the disk."""
+        return self._budget
+
+    def find(self, key: str) -> Template | None:
+        """Return the intact template of that key, marked as used now, or None.
+
+        One that is damaged is removed, and a warning says so.
+        """
+        directory = self._directory / key
+        try:
+            template = _read(directory)
+        except FileNotFoundError:
+            if directory.exists():
+                self.discard(key, "a file of it is missing")
+            return None
+        except (OSError, ValueError) as exc:
+            self.discard(key, str(exc))
+            return None
+        with suppress(OSError):  # where only reading is allowed it can still be used
+            os.utime(directory / _MANIFEST)
+        return template
+
+    @contextmanager
+    def lock(self, key: str) -> Generator[bool]:
+        """Be the only one that makes the template of *key*, if nobody else is; yields whether it is so.
+
+        Raises:
+          OSError: if the directory can't be written.
+
+        """
+        locks = self._directory / "locks"
+        # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        locks.mkdir(exist_ok=True)
+        with try_lock(locks / key) as held:
+            if held:
+                self._remove_leftovers(key)
+            yield held
+
+    @contextmanager
+    def make(self, template: Template) -> Generator[Template]:
+        """Yield *template* in a directory of its own for the block to fill; after the block it is in the store.
+
+        Call it with the lock held. An error or a cancellation in the block leaves nothing.
+
+        Raises:
+          OSError: if there is no room for it, or the directory can't be written.
+
+        """
+        staging = self._directory / f"{_STAGING}{template.key}-{secrets.token_hex(4)}"
+        staging.mkdir(mode=0o700)
+        try:
+            self._require_room(template.memory_mib)
+            staged = attrs.evolve(template, directory=staging)
+            with open(staged.memory, "xb") as memory:
+                memory.truncate(template.memory_mib * 2**20)
+                # QEMU, which runs as another user, opens it anew. Nobody else gets at it, by its directory.
+                os.fchmod(memory.fileno(), 0o666)
+            yield staged
+            _write_manifest(staged)
+            os.rename(staging, self._directory / template.key)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _require_room(self, memory_mib: int) -> None:
+        # Where the disk fills up under a running machine's RAM, that machine dies of SIGBUS.
+        status = os.statvfs(self._directory)
+        if status.f_bavail * status.f_frsize < memory_mib * 2**20:
+            raise OSError(f"no room for {memory_mib} MiB of RAM in {self._directory}")
+
+    def discard(self, key: str, reason: str) -> None:
+        """Remove a template that proved to be of no use, and say so in the log."""
+        _log.warning("the template %s is removed: %s", key, reason)
+        try:
+            self._remove(self._directory / key)
+        except OSError as exc:
+            _log.warning("it can't be: %s", exc)
+
+    def remove(self, key: str) -> int:
+        """Remove the templates whose key begins with *key*; return the bytes that came free.
+
+        Machines that go on from them are not disturbed.
+
+        Raises:
+          UnknownTemplateError: if there is none, or *key* is shorter than 6 characters.
+          OSError: if one can't be removed.
+
+        """
+        found = [entry for entry in self._entries() if len(key) >= _SHORTEST_KEY and entry.name.startswith(key)]
+        if not found:
+            known = ", ".join(entry.name for entry in self._entries()) or "none"
+            raise UnknownTemplateError(f"there is no template {key!r}; there are: {known}")
+        return sum(self._remove(entry) for entry in found)
+
+    def prune(self) -> int:
+        """Remove what is damaged or was left by killed processes; return the bytes that came free.
+
+        Raises:
+          OSError: if something can't be removed.
+
+        """
+        intact = {template.directory for template in self.list()}
+        freed = sum(self._remove(entry) for entry in self._entries() if entry not in intact)
+        for leftover in self._glob(f"{_STAGING}*"):
+            key = leftover.name.removeprefix(_STAGING).partition("-")[0]
+            before = _disk_usage(leftover)
+            with self.lock(key) as held:
+                freed += before if held else 0
+        return freed + self.evict()
+
+    def evict(self, *, keep: str = "") -> int:
+        """Remove the templates that were used longest ago, until the rest is within the budget.
+
+        Args:
+          keep: The key of one that stays in any case.
+
+        Returns:
+          The bytes that came free.
+
+        Raises:
+          OSError: if something can't be removed.
+
+        """
+        for removed in self._glob(f"{_REMOVED}*"):  # another process was killed over it
+            shutil.rmtree(removed, ignore_errors=True)
+        templates = self.list()
+        total = sum(template.size_bytes for template in templates)
+        freed = 0
+        while total - freed > self._budget and templates:
+            oldest = templates.pop()
+            if oldest.key != keep:
+                freed += self._remove(oldest.directory)
+        return freed
+
+    def _remove(self, directory: Path) -> int:
+        size = _disk_usage(directory)
+        removed = self._directory / f"{_REMOVED}{secrets.token_hex(8)}"
+        try:
+            # Gone at once, and as a whole, for everybody else.
+            os.rename(directory, removed)
+        except FileNotFoundError:
+            return 0  # somebody else was faster
+        shutil.rmtree(removed, ignore_errors=True)
+        return size
+
+    def _remove_leftovers(self, key: str) -> None:
+        for leftover in self._glob(f"{_STAGING}{key}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _entries(self) -> Sequence[Path]:
+        return [path for path in self._glob("*") if path.name[:1] != "." and path.name != "locks"]
+
+    def _glob(self, pattern: str) -> Sequence[Path]:
+        return sorted(self._directory.glob(pattern))
+
+    def list(self) -> list[Template]:
+        """Return all intact templates, the one used last first."""
+        found: list[Template] = []
+        for directory in self._entries():
+            with suppress(OSError, ValueError):
+                found.append(_read(directory))
+        return sorted(found, key=lambda template: -template.used)
+
+
+def _identities(directory: Path) -> dict[str, list[int]]:
+    # Times tell of any change, and cost nothing to look at. Hashing the RAM takes longer than restoring it.
+    statuses = {name: os.stat(directory / name) for name in _FILES}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
+
+
+def sync_files(template: Template) -> None:
+    """Bring a template's files to the disk, so that a power failure can't leave it in parts. Takes a while."""
+    for path in (template.memory, template.devices, template.overlay):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _write_manifest(template: Template) -> None:
+    value = {
+        "format": _FORMAT,
+        "key": template.key,
+        "image": template.image,
+        "memory_mib": template.memory_mib,
+        "vcpus": template.vcpus,
+        "warmup": template.warmup,
+        "marker": template.marker.hex(),
+        "created": template.created,
+        "files": _identities(template.directory),
+    }
+    with open(template.directory / _MANIFEST, "x", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(directory: Path) -> Template:
+    """Read and check a template.
+
+    Raises:
+      ValueError: if the manifest or a file is not what was written.
+      OSError: if something can't be read.
+
+    """
+    manifest = directory / _MANIFEST
+    value: Any = json.loads(manifest.read_bytes())
+    try:
+        if value["format"] != _FORMAT or value["key"] != directory.name:
+            raise ValueError("its manifest is of another template")
+        template = Template(
+            key=value["key"],
+            directory=directory,
+            image=str(value["image"]),
+            memory_mib=int(value["memory_mib"]),
+            vcpus=int(value["vcpus"]),
+            warmup=str(value["warmup"]),
+            marker=bytes.fromhex(value["marker"]),
+            created=float(value["created"]),
+            used=manifest.stat().st_mtime,
+            size_bytes=_disk_usage(directory),
+        )
+        files = value["files"]
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ValueError(f"its manifest is damaged: {exc!r}") from exc
+    changed: Sequence[str] = [name for name, identity in _identities(directory).items() if files.get(name) != identity]
+    if changed:
+        raise ValueError(f"changed since it was made: {', '.join(changed)}")
+    return template
+
+
+def new_template(key: str, *, image: str, memory_mib: int, vcpus: int, warmup: str) -> Template:
+    """Describe a template that is to be made."""
+    return Template(
+        key=key,
+        directory=Path(),
+        image=image,
+        memory_mib=memory_mib,
+        vcpus=vcpus,
+        warmup=warmup,
+        marker=secrets.token_bytes(16),
+        created=time.time(),
+    )
+
+
+def _disk_usage(path: Path) -> int:
+    if path.is_dir() and not path.is_symlink():
+        return sum(_disk_usage(child) for child in path.iterdir())
+    return path.lstat().st_blocks * 512
