@@ -20,7 +20,18 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _Entries(Protocol):
+        """What os.scandir() returns."""
+
+        def __next__(self) -> os.DirEntry[str]: ...
+        def __iter__(self) -> _Entries: ...
+        def close(self) -> None: ...
 
 HEADER = struct.Struct(">cI")
 
@@ -63,7 +74,7 @@ class TreeReader:
         self._path = path
         self._ready: list[bytes] = []
         self._ready_size = 0
-        self._directories: list[tuple[int, Iterator[os.DirEntry[str]], str]] = []
+        self._directories: list[tuple[int, _Entries, str]] = []
 
     def batches(self) -> Generator[bytes]:
         """Yield the tree's records, many at a time. Closing the iterator early leaves nothing open.
@@ -100,7 +111,7 @@ class TreeReader:
             while self._directories:
                 self._leave()
 
-    def _read(self, directory: int | None, path: str, name: str, shown: str) -> Iterator[bytes]:
+    def _read(self, directory: int | None, path: str, name: str, shown: str) -> Generator[bytes]:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = -1
         try:
@@ -142,7 +153,7 @@ class TreeReader:
 
     def _leave(self) -> None:
         descriptor, entries, _ = self._directories.pop()
-        entries.close()  # type: ignore[attr-defined]
+        entries.close()
         os.close(descriptor)
 
     def _put(self, tag: bytes, payload: bytes) -> None:
@@ -333,8 +344,9 @@ def check_replaceable(parent: int, name: str) -> None:
     except OSError:
         return
     try:
-        if any(True for _ in os.scandir(descriptor)):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+        with os.scandir(descriptor) as entries:
+            if next(entries, None) is not None:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
     finally:
         os.close(descriptor)
 

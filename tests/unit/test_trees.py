@@ -1,0 +1,287 @@
+"""Trees as records: what is read is written again, and what is not a tree writes nothing anywhere else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from tests._leaks import open_fds
+from trio_sandbox.guest.trees import (
+    CHUNK,
+    ENTRY_COST,
+    HEADER,
+    MAXIMUM_DEPTH,
+    TreeError,
+    TreeReader,
+    TreeWriter,
+    check_replaceable,
+    open_directory,
+    remove,
+)
+
+Record = tuple[bytes, bytes]
+
+
+def records(data: bytes) -> Iterator[Record]:
+    while data:
+        tag, length = HEADER.unpack_from(data)
+        yield tag, data[HEADER.size : HEADER.size + length]
+        data = data[HEADER.size + length :]
+
+
+def read(path: Path) -> list[Record]:
+    return list(records(b"".join(TreeReader(str(path)).batches())))
+
+
+def write(parent: Path, sent: list[Record], *, max_bytes: int | None = None) -> TreeWriter:
+    descriptor = open_directory(str(parent))
+    writer = TreeWriter(descriptor, "new", max_bytes=max_bytes)
+    try:
+        for tag, payload in sent:
+            writer.write(tag, payload)
+    finally:
+        writer.close()
+        os.close(descriptor)
+    return writer
+
+
+def describe(path: Path) -> object:
+    """Give all that is kept of a tree."""
+    if path.is_symlink():
+        return "link", os.readlink(path)
+    mode = path.stat().st_mode & 0o7777
+    if path.is_dir():
+        return mode, {entry.name: describe(entry) for entry in path.iterdir()}
+    return mode, path.read_bytes()
+
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda name: name not in (".", "..")
+)
+modes = st.sampled_from([0o644, 0o755, 0o600, 0o777])
+files = st.tuples(modes, st.binary(max_size=64) | st.sampled_from([CHUNK - 1, CHUNK, 2 * CHUNK + 1]))
+links = st.tuples(st.just("link"), names.map(lambda name: f"/{name}"))
+trees = st.recursive(
+    files | links,
+    lambda children: st.tuples(st.sampled_from([0o700, 0o755, 0o555]), st.dictionaries(names, children, max_size=3)),
+    max_leaves=8,
+)
+
+
+def build(path: Path, tree: object) -> None:
+    match tree:
+        case ("link", str(target)):
+            path.symlink_to(target)
+        case (int(mode), bytes() | int() as data):
+            path.write_bytes(bytes(data))
+            path.chmod(mode)
+        case (int(mode), dict(children)):
+            path.mkdir()
+            for name, child in children.items():
+                build(path / str(name), child)
+            path.chmod(mode)
+        case _:
+            raise AssertionError(tree)
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    path = tempfile.mkdtemp()
+    descriptor = open_directory(os.path.dirname(path))
+    try:
+        yield Path(path)
+    finally:
+        remove(descriptor, os.path.basename(path))
+        os.close(descriptor)
+
+
+@given(tree=trees.filter(lambda tree: tree[0] != "link"))
+def test_what_is_read_is_written_again(tree: object) -> None:
+    with directory() as parent:
+        fds = open_fds()
+        build(parent / "old", tree)
+        sent = read(parent / "old")
+        writer = write(parent, sent)
+        assert writer.finished
+        assert describe(parent / "new") == describe(parent / "old")
+        assert open_fds() == fds
+
+
+tags = st.sampled_from([b"d", b"u", b"f", b"c", b"l", b".", b"x"])
+some_names = st.sampled_from(
+    [b"a", b"b", b"..", b".", b"", b"/", b"/tmp/x", b"a/b", b"../canary", b"new", b"x" * 256, b"\xff", b"-rf", b"a\nb"]
+)
+payloads = st.one_of(
+    st.binary(max_size=20),
+    st.builds(lambda mode, name: mode + b"\0" + name, st.sampled_from([b"755", b"4755", b"-1", b"7_7", b""]), some_names),
+    st.builds(lambda name, data: b"644\0" + name + b"\0" + data, some_names, st.binary(max_size=5)),
+    st.builds(lambda name, target: name + b"\0" + target, some_names, st.sampled_from([b"..", b"/etc", b"../canary", b""])),
+    st.just(b""),
+)
+
+
+@given(sent=st.lists(st.tuples(tags, payloads), max_size=12))
+@example(sent=[(b"d", b"755\0"), (b"l", b"a\0../canary"), (b"d", b"755\0a"), (b"f", b"644\0x\0y")])
+@example(sent=[(b"d", b"755\0"), (b"l", b"a\0../canary/file"), (b"f", b"644\0a\0overwritten")])
+@example(sent=[(b"d", b"755\0"), (b"u", b""), (b"f", b"644\0canary\0x")])
+@example(sent=[(b"d", b"755\0"), (b"u", b""), (b"u", b""), (b"f", b"644\0canary\0x")])
+def test_nothing_else_is_ever_touched(sent: list[Record]) -> None:
+    with directory() as parent:
+        fds = open_fds()
+        canary = parent / "canary"
+        canary.mkdir()
+        (canary / "file").write_text("as it was")
+        before = describe(canary), os.listdir(parent / "..")
+        try:
+            write(parent, sent)
+        except TreeError:
+            pass
+        except OSError as exc:
+            assert exc.errno == errno.EILSEQ  # a file system may refuse a name
+        assert (describe(canary), os.listdir(parent / "..")) == before
+        assert set(os.listdir(parent)) <= {"canary", "new"}
+        if (parent / "new").exists():
+            assert (parent / "new").is_dir() or (parent / "new").stat().st_mode & 0o7000 == 0
+        assert open_fds() == fds
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ([(b"c", b"data")], "no file"),
+        ([(b"u", b"")], "can't stand here"),
+        ([(b".", b"")], "can't stand here"),
+        ([(b"l", b"a\0target")], "can't stand here"),
+        ([(b"f", b"644\0only")], "too few fields"),
+        ([(b"d", b"4755\0")], "not a mode"),
+        ([(b"d", b"9\0")], "not a mode"),
+        ([(b"d", b"755\0"), (b"f", b"644\0..\0x")], "not a name"),
+        ([(b"d", b"755\0"), (b"f", b"644\0/etc/passwd\0x")], "not a name"),
+        ([(b"d", b"755\0"), (b"d", b"755\0a/b")], "not a name"),
+        ([(b"d", b"755\0"), (b"d", b"755\0")], "not a name"),
+        ([(b"d", b"755\0"), (b"f", b"644\0a\0"), (b"f", b"644\0a\0")], "one name"),
+        ([(b"d", b"755\0"), (b"l", b"a\0/etc"), (b"d", b"755\0a")], "one name"),
+        ([(b"d", b"755\0"), (b"l", b"a\0/etc/passwd"), (b"f", b"644\0a\0x")], "one name"),
+        ([(b"d", b"755\0"), (b"l", b"a\0")], "target"),
+        ([(b"d", b"755\0"), (b"l", b"a\0x\0y")], "target"),
+        ([(b"d", b"755\0"), (b".", b"")], "can't stand here"),
+        ([(b"d", b"755\0"), (b"u", b""), (b"d", b"755\0")], "more than one"),
+        ([(b"f", b"644\0\0x"), (b".", b""), (b".", b"")], "can't stand here"),
+        ([(b"f", b"644\0\0x"), (b".", b""), (b"f", b"644\0\0x")], "more than one"),
+        ([(b"d", b"755\0a")] * (MAXIMUM_DEPTH + 1), "nested deeper"),
+        ([(b"p", b"644\0pipe")], "can't stand here"),
+    ],
+)
+def test_what_is_no_tree(tmp_path: Path, sent: list[Record], message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        write(tmp_path, sent)
+
+
+def test_what_stands_there_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("as it was")
+    (tmp_path / "new").symlink_to("file")
+    with pytest.raises(TreeError, match="one name"):
+        write(tmp_path, [(b"f", b"644\0\0overwritten"), (b".", b"")])
+    assert (tmp_path / "file").read_text() == "as it was"
+
+
+def test_permission_bits_are_kept_and_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("#!/bin/sh")
+    (tmp_path / "old").chmod(0o6754)
+    write(tmp_path, read(tmp_path / "old"))
+    assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o754
+
+
+def test_a_limit_counts_content_and_entries(tmp_path: Path) -> None:
+    sent = [(b"d", b"755\0"), (b"f", b"644\0a\0" + b"x" * 100), (b"c", b"y" * 100), (b"u", b""), (b".", b"")]
+    write(tmp_path, sent, max_bytes=2 * ENTRY_COST + 200)
+    descriptor = open_directory(str(tmp_path))
+    remove(descriptor, "new")
+    os.close(descriptor)
+    with pytest.raises(OSError, match="were allowed") as caught:
+        write(tmp_path, sent, max_bytes=2 * ENTRY_COST + 199)
+    assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_special_files_are_refused_and_not_opened(tmp_path: Path, kind: str, inside: bool) -> None:
+    special = tmp_path / "special"
+    if kind == "fifo":
+        os.mkfifo(special)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(special))
+    else:
+        special = Path("/dev/null")
+        if inside:
+            pytest.skip("a device file takes privileges")
+    with pytest.raises(OSError, match="neither a file nor") as caught:
+        read(tmp_path if inside else special)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert caught.value.filename == str(special)
+
+
+def test_errors_name_what_could_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        read(tmp_path / "nothing")
+    assert caught.value.filename == str(tmp_path / "nothing")
+    deep = tmp_path
+    for _ in range(MAXIMUM_DEPTH):
+        deep /= "d"
+        deep.mkdir()
+    fds = open_fds()
+    with pytest.raises(OSError, match="nested deeper") as deep_error:
+        read(tmp_path)
+    assert deep_error.value.filename == str(deep)
+    assert open_fds() == fds
+
+
+def test_a_link_is_followed_where_reading_starts_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "up").symlink_to("..")
+    (tmp_path / "start").symlink_to("tree")
+    assert read(tmp_path / "start") == [(b"d", b"755\0"), (b"l", b"up\0.."), (b"u", b""), (b".", b"")]
+
+
+def test_files_whose_size_is_not_known_are_read_to_their_end() -> None:
+    sent = read(Path("/proc/self/status"))
+    assert b"VmRSS" in b"".join(payload for _, payload in sent)
+
+
+def test_a_file_that_grows_has_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (3 * CHUNK))
+    reader = TreeReader(str(path))
+    with open(path, "ab") as log:
+        for _ in reader.batches():
+            log.write(b"y" * CHUNK)
+            log.flush()
+    assert reader.size <= 4 * CHUNK
+
+
+def test_removing(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "closed").mkdir(parents=True)
+    (tree / "closed" / "file").write_text("")
+    (tree / "closed").chmod(0)
+    (tree / "out").symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("")
+    descriptor = open_directory(str(tmp_path))
+    remove(descriptor, "tree")
+    remove(descriptor, "tree")
+    check_replaceable(descriptor, "tree")
+    with pytest.raises(OSError, match="not empty"):
+        check_replaceable(descriptor, "kept")
+    os.close(descriptor)
+    assert os.listdir(tmp_path) == ["kept"]
+    assert os.listdir(tmp_path / "kept") == ["file"]
