@@ -58,11 +58,12 @@ async def serve(
     """
     pipes = ParkedPipes()
     code = CodeService(children, pipes)
+    files = FileService(children)
     services: dict[object, Callable[[ChannelStream, dict[str, object]], Awaitable[None]]] = {
         "pipe": pipes.serve,
         "process": ProcessService(children, pipes).serve,
         "code": code.serve,
-        "file": FileService(children).serve,
+        "file": files.serve,
         "tcp": tunnels.serve,
     }
     snapshots = SnapshotService(machine)
@@ -80,6 +81,7 @@ async def serve(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(children.serve)
+        nursery.start_soon(files.run)
         await nursery.start(code.run, prestarted)
         while True:
             async with open_channel(stream, role=Role.GUEST, hello=_hello(), handler=handle) as channel:

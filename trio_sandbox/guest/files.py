@@ -83,6 +83,16 @@ class FileService:
         self._children = children
         self._idle: dict[str | int | None, list[_Helper]] = {}
 
+    async def run(self) -> None:
+        """Let the helpers that are kept go when cancelled."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            for helpers in self._idle.values():
+                for helper in helpers:
+                    helper.close()
+            self._idle.clear()
+
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one session."""
         user = header.get("user")

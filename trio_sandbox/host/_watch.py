@@ -104,9 +104,13 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
 
     async def aclose(self) -> None:
         """Stop watching."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Stop watching, at once."""
         self._closed = True
         self._session.close()
-        await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
@@ -118,6 +122,10 @@ async def watch(vm: Machine, path: GuestPath) -> AsyncGenerator[FileChanges]:
         async with session.failures():
             await session.send(request)
             await session.reply()
-        yield FileChanges(session, path)
+        changes = FileChanges(session, path)
+        try:
+            yield changes
+        finally:
+            changes.close()
     finally:
         session.close()
