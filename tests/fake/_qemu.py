@@ -20,8 +20,8 @@ modes = re.findall(r"fake=(\S+)", argv)
 def inherited(name):
     return socket.socket(fileno=int(re.search(rf"socket,id={name},fd=(\d+)", argv)[1]))
 
-def frame(kind, payload):
-    return struct.pack(">IBI", len(payload), kind, 0) + payload
+def frame(kind, payload, stream=0):
+    return struct.pack(">IBI", len(payload), kind, stream) + payload
 
 qmp, agent, console = (inherited(name) for name in ("qmp", "agent", "console"))
 if "refuse" in modes:
@@ -33,8 +33,26 @@ if "panic" in modes:
 if "no-qmp" not in modes:
     greeting = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
     qmp.sendall(json.dumps(greeting).encode() + b"\r\n")
-if "no-hello" not in modes:
+incoming = "-incoming defer" in argv
+if "no-hello" not in modes and not incoming:
     agent.sendall(b"\xff" * 64 if "garbage" in modes else frame(1, b'{"version":1,"agent":"fake"}'))
+
+services = {}
+
+def serve(kind, stream, payload):
+    # The services of the guest: code, and getting ready for being saved.
+    if kind == 2:
+        services[stream] = json.loads(payload)["service"]
+        if services[stream] == "snapshot":
+            agent.sendall(frame(3, b"frozen", stream) + frame(4, b"", stream))
+    elif kind == 3 and services.get(stream) == "code":
+        if "dies-warming-up" in modes:
+            sys.exit(4)
+        code = int("warm-up-fails" in modes)
+        finished = {"exit_code": code, "restarted": False, "state_kept": True, "oom": False, "duration": 0.1}
+        record = json.dumps({"finished": finished}).encode()
+        data = b"J" + struct.pack(">I", len(record)) + record
+        agent.sendall(frame(3, data, stream) + frame(4, b"", stream))
 
 buffers = {qmp: b"", agent: b""}
 selector = selectors.DefaultSelector()
@@ -61,15 +79,27 @@ while True:
                     for _ in range(300):
                         console.sendall(b"x" * 1023 + b"\n")
                 qmp.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
+                if command["execute"] == "migrate-incoming" and "load-fails" in modes:
+                    sys.exit("qemu: load of migration failed")
+                if command["execute"] in ("migrate", "migrate-incoming"):
+                    status = "failed" if "save-fails" in modes else "completed"
+                    event = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 0, "microseconds": 0}}
+                    qmp.sendall(json.dumps(event).encode() + b"\r\n")
                 if command["execute"] == "guest-garbage":
                     agent.sendall(b"\xff" * 64)  # Only now: it is the end of us.
         else:
+            if incoming:
+                incoming = False
+                # What is left from the machine that was saved comes first.
+                agent.sendall(b"left over" + buffers[agent] + frame(1, b'{"version":1,"agent":"fake"}'))
+                buffers[agent] = b""
             while len(buffers[agent]) >= 9:
-                length, kind, _ = struct.unpack(">IBI", buffers[agent][:9])
+                length, kind, stream = struct.unpack(">IBI", buffers[agent][:9])
                 if len(buffers[agent]) < 9 + length:
                     break
                 payload = buffers[agent][9 : 9 + length]
                 buffers[agent] = buffers[agent][9 + length :]
+                serve(kind, stream, payload)
                 if kind == 7 and "silent" not in modes:
                     agent.sendall(frame(8, payload))
 """

@@ -1,0 +1,248 @@
+"""How sandboxes come by their machines, with a fake QEMU: templates that can't be made, found, or gone on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from tests._leaks import cancel_at_every_step, nothing_left
+from trio_sandbox import Progress, SandboxConfig, Timeouts, WarmupError
+from trio_sandbox.host._launcher import Launcher
+from trio_sandbox.host._templates import TemplateStore
+from trio_sandbox.image import Image, SystemDisk
+from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.qemu import Accelerator, OverlayPool, open_runtime, open_vm_manager
+
+from ._qemu import fake_accelerator
+
+
+class FakeOverlays:
+    """Makes empty files: the fake QEMU does not read them."""
+
+    async def acquire(self, base: Path, target: Path) -> bool:
+        assert base.exists()
+        target.touch(exist_ok=False)
+        await trio.lowlevel.checkpoint()
+        return True
+
+
+class Site:
+    """A launcher with all that it needs."""
+
+    def __init__(
+        self,
+        directory: Path,
+        accelerator: Accelerator,
+        launcher: Launcher,
+        store: TemplateStore,
+        progress: list[Progress],
+    ) -> None:
+        self.directory, self.accelerator = directory, accelerator
+        self.launcher, self.store, self.progress = launcher, store, progress
+
+    @asynccontextmanager
+    async def open(self, *modes: str, warmup: str = "") -> AsyncGenerator[bool]:
+        """Open a machine; yields whether it is a clone."""
+        files = {name: self.directory / name for name in ("kernel", "initrd", "system_disk", "image")}
+        manifest = Manifest(name="fake", digest="d", created=0, files={}, details={})
+        image = Image(name="fake", digest="d", path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
+        system = SystemDisk(
+            digest="s",
+            kernel=files["kernel"],
+            initrd=files["initrd"],
+            disk=files["system_disk"],
+            kernel_args=tuple(f"fake={mode}" for mode in modes),
+        )
+        config = SandboxConfig(memory_mib=128, warmup=warmup)
+        async with self.launcher.open_machine(image, system, config) as vm:
+            await vm.guest.ping()
+            yield vm.config.memory_file is not None
+
+    async def is_clone(self, *modes: str, warmup: str = "") -> bool:
+        async with self.open(*modes, warmup=warmup) as clone:
+            return clone
+
+    def boots(self) -> int:
+        """How many templates were begun."""
+        return sum(step.message == "booting a machine" for step in self.progress)
+
+
+@asynccontextmanager
+async def open_site(
+    directory: Path, *, budget_mib: int = 1000, accelerator: Accelerator | None = None
+) -> AsyncGenerator[Site]:
+    async with open_runtime(Path("/tmp")) as runtime:
+        if accelerator is None:
+            accelerator = fake_accelerator(directory)
+            (directory / "overlays").mkdir()
+        store = TemplateStore(directory / "cache", budget_mib=budget_mib)
+        progress: list[Progress] = []
+        async with open_vm_manager(runtime=runtime, accelerator=accelerator) as machines:
+            launcher = Launcher(
+                machines=machines,
+                overlays=cast("OverlayPool", FakeOverlays()),
+                templates=store,
+                directory=directory / "overlays",
+                timeouts=Timeouts(),
+                progress=progress.append,
+            )
+            yield Site(directory, accelerator, launcher, store, progress)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncGenerator[Site]:
+    async with open_site(tmp_path) as site:
+        yield site
+
+
+async def test_the_first_makes_the_template_and_is_a_clone_like_all_others(site: Site) -> None:
+    for _ in range(3):
+        assert await site.is_clone()
+    assert site.boots() == 1
+    (template,) = site.store.list()
+    assert (template.image, template.memory_mib, template.vcpus) == ("fake", 128, 1)
+    assert os.listdir(site.directory / "overlays") == []
+
+
+async def test_those_that_come_together_share_one(site: Site) -> None:
+    clones: list[bool] = []
+
+    async def open_one() -> None:
+        clones.append(await site.is_clone())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(open_one)
+    assert clones == [True] * 4
+    assert site.boots() == 1
+
+
+async def test_another_configuration_has_another_template(site: Site) -> None:
+    assert await site.is_clone()
+    assert await site.is_clone(warmup="import this")
+    assert await site.is_clone("other-arguments")
+    assert (site.boots(), len(site.store.list())) == (3, 3)
+
+
+async def test_another_hosts_template_is_used(site: Site, tmp_path: Path) -> None:
+    assert await site.is_clone()
+    async with open_site(tmp_path, accelerator=site.accelerator) as other:
+        assert await other.is_clone()
+        assert other.boots() == 0
+
+
+async def test_a_state_that_does_not_load_is_dropped_and_made_once_more(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [await site.is_clone("load-fails") for _ in range(4)]
+    assert answers == [False] * 4, "its user gets a machine all the same"
+    assert site.boots() == 2
+    assert site.store.list() == []
+    assert "could not go on from it" in caplog.text
+    assert "load of migration failed" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["save-fails", "dies-warming-up"])
+async def test_a_template_that_can_not_be_made(site: Site, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert not await site.is_clone(mode)
+    assert not await site.is_clone(mode)
+    assert site.boots() == 1, "not tried again"
+    assert "no template can be made" in caplog.text
+    assert [name for name in os.listdir(site.directory / "cache/templates") if name != "locks"] == []
+
+
+async def test_a_warm_up_that_fails_is_the_users_error(site: Site) -> None:
+    for _ in range(2):
+        with pytest.raises(WarmupError, match="ended with status 1"):
+            await site.is_clone("warm-up-fails", warmup="1 / 0")
+    assert site.store.list() == []
+
+
+async def test_a_directory_that_can_not_be_written(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    (site.directory / "cache").touch()
+    assert not await site.is_clone()
+    assert "no template can be made" in caplog.text
+
+
+async def test_a_disk_that_has_no_room(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    assert not await site.is_clone()
+    assert "no room for 128 MiB" in caplog.text
+
+
+async def test_more_memory_than_the_budget(tmp_path: Path) -> None:
+    async with open_site(tmp_path, budget_mib=127) as site:
+        assert not await site.is_clone()
+        assert site.boots() == 0
+        assert not (tmp_path / "cache").exists()
+
+
+async def test_a_damaged_template_is_noticed_before_anything_is_started(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await site.is_clone()
+    (template,) = site.store.list()
+    os.truncate(template.memory, 4096)
+    assert await site.is_clone()
+    assert site.boots() == 2
+    assert "changed since it was made: memory" in caplog.text
+
+
+async def test_one_that_another_process_makes_is_waited_for(site: Site) -> None:
+    """The lock is another's, and goes with it; what that left half-made is removed."""
+    assert await site.is_clone()
+    (template,) = site.store.list()
+    site.store.remove(template.key)
+    leftover = site.directory / f"cache/templates/.staging-{template.key}-0123abcd"
+    with nothing_left(site.directory / "cache/templates"):
+        async with trio.open_nursery() as nursery:
+            with TemplateStore(site.directory / "cache", budget_mib=1000).lock(template.key) as held:
+                assert held
+                leftover.mkdir()
+                (leftover / "memory").touch()
+                nursery.start_soon(site.is_clone)
+                await trio.sleep(0.3)
+                assert site.boots() == 1
+        assert site.boots() == 2
+        assert not leftover.exists()
+        site.store.remove(template.key)
+
+
+async def test_cancelled_anywhere_it_leaves_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    templates = site.directory / "cache/templates"
+    (templates / "locks").mkdir(parents=True)
+
+    async def open_one() -> None:
+        await site.is_clone()
+
+    def check() -> None:
+        assert os.listdir(site.directory / "overlays") == []
+        assert not list(templates.glob(".*"))
+        for template in site.store.list():
+            site.store.remove(template.key)
+
+    await site.is_clone()  # what is cached in this process is, from here on
+    check()
+    with nothing_left(templates, site.directory / "overlays"):
+        steps = await cancel_at_every_step(open_one, check=check)
+    assert steps > 20
+
+
+async def test_the_manifest_says_what_it_is(site: Site) -> None:
+    assert await site.is_clone(warmup="x = 1")
+    (template,) = site.store.list()
+    value = json.loads((template.directory / "template.json").read_text())
+    assert (value["warmup"], value["image"], value["key"]) == ("x = 1", "fake", template.key)
+    assert set(value["files"]) == {"memory", "devices", "overlay.qcow2"}

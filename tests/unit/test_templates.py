@@ -1,0 +1,149 @@
+"""The store of templates: what is found, what is noticed to be damaged, what is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trio_sandbox import UnknownTemplateError
+from trio_sandbox.host._templates import Template, TemplateStore, new_template, template_key
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TemplateStore:
+    return TemplateStore(tmp_path, budget_mib=1)
+
+
+def make(store: TemplateStore, *parts: object, size: int = 4096) -> Template:
+    template = new_template(template_key(*parts), image="python", memory_mib=1, vcpus=2, warmup="import this")
+    with store.lock(template.key) as held:
+        assert held
+        with store.make(template) as staged:
+            staged.devices.write_bytes(os.urandom(size))
+            staged.overlay.touch()
+            assert store.find(template.key) is None, "not before it is whole"
+    found = store.find(template.key)
+    assert found is not None
+    return found
+
+
+def test_making_and_finding(store: TemplateStore, tmp_path: Path) -> None:
+    assert store.find("0" * 24) is None
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+    template = make(store, "a")
+    assert template.memory.stat().st_size == 2**20
+    assert (template.image, template.memory_mib, template.vcpus) == ("python", 1, 2)
+    assert len(template.marker) == 16
+    assert template.directory.parent.stat().st_mode & 0o777 == 0o700
+    assert [found.key for found in TemplateStore(tmp_path, budget_mib=1).list()] == [template.key]
+
+
+def test_keys_depend_on_every_part() -> None:
+    assert template_key("a", 1) == template_key("a", 1)
+    assert len({template_key("a", 1), template_key("a", 2), template_key("a"), template_key("a", "1")}) == 4
+
+
+def test_one_maker_at_a_time(store: TemplateStore, tmp_path: Path) -> None:
+    with store.lock("k") as first, TemplateStore(tmp_path, budget_mib=1).lock("k") as second, store.lock("l") as other:
+        assert (first, second, other) == (True, False, True)
+    with store.lock("k") as again:
+        assert again
+
+
+def test_an_error_while_making_leaves_nothing(store: TemplateStore, tmp_path: Path) -> None:
+    template = new_template("k" * 24, image="python", memory_mib=1, vcpus=1, warmup="")
+    with store.lock(template.key), pytest.raises(KeyboardInterrupt), store.make(template) as staged:
+        staged.devices.touch()
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "templates") == ["locks"]
+
+
+def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[Template], None]:
+    def damage(template: Template) -> None:
+        path = template.directory / "template.json"
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda template: os.truncate(template.memory, 2**19),
+        lambda template: template.memory.write_bytes(bytes(2**20)),
+        lambda template: os.truncate(template.devices, 100),
+        lambda template: template.devices.unlink(),
+        lambda template: template.overlay.write_bytes(b"x"),
+        lambda template: (template.directory / "template.json").unlink(),
+        lambda template: os.truncate(template.directory / "template.json", 50),
+        lambda template: (template.directory / "template.json").write_bytes(b"[]"),
+        lambda template: (template.directory / "template.json").write_bytes(b"\xff{}"),
+        rewrite(lambda value: value.update(format=2)),
+        rewrite(lambda value: value.update(key="other")),
+        rewrite(lambda value: value.update(marker="xyz")),
+        rewrite(lambda value: value.update(files={})),
+        rewrite(lambda value: value.pop("memory_mib")),
+    ],
+    ids=str.split(
+        "memory-cut memory-written devices-cut devices-gone overlay-written manifest-gone manifest-cut manifest-list"
+        " manifest-binary format key marker files memory_mib"
+    ),
+)
+def test_damage_is_noticed_and_removed(
+    store: TemplateStore, damage: Callable[[Template], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    template = make(store, "a")
+    damage(template)
+    assert store.list() == []
+    assert store.find(template.key) is None
+    assert not template.directory.exists()
+    assert f"the template {template.key} is removed" in caplog.text
+    assert os.listdir(template.directory.parent) == ["locks"]
+
+
+def test_removing_by_the_beginning_of_a_key(store: TemplateStore) -> None:
+    template, other = make(store, "a"), make(store, "b")
+    assert store.remove(template.key[:8]) > 0
+    assert [found.key for found in store.list()] == [other.key]
+    with pytest.raises(UnknownTemplateError, match=rf"no template '{template.key}'; there are: {other.key}"):
+        store.remove(template.key)
+    with pytest.raises(UnknownTemplateError):
+        store.remove(other.key[:5])
+
+
+def test_the_budget_is_kept_by_removing_what_was_used_longest_ago(store: TemplateStore) -> None:
+    templates = [make(store, number, size=400 * 2**10) for number in range(3)]
+    for age, template in enumerate(templates):
+        os.utime(template.directory / "template.json", (age, age))
+    store.find(templates[0].key)  # used now
+    assert store.evict() > 0
+    assert [found.key for found in store.list()] == [templates[0].key, templates[2].key]
+    make(store, 3, size=2 * 2**20)
+    key = template_key(3)
+    store.evict(keep=key)
+    assert [found.key for found in store.list()] == [key], "larger than all the budget, but wanted now"
+    store.evict()
+    assert store.list() == []
+
+
+def test_pruning_takes_leftovers_and_what_is_damaged_and_leaves_what_is_being_made(
+    store: TemplateStore, tmp_path: Path
+) -> None:
+    kept, damaged = make(store, "a"), make(store, "b")
+    damaged.devices.unlink()
+    directory = tmp_path / "templates"
+    for name in (".staging-aaa-1", ".staging-bbb-2", ".removed-3"):
+        (directory / name).mkdir()
+        (directory / name / "memory").write_bytes(bytes(8192))
+    with TemplateStore(tmp_path, budget_mib=1).lock("bbb"):
+        (directory / ".staging-bbb-3").mkdir()
+        assert store.prune() > 0
+        assert sorted(name for name in os.listdir(directory) if name != "locks") == sorted([".staging-bbb-3", kept.key])
+    store.prune()
+    assert sorted(name for name in os.listdir(directory) if name != "locks") == [kept.key]
