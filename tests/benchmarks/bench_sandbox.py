@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from trio_sandbox import Host, OutputChunk, Sandbox, open_host
+from trio_sandbox import Host, HostConfig, OutputChunk, Sandbox, open_host
 
 from ._figures import Figure, durations
 
@@ -18,7 +18,7 @@ _FLOOD_MB = 200
 
 async def measure() -> list[Figure]:
     """Measure with a host that is open already, as an application has one."""
-    async with open_host() as host:
+    async with open_host(HostConfig(templates=False)) as host:
         await host.prepare()
         cold = [await _first_output(host) for _ in range(_BOOTS)]
         async with host.open_sandbox() as sandbox:
