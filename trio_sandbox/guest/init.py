@@ -113,6 +113,8 @@ def _confine_users() -> None:
         total_mib = int(file.readline().split()[1]) >> 10
     _write(f"{_USERS_CGROUP}/memory.max", f"{max(total_mib - _RESERVED_MIB, total_mib // 2)}M")
     _write(f"{_USERS_CGROUP}/pids.max", str(_MAXIMUM_PROCESSES))
+    # Each process's group gets an equal share, however many they are in it.
+    _write(f"{_USERS_CGROUP}/cgroup.subtree_control", "+cpu")
     _write("/proc/self/oom_score_adj", "-1000")
     import resource
 
