@@ -176,7 +176,11 @@ async def test_a_disk_that_has_no_room(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
+
+    def statvfs(path: object) -> os.statvfs_result:
+        return full
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
     assert not await site.is_clone()
     assert "no room for 128 MiB" in caplog.text
 

@@ -72,29 +72,25 @@ def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[Template
     return damage
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda template: os.truncate(template.memory, 2**19),
-        lambda template: template.memory.write_bytes(bytes(2**20)),
-        lambda template: os.truncate(template.devices, 100),
-        lambda template: template.devices.unlink(),
-        lambda template: template.overlay.write_bytes(b"x"),
-        lambda template: (template.directory / "template.json").unlink(),
-        lambda template: os.truncate(template.directory / "template.json", 50),
-        lambda template: (template.directory / "template.json").write_bytes(b"[]"),
-        lambda template: (template.directory / "template.json").write_bytes(b"\xff{}"),
-        rewrite(lambda value: value.update(format=2)),
-        rewrite(lambda value: value.update(key="other")),
-        rewrite(lambda value: value.update(marker="xyz")),
-        rewrite(lambda value: value.update(files={})),
-        rewrite(lambda value: value.pop("memory_mib")),
-    ],
-    ids=str.split(
-        "memory-cut memory-written devices-cut devices-gone overlay-written manifest-gone manifest-cut manifest-list"
-        " manifest-binary format key marker files memory_mib"
-    ),
-)
+DAMAGES: dict[str, Callable[[Template], object]] = {
+    "memory cut": lambda template: os.truncate(template.memory, 2**19),
+    "memory written to": lambda template: template.memory.write_bytes(bytes(2**20)),
+    "devices cut": lambda template: os.truncate(template.devices, 100),
+    "devices gone": lambda template: template.devices.unlink(),
+    "overlay written to": lambda template: template.overlay.write_bytes(b"x"),
+    "manifest gone": lambda template: (template.directory / "template.json").unlink(),
+    "manifest cut": lambda template: os.truncate(template.directory / "template.json", 50),
+    "no object": lambda template: (template.directory / "template.json").write_bytes(b"[]"),
+    "no text": lambda template: (template.directory / "template.json").write_bytes(b"\xff{}"),
+    "format": rewrite(lambda value: value.update(format=2)),
+    "key": rewrite(lambda value: value.update(key="other")),
+    "marker": rewrite(lambda value: value.update(marker="xyz")),
+    "files": rewrite(lambda value: value.update(files={})),
+    "no memory": rewrite(lambda value: value.pop("memory_mib")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_noticed_and_removed(
     store: TemplateStore, damage: Callable[[Template], object], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -332,8 +332,9 @@ def _renew(entropy: bytes) -> None:
 
 
 def _renew_uuid(uuid: Any) -> None:
-    # The node, where it is no network card's address, and what keeps the next one from being the last one.
-    for name in ("_node", "_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
+    # The node, where it is no network card's address, and what keeps the next one from being the last one. The C
+    # library that makes version 1 has a node and a sequence of its own, which can't be reset: Python does it instead.
+    for name in ("_node", "_generate_time_safe", "_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
         if hasattr(uuid, name):
             setattr(uuid, name, None)
 

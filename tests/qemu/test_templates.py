@@ -1,0 +1,197 @@
+"""Sandboxes that go on from a template, with real machines: who they are, what they share, and what they don't."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests._leaks import nothing_left, wait_until
+from trio_sandbox import HostConfig, Sandbox, SandboxConfig, UnknownTemplateError, open_host
+from trio_sandbox.host._templates import TemplateStore
+from trio_sandbox.image import default_cache_directory
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
+
+#: What must differ between any two machines, a line each.
+_IDENTITY = """
+import os, random, secrets, socket, ssl, tempfile, uuid
+print(os.urandom(16).hex())
+print(random.random())
+print(uuid.uuid4())
+print(uuid.uuid1())
+print(uuid.getnode())
+print(secrets.token_hex())
+print(ssl.RAND_bytes(16).hex())
+print(tempfile.mktemp())
+print(socket.gethostname())
+print(open("/etc/machine-id").read().strip())
+print(open("/proc/sys/kernel/random/boot_id").read().strip())
+"""
+#: Everything of that has been used when the state is saved.
+_WARMUP = """
+import os, random, ssl, tempfile, time, uuid
+random.random(), uuid.uuid1(), uuid.uuid4(), uuid.getnode(), ssl.RAND_bytes(1), os.urandom(1), tempfile.mktemp()
+open("/home/user/shared", "w").write("from the template")
+begun, state = time.monotonic(), list(range(1000))
+"""
+
+
+class Store:
+    """The store, and a configuration that nobody else uses."""
+
+    def __init__(self) -> None:
+        self.store = TemplateStore(default_cache_directory(), budget_mib=10**6)
+        self.warmup = f"{_WARMUP}\ntoken = {secrets.token_hex(8)!r}"
+        self.config = SandboxConfig(memory_mib=192, warmup=self.warmup)
+
+    def made(self) -> list[str]:
+        """Give the keys of its templates."""
+        return [template.key for template in self.store.list() if template.warmup == self.warmup]
+
+
+@pytest.fixture
+def own() -> Generator[Store]:
+    store = Store()
+    yield store
+    for key in store.made():
+        store.store.remove(key)
+
+
+async def test_eight_clones(own: Store) -> None:
+    """The first makes the template."""
+    identities: list[list[str]] = []
+
+    async def use(sandbox: Sandbox, number: int) -> None:
+        before = time.time()
+        clock = await sandbox.run("print(time.time(), time.monotonic() - begun)")
+        after = time.time()
+        now, since = (float(word) for word in clock.stdout.split())
+        assert before - 0.5 < now < after + 0.5, "the clock is the host's"
+        assert 0 < since < 60, "the monotonic clock goes on where it was"
+        shown = await sandbox.run(_IDENTITY)
+        assert (shown.stderr, shown.exit_code) == ("", 0)
+        identities.append(shown.stdout.split())
+        # A host name is of use where it can be resolved.
+        assert (await sandbox.run("print(socket.gethostbyname(socket.gethostname()))")).stdout == "127.0.0.1\n"
+        # What the warm-up left is there, and what one writes, to its memory or its disk, no other sees.
+        mine = f"written by {number}"
+        written = await sandbox.run(
+            f"assert state == list(range(1000)) and open('/home/user/shared').read() == 'from the template'\n"
+            f"state[:] = [{mine!r}] * 100_000; print(open('/home/user/shared', 'w').write({mine!r}))"
+        )
+        assert (written.stdout, written.stderr) == (f"{len(mine)}\n", "")
+        everybody_wrote[number].set()
+        for event in everybody_wrote:
+            await event.wait()
+        read = await sandbox.run("print(state[0], set(state) == {state[0]}, open('/home/user/shared').read())")
+        assert read.stdout == f"{mine} True {mine}\n"
+
+    async def open_and_use(number: int) -> None:
+        async with host.open_sandbox(config=own.config) as sandbox:
+            await use(sandbox, number)
+
+    everybody_wrote = [trio.Event() for _ in range(8)]
+    with nothing_left():
+        async with open_host() as host:
+            await host.prepare()
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(open_and_use, number)
+            # And once more, from another host: the template is what it was.
+            everybody_wrote[:] = [trio.Event()]
+            await open_and_use(0)
+    assert len(identities) == 9
+    for values in zip(*identities, strict=True):
+        assert len(set(values)) == 9, values
+    assert len(own.made()) == 1
+
+
+async def test_a_template_whose_state_is_damaged_inside(own: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Its sizes and times are right: only QEMU can notice. The user gets a machine, which has been warmed up."""
+    async with open_host() as host:
+        async with host.open_sandbox(config=own.config) as sandbox:
+            assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
+            # The machines that run are not disturbed by what happens to their template.
+            (key,) = own.made()
+            template = own.store.find(key)
+            assert template is not None
+            status = template.devices.stat()
+            state = template.devices.read_bytes()
+            template.devices.write_bytes(state[: len(state) // 2] + bytes(len(state) - len(state) // 2))
+            os.utime(template.devices, ns=(status.st_atime_ns, status.st_mtime_ns))
+            with nothing_left():
+                async with host.open_sandbox(config=own.config) as other:
+                    assert (await other.run("print(len(state), token)")).stdout.startswith("1000 ")
+            assert "could not go on from it" in caplog.text
+            assert own.made() == []
+            assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
+
+
+async def test_without_templates(own: Store) -> None:
+    async with (
+        open_host(HostConfig(templates=False)) as host,
+        host.open_sandbox(config=SandboxConfig(memory_mib=192, warmup=own.warmup)) as sandbox,
+    ):
+        assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
+        assert (await sandbox.run("import socket; print(socket.gethostname())")).stdout.startswith("sandbox-")
+    assert own.made() == []
+
+
+_BUILDER = """
+import sys, trio
+from trio_sandbox import HostConfig, SandboxConfig, open_host
+
+async def main():
+    config = HostConfig(progress=lambda step: print(step.message, flush=True))
+    async with open_host(config) as host, host.open_sandbox(config=SandboxConfig(memory_mib=192, warmup=sys.argv[1])):
+        pass
+
+trio.run(main)
+"""
+
+
+async def test_kill_9_while_a_template_is_made(own: Store) -> None:
+    templates = default_cache_directory() / "templates"
+    before = set(templates.glob(".*"))
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", _BUILDER, own.warmup], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    async with process.stdout:
+        try:
+            said = b""
+            while b"booting a machine" not in said:
+                piece = await process.stdout.receive_some()
+                assert piece, said
+                said += bytes(piece)
+            (staging,) = set(templates.glob(".staging-*")) - before
+            await wait_until(lambda: _users(staging / "memory") != [])
+        finally:
+            process.kill()
+            await process.wait()
+    await wait_until(lambda: _users(staging / "memory") == [])
+    assert own.made() == []
+    own.store.prune()
+    assert not staging.exists()
+    with pytest.raises(UnknownTemplateError):
+        own.store.remove(staging.name.removeprefix(".staging-").partition("-")[0])
+
+
+def _users(path: Path) -> list[int]:
+    """Who has *path* mapped."""
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(path) in (process / "maps").read_text():
+                found.append(int(process.name))
+        except OSError:
+            pass  # it has ended
+    return found
