@@ -233,4 +233,6 @@ async def test_an_image_without_our_directories_and_without_users(tmp_path: Path
 
 def groups(cgroup: str) -> list[str]:
     """Give the control groups with a process in them; some more are kept for later ones."""
-    return [events.parent.name for events in Path(cgroup).glob("*/cgroup.events") if "populated 1" in events.read_text()]
+    return [
+        events.parent.name for events in Path(cgroup).glob("*/cgroup.events") if "populated 1" in events.read_text()
+    ]
