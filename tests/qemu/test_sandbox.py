@@ -49,9 +49,10 @@ async def sandbox(host: Host) -> AsyncGenerator[Sandbox]:
         yield sandbox
 
 
-async def test_the_shapes_that_others_rely_on() -> None:
+@pytest.mark.parametrize("templates", [True, False], ids=["from a template", "booted"])
+async def test_the_shapes_that_others_rely_on(templates: bool) -> None:
     with nothing_left():
-        async with open_host() as host:
+        async with open_host(HostConfig(templates=templates)) as host:
             async with host.open_sandbox("python", SandboxConfig(memory_mib=256, vcpus=1)) as sandbox:
                 assert (await sandbox.run("x = 41")).stdout == ""
                 result = await sandbox.run("print(x + 1)")
