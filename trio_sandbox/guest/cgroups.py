@@ -16,9 +16,9 @@ class Group:
     def __init__(self, directory: int, name: str) -> None:
         os.mkdir(name, dir_fd=directory)
         self._directory = directory
-        self.name = name
+        self.name: str = name
         self._members = os.open(f"{name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-        self.events = os.open(f"{name}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        self.events: int = os.open(f"{name}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         """A descriptor on which poll(2) reports a change of `is_populated` since it was asked for, as POLLPRI."""
 
     def join(self) -> None:

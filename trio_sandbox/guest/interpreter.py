@@ -65,7 +65,7 @@ class Run:
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
         self.restarted = False
-        self.over = trio.Event()
+        self.over: trio.Event = trio.Event()
         """It has an end; that may still be on its way to the host."""
         self.given_up = False
         """Its host does not want it any more."""
@@ -117,7 +117,7 @@ class Interpreter:
     def __init__(
         self, language: Language, child: Child, started: StartedInterpreter, keep_reading: Callable[[int], None]
     ) -> None:
-        self.used = False
+        self.used: bool = False
         """A run was handed to it."""
         self.failure: OSError | None = None
         """Why it never came to take code; known once it is over."""

@@ -32,9 +32,9 @@ class Language:
     __slots__ = ("argv", "name", "worker")
 
     def __init__(self, name: str, argv: list[str], worker: str) -> None:
-        self.name = name
-        self.argv = argv
-        self.worker = worker
+        self.name: str = name
+        self.argv: list[str] = argv
+        self.worker: str = worker
         """File beside this one with the text that the interpreter is to run."""
 
 
@@ -49,9 +49,9 @@ class StartedInterpreter:
     __slots__ = ("control", "stderr")
 
     def __init__(self, control: socket.socket, stderr: int) -> None:
-        self.control = control
+        self.control: socket.socket = control
         """Our end of its control socket."""
-        self.stderr = stderr
+        self.stderr: int = stderr
         """The read end of the pipe that it may complain on until it is ready."""
 
 

@@ -92,9 +92,9 @@ class SnapshotService:
 
     def __init__(self, machine: Machine | None) -> None:
         self._machine = machine
-        self.frozen = trio.Event()
+        self.frozen: trio.Event = trio.Event()
         """The host was told that it may save the state now."""
-        self.marker = b""
+        self.marker: bytes = b""
         """What to wait for, from then on."""
 
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
