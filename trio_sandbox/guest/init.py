@@ -141,7 +141,7 @@ def _start_spawner() -> socket.socket:
         try:
             ours.close()
             spawner.main(theirs, spawner.Confinement(root=_IMAGE, cgroup=_USERS_CGROUP, user=DEFAULT_USER))
-        except BaseException as exc:  # noqa: BLE001  this process must not go on as a second process 1
+        except BaseException as exc:  # noqa: ASYNC103, BLE001  this process must not go on as a second process 1
             sys.excepthook(type(exc), exc, exc.__traceback__)
         finally:
             os._exit(1)

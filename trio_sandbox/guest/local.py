@@ -57,7 +57,7 @@ async def open_local_agent(
         host, guest = memory_stream_pair()
         children = Children(sock)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.serve, guest, children)
+            nursery.start_soon(agent.serve, guest, children)  # noqa: ASYNC113  who talks to it waits for its hello
             yield host
             await trio.aclose_forcefully(host)
     finally:

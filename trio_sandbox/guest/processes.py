@@ -81,7 +81,7 @@ class ProcessService:
             except OSError as exc:
                 # The tasks end with the pipes, which nobody else has.
                 await records.send_json({"failed": failure_fields(exc)}, end=True)
-                return
+                return  # noqa: ASYNC121  nothing is cancelled: it waits for those tasks
             finally:
                 for descriptor in theirs.values():
                     os.close(descriptor)
