@@ -54,6 +54,8 @@ def test_memory_has_units(text: str, mebibytes: int) -> None:
         (["run", "--mem", "512"], "unrecognized arguments"),
         (["image"], "required: ACTION"),
         (["image", "rm"], "required: NAME"),
+        (["template"], "required: ACTION"),
+        (["template", "rm"], "required: KEY"),
     ],
 )
 def test_wrong_use_is_status_2_and_says_what(

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _doctor, _image, _run, _status
+from . import _doctor, _image, _run, _status, _template
 from ._parser import build_parser
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run.run,
     "doctor": _doctor.doctor,
     "image": _image.image,
+    "template": _template.template,
 }
 
 

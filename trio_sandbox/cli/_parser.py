@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _fill_image(commands.add_parser("image", help="build, list and remove images", allow_abbrev=False))
+    _fill_template(commands.add_parser("template", help="list and remove saved machines", allow_abbrev=False))
     return parser
 
 
@@ -94,6 +95,7 @@ def _fill_run(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse software emulation, which QEMU does not count as a security boundary",
     )
+    run.add_argument("--no-templates", action="store_true", help="boot, and neither write nor use a saved machine")
     run.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
     _add_quiet(run)
@@ -123,6 +125,23 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
 
     prune = actions.add_parser(
         "prune", help="remove what interrupted builds and older versions left", allow_abbrev=False
+    )
+    _add_cache_dir(prune)
+
+
+def _fill_template(template: argparse.ArgumentParser) -> None:
+    actions = template.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="list the templates in the cache", allow_abbrev=False)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    _add_cache_dir(listing)
+
+    remove = actions.add_parser("rm", help="remove templates from the cache", allow_abbrev=False)
+    remove.add_argument("keys", nargs="+", metavar="KEY", help="keys, or their first 6 characters or more")
+    _add_cache_dir(remove)
+
+    prune = actions.add_parser(
+        "prune", help="remove what is damaged, left by killed processes, or over the budget", allow_abbrev=False
     )
     _add_cache_dir(prune)
 

@@ -119,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
                 accelerator=options.accelerator,
                 require_hardware=options.require_hardware,
                 build_images=not options.no_build,
+                templates=not options.no_templates,
             ),
             sandbox=SandboxConfig(memory_mib=options.memory, vcpus=options.vcpus),
             timeout=options.timeout,
