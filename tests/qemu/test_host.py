@@ -24,10 +24,13 @@ from trio_sandbox import (
     SandboxClosedError,
     SandboxConfig,
     SandboxError,
+    Timeouts,
     VmBootError,
     open_host,
 )
+from trio_sandbox.host._launcher import Launcher
 from trio_sandbox.image import Image, ImageStore, SystemDisk
+from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.qemu import (
     MachineConfig,
     QemuStorageDaemon,
@@ -48,19 +51,19 @@ class OneImage:
 
     machine: MachineConfig
 
-    async def ensure(self, name: str, **_: object) -> Image:
+    async def ensure_bootable(self, name: str, **_: object) -> tuple[Image, SystemDisk]:
         await trio.lowlevel.checkpoint()
-        path = self.machine.image
-        return Image(name=name, digest="0", path=path, size_bytes=0, virtual_size=0, manifest=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-
-    async def ensure_system(self, **_: object) -> SystemDisk:
-        await trio.lowlevel.checkpoint()
-        return SystemDisk(
-            digest="0",
-            kernel=self.machine.kernel,
-            initrd=self.machine.initrd,
-            disk=self.machine.system_disk,
-            kernel_args=self.machine.kernel_args,
+        machine = self.machine
+        manifest = Manifest(name=name, digest="0", created=0, files={}, details={})
+        return (
+            Image(name=name, digest="0", path=machine.image, size_bytes=0, virtual_size=0, manifest=manifest),
+            SystemDisk(
+                digest="0",
+                kernel=machine.kernel,
+                initrd=machine.initrd,
+                disk=machine.system_disk,
+                kernel_args=machine.kernel_args,
+            ),
         )
 
 
@@ -80,7 +83,15 @@ async def open_fake_host(
         open_vm_manager(runtime=runtime, accelerator=accelerator) as machines,
     ):
         store = cast("ImageStore", OneImage(machine))
-        yield Host(config or HostConfig(), runtime, store, accelerator, overlays, machines), daemon
+        launcher = Launcher(
+            machines=machines,
+            overlays=overlays,
+            templates=None,
+            directory=runtime.directory,
+            timeouts=Timeouts(),
+            progress=lambda _: None,
+        )
+        yield Host(config or HostConfig(), runtime, store, accelerator, launcher), daemon
 
 
 def overlays_of(host: Host) -> list[Path]:
