@@ -69,7 +69,7 @@ def lint(session: nox.Session) -> None:
     # It reads no configuration file of its own outside flake8.
     session.run("flake8-async", *FLAKE8_ASYNC, *python_files("trio_sandbox", without="trio_sandbox/guest"))
     session.run("flake8-async", *FLAKE8_ASYNC_GUEST, *trio_files("trio_sandbox/guest"))
-    session.run("flake8-async", *FLAKE8_ASYNC_TESTS, *python_files("tests"))
+    session.run("flake8-async", *FLAKE8_ASYNC_TESTS, *python_files("pytest_trio_sandbox", "tests"))
 
 
 @nox.session
@@ -110,7 +110,7 @@ FLAKE8_ASYNC = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC128")
 #: In the guest, besides: nobody but the agent calls the agent's functions, and a checkpoint that nobody
 #: needs costs each run a turn of the scheduler, which is slow under emulation (910 to 913).
 FLAKE8_ASYNC_GUEST = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC128,ASYNC91")
-#: In tests, besides: fixtures are generators (119, 900, 911), fakes have the signatures of what they
+#: In tests and in the pytest plugin, besides: fixtures are generators (119, 900, 911), fakes have the signatures of what they
 #: stand for (124), and nobody who waits for a test cares where its checkpoints are (910 to 913).
 FLAKE8_ASYNC_TESTS = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC119,ASYNC124,ASYNC128,ASYNC900,ASYNC91")
 
