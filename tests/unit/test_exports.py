@@ -13,12 +13,14 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError FileChange FileChanges GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTextFile GuestProtocolError HardwareRequiredError Host
-        HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError MissingProgramError
-        OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError QMPCommandError QMPConnectError
-        QMPError QMPProtocolError QemuStorageDaemonError RunEvents RunRefusedError RunResult Sandbox
-        SandboxClosedError SandboxConfig SandboxError SandboxStatistics Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError
-        VmDiedError VmError WarmupError open_host open_sandbox
+        AdmissionStatistics BalloonError CapacityError FileChange FileChanges GuestFile GuestInput GuestOutput
+        GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
+        HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
+        MissingProgramError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
+        QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
+        RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxStatistics
+        Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
+        VmError WarmupError open_host open_sandbox
     """,
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT

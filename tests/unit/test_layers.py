@@ -52,7 +52,15 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     "guest.messages": set(),
     "guest.mounts": set(),
     "guest.cgroups": set(),
-    "guest.spawner": {"guest.cgroups", "guest.file_helper", "guest.messages", "guest.mounts"},  # forks, and must have no Trio in it when it does
+    # Forks, and must have no Trio in it when it does.
+    "guest.spawner": {
+        "guest.cgroups",
+        "guest.file_helper",
+        "guest.messages",
+        "guest.mounts",
+        "guest.terminals",
+    },
+    "guest.terminals": set(),
     "guest.trees": set(),
     "guest.python_worker": set(),  # its text is run by the image's Python
     "qemu._reaper_main": set(),  # runs with -I -S

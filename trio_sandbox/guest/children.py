@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +28,18 @@ class Child:
     def __init__(self, children: Children, number: int) -> None:
         self._children = children
         self.number = number
-        self.pid = 0
+        self.pid: int = 0
         """As processes in the guest see it; 0 until it is known."""
         self.returncode: int | None = None
         """As `subprocess.Popen.returncode`."""
-        self.oom_killed = False
+        self.oom_killed: bool = False
         """The kernel ended it because there was no memory left."""
         self.failure: OSError | None = None
         """Why it was never executed."""
+        self.terminal = -1
+        """Our end of its terminal once it has started with one; to be closed by who asked for it."""
+        self.abandoned = False
+        """Nobody waits for its start any more."""
         self.on_exit: Callable[[], None] | None = None
         """Called once when `returncode` or `failure` is known, in place of a task that waits."""
         self._started = trio.Event()
@@ -103,7 +108,7 @@ class Children:
         self._acknowledgements: deque[trio.Event] = deque()
         self._identified = trio.Event()
         self._next_number = 0
-        self.adopted = [self._new() for _ in range(adopted)]
+        self.adopted: list[Child] = [self._new() for _ in range(adopted)]
 
     def _new(self) -> Child:
         child = Child(self, self._next_number)
@@ -125,6 +130,7 @@ class Children:
         cwd: str | None,
         user: str | int | None,
         descriptors: Mapping[int, int],
+        terminal: tuple[int, int, str] | None = None,
     ) -> Child:
         """Start a process and wait until it executes its program. Cancelled: it is killed.
 
@@ -134,6 +140,7 @@ class Children:
           cwd: Its working directory; None for its user's home.
           user: Name or number; None for the default user.
           descriptors: Which of ours it gets as what; 0 to 2 are /dev/null where they are not named.
+          terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.terminal`.
 
         Raises:
           OSError: as execve(2) and chdir(2) there, and for a user that does not exist.
@@ -147,11 +154,14 @@ class Children:
             "targets": list(descriptors),
             "blocked": [],
         }
+        if terminal is not None:
+            request["terminal"] = terminal
         child = self.start(request, list(descriptors.values()))
         try:
             await child.wait_started()
         except trio.Cancelled:
             child.kill()
+            child.abandoned = True
             raise
         return child
 
@@ -195,9 +205,10 @@ class Children:
                         received = None
                     if received is None:
                         raise SpawnerGoneError("the spawner ended")
-                    self._dispatch(cast("tuple[object, ...]", received[0]))
+                    event, descriptors = received
+                    self._dispatch(cast("tuple[object, ...]", event), descriptors)
 
-    def _dispatch(self, event: tuple[object, ...]) -> None:
+    def _dispatch(self, event: tuple[object, ...], descriptors: list[int]) -> None:
         if event[0] == "signalled":
             self._acknowledgements.popleft().set()
             return
@@ -208,6 +219,11 @@ class Children:
         # What comes after "failed" is about a process that never became one.
         child = self._children.get(number)
         if child is not None:
+            for terminal in descriptors:
+                if child.abandoned:
+                    os.close(terminal)
+                else:
+                    child.terminal = terminal
             child._on_event(event)  # pyright: ignore[reportPrivateUsage]
             if event[0] in ("failed", "empty"):
                 del self._children[number]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import final
 
 import trio
 
 from ..wire import ChannelStream, StreamResetError
+from .terminals import resize_terminal
 
 #: Bytes that are read of a pipe at once: what the kernel keeps in one unless told otherwise.
 CHUNK = 65536
@@ -90,6 +91,55 @@ async def drain(descriptor: int, stream: ChannelStream) -> None:
             while data := await pipe.receive_some(CHUNK):
                 await stream.send_all(data)
             await stream.send_eof()
+
+
+@final
+class Terminal:
+    """The terminal of a process, and the stream at whose other end somebody sits.
+
+    Args:
+      descriptor: Our end of the terminal, owned from now on.
+      stream: What is typed comes from it, and what is shown goes to it. It is closed with the terminal.
+      wait_exit: Waits for the process to be over.
+
+    """
+
+    def __init__(self, descriptor: int, stream: ChannelStream, wait_exit: Callable[[], Awaitable[object]]) -> None:
+        self._pty = trio.lowlevel.FdStream(descriptor)
+        self._stream = stream
+        self._wait_exit = wait_exit
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the terminal's size; nothing happens once it is closed."""
+        if self._pty.fileno() >= 0:
+            resize_terminal(self._pty.fileno(), rows, columns)
+
+    async def carry(self) -> None:
+        """Carry bytes both ways until no process has the terminal open, or the host ends the stream: then hang up."""
+        try:
+            async with self._pty, trio.open_nursery() as nursery:
+                nursery.start_soon(self._type, nursery.cancel_scope)
+                with contextlib.suppress(trio.BrokenResourceError):  # EIO of the terminal, or the stream is gone
+                    while data := await self._pty.receive_some(CHUNK):
+                        await self._stream.send_all(data)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await self._stream.send_eof()
+                # Programs close what they have before they exit: hung up now, they would die of that.
+                await self._wait_exit()
+                nursery.cancel_scope.cancel(reason="nobody has the terminal open any more")
+        finally:
+            self._stream.close()
+
+    async def _type(self, scope: trio.CancelScope) -> None:
+        try:
+            while data := await self._stream.receive_some(CHUNK):
+                try:
+                    await self._pty.send_all(data)
+                except trio.BrokenResourceError:
+                    return  # there is still to be shown what was printed before that
+        except trio.BrokenResourceError:
+            pass  # the host gave the stream up, which comes to the same
+        scope.cancel(reason="the host hung up")
 
 
 async def discard(descriptor: int) -> None:

@@ -4,8 +4,12 @@ A record stream of JSON. The host asks first, and may ask for more while the pro
 
     {"argv": [...], "env": {..} | null, "cwd": str | null, "user": str | int | null,
      "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null}     ids of "pipe" streams; null is /dev/null
-    {"signal": n}       to the process
-    {"kill": true}      to it and all of its descendants
+    {"signal": n}                   to the process
+    {"kill": true}                  to it and all of its descendants
+    {"resize": [rows, columns]}     its terminal
+
+With "terminal": {"stdio": id, "rows": n, "columns": n, "term": TERM} in the first request it gets a terminal in place of
+the three. The end of the stream "stdio" hangs the terminal up, and where no process has it open any more the stream ends.
 
     {"started": pid}    or {"failed": {"errno": n, "strerror": str, "filename": str}} and the end
     {"exited": status}  as `subprocess.Popen.returncode`, and the end
@@ -24,13 +28,16 @@ import trio
 
 from ..wire import ChannelStream, RecordStream
 from .children import Child, Children
-from .pipes import NoSuchPipeError, ParkedPipes, drain, feed, open_pipe
+from .pipes import NoSuchPipeError, ParkedPipes, Terminal, drain, feed, open_pipe
 
 #: Bytes of one request. JSON writes a character that is not ASCII with up to three times the bytes of UTF-8.
 REQUEST_LIMIT = 32 * 2**20
 
-
 _HIGHEST_SIGNAL = 64
+#: Rows or columns; what the kernel keeps of them.
+_LARGEST_SIZE = 65535
+#: Stands among the numbers of descriptors for all three of a terminal.
+_TERMINAL = -1
 
 
 class BadRequestError(Exception):
@@ -68,6 +75,8 @@ class ProcessService:
             theirs: dict[int, int] = {}
             try:
                 for target, stream in pipes.items():
+                    if target == _TERMINAL:
+                        continue
                     ours, theirs[target] = open_pipe(for_writing=target == 0)
                     if target == 0:
                         nursery.start_soon(feed, stream, ours)
@@ -76,7 +85,12 @@ class ProcessService:
                 if request.merge_stderr and 1 in theirs:
                     theirs[2] = os.dup(theirs[1])
                 child = await self._children.spawn(
-                    request.argv, env=request.env, cwd=request.cwd, user=request.user, descriptors=theirs
+                    request.argv,
+                    env=request.env,
+                    cwd=request.cwd,
+                    user=request.user,
+                    descriptors=theirs,
+                    terminal=request.terminal,
                 )
             except OSError as exc:
                 # The tasks end with the pipes, which nobody else has.
@@ -85,7 +99,11 @@ class ProcessService:
             finally:
                 for descriptor in theirs.values():
                     os.close(descriptor)
-            process = _Process(child, records)
+            terminal = None
+            if _TERMINAL in pipes:
+                terminal = Terminal(child.terminal, pipes[_TERMINAL], child.wait)
+                nursery.start_soon(terminal.carry)
+            process = _Process(child, records, terminal)
             try:
                 await records.send_json({"started": child.pid})
                 nursery.start_soon(process.report)
@@ -107,6 +125,16 @@ class _Request:
         self.user = user if type(user) is int else parse_text(user, "user")
         self.merge_stderr = message.get("stderr") == "stdout"
         self.pipes: dict[int, int] = {}
+        self.terminal: tuple[int, int, str] | None = None
+        match message.get("terminal"):
+            case None:
+                pass
+            case {"stdio": int(stdio), "rows": int(rows), "columns": int(columns), "term": str(term)}:
+                self.pipes[_TERMINAL] = stdio
+                self.terminal = _parse_size(rows), _parse_size(columns), term
+                return
+            case terminal:
+                raise BadRequestError(f"not a terminal: {terminal!r:.80}")
         for target, name in enumerate(("stdin", "stdout", "stderr")):
             number = parse_pipe(message.get(name), name) if target < 2 or not self.merge_stderr else None
             if number is not None:
@@ -115,8 +143,9 @@ class _Request:
 
 @final
 class _Process:
-    def __init__(self, child: Child, records: RecordStream) -> None:
+    def __init__(self, child: Child, records: RecordStream, terminal: Terminal | None) -> None:
         self._child = child
+        self._terminal = terminal
         self._records = records
         self._killed = False
 
@@ -136,6 +165,8 @@ class _Process:
                 case {"kill": True}:
                     self._killed = True
                     self._child.kill()
+                case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
+                    self._terminal.resize(_parse_size(rows), _parse_size(columns))
                 case _:
                     self._records.stream.reset(f"not a request to a running process: {request!r:.80}")
                     return
@@ -151,6 +182,12 @@ def _parse_argv(value: object) -> list[str]:
     if not isinstance(value, list) or not value:
         raise BadRequestError(f"argv must be a list that is not empty, not {value!r:.80}")
     return [parse_string(argument, "an argument") for argument in cast("list[object]", value)]
+
+
+def _parse_size(value: int) -> int:
+    if not 0 < value <= _LARGEST_SIZE:
+        raise BadRequestError(f"a terminal has from 1 to {_LARGEST_SIZE} rows and columns, not {value}")
+    return value
 
 
 def parse_environment(value: object) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
     ("identify", hostname, machine_id)        write who this machine is to the users' files
 
-    ("started", number, pid)                  exec succeeded
+    ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
     ("failed", number, errno, strerror, filename)
     ("identified",)                           that was done, as far as their root file system allows
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
@@ -37,9 +37,11 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from . import file_helper
 from .cgroups import Group, Groups
 from .messages import receive_message, send_message
+from .terminals import control_terminal, open_terminal
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
-    from typing import TypedDict
+    from collections.abc import Sequence
+    from typing import NotRequired, TypedDict
 
     class Request(TypedDict):
         """What to run, and as whom."""
@@ -56,6 +58,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """What number each of the descriptors gets; 0 to 2 are /dev/null unless named."""
         blocked: list[int]
         """Signals that it starts with blocked."""
+        terminal: NotRequired[tuple[int, int, str]]
+        """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
 
 
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
@@ -71,11 +75,11 @@ class Confinement:
     __slots__ = ("cgroup", "root", "user")
 
     def __init__(self, *, root: str | None = None, cgroup: str | None = None, user: int | None = None) -> None:
-        self.root = root
+        self.root: str | None = root
         """Directory to be the root of a PID and mount namespace of their own; None: stay where we are."""
-        self.cgroup = cgroup
+        self.cgroup: str | None = cgroup
         """Directory of a cgroup v2 in which each process gets a group; None: KILL reaches no further than its session."""
-        self.user = user
+        self.user: int | None = user
         """Who runs what does not say who it runs as; None: processes keep our identity, and none can be named."""
 
 
@@ -88,14 +92,16 @@ class _User:
 
 
 class _Process:
-    __slots__ = ("failure", "group", "kill_sent", "number", "pid", "reaped")
+    __slots__ = ("failure", "group", "kill_sent", "number", "pid", "reaped", "terminal")
 
-    def __init__(self, number: int, pid: int, failure: int, group: Group | None) -> None:
+    def __init__(self, number: int, pid: int, failure: int, group: Group | None, terminal: list[int]) -> None:
         self.number = number
         self.pid = pid
         self.failure = failure
         """The pipe on which the child reports what kept it from exec, or -1."""
         self.group = group
+        self.terminal = terminal
+        """Our end of its terminal, if it has one, until it has started."""
         self.kill_sent = False
         self.reaped = False
 
@@ -113,7 +119,7 @@ class Spawner:
         self._by_pid: dict[int, _Process] = {}
         self._by_descriptor: dict[int, _Process] = {}
         # We never block on the agent, so the agent may block on us.
-        self._unsent: deque[tuple[object, ...]] = deque()
+        self._unsent: deque[tuple[tuple[object, ...], Sequence[int]]] = deque()
 
     def run(self) -> None:
         """Serve until the agent closes its end."""
@@ -183,15 +189,21 @@ class Spawner:
 
     def _spawn(self, number: int, request: Request, descriptors: list[int]) -> None:
         group = None
+        ours: list[int] = []
+        theirs: list[int] = []
         try:
             user = self._find_user(request["user"])
+            if "terminal" in request:
+                rows, columns, _ = request["terminal"]
+                ends = open_terminal(rows, columns, None if user is None else user.uid)
+                ours, theirs = [ends[0]], [ends[1]]
             if self._groups is not None:
                 group = self._groups.take()
             failure, report = os.pipe2(os.O_CLOEXEC)
             try:
                 pid = os.fork()
                 if pid == 0:
-                    _become(request, descriptors, user, group, report)
+                    _become(request, descriptors, user, group, report, theirs)
             except BaseException:
                 os.close(failure)
                 raise
@@ -200,9 +212,14 @@ class Spawner:
         except OSError as exc:
             if group is not None and self._groups is not None:
                 self._groups.give_back(group)
+            for descriptor in ours:
+                os.close(descriptor)
             self._send("failed", number, exc.errno, exc.strerror, exc.filename or "")
             return
-        process = _Process(number, pid, failure, group)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        process = _Process(number, pid, failure, group, ours)
         self._processes[number] = self._by_pid[pid] = self._by_descriptor[failure] = process
         self._poll.register(failure, select.POLLIN)
 
@@ -239,11 +256,14 @@ class Spawner:
             process.failure = -1
             with open(descriptor, "rb") as report:
                 error = report.read()
+            terminal, process.terminal = process.terminal, []
             if error:
+                for end in terminal:
+                    os.close(end)
                 number, _, filename = error.partition(b" ")
                 self._send("failed", process.number, int(number), os.strerror(int(number)), os.fsdecode(filename))
             else:
-                self._send("started", process.number, process.pid)
+                self._send("started", process.number, process.pid, descriptors=terminal)
         if process.reaped:
             self._finish_if_empty(process)
 
@@ -285,21 +305,25 @@ class Spawner:
         del self._processes[process.number]
         self._send("empty", process.number)
 
-    def _send(self, *event: object) -> None:
-        self._unsent.append(event)
+    def _send(self, *event: object, descriptors: Sequence[int] = ()) -> None:
+        """Send an event, as soon as the agent takes it, with *descriptors*, which are closed here then."""
+        self._unsent.append((event, descriptors))
         if len(self._unsent) == 1:
             self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
+            event, descriptors = self._unsent[0]
             try:
-                send_message(self._sock, self._unsent[0], flags=socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                send_message(self._sock, event, descriptors, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
                 return
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the end of the stream is noticed where requests are read
             self._unsent.popleft()
+            for descriptor in descriptors:
+                os.close(descriptor)
         self._poll.modify(self._sock, select.POLLIN)
 
     # --- The user database ---
@@ -370,7 +394,14 @@ def _read_database(path: str, width: int) -> list[list[str]]:
 # --- In the child ---
 
 
-def _become(request: Request, descriptors: list[int], user: _User | None, group: Group | None, report: int) -> NoReturn:
+def _become(
+    request: Request,
+    descriptors: list[int],
+    user: _User | None,
+    group: Group | None,
+    report: int,
+    terminal: list[int],
+) -> NoReturn:
     """Turn this process into what was asked for, or report why not."""
     what = ""
     try:
@@ -381,6 +412,8 @@ def _become(request: Request, descriptors: list[int], user: _User | None, group:
         if group is not None:
             group.join()
         os.setsid()
+        for end in terminal:
+            control_terminal(end)
         if user is not None:
             _forgo_protection()
             os.setgroups(user.groups)
@@ -391,12 +424,18 @@ def _become(request: Request, descriptors: list[int], user: _User | None, group:
         os.dup2(0, 2)
         for target, descriptor in zip(request["targets"], descriptors, strict=True):
             os.dup2(descriptor, target)
+        for end in terminal:
+            for target in (0, 1, 2):
+                os.dup2(end, target)
         if not request["argv"]:
             signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
             file_helper.main()
         what = request["argv"][0]
         signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
-        _exec(request["argv"], _login_environment(user) if request["env"] is None else request["env"])
+        environment = _login_environment(user) if request["env"] is None else request["env"]
+        if "terminal" in request and (request["env"] is None or "TERM" not in environment):
+            environment["TERM"] = request["terminal"][2]
+        _exec(request["argv"], environment)
     except OSError as exc:
         os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
     except ValueError:  # not an argument or a variable that execve(2) could take

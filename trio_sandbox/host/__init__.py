@@ -10,5 +10,6 @@ from ._process import GuestInput as GuestInput, GuestOutput as GuestOutput, Gues
 from ._run import OutputChunk as OutputChunk, RunEvents as RunEvents, RunResult as RunResult
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
 from ._templates import Template as Template, TemplateStore as TemplateStore
+from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal
 from ._transfer import TransferStatistics as TransferStatistics
 from ._watch import FileChange as FileChange, FileChanges as FileChanges

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
 from typing import Literal, final
 
+import attrs
 import trio
 
 from .._errors import GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
@@ -17,6 +18,7 @@ from .._nurseries import hide_nursery, open_services
 from ..wire import JSON, ChannelStream, RecordStream
 from ._failures import Machine, guest_failures, open_stream
 from ._messages import Exited, Failed, Message, Started, parse_message
+from ._terminal import GuestTerminal, Terminal, check_size
 
 Stderr = Literal["pipe", "stdout", "discard"]
 
@@ -95,6 +97,7 @@ class GuestProcess:
         stdin: GuestInput | None,
         stdout: GuestOutput | None,
         stderr: GuestOutput | None,
+        stdio: GuestTerminal | None,
     ) -> None:
         self.args = args
         """The argv it was started with."""
@@ -103,6 +106,9 @@ class GuestProcess:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.stdio = stdio
+        """The terminal of a process that was opened with one; the other three are None then."""
+        self._resize: dict[str, object] | None = None  # that is still to be sent
         self._vm = vm
         self._returncode: int | None = None
         self._failure: SandboxError | None = None
@@ -152,6 +158,27 @@ class GuestProcess:
         """Send SIGKILL, to the process and to every descendant of it."""
         self._request({"kill": True})
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of the process's terminal; its foreground processes get SIGWINCH. Does not wait for the guest.
+
+        Of several sizes that the guest has not taken yet the last one counts.
+
+        Raises:
+          TypeError, ValueError: if these are not numbers from 1 to 65535, or the process has no terminal.
+          trio.BusyResourceError: if the guest has not taken the last 64 signals yet.
+
+        """
+        check_size(rows, "rows")
+        check_size(columns, "columns")
+        if self.stdio is None:
+            raise ValueError("this process has no terminal; open it with pty=True")
+        if self._resize is None:
+            resize: dict[str, object] = {"resize": [rows, columns]}
+            self._request(resize)
+            self._resize = resize
+        else:
+            self._resize["resize"] = [rows, columns]
+
     def _request(self, request: dict[str, object]) -> None:
         if self._ended.is_set():
             return
@@ -186,6 +213,8 @@ class GuestProcess:
     async def _serve_requests(self, records: RecordStream) -> None:
         try:
             async for request in self._requests:
+                if request is self._resize:
+                    self._resize = None
                 await records.send_json(request)
         except trio.BrokenResourceError:  # the reader of `records` says why
             await trio.lowlevel.checkpoint()
@@ -222,6 +251,7 @@ async def open_process(
     stdin: bool,
     stdout: bool,
     stderr: Stderr,
+    terminal: Terminal | None,
     patience: float,
 ) -> AsyncGenerator[GuestProcess]:
     """Start a process and yield it; leaving the block ends it and all its descendants."""
@@ -236,14 +266,19 @@ async def open_process(
             stack.callback(stream.close)
             return stream
 
+        piped = terminal is None
         pipes = {
-            "stdin": open_pipe() if stdin else None,
-            "stdout": open_pipe() if stdout else None,
-            "stderr": open_pipe() if stderr == "pipe" else None,
+            "stdin": open_pipe() if piped and stdin else None,
+            "stdout": open_pipe() if piped and stdout else None,
+            "stderr": open_pipe() if piped and stderr == "pipe" else None,
         }
         ids: dict[str, object] = {name: stream.id for name, stream in pipes.items() if stream is not None}
-        if stderr == "stdout":
+        if piped and stderr == "stdout":
             ids["stderr"] = "stdout"
+        stdio = None
+        if terminal is not None:
+            stdio = open_pipe()
+            ids["terminal"] = {"stdio": stdio.id, **attrs.asdict(terminal)}
         records = RecordStream(open_stream(vm, {"service": "process"}, what))
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
         async with guest_failures(vm, f"the start of {args[0]!r}"):
@@ -260,6 +295,7 @@ async def open_process(
             None if pipes["stdin"] is None else GuestInput(pipes["stdin"]),
             None if pipes["stdout"] is None else GuestOutput(pipes["stdout"]),
             None if pipes["stderr"] is None else GuestOutput(pipes["stderr"]),
+            None if stdio is None else GuestTerminal(stdio),
         )
         services = await stack.enter_async_context(open_services("Sandbox.open_process()"))
         await services.start(process._serve, records)  # pyright: ignore[reportPrivateUsage]
@@ -283,6 +319,7 @@ async def run_process(
     env: Mapping[str, str] | None,
     cwd: str | PathLike[str] | None,
     user: str | int | None,
+    pty: bool | Terminal,
     limit: int,
     task_status: trio.TaskStatus[GuestProcess],
 ) -> subprocess.CompletedProcess[bytes]:
@@ -295,11 +332,13 @@ async def run_process(
         raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
     if capture_stderr and stderr_to_stdout:
         raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
+    if pty and capture_stderr:
+        raise ValueError("with a terminal there is one output; use capture_stdout in place of `capture_stderr`")
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
 
     lost: list[trio.BrokenResourceError] = []
 
-    async def gather(name: str, stream: GuestOutput) -> None:  # noqa: ASYNC910 - reading is a checkpoint
+    async def gather(name: str, stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
         try:
             async for data in stream:
                 buffer = output[name]
@@ -316,14 +355,20 @@ async def run_process(
             lost.append(exc)  # one failure, one route: where the machine is gone, wait() says so
             await trio.lowlevel.checkpoint()
 
-    async def feed(stream: GuestInput) -> None:
+    async def feed(stream: trio.abc.SendStream) -> None:
         # Like trio.run_process: a process that does not want its input is nobody's error.
         try:
             await stream.send_all(stdin)
         except trio.BrokenResourceError:
             await trio.lowlevel.checkpoint()
         else:
-            await stream.aclose()
+            if not pty:  # closing a terminal would end the process
+                await stream.aclose()
+
+    async def discard(stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for _ in stream:
+                pass
 
     async with open_process(
         command,
@@ -333,6 +378,7 @@ async def run_process(
         env=env,
         cwd=cwd,
         user=user,
+        pty=pty,
     ) as process:
         task_status.started(process)
         with hide_nursery("Sandbox.run_process()"):
@@ -343,6 +389,12 @@ async def run_process(
                     nursery.start_soon(gather, "stdout", process.stdout)
                 if process.stderr is not None:
                     nursery.start_soon(gather, "stderr", process.stderr)
+                if process.stdio is not None:
+                    nursery.start_soon(feed, process.stdio)
+                    if capture_stdout:
+                        nursery.start_soon(gather, "stdout", process.stdio)
+                    else:  # a terminal that nobody reads would make the process wait
+                        nursery.start_soon(discard, process.stdio)
         returncode = await process.wait()
         if lost:
             raise OutcomeUnknownError(f"the guest gave the output of {process.args[0]!r} up") from lost[0]

@@ -19,6 +19,7 @@ from ._messages import code_request, process_request
 from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run
+from ._terminal import Terminal
 from ._transfer import TransferStatistics, download, upload
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
 from ._watch import FileChanges, watch
@@ -161,6 +162,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
         user: str | int | None = None,
+        pty: bool | Terminal = False,
     ) -> AsyncGenerator[GuestProcess]:
         """Start a process in the guest; leaving the block kills it and every descendant of it.
 
@@ -174,6 +176,8 @@ class Sandbox:
           env: The whole environment; None for the guest's default one.
           cwd: An absolute directory in the guest; None for the user's home.
           user: A user's name or id in the guest; None for the unprivileged user 1000.
+          pty: Whether the process gets a terminal, which is `GuestProcess.stdio`, in place of *stdin*, *stdout*
+            and *stderr*, whatever these say; a `Terminal` also gives its size and kind.
 
         Raises:
           TypeError, ValueError: for arguments that can't be a process; nothing was sent.
@@ -188,7 +192,13 @@ class Sandbox:
             raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
         request = process_request(command, env=env, cwd=cwd, user=user)
         async with open_process(
-            self._vm, request, stdin=stdin, stdout=stdout, stderr=stderr, patience=self._timeouts.kill
+            self._vm,
+            request,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=(pty if isinstance(pty, Terminal) else Terminal()) if pty else None,
+            patience=self._timeouts.kill,
         ) as process:
             self._processes += 1
             yield process
@@ -206,6 +216,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
         user: str | int | None = None,
+        pty: bool | Terminal = False,
         task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a process in the guest to its end, like `trio.run_process` on the host.
@@ -224,6 +235,9 @@ class Sandbox:
           env: The whole environment; None for the guest's default one.
           cwd: An absolute directory in the guest; None for the user's home.
           user: A user's name or id in the guest; None for the unprivileged user 1000.
+          pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and what *capture_stdout*
+            captures is all that the terminal shows, standard error and the echo of the input included. What is typed
+            has no end; Ctrl-D, which is ``"\N{END OF TRANSMISSION}"``, at the start of a line stands for one.
           task_status: For ``nursery.start(sandbox.run_process, ...)``, which returns the `GuestProcess`.
 
         Returns:
@@ -248,6 +262,7 @@ class Sandbox:
             env=env,
             cwd=cwd,
             user=user,
+            pty=pty,
             limit=self._config.max_output_bytes,
             task_status=task_status,
         )
