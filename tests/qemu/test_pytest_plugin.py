@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from trio_sandbox.image import default_cache_directory
 from trio_sandbox.qemu import detect_accelerator, open_runtime
 
 pytestmark = pytest.mark.qemu
@@ -15,9 +16,30 @@ pytestmark = pytest.mark.qemu
 INI = "[pytest]\ntrio_mode = true\nfilterwarnings = error\nstrict = true\n"
 
 
+def make_conftest(pytester: pytest.Pytester, arguments: str) -> None:
+    """Configure the inner run's hosts."""
+    pytester.makeconftest(f"""
+        import pytest
+        from trio_sandbox import HostConfig
+
+        @pytest.fixture(scope="session")
+        def sandbox_host_config():
+            return HostConfig({arguments})
+    """)
+
+
+@pytest.fixture(scope="session")
+def cache_directory() -> Path:
+    """Give the user's own cache: pytester gives its runs another home, where all would have to be built anew."""
+    return default_cache_directory()
+
+
 @pytest.mark.usefixtures("python_image", "system_disk")
-def test_fresh_machines_in_two_workers_and_a_report_of_the_one_whose_test_failed(pytester: pytest.Pytester) -> None:
+def test_fresh_machines_in_two_workers_and_a_report_of_the_one_whose_test_failed(
+    cache_directory: Path, pytester: pytest.Pytester
+) -> None:
     pytester.makeini(INI)
+    make_conftest(pytester, f"cache_dir={str(cache_directory)!r}")
     pytester.makepyfile("""
         import pytest
 
@@ -54,14 +76,7 @@ def test_requires_hardware_skips_where_no_guest_ran_on_it(pytester: pytest.Pytes
 
     trio.run(detect)
     pytester.makeini(INI)
-    pytester.makeconftest(f"""
-        import pytest
-        from trio_sandbox import HostConfig
-
-        @pytest.fixture(scope="session")
-        def sandbox_host_config(request):
-            return HostConfig(cache_dir={str(cache)!r}, runtime_dir={str(short_directory)!r})
-    """)
+    make_conftest(pytester, f"cache_dir={str(cache)!r}, runtime_dir={str(short_directory)!r}")
     pytester.makepyfile("""
         import pytest
 
