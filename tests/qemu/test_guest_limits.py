@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trio_sandbox import Sandbox, SandboxConfig, open_sandbox
+from trio_sandbox import Sandbox
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
@@ -18,50 +18,49 @@ async def lines(sandbox: Sandbox, script: str, user: str | None = None) -> list[
     return completed.stdout.decode().splitlines()
 
 
-async def test_the_world_of_users() -> None:
-    async with open_sandbox() as sandbox:
-        # Who it is, and that the clock is the host's.
-        assert await lines(sandbox, "id -un; id -u; pwd; cat /proc/1/comm") == [
-            "user",
-            "1000",
-            "/home/user",
-            "python3.13",
-        ]
-        (now,) = await lines(sandbox, "date +%s.%N")
-        assert abs(float(now) - time.time()) < 5
-        # Nothing of the agent's: no files, no devices, no processes; and the spawner is out of reach even for root.
-        (found,) = await lines(sandbox, "echo /agent /image /dev/vd* /dev/vport* /dev/kmsg /dev/mem")
-        assert found == "/agent /image /dev/vd* /dev/vport* /dev/kmsg /dev/mem"
-        for name in ("/agent", "/image"):
-            assert (await lines(sandbox, f"ls {name} 2>&1 >/dev/null | grep -c 'No such'")) == ["1"]
-        assert await lines(sandbox, "kill -9 1; ls / | grep -c agent; echo alive", user="root") == ["0", "alive"]
-        # No network but the machine's own.
-        assert await lines(sandbox, "ls /sys/class/net") == ["lo"]
-        result = await sandbox.run(
-            "import socket\nserver = socket.create_server(('127.0.0.1', 0))\n"
-            "client = socket.create_connection(server.getsockname())\nprint('up')"
-        )
-        assert (result.stdout, result.stderr) == ("up\n", "")
+async def test_the_world_of_users(sandbox: Sandbox) -> None:
+    # Who it is, and that the clock is the host's.
+    assert await lines(sandbox, "id -un; id -u; pwd; cat /proc/1/comm") == [
+        "user",
+        "1000",
+        "/home/user",
+        "python3.13",
+    ]
+    (now,) = await lines(sandbox, "date +%s.%N")
+    assert abs(float(now) - time.time()) < 5
+    # Nothing of the agent's: no files, no devices, no processes; and the spawner is out of reach even for root.
+    (found,) = await lines(sandbox, "echo /agent /image /dev/vd* /dev/vport* /dev/kmsg /dev/mem")
+    assert found == "/agent /image /dev/vd* /dev/vport* /dev/kmsg /dev/mem"
+    for name in ("/agent", "/image"):
+        assert (await lines(sandbox, f"ls {name} 2>&1 >/dev/null | grep -c 'No such'")) == ["1"]
+    assert await lines(sandbox, "kill -9 1; ls / | grep -c agent; echo alive", user="root") == ["0", "alive"]
+    # No network but the machine's own.
+    assert await lines(sandbox, "ls /sys/class/net") == ["lo"]
+    result = await sandbox.run(
+        "import socket\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "client = socket.create_connection(server.getsockname())\nprint('up')"
+    )
+    assert (result.stdout, result.stderr) == ("up\n", "")
 
 
-async def test_what_takes_all_there_is_is_stopped_and_the_sandbox_lives_on() -> None:
-    async with open_sandbox(config=SandboxConfig(memory_mib=256)) as sandbox:
-        await sandbox.run("x = 1")
-        # All memory: the kernel ends the interpreter, or the process, that took it.
-        result = await sandbox.run("data = []\nwhile True: data.append(b'x' * (1 << 20))")
-        assert result.exit_code == 137 or "MemoryError" in result.stderr
+@pytest.mark.sandbox(memory_mib=256)
+async def test_what_takes_all_there_is_is_stopped_and_the_sandbox_lives_on(sandbox: Sandbox) -> None:
+    await sandbox.run("x = 1")
+    # All memory: the kernel ends the interpreter, or the process, that took it.
+    result = await sandbox.run("data = []\nwhile True: data.append(b'x' * (1 << 20))")
+    assert result.exit_code == 137 or "MemoryError" in result.stderr
+    assert (await sandbox.run("print(2)")).stdout == "2\n"
+    # All disk.
+    result = await sandbox.run(
+        "import os\nwith open('big', 'wb') as file:\n    os.posix_fallocate(file.fileno(), 0, 1 << 40)"
+    )
+    assert result.exit_code == 1
+    assert "OSError" in result.stderr
+    # All processes: others keep their share of the processor meanwhile, and the end of the block takes them
+    # all, since none can leave its control group.
+    async with sandbox.open_process(["sh", "-c", "f() { f & f & sleep 1000; }; echo go; f 2>/dev/null"]) as process:
+        assert process.stdout is not None
+        assert await process.stdout.receive_some() == b"go\n"
         assert (await sandbox.run("print(2)")).stdout == "2\n"
-        # All disk.
-        result = await sandbox.run(
-            "import os\nwith open('big', 'wb') as file:\n    os.posix_fallocate(file.fileno(), 0, 1 << 40)"
-        )
-        assert result.exit_code == 1
-        assert "OSError" in result.stderr
-        # All processes: others keep their share of the processor meanwhile, and the end of the block takes them
-        # all, since none can leave its control group.
-        async with sandbox.open_process(["sh", "-c", "f() { f & f & sleep 1000; }; echo go; f 2>/dev/null"]) as process:
-            assert process.stdout is not None
-            assert await process.stdout.receive_some() == b"go\n"
-            assert (await sandbox.run("print(2)")).stdout == "2\n"
-        assert await lines(sandbox, "echo on") == ["on"]
-        assert (await sandbox.run("print(3)")).stdout == "3\n"
+    assert await lines(sandbox, "echo on") == ["on"]
+    assert (await sandbox.run("print(3)")).stdout == "3\n"

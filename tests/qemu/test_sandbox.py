@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import textwrap
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import trio
 
 from tests._leaks import nothing_left
 from trio_sandbox import (
-    Host,
     HostConfig,
     ImageMissingError,
     MissingProgramError,
@@ -35,18 +33,6 @@ from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.qemu import Vm
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
-
-
-@pytest.fixture
-async def host() -> AsyncGenerator[Host]:
-    async with open_host() as host:
-        yield host
-
-
-@pytest.fixture
-async def sandbox(host: Host) -> AsyncGenerator[Sandbox]:
-    async with host.open_sandbox() as sandbox:
-        yield sandbox
 
 
 @pytest.mark.parametrize("templates", [True, False], ids=["from a template", "booted"])
@@ -188,26 +174,26 @@ async def test_processes_stream_in_both_directions_and_take_signals(sandbox: San
     assert (where.stdout, where.stderr) == (b"/tmp\n", b"red\n")
 
 
-async def test_a_guest_that_prints_for_ever_costs_the_host_no_memory() -> None:
-    async with open_sandbox(config=SandboxConfig(max_output_bytes=2**20)) as sandbox:
-        with pytest.raises(OutputLimitError) as caught:
-            await sandbox.run("import os\nwhile True: os.write(1, b'x' * 65536)")
-        assert caught.value.stdout_bytes == b"x" * 2**20
-        assert (await sandbox.run("print('fine')")).stdout == "fine\n"
+@pytest.mark.sandbox(max_output_bytes=2**20)
+async def test_a_guest_that_prints_for_ever_costs_the_host_no_memory(sandbox: Sandbox) -> None:
+    with pytest.raises(OutputLimitError) as caught:
+        await sandbox.run("import os\nwhile True: os.write(1, b'x' * 65536)")
+    assert caught.value.stdout_bytes == b"x" * 2**20
+    assert (await sandbox.run("print('fine')")).stdout == "fine\n"
 
-        # A slow reader makes the run wait, and the whole of it may be of any size.
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        total = 0
-        async with sandbox.stream("import os\nfor _ in range(800): os.write(1, b'y' * 65536)") as events:
-            async for event in events:
-                if isinstance(event, OutputChunk):
-                    total += len(event.data)
-                else:
-                    assert isinstance(event, RunResult)
-                    assert event.exit_code == 0
-        assert total == 800 * 65536
-        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown_kib < 16 * 1024
+    # A slow reader makes the run wait, and the whole of it may be of any size.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = 0
+    async with sandbox.stream("import os\nfor _ in range(800): os.write(1, b'y' * 65536)") as events:
+        async for event in events:
+            if isinstance(event, OutputChunk):
+                total += len(event.data)
+            else:
+                assert isinstance(event, RunResult)
+                assert event.exit_code == 0
+    assert total == 800 * 65536
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 16 * 1024
 
 
 async def test_a_machine_killed_in_the_middle_of_a_run_leaves_nothing() -> None:
