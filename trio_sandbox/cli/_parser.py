@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .. import __version__, constants
-from ._status import EXIT_STATUSES
+from ._status import EXIT_STATUSES, SHELL_EXIT_STATUSES
 
 _MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
 
@@ -50,6 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
     )
+    _fill_shell(
+        commands.add_parser(
+            "shell",
+            help="open a shell in a fresh virtual machine",
+            description="Open a shell in a fresh virtual machine, for as long as the shell runs. "
+            "Ctrl-] ends both from outside, whatever the guest does.",
+            epilog=SHELL_EXIT_STATUSES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
     _fill_doctor(
         commands.add_parser(
             "doctor",
@@ -68,15 +79,7 @@ def _fill_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
     source.add_argument("-c", dest="code", metavar="CODE", help="the code itself")
     source.add_argument("file", nargs="?", metavar="FILE", help="a file of code; - (as without FILE): standard input")
-    run.add_argument("--image", default="python", metavar="NAME", help="what the code sees (default: %(default)s)")
-    run.add_argument(
-        "--memory",
-        type=memory_mib,
-        default=constants.DEFAULT_MEMORY_MIB,
-        metavar="MIB",
-        help=f"RAM: 512 or 512M for MiB, 2G for GiB (default: %(default)s; at least {constants.MINIMUM_MEMORY_MIB})",
-    )
-    run.add_argument("--vcpus", type=int, default=1, metavar="N", help="virtual CPUs (default: %(default)s)")
+    _add_machine(run)
     run.add_argument(
         "--timeout",
         type=seconds,
@@ -84,22 +87,19 @@ def _fill_run(run: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="stop the code after that long (default: never)",
     )
-    run.add_argument(
-        "--accelerator",
-        choices=("auto", "kvm", "tcg"),
-        default="auto",
-        help="what runs the guest (default: %(default)s)",
-    )
-    run.add_argument(
-        "--require-hardware",
-        action="store_true",
-        help="refuse software emulation, which QEMU does not count as a security boundary",
-    )
-    run.add_argument("--no-templates", action="store_true", help="boot, and neither write nor use a saved machine")
-    run.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
     _add_quiet(run)
     _add_cache_dir(run)
+
+
+def _fill_shell(shell: argparse.ArgumentParser) -> None:
+    shell.add_argument(
+        "argv", nargs="*", metavar="COMMAND", help="run this on the terminal instead (default: the user's shell)"
+    )
+    shell.add_argument("--user", metavar="NAME", help="who to be in the guest: a name or a number (default: 1000)")
+    _add_machine(shell)
+    _add_quiet(shell)
+    _add_cache_dir(shell)
 
 
 def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -144,6 +144,31 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
         "prune", help="remove what is damaged, left by killed processes, or over the budget", allow_abbrev=False
     )
     _add_cache_dir(prune)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", default="python", metavar="NAME", help="what is seen inside (default: %(default)s)")
+    parser.add_argument(
+        "--memory",
+        type=memory_mib,
+        default=constants.DEFAULT_MEMORY_MIB,
+        metavar="MIB",
+        help=f"RAM: 512 or 512M for MiB, 2G for GiB (default: %(default)s; at least {constants.MINIMUM_MEMORY_MIB})",
+    )
+    parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="virtual CPUs (default: %(default)s)")
+    parser.add_argument(
+        "--accelerator",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="what runs the guest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--require-hardware",
+        action="store_true",
+        help="refuse software emulation, which QEMU does not count as a security boundary",
+    )
+    parser.add_argument("--no-templates", action="store_true", help="boot, and neither write nor use a saved machine")
+    parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

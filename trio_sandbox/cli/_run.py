@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -114,14 +115,8 @@ def run(options: argparse.Namespace) -> int:
         request = RunRequest(
             code=read_source(options.code, options.file),
             image=options.image,
-            host=HostConfig(
-                cache_dir=options.cache_dir,
-                accelerator=options.accelerator,
-                require_hardware=options.require_hardware,
-                build_images=not options.no_build,
-                templates=not options.no_templates,
-            ),
-            sandbox=SandboxConfig(memory_mib=options.memory, vcpus=options.vcpus),
+            host=host_config(options),
+            sandbox=sandbox_config(options),
             timeout=options.timeout,
             quiet=options.quiet,
             timings=options.timings,
@@ -130,6 +125,22 @@ def run(options: argparse.Namespace) -> int:
         complain(str(exc))
         return _status.USAGE
     return trio.run(run_until_signal, request)
+
+
+def host_config(options: argparse.Namespace) -> HostConfig:
+    """Give the host's configuration as the command line says."""
+    return HostConfig(
+        cache_dir=options.cache_dir,
+        accelerator=options.accelerator,
+        require_hardware=options.require_hardware,
+        build_images=not options.no_build,
+        templates=not options.no_templates,
+    )
+
+
+def sandbox_config(options: argparse.Namespace) -> SandboxConfig:
+    """Give the sandbox's configuration as the command line says; `ValueError` where it can't be."""
+    return SandboxConfig(memory_mib=options.memory, vcpus=options.vcpus)
 
 
 def read_source(code: str | None, file: str | None) -> str:
@@ -162,7 +173,12 @@ async def run_until_signal(
     open_host: OpenHost = open_host,
     write: Write = write_output,
 ) -> int:
-    """Run the request; a signal cancels it, and closes the sandbox in the usual way."""
+    """Run the request until it is over or a signal comes."""
+    return await end_on_signal(partial(run_request, request, open_host=open_host, write=write))
+
+
+async def end_on_signal(main: Callable[[], Awaitable[int]]) -> int:
+    """Run *main* and return its exit status; a signal cancels it, and closes the sandbox in the usual way."""
     status = _status.SANDBOX_FAILURE
     received: list[int] = []
 
@@ -176,8 +192,8 @@ async def run_until_signal(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(watch)
-            status = await run_request(request, open_host=open_host, write=write)
-            nursery.cancel_scope.cancel(reason="the run is over")
+            status = await main()
+            nursery.cancel_scope.cancel(reason="the command is over")
     except* OutputClosedError:
         # As a program that does not handle SIGPIPE.
         status = _status.SIGNAL_BASE + signal.SIGPIPE

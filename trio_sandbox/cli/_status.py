@@ -1,4 +1,4 @@
-"""Exit statuses of ``trio-sandbox run``, after the ones of timeout(1) and docker-run(1)."""
+"""Exit statuses of ``trio-sandbox run`` and ``shell``, after the ones of timeout(1) and docker-run(1)."""
 
 from __future__ import annotations
 
@@ -18,4 +18,11 @@ exit status:
   {TIMEOUT:3}  the code was stopped by --timeout
   {SANDBOX_FAILURE:3}  the sandbox failed; standard error says how
 Code that exits with one of these itself can't be told apart by the status alone.
+"""
+
+SHELL_EXIT_STATUSES = f"""\
+exit status:
+  that of the shell, {SIGNAL_BASE} + n after signal n; {SIGNAL_BASE + 1} after Ctrl-], as when a terminal hangs up
+  {USAGE:3}  wrong use, or standard input is no terminal
+  {SANDBOX_FAILURE:3}  the sandbox failed; standard error says how
 """

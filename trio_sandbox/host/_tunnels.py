@@ -60,7 +60,7 @@ async def wait_port(vm: Machine, port: int) -> None:
         stream.close()
 
 
-async def _receive_answer(stream: ChannelStream) -> int:
+async def _receive_answer(stream: ChannelStream) -> int:  # noqa: ASYNC910 (there are two bytes to wait for)
     answer = b""
     while len(answer) < 2:
         data = await stream.receive_some(2 - len(answer))
@@ -124,7 +124,9 @@ class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-async def _serve_client(vm: Machine, port: int, client: trio.SocketStream) -> None:
+async def _serve_client(  # noqa: ASYNC910 (a task of its own, which nobody waits for)
+    vm: Machine, port: int, client: trio.SocketStream
+) -> None:
     """Carry one connection. What goes wrong with it is told to its two ends, in the way of TCP, and to nobody else."""
     # An end would look like a server that has nothing more to say.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
