@@ -109,16 +109,17 @@ class _Session:
         try:
             while (received := self._receive()) is not None:
                 tag, payload = received
-                operation = b""
+                operation, *fields = payload.split(b"\0") if tag == b"Q" else [b"", b""]
                 try:
-                    if tag == b"W":
-                        self._write(payload)
-                    else:
-                        operation, *fields = payload.split(b"\0")
+                    if tag == b"Q":
                         _OPERATIONS[operation](self, *map(os.fsdecode, fields))
+                    else:
+                        self._write(payload)
                 except OSError as exc:
-                    names = [b"" if name is None else os.fsencode(str(name)) for name in (exc.filename, exc.filename2)]
-                    self._send(b"X", b"\0".join([b"%d" % (exc.errno or errno.EIO), *names]))
+                    # Where no name was at hand, as when writing, it is about the request's.
+                    name = fields[0] if exc.filename is None else os.fsencode(str(exc.filename))
+                    second = b"" if exc.filename2 is None else os.fsencode(str(exc.filename2))
+                    self._send(b"X", b"\0".join([b"%d" % (exc.errno or errno.EIO), name, second]))
                     if operation in _TAKING:
                         break  # what was sent behind the request is no request
         except _SessionOverError:

@@ -108,19 +108,22 @@ class FileService:
             except OSError as exc:
                 await _refuse(stream, exc)
                 return
-            kept = False
+            idle = False
             try:
-                over = await _carry(stream, ours)
+                last = await _carry(stream, ours)
                 ours.close()
                 with trio.move_on_after(_PATIENCE):
-                    kept = await helper.wait_idle()
-                if over and not kept:
-                    await self._explain(stream, helper)
+                    idle = await helper.wait_idle()
             finally:
-                if kept:
+                # Before the host has the answer, so that its next request finds the helper there.
+                if idle:
                     self._keep(user, helper)
                 else:
                     helper.close()
+            if last is not None and idle:
+                await stream.send_and_close(last)
+            elif last is not None:
+                await self._explain(stream, helper)
 
     def _begin(self, user: str | int | None, session: socket.socket) -> _Helper:
         idle = self._idle.get(user, [])
@@ -165,16 +168,20 @@ class FileService:
         stream.reset("the file helper was killed")
 
 
-async def _carry(stream: ChannelStream, session: socket.socket) -> bool:
-    """Carry bytes both ways until the helper ended the session (True) or the host gave it up."""
-    over = False
+async def _carry(stream: ChannelStream, session: socket.socket) -> bytes | None:
+    """Carry bytes both ways until the helper ended the session or the host gave it up.
+
+    Returns:
+      The last that the helper said, which is still to be sent; None if the host gave the session up.
+
+    """
+    last = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_feed, stream, session, nursery.cancel_scope)
         with contextlib.suppress(StreamResetError):
-            await _drain(session, stream)
-            over = True
+            last = await _drain(session, stream)
         nursery.cancel_scope.cancel(reason="the session is over")
-    return over
+    return last
 
 
 async def _feed(stream: ChannelStream, session: socket.socket, scope: trio.CancelScope) -> None:
@@ -196,20 +203,19 @@ async def _feed(stream: ChannelStream, session: socket.socket, scope: trio.Cance
         pass  # the helper does not want more; what it has to say about that comes the other way
 
 
-async def _drain(session: socket.socket, stream: ChannelStream) -> None:
+async def _drain(session: socket.socket, stream: ChannelStream) -> bytes:
     while True:
         await trio.lowlevel.wait_readable(session)
         data = _receive(session)
         if data is None:
             continue
         if not data:
-            return
+            return b""
         if len(data) < _SHORT:
             # A short answer and the end of its session come together, as a rule: then they are sent together.
             rest = _receive(session)
             if rest == b"":
-                await stream.send_all(data, end=True)
-                return
+                return data
             data += rest or b""
         await stream.send_all(data)
 

@@ -67,9 +67,9 @@ class TreeReader:
     """
 
     def __init__(self, path: str) -> None:
-        self.files = 0
+        self.files: int = 0
         """Files and links read so far."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of content read so far."""
         self._path = path
         self._ready: list[bytes] = []
@@ -186,11 +186,11 @@ class TreeWriter:
     """
 
     def __init__(self, parent: int, name: str, *, max_bytes: int | None = None) -> None:
-        self.files = 0
+        self.files: int = 0
         """Files and links written so far."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of content written so far."""
-        self.finished = False
+        self.finished: bool = False
         """The tree is there as a whole."""
         self._parent = parent
         self._name = name

@@ -5,13 +5,16 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from typing import Literal, TypeAlias, final
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar, final
 
 import trio
 
 from ..guest.trees import CHUNK, HEADER
 from ._failures import Machine
 from ._files import FileSession, encode_request
+
+T = TypeVar("T")
 
 BinaryMode: TypeAlias = Literal[
     "rb", "wb", "ab", "xb", "rb+", "wb+", "ab+", "xb+", "r+b", "w+b", "a+b", "x+b"
@@ -116,7 +119,7 @@ class GuestFile(trio.abc.AsyncResource):
         await self._forget_buffer()
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
-            await self._exchange(b"".join((HEADER.pack(_WRITE, len(chunk)), chunk)))
+            await self._exchange(b"".join((HEADER.pack(_WRITE, len(chunk)), chunk)), bytes)
         await trio.lowlevel.checkpoint()
         return len(view)
 
@@ -131,18 +134,18 @@ class GuestFile(trio.abc.AsyncResource):
         if whence == io.SEEK_CUR:
             offset -= len(self._buffer)
         self._buffer = b""
-        return self._number(await self._ask("seek", offset, whence))
+        return await self._ask_number("seek", offset, whence)
 
     async def tell(self) -> int:
         """Return the position."""
         self._check("tell", True)
-        return self._number(await self._ask("seek", 0, io.SEEK_CUR)) - len(self._buffer)
+        return await self._ask_number("seek", 0, io.SEEK_CUR) - len(self._buffer)
 
     async def truncate(self, size: int | None = None) -> int:
         """Make the file *size* bytes long, or end here; return its size. The position stays."""
         self._check("truncate", self._writable)
         await self._forget_buffer()
-        return self._number(await self._ask("truncate", "" if size is None else size))
+        return await self._ask_number("truncate", "" if size is None else size)
 
     async def aclose(self) -> None:
         """Close it, in the guest as well. Doing it again does nothing."""
@@ -163,14 +166,17 @@ class GuestFile(trio.abc.AsyncResource):
             raise trio.BusyResourceError("another task is using this file")
 
     async def _ask(self, operation: str, *fields: object) -> bytes:
-        return await self._exchange(encode_request(operation, *fields))
+        return await self._exchange(encode_request(operation, *fields), bytes)
 
-    async def _exchange(self, request: bytes) -> bytes:
+    async def _ask_number(self, operation: str, *fields: object) -> int:
+        return await self._exchange(encode_request(operation, *fields), self._number)
+
+    async def _exchange(self, request: bytes, parse: Callable[[bytes], T]) -> T:
         self._busy = True
         try:
             async with self._session.failures():
                 await self._session.send(request)
-                return await self._session.reply()
+                return parse(await self._session.reply())
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, self.name) from None
         except BaseException:

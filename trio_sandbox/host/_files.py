@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -54,6 +55,8 @@ class FileSession:
         self._vm = vm
         self._records = RecordStream(vm.guest.open_stream({"service": "file", "user": user}))
         self._what = what
+        self.failed = False
+        """The guest said that something went wrong, which ends what it was doing."""
 
     def close(self) -> None:
         """End it; what is incomplete is taken back."""
@@ -83,6 +86,7 @@ class FileSession:
         if record is None:
             raise GuestProtocolError(f"the guest did not finish its answer to {self._what}")
         if record[0] == ERROR:
+            self.failed = True
             raise parse_error(record[1], self._what)
         return record
 
@@ -107,6 +111,13 @@ class FileSession:
         """Send a request and return its result."""
         await self.send(encode_request(operation, *fields), end=end)
         return await self.reply()
+
+    async def finish(self) -> None:
+        """Wait until the guest has ended it too: then the helper is free for the next session."""
+        with contextlib.suppress(StreamResetError):
+            await self._records.send_eof()
+        while await self._records.stream.receive_some():
+            pass  # after an error, what was on its way before it
 
     @property
     def what(self) -> str:
@@ -146,7 +157,13 @@ async def open_session(vm: Machine, user: str | int | None, what: str) -> AsyncG
     async with guest_failures(vm, what):
         session = FileSession(vm, user, what)
         try:
-            yield session
+            try:
+                yield session
+            except OSError:
+                if session.failed:
+                    await session.finish()
+                raise
+            await session.finish()
         finally:
             session.close()
 

@@ -163,7 +163,9 @@ class GuestPath:
 
     async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """Return its status; that of a link itself without *follow_symlinks*."""
-        return _parse_stat(await self._call("stat", self, int(follow_symlinks)))
+        async with self._session("stat") as session:
+            await session.send(encode_request("stat", self, int(follow_symlinks)), end=True)
+            return _parse_stat(await session.reply())
 
     async def lstat(self) -> os.stat_result:
         """Return its status, of a link that of the link itself."""

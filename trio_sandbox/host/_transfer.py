@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -125,13 +126,16 @@ class _Target:
         self._path = path
         directory, self._name = os.path.split(os.path.normpath(path))
         if self._name in ("", ".", ".."):
-            raise IsADirectoryError(f"the name to give to what is downloaded is missing: {path!r}")
-        self._parent = open_directory(directory or ".", follow=True)
+            raise IsADirectoryError(errno.EISDIR, "the name to give to what is downloaded is missing", path)
+        try:
+            self._parent = open_directory(directory or ".", follow=True)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, path) from None
         try:
             check_replaceable(self._parent, self._name)
-        except BaseException:
+        except OSError as exc:
             os.close(self._parent)
-            raise
+            raise OSError(exc.errno, exc.strerror, path) from None
         self._temporary = f".trio-sandbox-{os.urandom(8).hex()}"
         self._writer = TreeWriter(self._parent, self._temporary, max_bytes=max_bytes)
         self._decoder = RecordDecoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal, TypeAlias, final
@@ -10,8 +11,9 @@ from typing import Literal, TypeAlias, final
 import attrs
 import trio
 
+from ..wire import RecordDecoder
 from ._failures import Machine
-from ._files import FileSession, encode_request
+from ._files import ERROR, REPLY, FileSession, encode_request, parse_error
 from ._path import GuestPath
 
 ChangeKind: TypeAlias = Literal[
@@ -65,7 +67,10 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
         self._session = session
         self._path = path
         self._closed = False
+        self._started = False
         self._ended = False
+        self._decoder = RecordDecoder()
+        self._pending: deque[FileChange] = deque()
 
     async def receive(self) -> FileChange:
         """Wait for the next change. Cancelled: nothing is lost.
@@ -76,31 +81,52 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
 
         Otherwise as methods of `GuestPath`.
         """
-        if self._closed:
-            raise trio.ClosedResourceError("these changes were closed")
-        while not self._ended:
-            async with self._session.failures():
-                tag, payload = await self._session.receive()
-                mask, _, name = payload.partition(b"\0")
-                if (
-                    tag != _CHANGE
-                    or not mask.isdigit()
-                    or len(mask) > _MASK_DIGITS
-                    or b"/" in name
-                    or b"\0" in name
-                    or name in (b".", b"..")
-                ):
-                    raise self._session.violation(f"a change that is none: {payload[:80]!r}")
-            bits = int(mask)
-            if bits & (_IN_IGNORED | _IN_UNMOUNT):
-                self._ended = True
-                break
-            for bit, kind in _KINDS.items():
-                if bits & bit:
-                    path = self._path / os.fsdecode(name) if name else self._path
-                    return FileChange(kind, path, bool(bits & _IN_ISDIR))
         await trio.lowlevel.checkpoint()
-        raise trio.EndOfChannel
+        while not self._pending:
+            if self._closed:
+                raise trio.ClosedResourceError("these changes were closed")
+            if self._ended:
+                raise trio.EndOfChannel
+            await self._fill()
+        return self._pending.popleft()
+
+    async def start(self) -> None:
+        """Wait until the guest watches."""
+        while not self._started:
+            await self._fill()
+
+    async def _fill(self) -> None:
+        # Many at a time: where much changes, it matters what each one costs.
+        async with self._session.failures():
+            data = await self._session.receive_raw()
+            if not data:
+                raise self._session.violation("an end where changes were expected")
+            self._decoder.feed(data)
+            while (record := self._decoder.next_record()) is not None:
+                self._take(*record)
+
+    def _take(self, tag: bytes, payload: bytes) -> None:
+        if not self._started:
+            if tag == ERROR:
+                raise parse_error(payload, self._session.what)
+            if tag != REPLY:
+                raise self._session.violation(f"a record {tag!r} where a result was expected")
+            self._started = True
+            return
+        mask, _, name = payload.partition(b"\0")
+        if (
+            tag != _CHANGE
+            or not mask.isdigit()
+            or len(mask) > _MASK_DIGITS
+            or b"/" in name
+            or b"\0" in name
+            or name in (b".", b"..")
+        ):
+            raise self._session.violation(f"a change that is none: {payload[:80]!r}")
+        bits = int(mask)
+        self._ended = self._ended or bool(bits & (_IN_IGNORED | _IN_UNMOUNT))
+        path = self._path / os.fsdecode(name) if name else self._path
+        self._pending += [FileChange(kind, path, bool(bits & _IN_ISDIR)) for bit, kind in _KINDS.items() if bits & bit]
 
     async def aclose(self) -> None:
         """Stop watching."""
@@ -110,6 +136,7 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
     def close(self) -> None:
         """Stop watching, at once."""
         self._closed = True
+        self._pending.clear()
         self._session.close()
 
 
@@ -119,10 +146,9 @@ async def watch(vm: Machine, path: GuestPath) -> AsyncGenerator[FileChanges]:
     request = encode_request("watch", path)
     session = FileSession(vm, path.user, f"watch of {str(path)!r:.200}")
     try:
-        async with session.failures():
-            await session.send(request)
-            await session.reply()
+        await session.send(request)
         changes = FileChanges(session, path)
+        await changes.start()
         try:
             yield changes
         finally:

@@ -1,0 +1,614 @@
+# ruff: noqa: ASYNC230 - what the tests do to this machine's files takes no time
+"""Files of a guest through `GuestPath`, against a real agent with real file helpers; and the same of this machine's as reference."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import stat
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path, PurePosixPath
+
+import pytest
+import trio
+
+from tests._leaks import child_pids, wait_until
+from trio_sandbox import (
+    FileChange,
+    GuestFile,
+    GuestPath,
+    GuestTextFile,
+    OutcomeUnknownError,
+    Sandbox,
+    SandboxClosedError,
+)
+from trio_sandbox.guest import file_helper
+from trio_sandbox.host._watch import ChangeKind
+
+from ._guest import FakeMachine
+from ._sandbox import open_local_sandbox
+
+
+@pytest.fixture
+async def sandbox() -> AsyncGenerator[Sandbox]:
+    async with open_local_sandbox() as (sandbox, _):
+        yield sandbox
+
+
+@pytest.fixture
+def here(sandbox: Sandbox, tmp_path: Path) -> GuestPath:
+    return sandbox.path(str(tmp_path))
+
+
+def helpers() -> list[int]:
+    """Give the processes of file helpers: forks of the spawner, which is the only child of ours."""
+    (spawner,) = child_pids()
+    return [int(pid) for pid in Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()]
+
+
+# --- Paths by themselves ---
+
+
+async def test_paths_compute_like_pure_paths(sandbox: Sandbox) -> None:
+    path = sandbox.path("/home", "user") / "a.tar.gz"
+    assert str(path) == "/home/user/a.tar.gz"
+    assert (path.name, path.stem, path.suffix, path.suffixes) == ("a.tar.gz", "a.tar", ".gz", [".tar", ".gz"])
+    assert path.parts == ("/", "home", "user", "a.tar.gz")
+    assert path.parent == sandbox.path("/home/user")
+    assert path.parents == tuple(map(sandbox.path, ["/home/user", "/home", "/"]))
+    assert path.with_name("b") == path.parent / "b" == path.parent.joinpath("b")
+    assert path.with_stem("b") == sandbox.path("/home/user/b.gz")
+    assert path.with_suffix(".xz") == sandbox.path("/home/user/a.tar.xz")
+    assert path.relative_to("/home") == sandbox.path("user/a.tar.gz")
+    assert path.is_relative_to(path.parent)
+    assert path.is_absolute()
+    assert not path.relative_to("/home").is_absolute()
+    assert path.match("*.gz")
+    assert path.pure == PurePosixPath("/home/user/a.tar.gz")
+    assert sorted([path, path.parent]) == [path.parent, path]
+    assert len({path, sandbox.path(path), sandbox.path(path, user="root")}) == 2
+    assert path != "/home/user/a.tar.gz"
+    assert repr(sandbox.path("a", user="root")) == "<trio_sandbox.GuestPath 'a', user='root'>"
+
+
+async def test_a_path_in_the_guest_is_none_of_the_host(sandbox: Sandbox, tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        os.fspath(sandbox.path(str(tmp_path)))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(TypeError, match="must be str, PurePosixPath or GuestPath, not int"):
+        sandbox.path(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def test_the_user_goes_with_a_path(sandbox: Sandbox) -> None:
+    path = sandbox.path("/etc", user="root") / "passwd"
+    assert path.user == path.parent.user == path.with_name("x").user == "root"
+    with pytest.raises(PermissionError) as caught:  # this agent can't be anybody else
+        await path.stat()
+    assert caught.value.filename == "root"
+
+
+@pytest.mark.parametrize("call", ["stat", "unlink", "read_bytes", "iterdir", "upload", "download"])
+async def test_what_can_be_no_path_is_refused_here(sandbox: Sandbox, tmp_path: Path, call: str) -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        if call == "upload":
+            await sandbox.upload(tmp_path, "a\0b")
+        elif call == "download":
+            await sandbox.download("a\0b", tmp_path / "new")
+        else:
+            await getattr(sandbox.path("a\0b"), call)()
+    assert os.listdir(tmp_path) == []
+    assert helpers() == []
+
+
+# --- The same as on the host ---
+
+Operation = Callable[[trio.Path | GuestPath], Awaitable[object]]
+
+OPERATIONS: dict[str, Operation] = {
+    "stat": lambda path: path.stat(),
+    "lstat": lambda path: path.lstat(),
+    "exists": lambda path: path.exists(),
+    "is_file": lambda path: path.is_file(),
+    "is_dir": lambda path: path.is_dir(),
+    "is_symlink": lambda path: path.is_symlink(),
+    "iterdir": lambda path: path.iterdir(),
+    "readlink": lambda path: path.readlink(),
+    "resolve": lambda path: path.resolve(),
+    "resolve strict": lambda path: path.resolve(strict=True),
+    "mkdir": lambda path: path.mkdir(),
+    "mkdir mode": lambda path: path.mkdir(0o750),
+    "mkdir parents": lambda path: path.mkdir(parents=True),
+    "mkdir exist_ok": lambda path: path.mkdir(exist_ok=True),
+    "mkdir both": lambda path: path.mkdir(parents=True, exist_ok=True),
+    "rmdir": lambda path: path.rmdir(),
+    "unlink": lambda path: path.unlink(),
+    "unlink missing_ok": lambda path: path.unlink(missing_ok=True),
+    "touch": lambda path: path.touch(),
+    "touch exist_ok": lambda path: path.touch(0o600, exist_ok=False),
+    "chmod": lambda path: path.chmod(0o640),
+    "rename": lambda path: path.rename(str(path) + ".renamed"),
+    "rename over": lambda path: path.rename(str(path.parent / "empty")),
+    "symlink_to": lambda path: path.symlink_to("anywhere"),
+    "hardlink_to": lambda path: path.hardlink_to(str(path.parent / "file")),
+    "read_bytes": lambda path: path.read_bytes(),
+    "read_text": lambda path: path.read_text(encoding="utf-8"),
+    "write_bytes": lambda path: path.write_bytes(b"new"),
+    "write_text": lambda path: path.write_text("nëw\n", encoding="utf-8"),
+    "write_text newline": lambda path: path.write_text("a\nb\n", encoding="latin-1", newline="\r\n"),
+    "glob": lambda path: path.glob("*"),
+    "glob deep": lambda path: path.glob("**/*.txt"),
+    "glob dir": lambda path: path.glob("s*/[a-b].txt"),
+    "glob all": lambda path: path.rglob("*"),
+}
+
+PATHS = ["file", "directory", "empty", "link", "dangling", "loop", "nothing", "file/below", "nothing/below", "directory/new"]
+
+
+def make_files(root: Path) -> None:
+    (root / "directory" / "sub").mkdir(parents=True)
+    (root / "directory" / "sub" / "a.txt").write_text("one\r\ntwo\n")
+    (root / "directory" / ".hidden.txt").write_text("")
+    (root / "directory" / "b\xffé\n.txt").write_text("")
+    (root / "directory" / "away").symlink_to("..")
+    (root / "empty").mkdir()
+    (root / "file").write_bytes("a\r\nb\rc\nd é\n".encode())
+    (root / "file").chmod(0o604)
+    (root / "link").symlink_to("file")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+
+
+def plain(value: object, root: str) -> object:
+    """Give a result without what differs between two directories."""
+    if isinstance(value, os.stat_result):
+        # A directory's size, inode and times are its own.
+        return value.st_mode, value.st_nlink, value.st_uid, value.st_gid, isinstance(value.st_mtime_ns, int)
+    if isinstance(value, (trio.Path, GuestPath)):
+        return str(value).replace(root, "ROOT")
+    if value is None or isinstance(value, (str, bytes, bool, int)):
+        return value
+    return sorted(plain(item, root) for item in value)  # type: ignore[type-var, attr-defined]  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType, reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def snapshot(root: Path) -> object:
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        mode = path.lstat().st_mode
+        content = os.readlink(path) if stat.S_ISLNK(mode) else path.read_bytes() if stat.S_ISREG(mode) else None
+        found[str(path.relative_to(root))] = oct(mode), content
+    return found
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_everything_is_as_on_the_host(sandbox: Sandbox, tmp_path: Path, operation: str) -> None:
+    for name in PATHS:
+        outcomes: list[object] = []
+        for kind in ("host", "guest"):
+            root = tmp_path / kind / name.replace("/", "_")
+            root.mkdir(parents=True)
+            make_files(root)
+            path = trio.Path(root / name) if kind == "host" else sandbox.path(str(root), name)
+            try:
+                result = plain(await OPERATIONS[operation](path), str(root))
+            except OSError as exc:
+                names = [None if n is None else str(n).replace(str(root), "ROOT") for n in (exc.filename, exc.filename2)]
+                result = type(exc), exc.errno, exc.strerror, names
+            except RuntimeError as exc:  # pathlib's for loops, before 3.13
+                result = str(exc)
+                if operation.startswith("resolve"):
+                    result = None
+            outcomes.append((result, snapshot(root)))
+        if operation.startswith("resolve") and name == "loop":
+            continue  # Pythons differ
+        assert outcomes[0] == outcomes[1], name
+
+
+# --- Content ---
+
+
+async def test_large_content_travels(here: GuestPath, tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    assert await (here / "file").write_bytes(memoryview(data)) == len(data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert await (here / "file").read_bytes() == data
+
+
+async def test_what_the_kernel_gives_no_size_of_is_read(sandbox: Sandbox) -> None:
+    assert "MemTotal" in await sandbox.path("/proc/meminfo").read_text()
+
+
+async def test_content_without_end_is_not_read_to_its_end(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_sandbox.host._path.MAXIMUM_READ_BYTES", 1_000_000)
+    with pytest.raises(OSError, match="longer than 1000000 bytes") as caught:
+        await sandbox.path("/dev/zero").read_bytes()
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "/dev/zero")
+    assert await sandbox.path("/dev/null").read_bytes() == b""
+
+
+async def test_writing_replaces_as_a_whole(here: GuestPath, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    with open(path, "rb") as reader:
+        await (here / "link").write_text("new")
+        assert reader.read() == b"old"
+    assert (tmp_path / "link").is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+async def test_writing_to_what_is_no_file_goes_there(sandbox: Sandbox, here: GuestPath, tmp_path: Path) -> None:
+    assert await sandbox.path("/dev/null").write_bytes(b"x" * 200_000) == 200_000
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    os.mkfifo(tmp_path / "pipe")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon((here / "pipe").write_bytes, b"through the pipe")
+        assert await (here / "pipe").read_bytes() == b"through the pipe"
+    with pytest.raises(OSError, match="No space left") as caught:
+        await sandbox.path("/dev/full").write_bytes(b"x")
+    assert caught.value.filename == "/dev/full"
+
+
+async def test_a_write_that_fails_or_is_cancelled_leaves_what_was_there(
+    here: GuestPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("old")
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="a test")
+        await (here / "file").write_bytes(b"new")
+    # In the middle: more than the channel takes at once, and a helper that does not read.
+    assert await (here / "file").read_bytes() == b"old"
+    stopped = helpers()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    with trio.move_on_after(0.1) as patience:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_and_continue, stopped)
+            await (here / "file").write_bytes(b"x" * 5_000_000)
+    assert patience.cancelled_caught
+    await wait_until(lambda: os.listdir(tmp_path) == ["file"])
+    assert await (here / "file").read_bytes() == b"old"
+
+
+async def wait_and_continue(stopped: list[int]) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_types_are_checked(here: GuestPath) -> None:
+    with pytest.raises(TypeError, match="must be str"):
+        await here.write_text(b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(TypeError):
+        await here.write_bytes("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(ValueError, match="must not be empty"):
+        await here.glob("")
+    with pytest.raises(NotImplementedError):
+        await here.glob("/etc/*")
+
+
+# --- Open files ---
+
+FileSteps = Callable[[GuestFile], Awaitable[object]]
+
+
+async def test_open_files_read_write_and_seek(here: GuestPath, tmp_path: Path) -> None:
+    async with await (here / "file").open("xb+") as file:
+        assert (file.name, file.mode, file.closed) == (str(here / "file"), "xb+", False)
+        assert file.readable()
+        assert file.writable()
+        assert await file.write(b"one\ntwo\nthree") == 13
+        assert (tmp_path / "file").read_bytes() == b"one\ntwo\nthree"
+        assert await file.seek(0) == 0
+        assert await file.readline() == b"one\n"
+        assert await file.tell() == 4
+        # What was read ahead is not skipped by what is written.
+        assert await file.write(b"TWO") == 3
+        assert await file.read(2) == b"\nt"
+        assert await file.seek(-1, io.SEEK_CUR) == 8
+        assert await file.read() == b"three"
+        assert await file.read() == await file.readline() == b""
+        assert await file.seek(-5, io.SEEK_END) == 8
+        assert await file.truncate() == 8
+        assert await file.truncate(10) == 10
+        await file.flush()
+    assert file.closed
+    assert "closed" in repr(file)
+    assert (tmp_path / "file").read_bytes() == b"one\nTWO\n\0\0"
+    await file.aclose()
+    with pytest.raises(ValueError, match="closed file"):
+        await file.read()
+
+
+async def test_open_files_keep_to_their_mode(here: GuestPath, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    async with await (here / "file").open("rb") as file:
+        with pytest.raises(io.UnsupportedOperation, match="'rb': write"):
+            await file.write(b"x")
+    async with await (here / "file").open("ab") as file:
+        assert not file.readable()
+        with pytest.raises(io.UnsupportedOperation, match="'ab': read"):
+            await file.read()
+        await file.seek(0)
+        await file.write(b"y")
+    assert (tmp_path / "file").read_text() == "xy"
+    for mode in ("", "rw", "b", "rbt", "r++", "q"):
+        with pytest.raises(ValueError, match="`mode` must be"):
+            await (here / "file").open(mode)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(ValueError, match="`newline` must be"):
+        await (here / "file").open("r", newline="x")
+    with pytest.raises(LookupError):
+        await (here / "file").open("r", encoding="no-such-encoding")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "error"),
+    [
+        ("nothing", "rb", FileNotFoundError),
+        ("nothing/below", "w", FileNotFoundError),
+        ("file", "xb", FileExistsError),
+        ("directory", "r", IsADirectoryError),
+        ("file/below", "r", NotADirectoryError),
+    ],
+)
+async def test_files_that_can_not_be_opened(
+    here: GuestPath, tmp_path: Path, name: str, mode: str, error: type[OSError]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(error) as caught:
+        await (here / name).open(mode)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert caught.value.filename == str(here / name)
+    with pytest.raises(OSError, match="No space left") as full:
+        async with await GuestPath.open(here.parent.joinpath("/dev/full"), "wb") as file:
+            await file.write(b"x")
+    assert full.value.filename == "/dev/full"
+
+
+@pytest.mark.parametrize("newline", [None, "", "\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+async def test_text_is_as_on_the_host(here: GuestPath, tmp_path: Path, newline: str | None, encoding: str) -> None:
+    text = "é\r\n" * 30_000 + "one\rtwo\n\nlast \N{GRINNING FACE}"
+    ours, theirs = tmp_path / "ours", here / "theirs"
+    with open(ours, "w", encoding=encoding, newline=newline) as expected:
+        expected.write(text)
+    async with await theirs.open("w", encoding=encoding, newline=newline) as file:
+        assert await file.write(text) == len(text)
+    assert (tmp_path / "theirs").read_bytes() == ours.read_bytes()
+    with open(ours, encoding=encoding, newline=newline) as expected:
+        lines = list(expected)
+    async with await theirs.open("r", encoding=encoding, newline=newline) as file:
+        assert isinstance(file, GuestTextFile)
+        assert [line async for line in file] == lines
+        assert await file.seek(0) == 0
+        assert await file.read(5) + await file.read() == "".join(lines)
+        assert await file.read(1) == ""
+
+
+async def test_text_files_say_what_they_can_not_do(here: GuestPath) -> None:
+    async with await (here / "file").open("w+") as file:
+        await file.write("a\nb\n")
+        with pytest.raises(io.UnsupportedOperation, match="to the start or to the end"):
+            await file.seek(1)
+        with pytest.raises(TypeError, match="takes str"):
+            await file.write(b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        await file.seek(0)
+        assert await file.readline() == "a\n"
+        with pytest.raises(io.UnsupportedOperation, match="needs a seek"):
+            await file.write("x")
+        assert await file.seek(0, io.SEEK_END) == 4
+        await file.write("c")
+        await file.truncate(5)
+        await file.flush()
+        assert file.name in repr(file)
+    assert file.closed
+    assert await (here / "file").read_text() == "a\nb\nc"
+
+
+async def test_a_file_is_closed_when_a_request_is_cut_short(here: GuestPath, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "pipe", "r+b", buffering=0) as pipe:
+        file = await (here / "pipe").open("rb")
+        with trio.move_on_after(0.05):
+            await file.read(1)
+        # The answer may come yet, and must not be taken for another's.
+        pipe.write(b"x")
+        with pytest.raises(ValueError, match="closed file"):
+            await file.read(1)
+
+
+async def test_one_task_at_a_time(here: GuestPath, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "pipe", "r+b", buffering=0):
+        async with await (here / "pipe").open("rb") as file, trio.open_nursery() as nursery:
+            nursery.start_soon(file.read, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await file.read(1)
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+# --- Helpers ---
+
+
+async def test_helpers_are_used_again(here: GuestPath) -> None:
+    for _ in range(5):
+        await here.stat()
+        with pytest.raises(FileNotFoundError):
+            await (here / "nothing").stat()
+    assert len(helpers()) == 1
+
+
+async def test_a_session_that_hangs_holds_up_nobody(here: GuestPath, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon((here / "pipe").read_bytes)  # waits for somebody to write
+        await wait_until(lambda: len(helpers()) == 1)
+        for _ in range(3):
+            assert await here.is_dir()
+        assert len(helpers()) == 2
+        nursery.cancel_scope.cancel(reason="enough")
+
+
+async def test_many_at_once(here: GuestPath, tmp_path: Path) -> None:
+    async def one(number: int) -> None:
+        path = here / str(number)
+        await path.write_text(str(number) * number)
+        assert await path.read_text() == str(number) * number
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(one, number)
+    assert len(os.listdir(tmp_path)) == 20
+    await wait_until(lambda: len(helpers()) <= 4)
+
+
+async def test_a_helper_that_is_killed_is_replaced(here: GuestPath, tmp_path: Path) -> None:
+    assert await here.exists()
+    (pid,) = helpers()
+    os.kill(pid, signal.SIGKILL)
+    await wait_until(lambda: helpers() == [])
+    assert await here.exists()
+    # In the middle of a request nobody can know how far it came.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.RaisesGroup(pytest.RaisesExc(OutcomeUnknownError, match="read_bytes of .*pipe.* the file helper was killed")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_when_it_reads, tmp_path / "pipe")
+            try:
+                await (here / "pipe").read_bytes()
+            finally:
+                nursery.cancel_scope.cancel(reason="it is killed")
+    assert await here.exists()
+
+
+async def kill_when_it_reads(pipe: Path) -> None:
+    writer = -1
+    await wait_until(lambda: len(helpers()) == 1)
+    while writer < 0:
+        try:
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: nobody reads it yet
+            await trio.sleep(0.005)
+    try:
+        os.kill(helpers()[0], signal.SIGKILL)
+        await trio.sleep_forever()
+    finally:
+        os.close(writer)
+
+
+async def test_requests_after_the_end_are_not_sent(tmp_path: Path) -> None:
+    async with open_local_sandbox() as (sandbox, _):
+        path = sandbox.path(str(tmp_path))
+        file = await (path / "file").open("wb")
+    with pytest.raises(SandboxClosedError, match=r"stat of .* was not sent"):
+        await path.stat()
+    with pytest.raises(SandboxClosedError, match="upload to 'x' was not sent"):
+        await sandbox.upload(tmp_path, "x")
+    with pytest.raises(OutcomeUnknownError, match="was closed during open"):
+        await file.write(b"x")
+
+
+async def test_a_machine_that_ends_meanwhile(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with open_local_sandbox() as (sandbox, machine):
+        with pytest.RaisesGroup(pytest.RaisesExc(OutcomeUnknownError, match="ended during read_bytes")):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(retire, machine)
+                try:
+                    await sandbox.path(str(tmp_path), "pipe").read_bytes()
+                finally:
+                    nursery.cancel_scope.cancel(reason="it is over")
+
+
+async def retire(machine: FakeMachine) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    machine.retire("a test")
+    await trio.sleep_forever()
+
+
+def test_nothing_that_a_helper_does_by_name_is_out_of_place() -> None:
+    operations = file_helper._OPERATIONS
+    assert {name.decode() for name in operations} == {
+        *"stat list mkdir unlink rmdir chmod rename symlink link touch readlink resolve get put upload download".split(),
+        *"open read seek truncate watch".split(),
+    }
+
+
+# --- Watching ---
+
+
+async def test_changes_are_reported_in_order(sandbox: Sandbox, here: GuestPath, tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("")
+    async with sandbox.watch(here) as changes:
+        (tmp_path / "new").mkdir()
+        with open(tmp_path / "old", "a") as file:
+            file.write("x")
+        (tmp_path / "old").chmod(0o600)
+        (tmp_path / "old").rename(tmp_path / "young")
+        (tmp_path / "young").unlink()
+        expected: list[tuple[ChangeKind, str, bool]] = [
+            ("created", "new", True),
+            ("modified", "old", False),
+            ("written", "old", False),
+            ("attributes", "old", False),
+            ("moved_from", "old", False),
+            ("moved_to", "young", False),
+            ("deleted", "young", False),
+        ]
+        for kind, name, is_dir in expected:
+            assert await changes.receive() == FileChange(kind, here / name, is_dir)
+        with trio.move_on_after(0.05) as patience:
+            await changes.receive()
+        assert patience.cancelled_caught
+        (tmp_path / "later").mkdir()
+        assert (await changes.receive()).path == here / "later"
+        # What is watched goes away itself.
+        for name in ("new", "later"):
+            (tmp_path / name).rmdir()
+        tmp_path.rmdir()
+        assert [(change.kind, change.path) async for change in changes] == [
+            ("deleted", here / "new"),
+            ("deleted", here / "later"),
+            ("deleted", here),
+        ]
+        tmp_path.mkdir()
+
+
+async def test_changes_that_nobody_takes_are_lost_and_said_to_be(
+    sandbox: Sandbox, here: GuestPath, tmp_path: Path
+) -> None:
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    async with sandbox.watch(here) as changes:
+        (pid,) = helpers()
+        os.kill(pid, signal.SIGSTOP)
+        path = tmp_path / "again and again"
+        for _ in range(limit // 2 + 1):
+            path.symlink_to("x")
+            path.unlink()
+        os.kill(pid, signal.SIGCONT)
+        count = 0
+        while (change := await changes.receive()).kind != "overflow":
+            count += 1
+        assert (change.path, count) == (here, limit)
+
+
+async def test_watching_what_is_not_there(sandbox: Sandbox, here: GuestPath) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        async with sandbox.watch(here / "nothing"):
+            pass
+    assert caught.value.filename == str(here / "nothing")
+    async with sandbox.watch(str(here)) as changes:
+        pass
+    with pytest.raises(trio.ClosedResourceError):
+        await changes.receive()
+
+
+async def test_the_body_of_watch_raises_what_it_raises(sandbox: Sandbox, here: GuestPath) -> None:
+    with pytest.raises(trio.BrokenResourceError, match="my own"):
+        async with sandbox.watch(here):
+            raise trio.BrokenResourceError("my own")
