@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from trio_sandbox.qemu._build import parse_version
-from trio_sandbox.qemu._machine import MachineConfig, MachineFds, machine_argv, machine_identity
+from trio_sandbox.qemu._machine import MachineConfig, MachineFds, machine_argv, machine_identity, stand_in_kernel
 
 CONFIG = MachineConfig(
     kernel=Path("/store/vmlinuz"),
@@ -168,3 +168,10 @@ def test_what_a_saved_state_depends_on() -> None:
         machine_identity(CONFIG, "kvm"),
     ):
         assert other != machine_identity(CONFIG, "tcg")
+
+
+def test_the_stand_in_kernel_is_an_elf_file_with_an_entry() -> None:
+    kernel = stand_in_kernel()
+    assert kernel.startswith(b"\x7fELF\x01\x01\x01")
+    assert b"Xen\x00\x00\x00\x10\x00" in kernel
+    assert len(kernel) < 200

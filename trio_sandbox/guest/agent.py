@@ -66,7 +66,8 @@ async def serve(
         "file": files.serve,
         "tcp": tunnels.serve,
     }
-    snapshots = SnapshotService(machine)
+    snapshots = SnapshotService(machine, code.count_idle)
+    hello = _hello()
     greeted = trio.Event()
 
     async def handle(stream: ChannelStream, header: dict[str, object]) -> None:
@@ -84,14 +85,14 @@ async def serve(
         nursery.start_soon(files.run)
         await nursery.start(code.run, prestarted)
         while True:
-            async with open_channel(stream, role=Role.GUEST, hello=_hello(), handler=handle) as channel:
+            async with open_channel(stream, role=Role.GUEST, hello=hello, handler=handle) as channel:
                 if on_hello is not None:
                     on_hello(channel.peer_hello)
                 await children.identify(channel.peer_hello)
                 if snapshots.marker and machine is not None:
                     machine.thaw()
                     code.renew(channel.peer_hello)
-                    snapshots = SnapshotService(machine)
+                    snapshots = SnapshotService(machine, code.count_idle)
                 greeted.set()
                 await _first_of(channel.wait_closed, snapshots.frozen.wait)
             if machine is None or not snapshots.frozen.is_set():

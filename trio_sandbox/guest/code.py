@@ -105,6 +105,10 @@ class CodeService:
         for keeper in self._keepers.values():
             keeper.renew(entropy)
 
+    def count_idle(self) -> int:
+        """Tell how many interpreters there are that no run has."""
+        return sum(keeper.is_idle for keeper in self._keepers.values())
+
     def _keep_reading(self, descriptor: int) -> None:
         assert self._nursery is not None
         scope = trio.CancelScope()
@@ -158,6 +162,11 @@ class _Keeper:
                 self._state_lost = True
             else:
                 self._wanted = trio.Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is an interpreter, and it waits for a run."""
+        return self._interpreter is not None and (self._run is None or self._run.over.is_set())
 
     def renew(self, entropy: bytes) -> None:
         """See `Interpreter.renew`."""

@@ -67,11 +67,16 @@ def main() -> None:
     from .snapshot import Machine
 
     machine = Machine(_open_port(), _USERS_CGROUP)
+    # Opened now: in a machine that goes on from a saved state each millisecond counts.
+    random = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
 
     async def serve() -> None:
-        children = Children(sock, adopted=1)
         await agent.serve(
-            machine.open_port(), children, prestarted=prestarted, on_hello=_adopt_identity, machine=machine
+            machine.open_port(),
+            Children(sock, adopted=1),
+            prestarted=prestarted,
+            on_hello=lambda hello: _adopt_identity(random, hello),
+            machine=machine,
         )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has
@@ -174,8 +179,8 @@ def _open_port() -> int:
         time.sleep(0.005)
 
 
-def _adopt_identity(hello: Mapping[str, object]) -> None:
-    """Take the time, some randomness and the name that the host gives us."""
+def _adopt_identity(random: int, hello: Mapping[str, object]) -> None:
+    """Take the time, some randomness, for the descriptor *random* of /dev/random, and the name that the host gives us."""
     match hello.get("time"):
         case int(seconds) | float(seconds):
             time.clock_settime(time.CLOCK_REALTIME, seconds)
@@ -184,12 +189,11 @@ def _adopt_identity(hello: Mapping[str, object]) -> None:
     match hello.get("entropy"):
         case str(digits):
             entropy = bytes.fromhex(digits)
-            with open("/dev/random", "wb", buffering=0) as file:
-                # struct rand_pool_info: bits that it is worth, bytes, and the bytes (random(4)).
-                fcntl.ioctl(file, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-                # Otherwise it would be used a minute later. A kernel that has yet to be seeded takes it by itself.
-                with contextlib.suppress(OSError):
-                    fcntl.ioctl(file, _RNDRESEEDCRNG)
+            # struct rand_pool_info: bits that it is worth, bytes, and the bytes (random(4)).
+            fcntl.ioctl(random, _RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+            # Otherwise it would be used a minute later. A kernel that has yet to be seeded takes it by itself.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(random, _RNDRESEEDCRNG)
         case _:
             pass
     match hello.get("hostname"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import final
 
 import trio
@@ -38,6 +39,7 @@ class Machine:
     def __init__(self, port: int, cgroup: str | None) -> None:
         self._port = port
         self._cgroup = cgroup
+        self._frozen = False
 
     def open_port(self) -> PortStream:
         """Return a stream over the port, whose closing leaves the port open."""
@@ -54,44 +56,64 @@ class Machine:
             raise
         return stream
 
-    async def freeze(self) -> None:
+    async def freeze(self, idle: int) -> None:
         """Hold the users' processes up, and bring all that was written to the disk.
+
+        Where there are no more than the *idle* threads that wait for us, nobody needs to be held up, and
+        nobody costs a machine that goes on from here the time for waking him.
 
         Raises:
           TimeoutError: if they do not stop.
 
         """
-        self._set_frozen(True)
-        deadline = time.monotonic() + _FREEZE_PATIENCE
-        while not self._is_frozen():
-            if time.monotonic() > deadline:
-                self.thaw()
-                raise TimeoutError("the users' processes did not stop")
-            await trio.sleep(_LOOK)
+        if self._count_threads() > idle:
+            self._set_frozen(True)
+            self._frozen = True
+            deadline = time.monotonic() + _FREEZE_PATIENCE
+            while not self._is_frozen():
+                if time.monotonic() > deadline:
+                    self.thaw()
+                    raise TimeoutError("the users' processes did not stop")
+                await trio.sleep(_LOOK)
         os.sync()
 
     def thaw(self) -> None:
         """Let the users' processes go on."""
-        self._set_frozen(False)
+        if self._frozen:
+            self._set_frozen(False)
+            self._frozen = False
+
+    def _count_threads(self) -> int:
+        if self._cgroup is None:
+            return 0
+        count = 0
+        for directory, _, _ in os.walk(self._cgroup):
+            with open(f"{directory}/cgroup.threads", "rb") as file:
+                count += len(file.readlines())
+        return count
 
     def _set_frozen(self, frozen: bool) -> None:
-        if self._cgroup is not None:
-            with open(f"{self._cgroup}/cgroup.freeze", "wb", buffering=0) as file:
-                file.write(b"1" if frozen else b"0")
+        with open(f"{self._cgroup}/cgroup.freeze", "wb", buffering=0) as file:
+            file.write(b"1" if frozen else b"0")
 
     def _is_frozen(self) -> bool:
-        if self._cgroup is None:
-            return True
         with open(f"{self._cgroup}/cgroup.events", "rb", buffering=0) as file:
             return b"frozen 1" in file.read()
 
 
 @final
 class SnapshotService:
-    """Ends the conversation of a `Machine` when the host wants its state."""
+    """Ends the conversation of a `Machine` when the host wants its state.
 
-    def __init__(self, machine: Machine | None) -> None:
+    Args:
+      machine: Which one; None: none that could be saved.
+      count_idle: Tells how many of the users' threads wait for us.
+
+    """
+
+    def __init__(self, machine: Machine | None, count_idle: Callable[[], int]) -> None:
         self._machine = machine
+        self._count_idle = count_idle
         self.frozen: trio.Event = trio.Event()
         """The host was told that it may save the state now."""
         self.marker: bytes = b""
@@ -112,7 +134,7 @@ class SnapshotService:
         else:
             self.marker = marker
             try:
-                await self._machine.freeze()
+                await self._machine.freeze(self._count_idle())
             except TimeoutError as exc:
                 self.marker = b""
                 stream.reset(str(exc))

@@ -10,11 +10,11 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("spawn", number, request), descriptors   request: see `Request`
     ("signal", number, signal, group)         to the process, or to its process group
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
-    ("identify", hostname, machine_id)        write who this machine is to the users' files
 
     ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
     ("failed", number, errno, strerror, filename)
-    ("identified",)                           that was done, as far as their root file system allows
+    ("ready",), descriptors                   the first event: files of the users that say who this machine is,
+                                              `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
     ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
     ("empty", number)                         nothing is left in its control group; the last event of a number
@@ -112,7 +112,6 @@ class Spawner:
     def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
         self._sock = sock
         self._default_user = confinement.user
-        self._has_own_root = confinement.root is not None
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
         self._poll = select.poll()
         self._processes: dict[int, _Process] = {}
@@ -176,10 +175,6 @@ class Spawner:
                 case ("kill", int(number)):
                     if number in self._processes:
                         self._kill(self._processes[number])
-                case ("identify", str(hostname), str(machine_id)):
-                    if self._has_own_root:
-                        _write_identity(hostname, machine_id)
-                    self._send("identified")
                 case _:
                     raise AssertionError(f"not a request: {message!r}")
         finally:
@@ -348,19 +343,6 @@ class Spawner:
         return _User(wanted, wanted, str(wanted), "/", "/bin/sh")
 
 
-def _write_identity(hostname: str, machine_id: str) -> None:
-    for path, flags, text in (
-        ("/etc/machine-id", os.O_CREAT | os.O_TRUNC, f"{machine_id}\n"),
-        ("/etc/hostname", os.O_CREAT | os.O_TRUNC, f"{hostname}\n"),
-        ("/etc/hosts", os.O_APPEND, f"127.0.0.1 {hostname}\n"),
-    ):
-        # An image without /etc, or on a full disk, is no reason not to run.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o644)
-            with open(descriptor, "wb", buffering=0) as file:
-                file.write(text.encode())
-
-
 def _other_members(leader: int) -> list[int]:
     """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
     members: list[int] = []
@@ -512,11 +494,16 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
     for target in (0, 1):
         os.dup2(null, target)
     spawner = Spawner(sock, confinement)
+    identity: list[int] = []
     if confinement.root is not None:
         from . import mounts
 
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
+        identity = mounts.bind_identity_files()
+    send_message(sock, ("ready",), identity)
+    for descriptor in identity:
+        os.close(descriptor)
     spawner.run()
 
 

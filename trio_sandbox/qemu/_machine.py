@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal, final
@@ -250,3 +251,21 @@ def _blockdev(node: dict[str, object]) -> list[str]:
 def _disk(node: str) -> list[str]:
     # A full disk on the host is the guest's error to see; the default would stop the machine for ever.
     return ["-device", f"virtio-blk-pci,drive={node},serial={node},werror=report,rerror=report"]
+
+
+def stand_in_kernel() -> bytes:
+    """Return the smallest kernel that QEMU takes: for a machine that goes on from a saved state, and boots none.
+
+    QEMU wants a kernel of the same kind, for the same option ROM to be there, and would read all of the real one.
+    It is an ELF file with one byte of code and the note that says where to enter it (Xen's PVH).
+    """
+    entry = 0x100000
+    # 18 is XEN_ELFNOTE_PHYS32_ENTRY.
+    note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", entry)
+    note_offset = 52 + 2 * 32
+    header = struct.pack(
+        "<16sHHIIIIIHHHHHH", b"\x7fELF\x01\x01\x01", 2, 3, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0
+    )  # 32 bits, little-endian, executable, i386
+    load = struct.pack("<8I", 1, note_offset + len(note), entry, entry, 1, 1, 5, 4)
+    describe = struct.pack("<8I", 4, note_offset, 0, 0, len(note), len(note), 4, 4)
+    return header + load + describe + note + b"\xf4"  # hlt

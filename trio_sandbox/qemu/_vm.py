@@ -28,7 +28,7 @@ from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, WireError, open_channel
 from ._accelerator import Accelerator
 from ._confinement import kvm_access
-from ._machine import MachineConfig, MachineFds, machine_argv
+from ._machine import MachineConfig, MachineFds, machine_argv, stand_in_kernel
 from ._migration import MigrationError, load_state, save_state
 from ._process import BoundedTail, InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qmp import QMPChannel, open_qmp
@@ -360,6 +360,12 @@ class Vm:
         self._ended.set()
 
 
+def _lend_stand_in_kernel(inherited: InheritedFds) -> int:
+    fd = inherited.add(os.memfd_create("kernel", os.MFD_CLOEXEC))
+    os.write(fd, stand_in_kernel())
+    return fd
+
+
 def _protocol_error(exc: WireError) -> GuestProtocolError:
     error = GuestProtocolError(f"the guest broke the protocol, and its virtual machine was ended: {exc}")
     error.__cause__ = exc
@@ -438,7 +444,9 @@ class VmManager:
             console, console_fd = inherited.socketpair()
             stack.enter_context(console)
             fds = MachineFds(
-                kernel=inherited.open(config.kernel, os.O_RDONLY),
+                kernel=inherited.open(config.kernel, os.O_RDONLY)
+                if saved is None
+                else _lend_stand_in_kernel(inherited),
                 initrd=inherited.open(config.initrd, os.O_RDONLY),
                 system_disk=inherited.open(config.system_disk, os.O_RDONLY),
                 image=inherited.open(config.image, os.O_RDONLY),
