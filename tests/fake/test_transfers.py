@@ -182,7 +182,9 @@ async def test_what_a_progress_callback_raises_stops_the_transfer(sandbox: Sandb
 
 
 @pytest.mark.parametrize("way", ["upload", "download"])
-async def test_a_cancelled_transfer_leaves_all_or_nothing(sandbox: Sandbox, tree: Path, tmp_path: Path, way: str) -> None:
+async def test_a_cancelled_transfer_leaves_all_or_nothing(
+    sandbox: Sandbox, tree: Path, tmp_path: Path, way: str
+) -> None:
     new = tmp_path / "new"
     complete = 0
 
@@ -280,7 +282,10 @@ async def test_nothing_outside_is_written(tmp_path: Path, sent: list[tuple[bytes
 
 
 @settings(max_examples=60)
-@given(sent=st.lists(st.tuples(tags | st.sampled_from([b"R", b"X", b"D"]), payloads), max_size=12), tail=st.binary(max_size=9))
+@given(
+    sent=st.lists(st.tuples(tags | st.sampled_from([b"R", b"X", b"D"]), payloads), max_size=12),
+    tail=st.binary(max_size=9),
+)
 def test_nothing_outside_is_written_whatever_comes(sent: list[tuple[bytes, bytes]], tail: bytes) -> None:
     async def guest(records: RecordStream) -> None:
         await records.receive()

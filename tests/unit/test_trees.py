@@ -6,9 +6,10 @@ import errno
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given, strategies as st
@@ -76,7 +77,7 @@ trees = st.recursive(
 )
 
 
-def build(path: Path, tree: object) -> None:
+def build(path: Path, tree: Any) -> None:
     match tree:
         case ("link", str(target)):
             path.symlink_to(target)
@@ -85,15 +86,15 @@ def build(path: Path, tree: object) -> None:
             path.chmod(mode)
         case (int(mode), dict(children)):
             path.mkdir()
-            for name, child in children.items():
-                build(path / str(name), child)
+            for name, child in cast("dict[str, Any]", children).items():
+                build(path / name, child)
             path.chmod(mode)
         case _:
             raise AssertionError(tree)
 
 
 @contextmanager
-def directory() -> Iterator[Path]:
+def directory() -> Generator[Path]:
     path = tempfile.mkdtemp()
     descriptor = open_directory(os.path.dirname(path))
     try:
@@ -119,12 +120,14 @@ tags = st.sampled_from([b"d", b"u", b"f", b"c", b"l", b".", b"x"])
 some_names = st.sampled_from(
     [b"a", b"b", b"..", b".", b"", b"/", b"/tmp/x", b"a/b", b"../canary", b"new", b"x" * 256, b"\xff", b"-rf", b"a\nb"]
 )
-payloads = st.one_of(
-    st.binary(max_size=20),
-    st.builds(lambda mode, name: mode + b"\0" + name, st.sampled_from([b"755", b"4755", b"-1", b"7_7", b""]), some_names),
-    st.builds(lambda name, data: b"644\0" + name + b"\0" + data, some_names, st.binary(max_size=5)),
-    st.builds(lambda name, target: name + b"\0" + target, some_names, st.sampled_from([b"..", b"/etc", b"../canary", b""])),
+some_modes = st.sampled_from([b"755", b"4755", b"-1", b"7_7", b""])
+some_targets = st.sampled_from([b"..", b"/etc", b"../canary", b""])
+payloads: st.SearchStrategy[bytes] = st.one_of(
     st.just(b""),
+    st.binary(max_size=20),
+    st.tuples(some_modes, some_names).map(b"\0".join),
+    st.tuples(st.just(b"644"), some_names, st.binary(max_size=5)).map(b"\0".join),
+    st.tuples(some_names, some_targets).map(b"\0".join),
 )
 
 

@@ -189,9 +189,7 @@ class _Session:
         size = 0
         with os.scandir(path) as entries:
             for entry in entries:
-                kind = (
-                    b"l" if entry.is_symlink() else b"d" if entry.is_dir() else b"f" if entry.is_file() else b"o"
-                )
+                kind = b"l" if entry.is_symlink() else b"d" if entry.is_dir() else b"f" if entry.is_file() else b"o"
                 batch.append(kind + os.fsencode(entry.name))
                 size += len(batch[-1])
                 if size > _LISTING_BATCH:
@@ -419,7 +417,9 @@ def _write_all(file: FileIO, data: bytes) -> None:
 
 _Operation = Callable[..., None]
 _OPERATIONS: dict[bytes, _Operation] = {
-    name.encode(): operation for name, operation in vars(_Session).items() if not name.startswith("_") and name != "serve"
+    name.encode(): operation
+    for name, operation in vars(_Session).items()
+    if not name.startswith("_") and name != "serve"
 }
 #: Requests that more follows than the next one may be sent before they are answered.
 _TAKING = (b"put", b"upload")

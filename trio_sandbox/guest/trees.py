@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         def __iter__(self) -> _Entries: ...
         def close(self) -> None: ...
 
+
 HEADER = struct.Struct(">cI")
 
 #: Bytes of content in one record at most.

@@ -211,9 +211,7 @@ class GuestTextFile(trio.abc.AsyncResource):
 
     def _make_decoder(self) -> None:
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
-        self._decoder = (
-            io.IncrementalNewlineDecoder(decoder, translate=True) if self._newline is None else decoder
-        )
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True) if self._newline is None else decoder
         self._text = ""
 
     def __repr__(self) -> str:

@@ -184,5 +184,3 @@ def parse_error(payload: bytes, what: str) -> OSError:
     filename, second = ([os.fsdecode(name[:_NAME_LIMIT]) for name in names] + ["", ""])[:2]
     error = int(number)
     return OSError(error, os.strerror(error), filename or None, None, second or None)
-
-

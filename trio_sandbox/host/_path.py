@@ -398,7 +398,7 @@ class GuestPath:
 def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:
     if isinstance(path, GuestPath):
         return path.pure
-    if not isinstance(path, (str, PurePosixPath)):
+    if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
     return PurePosixPath(path)
 
