@@ -176,7 +176,8 @@ async def test_kill_9_while_a_template_is_made(own: Store) -> None:
             await wait_until(lambda: _users(staging / "memory") != [])
         finally:
             process.kill()
-            await process.wait()
+            with trio.move_on_after(10, shield=True):
+                await process.wait()
     await wait_until(lambda: _users(staging / "memory") == [])
     assert own.made() == []
     own.store.prune()

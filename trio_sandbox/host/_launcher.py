@@ -106,7 +106,8 @@ class Launcher:
             vm = None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
                 key = self._key(image, machine, config.warmup)
-                vm = await self._open_clone(stack, self._templates, key, machine, image, config)
+                if self._failures[key] < _ATTEMPTS:
+                    vm = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
                 vm = await stack.enter_async_context(self._open_vm(machine, image.path))
                 if config.warmup:
@@ -135,8 +136,6 @@ class Launcher:
         config: SandboxConfig,
     ) -> Vm | None:
         """Enter a clone into *stack*; None if it is better to boot."""
-        if self._failures[key] >= _ATTEMPTS:
-            return None
         template = await self._ensure(templates, key, machine, image, config)
         if template is None:
             return None

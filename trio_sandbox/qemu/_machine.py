@@ -199,7 +199,13 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
     top, layers = "image", list[str]()
     for number, fd in enumerate(fds.layers):
         file, name = f"layer{number}-file", f"layer{number}"
-        layer = {"driver": "qcow2", "node-name": name, "file": file, "read-only": True, "backing": top}
+        layer: dict[str, object] = {
+            "driver": "qcow2",
+            "node-name": name,
+            "file": file,
+            "read-only": True,
+            "backing": top,
+        }
         layers += [*_fdset(fd), *_blockdev(_file_node(file, fd, read_only=True)), *_blockdev(layer)]
         top = name
     overlay: dict[str, object] = {

@@ -130,15 +130,20 @@ class PortStream(trio.abc.Stream):
 
         """
         seen, dropped = b"", 0
-        while (start := seen.find(marker)) < 0:
+        while True:
+            data = await self.receive_some()
+            if not data:
+                raise PeerGoneError("the connection ended before the marker")
+            seen += data
+            start = seen.find(marker)
+            if start >= 0:
+                break
+            # Its beginning may be there already.
             kept = seen[-len(marker) + 1 :]
             dropped += len(seen) - len(kept)
             if dropped > SKIP_LIMIT:
                 raise WireError(f"no marker in the first {dropped} bytes")
-            data = await self.receive_some()
-            if not data:
-                raise PeerGoneError("the connection ended before the marker")
-            seen = kept + data
+            seen = kept
         self._ahead = seen[start + len(marker) :]
 
     def close(self) -> None:
