@@ -126,7 +126,7 @@ async def test_cancelled_at_every_step_of_starting_and_serving_everything_ends()
                 async with trio.open_nursery() as nursery:
                     with trio.CancelScope() as scope:
                         # Cancelling a scope that was left already does nothing.
-                        nursery.start_soon(cancel_later, scope, steps)
+                        nursery.start_soon(cancel_later, scope, steps)  # noqa: ASYNC111
                         async with open_services("test") as services:
                             await body(services, checkpoints)
                     assert scope.cancelled_caught
