@@ -37,10 +37,24 @@ print(open("/proc/sys/kernel/random/boot_id").read().strip())
 """
 #: Everything of that has been used when the state is saved.
 _WARMUP = """
-import os, random, ssl, tempfile, time, uuid
+import os, random, socket, ssl, tempfile, threading, time, uuid
 random.random(), uuid.uuid1(), uuid.uuid4(), uuid.getnode(), ssl.RAND_bytes(1), os.urandom(1), tempfile.mktemp()
 open("/home/user/shared", "w").write("from the template")
-begun, state = time.monotonic(), list(range(1000))
+begun, state, ticks = time.monotonic(), list(range(1000)), []
+
+def tick():
+    while True:
+        ticks.append((time.time(), socket.gethostname()))
+        time.sleep(0.02)
+
+threading.Thread(target=tick, daemon=True).start()
+"""
+#: Nobody runs before he can know who and when he is, be it in the middle of a loop.
+_TICKS = """
+name = socket.gethostname()
+while ticks[-1][1] != name: time.sleep(0.01)
+first = [name for _, name in ticks].index(name)
+print({other for _, other in ticks[:first]}, {other for _, other in ticks[first:]} == {name}, ticks[first][0])
 """
 
 
@@ -69,7 +83,11 @@ async def test_eight_clones(own: Store) -> None:
     """The first makes the template."""
     identities: list[list[str]] = []
 
-    async def use(sandbox: Sandbox, number: int) -> None:
+    async def use(sandbox: Sandbox, number: int, opening: float) -> None:
+        ticks = await sandbox.run(_TICKS)
+        in_template, goes_on, first = ticks.stdout.rsplit(maxsplit=2)
+        assert (in_template, goes_on) == ("{'sandbox'}", "True")
+        assert opening - 0.5 < float(first)
         before = time.time()
         clock = await sandbox.run("print(time.time(), time.monotonic() - begun)")
         after = time.time()
@@ -95,8 +113,9 @@ async def test_eight_clones(own: Store) -> None:
         assert read.stdout == f"{mine} True {mine}\n"
 
     async def open_and_use(number: int) -> None:
+        opening = time.time()
         async with host.open_sandbox(config=own.config) as sandbox:
-            await use(sandbox, number)
+            await use(sandbox, number, opening)
 
     everybody_wrote = [trio.Event() for _ in range(8)]
     with nothing_left():
