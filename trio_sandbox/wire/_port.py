@@ -10,9 +10,9 @@ import trio
 from ._errors import PeerGoneError, WireError
 
 #: Bytes that are received at once.
-READ_SIZE = 65536
-#: Bytes that one read(2) of a virtio-serial port gives at most: Linux's driver has buffers of a page.
-PORT_READ_SIZE = 4096
+READ_SIZE = 131072
+#: What a virtio-serial port has its buffers in: Linux's driver allocates them so.
+_PAGE = 4096
 #: Bytes that `PortStream.skip_past` drops at most: more than a port and its sockets hold.
 SKIP_LIMIT = 1 << 20
 
@@ -35,6 +35,9 @@ class PortStream(trio.abc.Stream):
         os.set_blocking(fd, False)
         self._full = False  # the last read took all it could, so that there may be more
         self._ahead = b""  # read already, and to be received next
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        # A read of a port gives one page at most, but the kernel reads on for as long as each of these is filled.
+        self._pages = [self._buffer[start : start + _PAGE] for start in range(0, READ_SIZE, _PAGE)]
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 after closing."""
@@ -79,7 +82,7 @@ class PortStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return what there is to read, waiting for at least one byte; ``b""`` at the end."""
         self._check()
-        size = READ_SIZE if max_bytes is None else max_bytes
+        size = READ_SIZE if max_bytes is None else min(max_bytes, READ_SIZE)
         if size < 1:
             raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
         if self._ahead:
@@ -93,29 +96,14 @@ class PortStream(trio.abc.Stream):
             else:
                 await trio.lowlevel.wait_readable(self._fd)
             try:
-                data = os.read(self._fd, size)
+                length = os.readv(self._fd, self._pages if size == READ_SIZE else [self._buffer[:size]])
             except BlockingIOError:
                 self._full = False
             except OSError as exc:
                 raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
             else:
-                self._full = len(data) == size
-                if len(data) == PORT_READ_SIZE < size:
-                    data = self._read_on(data, size)
-                return data
-
-    def _read_on(self, data: bytes, size: int) -> bytes:
-        """Read what there is behind *data*: a turn of the scheduler for each page would take most of the time."""
-        parts, missing = [data], size - len(data)
-        while len(data) == PORT_READ_SIZE and missing:
-            try:
-                data = os.read(self._fd, missing)
-            except OSError:  # nothing more, or what the next call will say
-                break
-            parts.append(data)
-            missing -= len(data)
-        self._full = not missing
-        return b"".join(parts)
+                self._full = length == size
+                return bytes(self._buffer[:length])
 
     async def skip_past(self, marker: bytes) -> None:
         """Drop what comes up to *marker*, and that too; what comes after it is received next.
