@@ -8,24 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.documented import blocks
 from trio_sandbox.image import default_cache_directory
 from trio_sandbox.qemu import detect_accelerator, open_runtime
 
 pytestmark = pytest.mark.qemu
 
 INI = "[pytest]\ntrio_mode = true\nfilterwarnings = error\nstrict = true\n"
-
-
-def make_conftest(pytester: pytest.Pytester, arguments: str) -> None:
-    """Configure the inner run's hosts."""
-    pytester.makeconftest(f"""
-        import pytest
-        from trio_sandbox import HostConfig
-
-        @pytest.fixture(scope="session")
-        def sandbox_host_config():
-            return HostConfig({arguments})
-    """)
 
 
 @pytest.fixture(scope="session")
@@ -35,26 +24,25 @@ def cache_directory() -> Path:
 
 
 @pytest.mark.usefixtures("python_image", "system_disk")
-def test_fresh_machines_in_two_workers_and_a_report_of_the_one_whose_test_failed(
-    cache_directory: Path, pytester: pytest.Pytester
+def test_what_the_guide_shows_and_a_report_of_a_test_that_fails_in_two_workers(
+    cache_directory: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_directory.parent))
+    shown = [block.text for block in blocks("python") if block.page.name == "testing.md"]
+    (conftest,) = (text for text in shown if text.startswith("# conftest.py"))
     pytester.makeini(INI)
-    make_conftest(pytester, f"cache_dir={str(cache_directory)!r}")
-    pytester.makepyfile("""
-        import pytest
-
-        @pytest.mark.sandbox(memory_mib=256)
-        async def test_passes(sandbox, sandbox_host):
-            assert sandbox.config.memory_mib == 256
-            assert (await sandbox.run("print(6 * 7)")).stdout == "42\\n"
-            assert sandbox_host.statistics().sandboxes_open == 1
-
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(test_shown="\n".join(text for text in shown if text != conftest))
+    pytester.makepyfile(
+        test_failing="""
         async def test_fails(sandbox):
             await sandbox.run_process("echo c > /proc/sysrq-trigger", shell=True, user="root")
-    """)
+        """
+    )
     # In a process of its own: pytest-xdist's workers would inherit what this one has open.
     result = pytester.runpytest_subprocess("-n2", timeout=200)
-    result.assert_outcomes(passed=1, failed=1)
+    outcomes = result.parseoutcomes()
+    assert (outcomes["failed"], outcomes["passed"] + outcomes.get("skipped", 0)) == (1, 4)
     result.stdout.fnmatch_lines(
         [
             "*OutcomeUnknownError*",
@@ -76,7 +64,14 @@ def test_requires_hardware_skips_where_no_guest_ran_on_it(pytester: pytest.Pytes
 
     trio.run(detect)
     pytester.makeini(INI)
-    make_conftest(pytester, f"cache_dir={str(cache)!r}, runtime_dir={str(short_directory)!r}")
+    pytester.makeconftest(f"""
+        import pytest
+        from trio_sandbox import HostConfig
+
+        @pytest.fixture(scope="session")
+        def sandbox_host_config():
+            return HostConfig(cache_dir={str(cache)!r}, runtime_dir={str(short_directory)!r})
+    """)
     pytester.makepyfile("""
         import pytest
 
