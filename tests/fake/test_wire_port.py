@@ -169,3 +169,35 @@ async def test_what_is_there_is_received_together_and_in_order() -> None:
             theirs.close()
             assert await port.receive_some(2**40) == data
             assert await port.receive_some() == b""
+
+
+async def test_calling_until_somebody_answers() -> None:
+    """The first marker is somebody else's prey, and the answer comes late, so that there are some too many."""
+    ours, theirs = port_pair()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(ours.call, b"abcdefgh")
+        assert await theirs.receive_some() == b"abcdefgh"
+        await theirs.skip_past(b"abcdefgh")
+        await trio.sleep(0.6)
+        await theirs.send_all(b"stale abcdefgh")
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b"abcdefgh" * 3 + b"abcnew"], [b"abcdefghabc", b"defghabcdef", b"ghabc", b"new"]], ids=["one", "four"]
+)
+async def test_repetitions_of_a_marker_are_dropped(pieces: list[bytes]) -> None:
+    ours, theirs = port_pair()
+    received = b""
+
+    async def receive() -> None:
+        nonlocal received
+        await ours.skip_past(b"abcdefgh")
+        while len(received) < 6:
+            received += await ours.receive_some()
+
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        for piece in pieces:
+            await trio.testing.wait_all_tasks_blocked()
+            await theirs.send_all(piece)
+    assert received == b"abcnew"

@@ -279,8 +279,7 @@ class Vm:
             stream = PortStream(sock.detach())
             try:
                 # It comes back as soon as the agent is awake. What comes before it is left from the machine that was saved.
-                await stream.send_all(marker)
-                await stream.skip_past(marker)
+                await stream.call(marker)
             except BaseException:
                 stream.close()
                 raise

@@ -15,6 +15,8 @@ READ_SIZE = 131072
 _PAGE = 4096
 #: Bytes that `PortStream.skip_past` drops at most: more than a port and its sockets hold.
 SKIP_LIMIT = 1 << 20
+#: Seconds after which `PortStream.call` sends its marker again.
+_CALL_AGAIN = 0.25
 
 
 @final
@@ -35,6 +37,7 @@ class PortStream(trio.abc.Stream):
         os.set_blocking(fd, False)
         self._full = False  # the last read took all it could, so that there may be more
         self._ahead = b""  # read already, and to be received next
+        self._marker = b""  # what may come again before anything else
         self._buffer = memoryview(bytearray(READ_SIZE))
         # A read of a port gives one page at most, but the kernel reads on for as long as each of these is filled.
         self._pages = [self._buffer[start : start + _PAGE] for start in range(0, READ_SIZE, _PAGE)]
@@ -85,6 +88,22 @@ class PortStream(trio.abc.Stream):
         size = READ_SIZE if max_bytes is None else min(max_bytes, READ_SIZE)
         if size < 1:
             raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
+        if not self._marker:
+            return await self._read(size)
+        # The other end may have sent the marker more often than was needed.
+        marker, data = self._marker, b""
+        while True:
+            more = await self._read(size)
+            data += more
+            while data.startswith(marker):
+                data = data[len(marker) :]
+            if not more or not marker.startswith(data):
+                break
+        self._marker = b""
+        data, self._ahead = data[:size], data[size:] + self._ahead
+        return data
+
+    async def _read(self, size: int) -> bytes:
         if self._ahead:
             data, self._ahead = self._ahead[:size], self._ahead[size:]
             await trio.lowlevel.checkpoint()
@@ -110,7 +129,7 @@ class PortStream(trio.abc.Stream):
 
         The two ends of a machine's port agree by this on where a new conversation starts, when the machine
         goes on from a saved state: what was under way on its port then may be lost, or come late. At most
-        `SKIP_LIMIT` bytes are dropped. Cancelled: some of what came is lost.
+        `SKIP_LIMIT` bytes are dropped, and repetitions of the marker. Cancelled: it can be called again.
 
         Raises:
           WireError: if the peer sends more than that without the marker.
@@ -119,7 +138,11 @@ class PortStream(trio.abc.Stream):
         """
         seen, dropped = b"", 0
         while True:
-            data = await self.receive_some()
+            try:
+                data = await self._read(READ_SIZE)
+            except trio.Cancelled:
+                self._ahead = seen
+                raise
             if not data:
                 raise PeerGoneError("the connection ended before the marker")
             seen += data
@@ -132,7 +155,20 @@ class PortStream(trio.abc.Stream):
             if dropped > SKIP_LIMIT:
                 raise WireError(f"no marker in the first {dropped} bytes")
             seen = kept
-        self._ahead = seen[start + len(marker) :]
+        self._ahead, self._marker = seen[start + len(marker) :], marker
+
+    async def call(self, marker: bytes) -> None:
+        """Send *marker* until it comes back, and drop what comes before it.
+
+        More than once, as a reader of the old conversation, which has yet to end, may take the first for its own.
+        Errors and cancelling are as for `skip_past`; the other end must have called that.
+        """
+        await self.send_all(marker)
+        while True:
+            with trio.move_on_after(_CALL_AGAIN):
+                await self.skip_past(marker)
+                return
+            self.send_nowait(marker)
 
     def close(self) -> None:
         """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""
