@@ -43,7 +43,11 @@ async def _measure(sandbox: Sandbox, directory: Path, by: str) -> list[Figure]:
     async def swallow() -> None:
         await sandbox.run_process(["sh", "-c", "cat > /dev/null"], stdin=data)
 
-    up, down, reference, tree_up, tree_down = [], [], [], [], []
+    up: list[float] = []
+    down: list[float] = []
+    reference: list[float] = []
+    tree_up: list[float] = []
+    tree_down: list[float] = []
     for _ in range(_ROUNDS):
         reference.append(_SIZE / 1e6 / await _seconds(swallow))
         up.append(_SIZE / 1e6 / await _seconds(lambda: sandbox.upload(large, "large")))

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC230 - what the tests do to this machine's files takes no time
 """Files of a guest through `GuestPath`, against a real agent with real file helpers; and the same of this machine's as reference."""
 
 from __future__ import annotations
@@ -244,9 +243,10 @@ async def test_writing_replaces_as_a_whole(here: GuestPath, tmp_path: Path) -> N
     path.write_text("old")
     path.chmod(0o640)
     (tmp_path / "link").symlink_to("file")
-    with open(path, "rb") as reader:
-        await (here / "link").write_text("new")
-        assert reader.read() == b"old"
+    reader = os.open(path, os.O_RDONLY)
+    await (here / "link").write_text("new")
+    assert os.read(reader, 10) == b"old"
+    os.close(reader)
     assert (tmp_path / "link").is_symlink()
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o640
@@ -388,19 +388,24 @@ async def test_files_that_can_not_be_opened(
 async def test_text_is_as_on_the_host(here: GuestPath, tmp_path: Path, newline: str | None, encoding: str) -> None:
     text = "é\r\n" * 30_000 + "one\rtwo\n\nlast \N{GRINNING FACE}"
     ours, theirs = tmp_path / "ours", here / "theirs"
-    with open(ours, "w", encoding=encoding, newline=newline) as expected:
-        expected.write(text)
+    lines = write_and_read_lines(ours, text, encoding=encoding, newline=newline)
     async with await theirs.open("w", encoding=encoding, newline=newline) as file:
         assert await file.write(text) == len(text)
     assert (tmp_path / "theirs").read_bytes() == ours.read_bytes()
-    with open(ours, encoding=encoding, newline=newline) as expected:
-        lines = list(expected)
     async with await theirs.open("r", encoding=encoding, newline=newline) as file:
         assert isinstance(file, GuestTextFile)
         assert [line async for line in file] == lines
         assert await file.seek(0) == 0
         assert await file.read(5) + await file.read() == "".join(lines)
         assert await file.read(1) == ""
+
+
+def write_and_read_lines(path: Path, text: str, *, encoding: str, newline: str | None) -> list[str]:
+    """Do here what the test does in the guest."""
+    with open(path, "w", encoding=encoding, newline=newline) as file:
+        file.write(text)
+    with open(path, encoding=encoding, newline=newline) as file:
+        return list(file)
 
 
 async def test_text_files_say_what_they_can_not_do(here: GuestPath) -> None:
@@ -425,25 +430,27 @@ async def test_text_files_say_what_they_can_not_do(here: GuestPath) -> None:
 
 async def test_a_file_is_closed_when_a_request_is_cut_short(here: GuestPath, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with open(tmp_path / "pipe", "r+b", buffering=0) as pipe:
-        file = await (here / "pipe").open("rb")
-        with trio.move_on_after(0.05):
-            await file.read(1)
-        # The answer may come yet, and must not be taken for another's.
-        pipe.write(b"x")
-        with pytest.raises(ValueError, match="closed file"):
-            await file.read(1)
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    file = await (here / "pipe").open("rb")
+    with trio.move_on_after(0.05):
+        await file.read(1)
+    # The answer may come yet, and must not be taken for another's.
+    os.write(pipe, b"x")
+    os.close(pipe)
+    with pytest.raises(ValueError, match="closed file"):
+        await file.read(1)
 
 
 async def test_one_task_at_a_time(here: GuestPath, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with open(tmp_path / "pipe", "r+b", buffering=0):
-        async with await (here / "pipe").open("rb") as file, trio.open_nursery() as nursery:
-            nursery.start_soon(file.read, 1)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(trio.BusyResourceError):
-                await file.read(1)
-            nursery.cancel_scope.cancel(reason="the test is over")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    async with await (here / "pipe").open("rb") as file, trio.open_nursery() as nursery:
+        nursery.start_soon(file.read, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await file.read(1)
+        nursery.cancel_scope.cancel(reason="the test is over")
+    os.close(pipe)
 
 
 # --- Helpers ---
@@ -561,8 +568,7 @@ async def test_changes_are_reported_in_order(sandbox: Sandbox, here: GuestPath, 
     (tmp_path / "old").write_text("")
     async with sandbox.watch(here) as changes:
         (tmp_path / "new").mkdir()
-        with open(tmp_path / "old", "a") as file:
-            file.write("x")
+        append(tmp_path / "old", "x")
         (tmp_path / "old").chmod(0o600)
         (tmp_path / "old").rename(tmp_path / "young")
         (tmp_path / "young").unlink()
@@ -592,6 +598,11 @@ async def test_changes_are_reported_in_order(sandbox: Sandbox, here: GuestPath, 
             ("deleted", here),
         ]
         tmp_path.mkdir()
+
+
+def append(path: Path, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
 
 
 async def test_changes_that_nobody_takes_are_lost_and_said_to_be(

@@ -84,7 +84,7 @@ def build(path: Path, tree: Any) -> None:
         case (int(mode), bytes() | int() as data):
             path.write_bytes(bytes(data))
             path.chmod(mode)
-        case (int(mode), dict(children)):
+        case (int(mode), children):
             path.mkdir()
             for name, child in cast("dict[str, Any]", children).items():
                 build(path / name, child)

@@ -116,7 +116,8 @@ class GuestFile(trio.abc.AsyncResource):
         """Write all of *data* and return its length in bytes."""
         self._check("write", self._writable)
         view = memoryview(data).cast("B")
-        await self._forget_buffer()
+        if self._buffer:  # what was read ahead was not read yet
+            await self.seek(0, io.SEEK_CUR)
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
             await self._exchange(b"".join((HEADER.pack(_WRITE, len(chunk)), chunk)), bytes)
@@ -144,7 +145,8 @@ class GuestFile(trio.abc.AsyncResource):
     async def truncate(self, size: int | None = None) -> int:
         """Make the file *size* bytes long, or end here; return its size. The position stays."""
         self._check("truncate", self._writable)
-        await self._forget_buffer()
+        if self._buffer:  # what was read ahead was not read yet
+            await self.seek(0, io.SEEK_CUR)
         return await self._ask_number("truncate", "" if size is None else size)
 
     async def aclose(self) -> None:
@@ -152,10 +154,6 @@ class GuestFile(trio.abc.AsyncResource):
         self._closed = True
         self._session.close()
         await trio.lowlevel.checkpoint()
-
-    async def _forget_buffer(self) -> None:
-        if self._buffer:
-            await self.seek(0, io.SEEK_CUR)
 
     def _check(self, what: str, allowed: bool) -> None:
         if self._closed:

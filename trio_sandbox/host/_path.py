@@ -196,7 +196,7 @@ class GuestPath:
         except OSError as exc:
             if exc.errno not in _NOWHERE:
                 raise
-            return None
+            return None  # noqa: ASYNC910 - stat() is a checkpoint
 
     async def iterdir(self) -> Iterator[GuestPath]:
         """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``."""
@@ -239,7 +239,9 @@ class GuestPath:
 
     # --- Making and removing ---
 
-    async def mkdir(self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
+    async def mkdir(  # noqa: ASYNC910 - the request is a checkpoint
+        self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
+    ) -> None:
         """Make a directory, like `pathlib.Path.mkdir`: *mode* is subject to the guest's umask of 022."""
         try:
             await self._call("mkdir", self, mode)
@@ -250,14 +252,14 @@ class GuestPath:
             await self.mkdir(mode, exist_ok=exist_ok)
         except OSError:
             # Not FileExistsError alone: whether that or another comes first is for the file system to say.
-            if not exist_ok or not await self.is_dir():
+            if not exist_ok or not await self.is_dir():  # noqa: ASYNC120 - a caller that is cancelled wants no answer
                 raise
 
     async def rmdir(self) -> None:
         """Remove a directory, which must be empty."""
         await self._call("rmdir", self)
 
-    async def unlink(self, *, missing_ok: bool = False) -> None:
+    async def unlink(self, *, missing_ok: bool = False) -> None:  # noqa: ASYNC910 - the request is a checkpoint
         """Remove a file or a link; with *missing_ok* it need not be there."""
         try:
             await self._call("unlink", self)
@@ -342,7 +344,7 @@ class GuestPath:
                 await session.send(HEADER.pack(END, 0), end=True)
                 await session.reply()
             except BaseException:
-                await session.take_back()
+                await session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
                 raise
         return len(view)
 
@@ -438,7 +440,8 @@ class _Walk:
         except OSError as exc:
             if exc.errno == errno.EOVERFLOW:
                 raise
-            return []  # not there, no directory, or not for us to read
+            # Not there, no directory, or not for us to read.
+            return []  # noqa: ASYNC910 - the request is a checkpoint
         if depth > MAXIMUM_DEPTH:
             raise OSError(errno.ENAMETOOLONG, f"directories are nested deeper than {MAXIMUM_DEPTH}", str(directory))
         first, *rest = parts

@@ -64,7 +64,7 @@ async def upload(
                 await session.send(b"", end=True)
                 await session.reply()
             except BaseException:
-                await session.take_back()
+                await session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
                 raise
     finally:
         batches.close()

@@ -92,6 +92,7 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
 
     async def start(self) -> None:
         """Wait until the guest watches."""
+        await self._fill()
         while not self._started:
             await self._fill()
 
