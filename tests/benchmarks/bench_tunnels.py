@@ -84,7 +84,9 @@ async def measure() -> list[Figure]:
 
             round_trips = await durations(exchange, runs=_ROUND_TRIPS, warm_up=20)
         connects = await durations(lambda: _connect(sandbox), runs=50, warm_up=5)
-        into, out, loopback = [], [], []
+        into: list[float] = []
+        out: list[float] = []
+        loopback: list[float] = []
         shares: list[float] = []
         for _ in range(_TRANSFERS):
             out.append(await _receive(sandbox, _MB))

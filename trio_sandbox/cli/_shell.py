@@ -162,7 +162,7 @@ async def converse(  # noqa: ASYNC910 (nurseries are checkpoints)
     assert stdio is not None
     detached = False
 
-    async def type_keys() -> None:
+    async def type_keys() -> None:  # noqa: ASYNC910 - reading is a checkpoint
         nonlocal detached
         with contextlib.suppress(trio.BrokenResourceError):  # nobody takes it any more; how that came is told elsewhere
             while True:

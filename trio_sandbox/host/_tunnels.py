@@ -60,7 +60,7 @@ async def wait_port(vm: Machine, port: int) -> None:
         stream.close()
 
 
-async def _receive_answer(stream: ChannelStream) -> int:  # noqa: ASYNC910 (there are two bytes to wait for)
+async def _receive_answer(stream: ChannelStream) -> int:
     answer = b""
     while len(answer) < 2:
         data = await stream.receive_some(2 - len(answer))
@@ -71,7 +71,7 @@ async def _receive_answer(stream: ChannelStream) -> int:  # noqa: ASYNC910 (ther
     (error,) = struct.unpack(">H", answer)
     if error and error not in errno.errorcode:
         raise GuestProtocolError(f"the guest answered a connection with {error}, which is no error's number")
-    return error
+    return error  # noqa: ASYNC910 - there are two bytes to wait for
 
 
 async def forward_port(
