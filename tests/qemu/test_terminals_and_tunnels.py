@@ -177,10 +177,10 @@ class _Stream(httpcore.AsyncNetworkStream):
     def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
         self._stream = stream
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, *args: object, **kwargs: object) -> bytes:
         return bytes(await self._stream.receive_some(max_bytes))
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes, *args: object, **kwargs: object) -> None:
         await self._stream.send_all(buffer)
 
     async def aclose(self) -> None:

@@ -20,6 +20,7 @@ printed may still be on its way: each pipe has an end of its own. When the host 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import AsyncExitStack
 from typing import cast, final
@@ -105,9 +106,11 @@ class ProcessService:
                 nursery.start_soon(terminal.carry)
             process = _Process(child, records, terminal)
             try:
-                await records.send_json({"started": child.pid})
-                nursery.start_soon(process.report)
-                await process.obey()
+                # A host that gave the stream up has ended it as well; where the channel failed, that is told elsewhere.
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await records.send_json({"started": child.pid})
+                    nursery.start_soon(process.report)
+                    await process.obey()
             finally:
                 child.kill()
             nursery.cancel_scope.cancel(reason="the host ended the process's stream")
@@ -154,7 +157,8 @@ class _Process:
         status = await self._child.wait()
         if self._killed:
             await self._child.wait_empty()
-        await self._records.send_json({"exited": status}, end=True)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._records.send_json({"exited": status}, end=True)
 
     async def obey(self) -> None:
         """Take requests until the host ends the stream."""
