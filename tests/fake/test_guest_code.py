@@ -376,20 +376,20 @@ async def test_an_interrupt_that_comes_before_the_code_is_not_lost(host: Host) -
 
 async def test_an_interrupt_at_any_instant_hits_its_own_run_or_nothing(host: Host) -> None:
     await host.run("x = 1")
-    interrupted = 0
     for number in range(60):
-        async with host.open_run(f"print('a')\nfor i in range({number * 40}): pass\nprint('b')") as run:
+        # Some end by themselves at about that time, and some never.
+        endless = number % 10 == 9
+        loop = "while True: pass" if endless else f"for i in range({number * 40}): pass"
+        async with host.open_run(f"print('a')\n{loop}\nprint('b')") as run:
             if number % 3:
-                await run.until((b"a\n", b"b\n")[number % 2])
+                await run.until(b"a\n" if endless else (b"a\n", b"b\n")[number % 2])
             await run.interrupt()
             result = await run.finish()
-        assert result.exit_code in (0, 130)
+        assert result.exit_code in ((130,) if endless else (0, 130))
         assert result.state_kept
-        interrupted += result.exit_code == 130
         if result.exit_code == 130:
             assert result.stderr.endswith("KeyboardInterrupt\n")
         assert await host.run("print(x)") == ran("1\n")
-    assert interrupted
 
 
 async def test_an_interrupt_of_the_traceback_ends_the_run(host: Host) -> None:
