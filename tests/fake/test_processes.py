@@ -191,10 +191,15 @@ async def test_a_process_that_does_not_die_costs_the_machine_in_bounded_time(
 
     async with open_fake_sandbox(Immortal().services(), timeouts=Timeouts(kill=5)) as (sandbox, machine):
         start = trio.current_time()
+        processes: list[GuestProcess] = []
         with trio.move_on_after(1):
-            await sandbox.run_process(["immortal"])
+            async with sandbox.open_process(["immortal"]) as process:
+                processes.append(process)
+                await trio.sleep_forever()
         assert trio.current_time() - start == 6
         assert machine.failure is not None
+        with pytest.raises(OutcomeUnknownError):
+            await processes[0].wait()
 
 
 async def test_too_much_captured_output_ends_the_process() -> None:

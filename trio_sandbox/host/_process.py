@@ -207,6 +207,8 @@ class GuestProcess:
             # One failure, one route: whoever waits gets it, the nursery does not.
             (self._failure,) = [exc for exc in group.exceptions if isinstance(exc, SandboxError)][:1]
         finally:
+            if self._returncode is None and self._failure is None:
+                self._failure = OutcomeUnknownError(f"the block of {self.args[0]!r} was left before its end was known")
             self._ended.set()
             self._requests.close()
 
