@@ -55,7 +55,7 @@ class FileSession:
         self._vm = vm
         self._records = RecordStream(vm.guest.open_stream({"service": "file", "user": user}))
         self._what = what
-        self.failed = False
+        self.failed: bool = False
         """The guest said that something went wrong, which ends what it was doing."""
 
     def close(self) -> None:
