@@ -67,13 +67,26 @@ class Services:
     def __init__(self, nursery: trio.Nursery, owner: str) -> None:
         self._nursery = nursery
         self._owner = owner
-        self._running: list[tuple[trio.CancelScope, trio.Event]] = []
+        self._running: dict[trio.CancelScope, trio.Event] = {}
+        self._stopped = False
 
     async def start(self, serve: Callable[..., Awaitable[object]], *args: object) -> Any:
-        """Like `trio.Nursery.start`; until `started()` the caller's scopes apply to the task."""
+        """Like `trio.Nursery.start`; until `started()` the caller's scopes apply to the task.
+
+        Raises:
+          trio.ClosedResourceError: if the block was left before the service had started; it has ended.
+
+        """
+        if self._stopped:
+            raise trio.ClosedResourceError(f"the block of {self._owner} was left")
         scope, ended = trio.CancelScope(), trio.Event()
-        self._running.append((scope, ended))
-        value: Any = await self._nursery.start(self._run, scope, ended, serve, args)
+        self._running[scope] = ended
+        try:
+            value: Any = await self._nursery.start(self._run, scope, ended, serve, args)
+        except RuntimeError as exc:
+            if scope.cancelled_caught:  # that it "exited without calling task_status.started()" is our doing
+                raise trio.ClosedResourceError(f"the block of {self._owner} was left") from exc
+            raise
         return value
 
     async def _run(
@@ -89,14 +102,16 @@ class Services:
             with scope:
                 await serve(*args, task_status=_ShieldOnStarted(task_status, scope))
         finally:
+            self._running.pop(scope, None)  # it may have ended by itself, one of thousands
             ended.set()
 
     async def stop(self) -> None:
         """End every service, the youngest first; their own cleanup bounds how long it takes."""
+        self._stopped = True
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
             while self._running:
-                scope, ended = self._running.pop()
+                scope, ended = self._running.popitem()
                 scope.cancel(reason=f"the block of {self._owner} was left")
                 await ended.wait()
 
