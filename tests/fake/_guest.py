@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +38,7 @@ class FakeMachine:
     failure: Exception | None = None
     closed: bool = False
     accelerator: Accelerator = ACCELERATOR
+    pid: int = attrs.field(factory=os.getpid)
     ended: trio.Event = attrs.field(factory=trio.Event)
 
     def retire(self, reason: str) -> None:

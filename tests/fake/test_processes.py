@@ -90,6 +90,13 @@ async def test_run_process_feeds_captures_and_reports_like_trio() -> None:
         assert sandbox.statistics().processes == 1
 
 
+async def test_the_process_of_the_machine_is_told_while_there_is_one() -> None:
+    async with open_fake_sandbox({}) as (sandbox, machine):
+        assert sandbox.statistics().qemu_pid == machine.pid
+        machine.retire("the test says so")
+        assert sandbox.statistics().qemu_pid is None
+
+
 async def test_a_status_other_than_0_is_an_error_if_checked() -> None:
     async with open_fake_sandbox(Cat().services()) as (sandbox, _):
         with pytest.raises(subprocess.CalledProcessError) as caught:

@@ -51,6 +51,8 @@ async def test_the_shapes_that_others_rely_on(templates: bool) -> None:
                 )
                 assert completed.stdout.decode().strip() != os.uname().release
                 assert host.statistics().sandboxes_open == 1
+                assert "qemu" in Path(f"/proc/{sandbox.statistics().qemu_pid}/cmdline").read_text()
+            assert sandbox.statistics().qemu_pid is None
             result = await host.run("print('fresh', 'x' in globals())")
             assert result.stdout == "fresh False\n"
             assert (host.statistics().sandboxes_open, host.statistics().sandboxes_opened) == (0, 2)

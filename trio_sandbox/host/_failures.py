@@ -31,6 +31,11 @@ class Machine(Protocol):
         ...
 
     @property
+    def pid(self) -> int:
+        """The process id of what runs it."""
+        ...
+
+    @property
     def failure(self) -> Exception | None:
         """Why the machine is gone, or None while it is there."""
         ...

@@ -36,6 +36,8 @@ class SandboxStatistics:
     """Processes that were started."""
     tasks_waiting_run: int
     """Tasks that wait for the interpreter, which another run holds."""
+    qemu_pid: int | None
+    """The process id of its QEMU on the host, for accounting; None where there is none (any more)."""
 
 
 @final
@@ -84,7 +86,8 @@ class Sandbox:
 
     def statistics(self) -> SandboxStatistics:
         """Return numbers about the sandbox as it is now."""
-        return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting)
+        pid = None if self._vm.closed or self._vm.failure is not None else self._vm.pid
+        return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting, pid)
 
     @asynccontextmanager
     async def stream(
