@@ -1,6 +1,12 @@
 """Run the benchmarks: ``python -m tests.benchmarks [--json] [--write FILE] [NAME ...]``.
 
-Every module `bench_NAME.py` here is one benchmark. Exit status 0 if every figure keeps its
+Every module `bench_NAME.py` here is one benchmark, with
+
+    async def measure() -> list[Figure]: ...
+
+It warms up by itself, takes enough samples, and measures a named reference in the same run wherever
+a figure is a ratio: machines differ, and so does one machine from minute to minute. What users can
+measure as well, ``trio-sandbox bench``, is in `trio_sandbox.bench` and only used here. Exit status 0 if every figure keeps its
 limit, 1 if one does not, 2 for wrong use.
 """
 
@@ -9,15 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
 import attrs
 import trio
 
-from ._figures import Figure
+from trio_sandbox.bench import Figure, LoadWatch, Machine, table
 
 START_MARK = "<!-- figures: start -->"
 END_MARK = "<!-- figures: end -->"
@@ -26,53 +30,6 @@ END_MARK = "<!-- figures: end -->"
 def known_benchmarks() -> list[str]:
     """Give the names of the benchmarks beside this module, sorted."""
     return sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-
-
-def limit_text(figure: Figure) -> str:
-    """Say the limit as a person would: ``<= 4`` or ``>= 20``."""
-    parts = [
-        f"{sign} {bound:g}" for sign, bound in (("<=", figure.at_most), (">=", figure.at_least)) if bound is not None
-    ]
-    return " and ".join(parts)
-
-
-def verdict(figure: Figure) -> str:
-    """Say whether the limit was kept; nothing where there is none."""
-    return {None: "", True: "ok", False: "OVER"}[figure.within_limits]
-
-
-def table(figures: list[Figure]) -> str:
-    """Lay the figures out as a Markdown table, which a terminal shows as well."""
-    rows = [("what", "median", "p95", "unit", "limit", "", "runs")]
-    rows += [
-        (
-            figure.name,
-            f"{figure.value:.3g}" if figure.value < 100 else f"{figure.value:.0f}",
-            "" if figure.p95 is None else f"{figure.p95:.3g}" if figure.p95 < 100 else f"{figure.p95:.0f}",
-            figure.unit,
-            limit_text(figure),
-            verdict(figure),
-            str(figure.samples),
-        )
-        for figure in figures
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, object]:
-    """Say what the figures were measured on, without naming the machine."""
-    return {
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "trio": trio.__version__,
-    }
 
 
 def replace_between_marks(text: str, figures: str) -> str:
@@ -105,18 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write is not None:
         replace_between_marks(options.write.read_text("utf-8"), "")  # a wrong file: say so before the long work
     results: dict[str, list[Figure]] = {}
+    watch = LoadWatch()
     for name in options.names or known:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         # A run of its own for each: no benchmark inherits another's tasks.
         results[name] = trio.run(measure, name)
     figures = [figure for group in results.values() for figure in group]
-    report = ", ".join(f"{key} {value}" for key, value in machine().items()) + "\n\n" + table(figures)
+    machine, load = Machine.here(), watch.stop()
+    report = f"{machine}; {load}\n\n{table(figures)}"
     if options.json:
         rows = {
             name: [{**attrs.asdict(figure), "within_limits": figure.within_limits} for figure in group]
             for name, group in results.items()
         }
-        print(json.dumps({"machine": machine(), "figures": rows}, indent=2))
+        print(json.dumps({"machine": attrs.asdict(machine), "load": attrs.asdict(load), "figures": rows}, indent=2))
     else:
         print(report)
     if options.write is not None:

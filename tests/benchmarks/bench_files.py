@@ -15,8 +15,7 @@ from pathlib import Path
 import trio
 
 from trio_sandbox import Sandbox, open_host
-
-from ._figures import Figure, durations
+from trio_sandbox.bench import Figure, durations
 
 _ROUNDS = 5
 _SIZE = 64 * 2**20

@@ -16,9 +16,8 @@ import time
 
 import trio
 
+from trio_sandbox.bench import Figure
 from trio_sandbox.qemu import open_overlay_pool, open_storage_daemon
-
-from ._figures import Figure
 
 #: Alternating rounds, so that a machine that gets slower for a while does so for all three.
 _ROUNDS = 10

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import trio
 
+from trio_sandbox.bench import Figure
 from trio_sandbox.qemu import open_qmp
-
-from ._figures import Figure
 
 _COMMAND = "query-jobs"
 #: Alternating rounds, so that a machine that gets slower for a while does so for all three.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from trio_sandbox import Host, HostConfig, OutputChunk, Sandbox, open_host
-
-from ._figures import Figure, durations
+from trio_sandbox import HostConfig, OutputChunk, Sandbox
+from trio_sandbox.bench import MEASURES, Figure, Lab, durations
 
 _BOOTS = 7
 _RUNS = 300
@@ -18,18 +17,17 @@ _FLOOD_MB = 200
 
 async def measure() -> list[Figure]:
     """Measure with a host that is open already, as an application has one."""
-    async with open_host(HostConfig(templates=False)) as host:
-        await host.prepare()
-        cold = [await _first_output(host) for _ in range(_BOOTS)]
-        async with host.open_sandbox() as sandbox:
-            runs = await durations(lambda: sandbox.run("print(1)"), runs=_RUNS, warm_up=20)
-            before = _resident_mib()
-            speeds = [await _flood(sandbox) for _ in range(_FLOODS)]
-            grown = _resident_mib() - before
+    lab = Lab(host=HostConfig(templates=False))
+    cold = await MEASURES["cold"].take(lab, 1, _BOOTS)
+    async with lab.open(1) as host, host.open_sandbox() as sandbox:
+        runs = await durations(lambda: sandbox.run("print(1)"), runs=_RUNS, warm_up=20)
+        before = _resident_mib()
+        speeds = [await _flood(sandbox) for _ in range(_FLOODS)]
+        grown = _resident_mib() - before
     by = f"under {host.accelerator.name}"
     return [
-        Figure.of(f"cold boot to first output, {by}", cold, "s", at_most=6),
-        Figure.of(f'run("print(1)") again, {by}', runs, "ms", at_most=4),
+        Figure.of(f"cold boot to first output, {by}", cold, "s", at_most=MEASURES["cold"].limit(1)),
+        Figure.of(f'run("print(1)") again, {by}', runs, "ms", at_most=MEASURES["run"].limit(1)),
         Figure.of(f"output of a run, guest to host, {by}", speeds, "MB/s", at_least=20),
         Figure(
             name=f"host's memory grown after {_FLOODS * _FLOOD_MB} MB of output",
@@ -39,15 +37,6 @@ async def measure() -> list[Figure]:
             at_most=8,
         ),
     ]
-
-
-async def _first_output(host: Host) -> float:
-    start = time.perf_counter()
-    async with host.open_sandbox() as sandbox:
-        result = await sandbox.run("print(1)")
-        seconds = time.perf_counter() - start
-        assert result.stdout == "1\n"
-    return seconds
 
 
 async def _flood(sandbox: Sandbox) -> float:

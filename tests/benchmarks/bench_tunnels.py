@@ -7,8 +7,7 @@ import time
 import trio
 
 from trio_sandbox import Sandbox, open_sandbox
-
-from ._figures import Figure, durations
+from trio_sandbox.bench import Figure, durations
 
 _PORT = 8000
 _ROUND_TRIPS = 300

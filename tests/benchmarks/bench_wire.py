@@ -13,9 +13,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from trio_sandbox.bench import Figure
 from trio_sandbox.wire import JSON, STDERR, STDOUT, Channel, ChannelStream, PortStream, RecordStream, Role, open_channel
-
-from ._figures import Figure
 
 #: Alternating rounds, so that a machine that gets slower for a while does so for all.
 _ROUNDS = 5

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "image": {"base", "qemu"},
     "host": {"base", "wire", "qemu", "image"},
     "testing": {"base", "wire", "qemu", "image", "host"},
-    "cli": {"base", "wire", "qemu", "image", "host", "top"},
+    "bench": {"base", "qemu", "image", "host", "top"},
+    "cli": {"base", "wire", "qemu", "image", "host", "bench", "top"},
     "top": {"base", "wire", "qemu", "image", "host", "testing", "cli"},
 }
 
@@ -41,6 +42,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "image": {"attrs", "trio"},
     "host": {"attrs", "outcome", "trio"},
     "testing": {"attrs", "outcome", "trio"},
+    "bench": {"attrs", "trio"},
     "cli": {"attrs", "rich", "trio"},
     "top": {"trio"},
 }

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _doctor, _image, _run, _shell, _status, _template
+from . import _bench, _doctor, _image, _run, _shell, _status, _template
 from ._parser import build_parser
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run.run,
     "shell": _shell.shell,
+    "bench": _bench.bench,
     "doctor": _doctor.doctor,
     "image": _image.image,
     "template": _template.template,

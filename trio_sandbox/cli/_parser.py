@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from .. import __version__, constants
-from ._status import EXIT_STATUSES, SHELL_EXIT_STATUSES
+from ..bench import MEASURES
+from ._status import BENCH_EXIT_STATUSES, EXIT_STATUSES, SHELL_EXIT_STATUSES
 
 _MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
 
@@ -31,6 +32,23 @@ def seconds(text: str) -> float:
     if not value > 0:  # NaN is not above 0 either
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read positive numbers with commas between them."""
+    words = text.split(",")
+    if not all(word.isascii() and word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} are not positive numbers with commas between them")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def measures(text: str) -> tuple[str, ...]:
+    """Read names of what can be measured, with commas between them."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MEASURES:
+            raise argparse.ArgumentTypeError(f"{name!r} can't be measured; there are: {', '.join(MEASURES)}")
+    return names
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
             description="Open a shell in a fresh virtual machine, for as long as the shell runs. "
             "Ctrl-] ends both from outside, whatever the guest does.",
             epilog=SHELL_EXIT_STATUSES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    _fill_bench(
+        commands.add_parser(
+            "bench",
+            help="measure how fast sandboxes are on this machine",
+            description="Measure how fast sandboxes are on this machine, and what they cost. It takes some minutes under "
+            "software emulation; a busy machine gives figures of no use.",
+            epilog=BENCH_EXIT_STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -100,6 +129,28 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
     _add_machine(shell)
     _add_quiet(shell)
     _add_cache_dir(shell)
+
+
+def _fill_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--quick", action="store_true", help="take few samples")
+    bench.add_argument(
+        "--only",
+        type=measures,
+        default=tuple(MEASURES),
+        metavar="NAMES",
+        help=f"measure these only, with commas between them: {', '.join(MEASURES)}",
+    )
+    bench.add_argument(
+        "-n",
+        dest="counts",
+        type=counts,
+        metavar="N",
+        help="how many sandboxes at once; several numbers with commas between them (default: 1,8,32; with --quick: 1)",
+    )
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    _add_machine(bench, templates=False)
+    _add_quiet(bench)
+    _add_cache_dir(bench)
 
 
 def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -146,7 +197,7 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
     _add_cache_dir(prune)
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(parser: argparse.ArgumentParser, *, templates: bool = True) -> None:
     parser.add_argument("--image", default="python", metavar="NAME", help="what is seen inside (default: %(default)s)")
     parser.add_argument(
         "--memory",
@@ -167,7 +218,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse software emulation, which QEMU does not count as a security boundary",
     )
-    parser.add_argument("--no-templates", action="store_true", help="boot, and neither write nor use a saved machine")
+    parser.set_defaults(no_templates=False)
+    if templates:
+        parser.add_argument(
+            "--no-templates", action="store_true", help="boot, and neither write nor use a saved machine"
+        )
     parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
 
 

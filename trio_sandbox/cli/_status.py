@@ -1,4 +1,4 @@
-"""Exit statuses of ``trio-sandbox run`` and ``shell``, after the ones of timeout(1) and docker-run(1)."""
+"""Exit statuses of ``trio-sandbox run``, ``shell`` and ``bench``, after the ones of timeout(1) and docker-run(1)."""
 
 from __future__ import annotations
 
@@ -25,4 +25,11 @@ exit status:
   that of the shell, {SIGNAL_BASE} + n after signal n; {SIGNAL_BASE + 1} after Ctrl-], as when a terminal hangs up
   {USAGE:3}  wrong use, or standard input is no terminal
   {SANDBOX_FAILURE:3}  the sandbox failed; standard error says how
+"""
+
+BENCH_EXIT_STATUSES = f"""\
+exit status:
+    0  it was measured; what is too large for this machine is said in the table
+  {USAGE:3}  wrong use
+  {SANDBOX_FAILURE:3}  something failed; the table or standard error says what
 """

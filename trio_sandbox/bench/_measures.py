@@ -1,0 +1,161 @@
+"""The measures, one obvious place for each number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import attrs
+import trio
+
+from ..host import Host, Sandbox
+from ..image import ImageStore, default_cache_directory
+from ..qemu import open_overlay_pool, open_runtime, open_storage_daemon
+from ._figures import durations
+from ._lab import Lab, answer
+
+#: Seconds after its first answer that a guest has to come to rest.
+_REST = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Measure:
+    """One kind of figure."""
+
+    title: str
+    unit: str
+    take: Callable[[Lab, int, int], Awaitable[list[float]]]
+    """Called with a lab, how many at once, and how many rounds of that; returns the samples."""
+    samples: int
+    """How many to take, at least; at *n* at once, that many in all."""
+    quick_samples: int
+    """The same when it has to be quick."""
+    limits: Mapping[int, float] = attrs.field(factory=dict[int, float])
+    """What the median may be at most, for so many at once; 0: for any number."""
+
+    def limit(self, n: int) -> float | None:
+        """Return what the median may be at most, or None."""
+        return self.limits.get(n, self.limits.get(0))
+
+    def rounds(self, n: int, *, quick: bool) -> int:
+        """Return how often *n* at once make enough samples."""
+        samples = self.quick_samples if quick else self.samples
+        return -(-samples // n)
+
+
+async def overlays(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Disks for *n* machines, asked for at once: milliseconds until each was there."""
+    samples: list[float] = []
+    async with open_runtime(lab.host.runtime_dir) as runtime:
+        environment = runtime.environment
+        store = ImageStore(lab.host.cache_dir or default_cache_directory())
+        image = await store.ensure(
+            lab.image, build=lab.host.build_images, progress=lab.host.progress, environment=environment
+        )
+        async with (
+            open_storage_daemon(directory=runtime.directory, environment=environment) as daemon,
+            open_overlay_pool(daemon) as pool,
+        ):
+            await pool.acquire(image.path, runtime.directory / "first")  # the prototype
+
+            async def acquire(name: str, start: float) -> None:
+                await pool.acquire(image.path, runtime.directory / name)
+                samples.append((time.perf_counter() - start) * 1000)
+
+            for round_ in range(rounds):
+                start = time.perf_counter()
+                async with trio.open_nursery() as nursery:
+                    for number in range(n):
+                        nursery.start_soon(acquire, f"{round_}-{number}", start)
+                lab.tick((round_ + 1) / rounds)
+    return samples
+
+
+async def boots(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Machines that boot: seconds until each had answered."""
+    async with lab.open(n, attrs.evolve(lab.host, templates=False)) as host:
+        return await _starts(lab, host, n, rounds)
+
+
+async def clones(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Machines that go on from a template that is there: seconds until each had answered."""
+    async with lab.open(n) as host:
+        async with lab.open_answering(host, 1):  # makes the template, if need be
+            pass
+        return await _starts(lab, host, n, rounds)
+
+
+async def _starts(lab: Lab, host: Host, n: int, rounds: int) -> list[float]:
+    samples: list[float] = []
+    for round_ in range(rounds):
+        async with lab.open_answering(host, n) as sandboxes:
+            samples += sandboxes.values()
+        lab.tick((round_ + 1) / rounds)
+    return samples
+
+
+async def runs(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Runs in sandboxes that are open, in *n* at once: milliseconds of each run."""
+    samples: list[float] = []
+    async with lab.open(n) as host, lab.open_answering(host, n) as sandboxes:
+
+        async def repeat(sandbox: Sandbox) -> None:
+            for _ in range(rounds):
+                samples.extend(await durations(lambda: answer(sandbox), runs=1, warm_up=0))
+                lab.tick(len(samples) / (n * rounds))
+
+        async with trio.open_nursery() as nursery:
+            for sandbox in sandboxes:
+                nursery.start_soon(repeat, sandbox)
+    return samples
+
+
+async def memory(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Idle sandboxes of a template, *n* alive at once: MiB that each has for itself."""
+    samples: list[float] = []
+    async with lab.open(n) as host:
+        for round_ in range(rounds):
+            async with lab.open_answering(host, n) as sandboxes:
+                await trio.sleep(_REST)
+                samples += [private_mib(sandbox) for sandbox in sandboxes]
+            lab.tick((round_ + 1) / rounds)
+    return samples
+
+
+def private_mib(sandbox: Sandbox) -> float:
+    """Return the MiB that a sandbox's QEMU has written to and shares with no other process: proc_pid_smaps(5).
+
+    Raises:
+      OSError: if we may not look at it.
+
+    """
+    lines = Path(f"/proc/{sandbox.statistics().qemu_pid}/smaps_rollup").read_text("ascii").splitlines()[1:]
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["Private_Dirty"].split()[0]) / 1024
+
+
+#: What there is to measure, in the order in which it is done. The limits are this project's own, for TCG on two quiet cores.
+MEASURES: Mapping[str, Measure] = {
+    "overlay": Measure(
+        title="disk for a machine (overlay from the pool)",
+        unit="ms",
+        take=overlays,
+        samples=100,
+        quick_samples=20,
+        limits={1: 0.2},
+    ),
+    "cold": Measure(title="cold boot to first output", unit="s", take=boots, samples=5, quick_samples=1, limits={1: 6}),
+    "template": Measure(
+        title="start from a template to first output",
+        unit="s",
+        take=clones,
+        samples=20,
+        quick_samples=3,
+        limits={1: 0.25},
+    ),
+    "run": Measure(title='run("print(1)") again', unit="ms", take=runs, samples=200, quick_samples=20, limits={1: 4}),
+    "memory": Measure(
+        title="private memory of an idle clone", unit="MiB", take=memory, samples=3, quick_samples=1, limits={0: 64}
+    ),
+}
