@@ -15,6 +15,7 @@ import trio.testing
 
 from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
 from trio_sandbox.host import Sandbox
+from trio_sandbox.host._slot import Slot
 from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
 from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, open_channel
 
@@ -60,13 +61,8 @@ class FakeMachine:
 
 
 @asynccontextmanager
-async def open_fake_sandbox(
-    services: dict[str, Service],
-    *,
-    config: SandboxConfig | None = None,
-    timeouts: Timeouts | None = None,
-) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
-    """Yield a sandbox whose guest serves each stream of a service by calling what *services* says."""
+async def open_fake_machine(services: dict[str, Service]) -> AsyncGenerator[FakeMachine]:
+    """Yield a machine whose guest serves each stream of a service by calling what *services* says."""
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def serve(stream: ChannelStream, header: dict[str, Any]) -> None:
@@ -84,14 +80,23 @@ async def open_fake_sandbox(
             machine = FakeMachine(channel, nursery.cancel_scope.cancel)
             machine.cut = lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, theirs)
             try:
-                yield (
-                    Sandbox(machine, "python", config or SandboxConfig(), timeouts or Timeouts()),
-                    machine,
-                )
+                yield machine
             finally:
                 machine.closed = True
                 machine.ended.set()
         nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@asynccontextmanager
+async def open_fake_sandbox(
+    services: dict[str, Service],
+    *,
+    config: SandboxConfig | None = None,
+    timeouts: Timeouts | None = None,
+) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
+    """Yield a sandbox on a fake machine."""
+    async with open_fake_machine(services) as machine:
+        yield Sandbox(Slot(machine), "python", config or SandboxConfig(), timeouts or Timeouts()), machine
 
 
 async def leave_alone(records: RecordStream) -> None:

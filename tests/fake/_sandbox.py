@@ -10,6 +10,7 @@ import trio
 from trio_sandbox import SandboxConfig, Timeouts
 from trio_sandbox.guest.local import open_local_agent
 from trio_sandbox.host import Sandbox
+from trio_sandbox.host._slot import Slot
 from trio_sandbox.wire import Role, open_channel
 
 from ._guest import FakeMachine
@@ -25,7 +26,7 @@ async def open_local_sandbox() -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
         ):
             machine = FakeMachine(channel, lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, stream))
             try:
-                yield Sandbox(machine, "python", SandboxConfig(), Timeouts()), machine
+                yield Sandbox(Slot(machine), "python", SandboxConfig(), Timeouts()), machine
             finally:
                 machine.closed = True
                 machine.ended.set()

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from trio_sandbox import SandboxConfig, SandboxError, Timeouts
 from trio_sandbox.host import Sandbox
+from trio_sandbox.host._slot import Slot
 from trio_sandbox.wire import PROTOCOL_VERSION, Role, open_channel
 
 from ._guest import FakeMachine
@@ -74,7 +75,7 @@ async def meet(sent: bytes) -> None:
                     channel, cut=lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, theirs)
                 )
                 machine.ended.set()  # whoever waits for QEMU's end need not
-                sandbox = Sandbox(machine, "python", SandboxConfig(), Timeouts(interrupt_grace=0.01, kill=0.01))
+                sandbox = Sandbox(Slot(machine), "python", SandboxConfig(), Timeouts(interrupt_grace=0.01, kill=0.01))
                 await attempt(sandbox)
             nursery.cancel_scope.cancel()
 

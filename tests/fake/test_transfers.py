@@ -396,5 +396,5 @@ async def test_an_upload_that_the_guest_refuses_early_stops_early(tmp_path: Path
         with pytest.raises(OSError, match="No space") as caught:
             await sandbox.upload(tmp_path / "large", "there")
         assert caught.value.filename == "there"
-        assert sandbox._vm.guest.statistics().bytes_sent < 5_000_000
-        await wait_until(lambda: sandbox._vm.guest.statistics().open_streams == 0)
+        assert sandbox._slot.machine.guest.statistics().bytes_sent < 5_000_000
+        await wait_until(lambda: sandbox._slot.machine.guest.statistics().open_streams == 0)

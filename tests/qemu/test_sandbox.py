@@ -216,7 +216,7 @@ async def test_a_machine_killed_in_the_middle_of_a_run_leaves_nothing() -> None:
 
 def vm_of(sandbox: Sandbox) -> Vm:
     """Give what a user has no business with."""
-    machine = sandbox._vm  # pyright: ignore[reportPrivateUsage]
+    machine = sandbox._slot.machine  # pyright: ignore[reportPrivateUsage]
     assert isinstance(machine, Vm)
     return machine
 

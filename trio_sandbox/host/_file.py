@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, TypeVar, final
 import trio
 
 from ..guest.trees import CHUNK, HEADER
-from ._failures import Machine
 from ._files import FileSession, encode_request
+from ._slot import Slot
 
 T = TypeVar("T")
 
@@ -306,7 +306,7 @@ class GuestTextFile(trio.abc.AsyncResource):
 
 
 async def open_file(
-    vm: Machine, user: str | int | None, path: str, mode: str, *, encoding: str, errors: str, newline: str | None
+    slot: Slot, user: str | int | None, path: str, mode: str, *, encoding: str, errors: str, newline: str | None
 ) -> GuestFile | GuestTextFile:
     """What `GuestPath.open` does."""
     kinds = mode.replace("b", "", 1).replace("t", "", 1).replace("+", "", 1)
@@ -317,7 +317,8 @@ async def open_file(
     codecs.lookup(encoding)
     codecs.lookup_error(errors)
     request = encode_request("open", path, kinds + ("+" if "+" in mode else ""))
-    session = FileSession(vm, user, f"open of {path!r:.200}")
+    what = f"open of {path!r:.200}"
+    session = FileSession(await slot.resolve(what), user, what)
     try:
         async with session.failures():
             await session.send(request)

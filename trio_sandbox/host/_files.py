@@ -17,6 +17,7 @@ from .._errors import GuestProtocolError
 from ..guest.trees import HEADER
 from ..wire import RecordStream, StreamResetError
 from ._failures import Machine, check_open, guest_failures
+from ._slot import Slot
 
 REQUEST = b"Q"
 REPLY = b"R"
@@ -140,11 +141,11 @@ class FileSession:
 
 
 @asynccontextmanager
-async def open_session(vm: Machine, user: str | int | None, what: str) -> AsyncGenerator[FileSession]:
+async def open_session(slot: Slot, user: str | int | None, what: str) -> AsyncGenerator[FileSession]:
     """Open a session for a block.
 
     Args:
-      vm: Where.
+      slot: Where the machine is.
       user: Whose rights it has; None for the guest's ordinary user.
       what: What it is for, in messages.
 
@@ -154,6 +155,7 @@ async def open_session(vm: Machine, user: str | int | None, what: str) -> AsyncG
       GuestProtocolError: if the guest broke the protocol; its VM was ended.
 
     """
+    vm = await slot.resolve(what)
     async with guest_failures(vm, what):
         session = FileSession(vm, user, what)
         try:
@@ -168,10 +170,10 @@ async def open_session(vm: Machine, user: str | int | None, what: str) -> AsyncG
             session.close()
 
 
-async def call(vm: Machine, user: str | int | None, what: str, operation: str, *fields: object) -> bytes:
+async def call(slot: Slot, user: str | int | None, what: str, operation: str, *fields: object) -> bytes:
     """Make one request in a session of its own."""
     request = encode_request(operation, *fields)
-    async with open_session(vm, user, what) as session:
+    async with open_session(slot, user, what) as session:
         await session.send(request, end=True)
         return await session.reply()
 

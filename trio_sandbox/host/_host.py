@@ -11,6 +11,7 @@ import trio
 
 from .._config import HostConfig, SandboxConfig
 from .._errors import SandboxClosedError
+from .._nurseries import open_services
 from ..image import Image, ImageStore, SystemDisk, default_cache_directory
 from ..qemu import (
     Accelerator,
@@ -23,8 +24,10 @@ from ..qemu import (
 )
 from ._admission import Admission, AdmissionStatistics
 from ._launcher import Launcher
+from ._machines import hold_machine
 from ._run import RunResult
 from ._sandbox import Sandbox
+from ._slot import Slot
 from ._templates import TemplateStore
 
 
@@ -147,11 +150,12 @@ class Host:
     @asynccontextmanager
     async def _open_admitted(self, image: str, config: SandboxConfig) -> AsyncGenerator[Sandbox]:
         disk, system = await self._prepared(image)
-        async with self._launcher.open_machine(disk, system, config) as vm:
+        async with open_services("open_sandbox()") as services:
+            held = await hold_machine(services, self._launcher.open_machine(disk, system, config))
             self._open += 1
             self._opened += 1
             try:
-                yield Sandbox(vm, image, config, self._config.timeouts)
+                yield Sandbox(Slot(held.vm), image, config, self._config.timeouts)
             finally:
                 self._open -= 1
 

@@ -15,9 +15,9 @@ from typing import final, overload
 from .._errors import GuestProtocolError
 from ..constants import MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER, MAXIMUM_DEPTH
-from ._failures import Machine
 from ._file import BinaryMode, GuestFile, GuestTextFile, TextMode, open_file
 from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
+from ._slot import Slot
 
 #: Bytes of all the names in one directory.
 _LISTING_LIMIT = 64 * 2**20
@@ -49,15 +49,15 @@ class GuestPath:
     Cancelled, they may or may not have had their effect, except where they say more.
     """
 
-    __slots__ = ("_path", "_user", "_vm")
+    __slots__ = ("_path", "_slot", "_user")
 
-    def __init__(self, vm: Machine, user: str | int | None, path: PurePosixPath) -> None:
-        self._vm = vm
+    def __init__(self, slot: Slot, user: str | int | None, path: PurePosixPath) -> None:
+        self._slot = slot
         self._user = user
         self._path = path
 
     def _like(self, path: PurePosixPath) -> GuestPath:
-        return GuestPath(self._vm, self._user, path)
+        return GuestPath(self._slot, self._user, path)
 
     # --- What needs no guest ---
 
@@ -71,7 +71,7 @@ class GuestPath:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, GuestPath):
             return NotImplemented
-        return (self._path, self._user) == (other._path, other._user) and self._vm is other._vm
+        return (self._path, self._user) == (other._path, other._user) and self._slot is other._slot
 
     def __hash__(self) -> int:
         return hash((self._path, self._user))
@@ -388,13 +388,15 @@ class GuestPath:
           newline: As for `open`: None reads every kind of line end as ``\n``.
 
         """
-        return await open_file(self._vm, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline)
+        return await open_file(
+            self._slot, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline
+        )
 
     def _call(self, operation: str, *fields: object) -> Awaitable[bytes]:
-        return call(self._vm, self._user, f"{operation} of {str(self)!r:.200}", operation, *fields)
+        return call(self._slot, self._user, f"{operation} of {str(self)!r:.200}", operation, *fields)
 
     def _session(self, operation: str) -> AbstractAsyncContextManager[FileSession]:
-        return open_session(self._vm, self._user, f"{operation} of {str(self)!r:.200}")
+        return open_session(self._slot, self._user, f"{operation} of {str(self)!r:.200}")
 
 
 def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:

@@ -14,11 +14,11 @@ import trio
 
 from .._config import SandboxConfig, Timeouts
 from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
-from ._failures import Machine
 from ._messages import code_request, process_request
 from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run
+from ._slot import Slot
 from ._terminal import Terminal
 from ._transfer import TransferStatistics, download, upload
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
@@ -44,8 +44,8 @@ class SandboxStatistics:
 class Sandbox:
     """A virtual machine of your own, for the block that opened it. Made by `open_sandbox`."""
 
-    def __init__(self, vm: Machine, image: str, config: SandboxConfig, timeouts: Timeouts) -> None:
-        self._vm = vm
+    def __init__(self, slot: Slot, image: str, config: SandboxConfig, timeouts: Timeouts) -> None:
+        self._slot = slot
         self._image = image
         self._config = config
         self._timeouts = timeouts
@@ -55,9 +55,9 @@ class Sandbox:
 
     def __repr__(self) -> str:
         state = "open"
-        if self._vm.failure is not None:
-            state = f"failed: {self._vm.failure!s:.100}"
-        elif self._vm.closed:
+        if self._slot.machine.failure is not None:
+            state = f"failed: {self._slot.machine.failure!s:.100}"
+        elif self._slot.machine.closed:
             state = "closed"
         return f"<trio_sandbox.Sandbox {self._image!r}, {self._config.memory_mib} MiB: {state}>"
 
@@ -74,19 +74,19 @@ class Sandbox:
     @property
     def accelerator(self) -> str:
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
-        return self._vm.accelerator.name
+        return self._slot.machine.accelerator.name
 
     def console(self) -> str:
         """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
-        return self._vm.console()
+        return self._slot.machine.console()
 
     def qmp_log(self) -> str:
         """Return the end of what this library and QEMU said to each other, 16 KiB at most: for reports of errors."""
-        return self._vm.qmp_log()
+        return self._slot.machine.qmp_log()
 
     def statistics(self) -> SandboxStatistics:
         """Return numbers about the sandbox as it is now."""
-        pid = None if self._vm.closed or self._vm.failure is not None else self._vm.pid
+        pid = None if self._slot.machine.closed or self._slot.machine.failure is not None else self._slot.machine.pid
         return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting, pid)
 
     @asynccontextmanager
@@ -109,12 +109,12 @@ class Sandbox:
         those of `run`, except that there is no limit on the output.
         """
         request = code_request(code, language=language, env=env, cwd=cwd)
-        async with (
-            self._interpreter,
-            open_run(self._vm, request, grace=self._timeouts.interrupt_grace, patience=self._timeouts.kill) as events,
-        ):
-            self._runs += 1
-            yield events
+        async with self._interpreter:
+            vm = await self._slot.resolve("the run")
+            grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
+            async with open_run(vm, request, grace=grace, patience=patience) as events:
+                self._runs += 1
+                yield events
 
     async def run(
         self,
@@ -194,8 +194,9 @@ class Sandbox:
         if stderr not in ("pipe", "stdout", "discard"):
             raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
         request = process_request(command, env=env, cwd=cwd, user=user)
+        vm = await self._slot.resolve(f"the process {command[0]!r}")
         async with open_process(
-            self._vm,
+            vm,
             request,
             stdin=stdin,
             stdout=stdout,
@@ -293,7 +294,7 @@ class Sandbox:
 
         """
         check_port(port, "port")
-        return await open_tcp_stream(self._vm, port)
+        return await open_tcp_stream(self._slot, port)
 
     async def wait_port(self, port: int) -> None:
         """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
@@ -306,7 +307,7 @@ class Sandbox:
 
         """
         check_port(port, "port")
-        await wait_port(self._vm, port)
+        await wait_port(self._slot, port)
 
     async def forward_port(
         self, guest_port: int, host_port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
@@ -334,7 +335,7 @@ class Sandbox:
         """
         check_port(guest_port, "guest_port")
         check_port(host_port, "host_port", lowest=0)
-        await forward_port(self._vm, guest_port, host_port, task_status=task_status)
+        await forward_port(self._slot, guest_port, host_port, task_status=task_status)
 
     def path(self, *parts: str | PurePosixPath | GuestPath, user: str | int | None = None) -> GuestPath:
         """Return a path in the guest, on which files are worked with like with `trio.Path`.
@@ -346,7 +347,7 @@ class Sandbox:
           user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
 
         """
-        return GuestPath(self._vm, user, PurePosixPath()).joinpath(*parts)
+        return GuestPath(self._slot, user, PurePosixPath()).joinpath(*parts)
 
     async def upload(
         self,
@@ -378,7 +379,7 @@ class Sandbox:
 
         """
         path, user = _remote(remote, user)
-        return await upload(self._vm, user, local, path, progress)
+        return await upload(self._slot, user, local, path, progress)
 
     async def download(
         self,
@@ -413,7 +414,7 @@ class Sandbox:
 
         """
         path, user = _remote(remote, user)
-        return await download(self._vm, user, path, local, progress, max_bytes)
+        return await download(self._slot, user, path, local, progress, max_bytes)
 
     @asynccontextmanager
     async def watch(
@@ -438,7 +439,7 @@ class Sandbox:
 
         """
         remote, user = _remote(path, user)
-        async with watch(self._vm, GuestPath(self._vm, user, PurePosixPath(remote))) as changes:
+        async with watch(self._slot, GuestPath(self._slot, user, PurePosixPath(remote))) as changes:
             yield changes
 
 

@@ -15,8 +15,8 @@ import trio
 from .._errors import GuestProtocolError
 from ..guest.trees import TreeError, TreeReader, TreeWriter, check_replaceable, open_directory, remove
 from ..wire import RecordDecoder
-from ._failures import Machine
 from ._files import ERROR, REPLY, encode_request, open_session, parse_error
+from ._slot import Slot
 
 
 @final
@@ -36,7 +36,7 @@ ProgressCallback = Callable[[TransferStatistics], object]
 
 
 async def upload(
-    vm: Machine,
+    slot: Slot,
     user: str | int | None,
     local: str | PathLike[str],
     remote: str,
@@ -53,7 +53,7 @@ async def upload(
     try:
         # What can't be read at all is known before anything is sent.
         batch = await trio.to_thread.run_sync(next, batches, None, limiter=limiter)
-        async with open_session(vm, user, f"upload to {remote!r:.200}") as session:
+        async with open_session(slot, user, f"upload to {remote!r:.200}") as session:
             try:
                 await session.send(request)
                 while batch is not None:
@@ -81,7 +81,7 @@ def _measure(path: str) -> int:
 
 
 async def download(
-    vm: Machine,
+    slot: Slot,
     user: str | int | None,
     remote: str,
     local: str | PathLike[str],
@@ -95,7 +95,7 @@ async def download(
     limiter = trio.CapacityLimiter(1)
     target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, limiter=limiter)
     try:
-        async with open_session(vm, user, f"download of {remote!r:.200}") as session:
+        async with open_session(slot, user, f"download of {remote!r:.200}") as session:
             await session.send(request, end=True)
             while data := await session.receive_raw():
                 error = await trio.to_thread.run_sync(target.take, data, limiter=limiter)

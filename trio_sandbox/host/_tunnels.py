@@ -14,7 +14,8 @@ import trio
 from .._errors import GuestProtocolError, SandboxClosedError, SandboxError
 from .._nurseries import hide_nursery
 from ..wire import ChannelStream
-from ._failures import Machine, check_open, guest_failures, open_stream
+from ._failures import check_open, guest_failures, open_stream
+from ._slot import Slot
 
 #: Connections that one `forward_port` carries at a time; further ones wait to be accepted. A guest's channel has 1024
 #: streams, of which other requests need some.
@@ -32,9 +33,10 @@ def check_port(port: object, name: str, *, lowest: int = 1) -> None:
         raise ValueError(f"`{name}` must be from {lowest} to {_HIGHEST_PORT}, not {port}")
 
 
-async def open_tcp_stream(vm: Machine, port: int) -> ChannelStream:
+async def open_tcp_stream(slot: Slot, port: int) -> ChannelStream:
     """What `Sandbox.open_tcp_stream` does."""
     what = f"the connection to port {port}"
+    vm = await slot.resolve(what)
     stream = open_stream(vm, {"service": "tcp", "port": port}, what)
     try:
         async with guest_failures(vm, what):
@@ -48,9 +50,10 @@ async def open_tcp_stream(vm: Machine, port: int) -> ChannelStream:
     return stream
 
 
-async def wait_port(vm: Machine, port: int) -> None:
+async def wait_port(slot: Slot, port: int) -> None:
     """What `Sandbox.wait_port` does."""
     what = f"the wait for port {port}"
+    vm = await slot.resolve(what)
     stream = open_stream(vm, {"service": "tcp", "port": port, "wait": True}, what)
     try:
         async with guest_failures(vm, what):
@@ -75,17 +78,17 @@ async def _receive_answer(stream: ChannelStream) -> int:
 
 
 async def forward_port(
-    vm: Machine, guest_port: int, host_port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    slot: Slot, guest_port: int, host_port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """What `Sandbox.forward_port` does."""
-    check_open(vm, f"the forwarding to port {guest_port}")
+    check_open(slot.machine, f"the forwarding to port {guest_port}")
     (listener,) = await trio.open_tcp_listeners(host_port, host="127.0.0.1")
     async with listener:
         bounded = _BoundedListener(listener)
 
         async def serve(client: trio.SocketStream) -> None:
             try:
-                await _serve_client(vm, guest_port, client)
+                await _serve_client(slot, guest_port, client)
             finally:
                 bounded.release()
 
@@ -94,7 +97,7 @@ async def forward_port(
                 nursery.start_soon(trio.serve_listeners, serve, [bounded])
                 address: tuple[str, int] = listener.socket.getsockname()
                 task_status.started(address[1])
-                failure = await vm.wait_ended()
+                failure = await slot.wait_ended()
                 raise SandboxClosedError(
                     f"port {guest_port} is forwarded no more: the sandbox's "
                     + ("block was left" if failure is None else "virtual machine is gone")
@@ -125,13 +128,13 @@ class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
 
 
 async def _serve_client(  # noqa: ASYNC910 (a task of its own, which nobody waits for)
-    vm: Machine, port: int, client: trio.SocketStream
+    slot: Slot, port: int, client: trio.SocketStream
 ) -> None:
     """Carry one connection. What goes wrong with it is told to its two ends, in the way of TCP, and to nobody else."""
     # An end would look like a server that has nothing more to say.
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with contextlib.suppress(OSError, SandboxError):
-        server = await open_tcp_stream(vm, port)
+        server = await open_tcp_stream(slot, port)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_copy, client, server)

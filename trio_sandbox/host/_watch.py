@@ -12,9 +12,9 @@ import attrs
 import trio
 
 from ..wire import RecordDecoder
-from ._failures import Machine
 from ._files import ERROR, REPLY, FileSession, encode_request, parse_error
 from ._path import GuestPath
+from ._slot import Slot
 
 ChangeKind: TypeAlias = Literal[
     "created", "modified", "written", "attributes", "deleted", "moved_from", "moved_to", "overflow"
@@ -142,10 +142,11 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
 
 
 @asynccontextmanager
-async def watch(vm: Machine, path: GuestPath) -> AsyncGenerator[FileChanges]:
+async def watch(slot: Slot, path: GuestPath) -> AsyncGenerator[FileChanges]:
     """What `Sandbox.watch` does."""
     request = encode_request("watch", path)
-    session = FileSession(vm, path.user, f"watch of {str(path)!r:.200}")
+    what = f"watch of {str(path)!r:.200}"
+    session = FileSession(await slot.resolve(what), path.user, what)
     try:
         await session.send(request)
         changes = FileChanges(session, path)
