@@ -131,7 +131,7 @@ async def test_a_sandbox_cancelled_at_every_step_of_opening_and_closing(short_pa
                 assert host.statistics().sandboxes_open == 0
 
             with nothing_left():
-                assert await cancel_at_every_step(open_and_close, check=check) > 10
+                assert await cancel_at_every_step(open_and_close, check=check, every_task=True) > 30
 
 
 async def test_a_guest_that_does_not_boot_leaves_no_overlay(short_path: Path) -> None:
