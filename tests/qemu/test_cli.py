@@ -109,14 +109,13 @@ def test_doctor_finds_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_bench_measures_this_machine() -> None:
-    completed = trio_sandbox("bench", "--quick", "--only", "overlay,template,run,memory", "-n", "2,9999", "--json")
+    completed = trio_sandbox("bench", "--quick", "--only", "overlay,template,run,memory", "-n", "2", "--json")
     assert completed.returncode == 0, completed.stderr
     report = json.loads(completed.stdout)
     figures = {(figure["measure"], figure["n"]): figure for figure in report["figures"]}
     for measure in ("overlay", "template", "run", "memory"):
         assert figures[measure, 2]["samples"] >= 2
         assert 0 < figures[measure, 2]["median"] <= figures[measure, 2]["p95"]
-    assert figures["template", 9999]["skipped"].startswith("does not fit: needs 3519648 MiB")
     assert report["accelerator"]["name"] in ("kvm", "tcg")
     assert report["machine"]["cpus"] > 0
     assert b"template, n = 2: measuring" in completed.stderr
