@@ -10,6 +10,7 @@ import tomllib
 import pytest
 
 from tests.documented import ROOT, Block, blocks
+from tests.unit.test_exports import PUBLIC
 from trio_sandbox.cli import build_parser
 
 #: Types of news fragments, and what a fragment's file is called.
@@ -65,6 +66,15 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
     did = [line for line in script if line and not line.startswith(("#", "set ", "cd "))]
     assert did == ["python3 -m pip install nox && python3 -m nox -s tests"]
     assert f"$ {did[0]}" in readme
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    directives = re.compile(r"^\.\. auto(?:class|function):: trio_sandbox\.(\w+)", re.MULTILINE)
+    reference = ROOT / "docs" / "reference"
+    documented = set(directives.findall((reference / "api.md").read_text("utf-8")))
+    (listed,) = re.findall(r":members: ([\w,\s]+)\n", (reference / "errors.md").read_text("utf-8"))
+    documented |= {name.strip() for name in listed.split(",")}
+    assert documented == set(PUBLIC["trio_sandbox"].split())
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in blocks("python")])

@@ -92,7 +92,7 @@ async def _starts(lab: Lab, host: Host, n: int, rounds: int) -> list[float]:
         async with lab.open_answering(host, n) as sandboxes:
             samples += sandboxes.values()
         lab.tick((round_ + 1) / rounds)
-    return samples
+    return samples  # noqa: ASYNC910 (there is a round at least)
 
 
 async def runs(lab: Lab, n: int, rounds: int) -> list[float]:
@@ -100,7 +100,7 @@ async def runs(lab: Lab, n: int, rounds: int) -> list[float]:
     samples: list[float] = []
     async with lab.open(n) as host, lab.open_answering(host, n) as sandboxes:
 
-        async def repeat(sandbox: Sandbox) -> None:
+        async def repeat(sandbox: Sandbox) -> None:  # noqa: ASYNC910 (there is a round at least)
             for _ in range(rounds):
                 samples.extend(await durations(lambda: answer(sandbox), runs=1, warm_up=0))
                 lab.tick(len(samples) / (n * rounds))

@@ -184,7 +184,7 @@ async def _take(lab: Lab, key: str, wanted: Measure, n: int, *, quick: bool) -> 
     except* (SandboxError, OSError, trio.TooSlowError) as group:
         first = _first(group)
         reason = f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]:.200}"
-    return skipped(reason=reason, failed=failed)
+    return skipped(reason=reason, failed=failed)  # noqa: ASYNC910 (it waited for its failure)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
