@@ -15,6 +15,7 @@ from ._config import (
     SandboxConfig as SandboxConfig,
     Timeouts as Timeouts,
 )
+from ._display import Display as Display
 from ._errors import (
     BalloonError as BalloonError,
     CapacityError as CapacityError,

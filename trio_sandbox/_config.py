@@ -142,7 +142,7 @@ class SandboxConfig:
     max_output_bytes: int = attrs.field(
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=[v.instance_of(int), v.ge(1)]
     )
-    """What one run may print on each of stdout and stderr before it is stopped."""
+    """What one run may print on each of stdout and stderr, and show in all displays together, before it is stopped."""
     warmup: str = attrs.field(default="", validator=v.instance_of(str))
     """Python code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
     defines is there. With `HostConfig.templates` it runs once, and not once for each sandbox.

@@ -25,12 +25,14 @@
     ├── WarmupError                  `SandboxConfig.warmup` failed
     ├── UnknownTemplateError         no template has that key
     ├── RunRefusedError              the guest could not start a run
-    └── OutputLimitError             a run printed more than it may
+    └── OutputLimitError             a run printed or showed more than it may
 
 Wrong arguments are `TypeError` and `ValueError`, raised before anything is started.
 """
 
 from __future__ import annotations
+
+from ._display import Display
 
 
 class SandboxError(Exception):
@@ -176,14 +178,17 @@ class RunRefusedError(SandboxError):
 
 
 class OutputLimitError(SandboxError):
-    """A run printed more than `SandboxConfig.max_output_bytes`, and was stopped.
+    """A run printed or showed more than `SandboxConfig.max_output_bytes`, and was stopped.
 
-    `stdout_bytes` and `stderr_bytes` hold what came, each at most the limit.
+    `stdout_bytes`, `stderr_bytes` and `displays` hold what came and was not handed out, each at most the limit.
     """
 
     retry_safe = False
 
-    def __init__(self, message: str, *, stdout_bytes: bytes, stderr_bytes: bytes) -> None:
+    def __init__(
+        self, message: str, *, stdout_bytes: bytes = b"", stderr_bytes: bytes = b"", displays: tuple[Display, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.stdout_bytes = stdout_bytes
         self.stderr_bytes = stderr_bytes
+        self.displays = displays

@@ -31,6 +31,10 @@ DEFAULT_TEMPLATE_BUDGET_MIB = 4096
 
 #: Bytes that one run may print on each of stdout and stderr.
 DEFAULT_MAX_OUTPUT_BYTES = 16 * 2**20
+#: Text of the value of a run's last expression, as UTF-8. The guest cuts what is longer, and says so at its end.
+MAXIMUM_VALUE_BYTES = 64 * 2**10
+#: Displays of one run that `Sandbox.run` collects.
+MAXIMUM_DISPLAYS = 1000
 #: Source text of one run, or argv and environment of one process, as UTF-8. On the wire it may be
 #: six times as large, and the smallest guest has to hold it.
 MAXIMUM_REQUEST_BYTES = 4 * 2**20

@@ -12,7 +12,10 @@ import attrs
 import trio
 
 from trio_sandbox.guest.local import open_local_agent
-from trio_sandbox.wire import JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
+from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
+
+#: Bytes of one display that the host takes.
+DISPLAY_LIMIT = 2**20
 
 
 @attrs.frozen
@@ -24,6 +27,9 @@ class Ran:
     exit_code: int
     restarted: bool
     state_kept: bool
+    value: str | None = attrs.field(default=None, eq=False)
+    shown: list[tuple[str, bytes, int]] = attrs.field(factory=list[tuple[str, bytes, int]], eq=False)
+    """MIME type, bytes, and which object they are of."""
 
 
 @attrs.define(eq=False)
@@ -33,6 +39,9 @@ class OpenRun:
     records: RecordStream
     output: dict[bytes, bytearray] = attrs.field(factory=lambda: {STDOUT: bytearray(), STDERR: bytearray()})
     arrivals: list[tuple[bytes, bytes]] = attrs.field(factory=list[tuple[bytes, bytes]])
+    shown: list[tuple[str, bytes, int]] = attrs.field(factory=list[tuple[str, bytes, int]])
+    refused: list[tuple[str, int]] = attrs.field(factory=list[tuple[str, int]])
+    """What was to be shown and is larger than the limit."""
     end: dict[str, Any] | None = None
 
     async def receive(self) -> bool:
@@ -43,11 +52,29 @@ class OpenRun:
         assert self.end is None, "nothing may come after the end"
         tag, payload = record
         if tag == JSON:
-            self.end = json.loads(payload)
+            message = json.loads(payload)
+            if "display" in message:
+                await self._receive_display(**message["display"])
+            else:
+                self.end = message
         else:
             self.output[tag] += payload
             self.arrivals.append(record)
         return True
+
+    async def _receive_display(self, mime: str, size: int, item: int) -> None:
+        if size > DISPLAY_LIMIT:
+            self.refused.append((mime, size))
+            return
+        data = b""
+        while len(data) < size:
+            record = await self.records.receive()
+            assert record is not None
+            assert record[0] == DISPLAY
+            data += record[1]
+        assert len(data) == size
+        self.shown.append((mime, data, item))
+        self.arrivals.append((DISPLAY, data))
 
     async def until(self, text: bytes) -> None:
         """Wait until the run has printed *text* to stdout."""
@@ -66,6 +93,8 @@ class OpenRun:
             finished["exit_code"],
             finished["restarted"],
             finished["state_kept"],
+            finished["value"],
+            self.shown,
         )
 
     async def failure(self) -> dict[str, Any]:
@@ -117,7 +146,13 @@ class Host:
     @asynccontextmanager
     async def open_run(self, code: str, /, **request: object) -> AsyncGenerator[OpenRun]:
         async with RecordStream(self.channel.open_stream({"service": "code"})) as records:
-            defaults: dict[str, object] = {"language": "python", "stdin": None, "env": None, "cwd": None}
+            defaults: dict[str, object] = {
+                "language": "python",
+                "stdin": None,
+                "env": None,
+                "cwd": None,
+                "display_limit": DISPLAY_LIMIT,
+            }
             await records.send_json({**defaults, "code": code, **request})
             yield OpenRun(records)
 

@@ -113,6 +113,9 @@ async def receive_json(records: RecordStream) -> Any:
     return json.loads(record[1])
 
 
-def finished(exit_code: int = 0, *, restarted: bool = False, state_kept: bool = True) -> dict[str, Any]:
+def finished(
+    exit_code: int = 0, *, value: str | None = None, restarted: bool = False, state_kept: bool = True
+) -> dict[str, Any]:
     """Return the message that ends a run."""
-    return {"finished": {"exit_code": exit_code, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}}
+    end = {"exit_code": exit_code, "value": value, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}
+    return {"finished": end}

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from trio_sandbox import (
+    Display,
     HostConfig,
     OutputChunk,
     Progress,
@@ -26,7 +27,7 @@ from trio_sandbox import (
 )
 from trio_sandbox.cli._run import OutputClosedError, RunRequest, run_until_signal
 
-Step = OutputChunk | RunResult | Callable[[], Awaitable[object]]
+Step = OutputChunk | Display | RunResult | Callable[[], Awaitable[object]]
 
 
 def result(exit_code: int = 0) -> RunResult:
@@ -71,7 +72,7 @@ class FakeHost:
             self.log.append("sandbox closed")
 
     @asynccontextmanager
-    async def stream(self, code: str, /) -> AsyncGenerator[AsyncIterator[OutputChunk | RunResult]]:
+    async def stream(self, code: str, /) -> AsyncGenerator[AsyncIterator[OutputChunk | Display | RunResult]]:
         self.log.append(f"run: {code}")
         events = self.play()
         try:
@@ -80,10 +81,10 @@ class FakeHost:
             await events.aclose()
             self.log.append("run ended")
 
-    async def play(self) -> AsyncGenerator[OutputChunk | RunResult]:
+    async def play(self) -> AsyncGenerator[OutputChunk | Display | RunResult]:
         for step in self.script:
             await trio.lowlevel.checkpoint()
-            if isinstance(step, (OutputChunk, RunResult)):
+            if isinstance(step, (OutputChunk, Display, RunResult)):
                 yield step
             else:
                 await step()

@@ -10,6 +10,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import (
+    Display,
     GuestProtocolError,
     OutcomeUnknownError,
     OutputLimitError,
@@ -19,11 +20,14 @@ from trio_sandbox import (
     Timeouts,
 )
 from trio_sandbox.host import OutputChunk, RunResult
-from trio_sandbox.wire import JSON, STDERR, STDOUT, RecordStream
+from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 
 from ._guest import finished, open_fake_sandbox, receive_json
 
 Requests = list[Any]
+
+#: What comes before a display of two bytes.
+SHOWN = b'{"display": {"mime": "image/png", "size": 2, "item": 0}}'
 
 
 async def echo(records: RecordStream) -> None:
@@ -56,9 +60,18 @@ async def test_the_request_carries_code_language_environment_and_directory() -> 
         requests.append(await receive_json(records))
         await records.send_json(finished(), end=True)
 
-    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+    async with open_fake_sandbox({"code": code}, config=SandboxConfig(max_output_bytes=100)) as (sandbox, _):
         await sandbox.run("x = '\ud800'", env={"A": "ü"}, cwd="/tmp")
-    assert requests == [{"language": "python", "code": "x = '\ud800'", "stdin": None, "env": {"A": "ü"}, "cwd": "/tmp"}]
+    assert requests == [
+        {
+            "language": "python",
+            "code": "x = '\ud800'",
+            "stdin": None,
+            "env": {"A": "ü"},
+            "cwd": "/tmp",
+            "display_limit": 100,
+        }
+    ]
 
 
 async def test_events_come_in_order_and_the_result_is_the_last() -> None:
@@ -73,6 +86,155 @@ async def test_events_come_in_order_and_the_result_is_the_last() -> None:
     assert (first, second) == (OutputChunk("stderr", b"1"), OutputChunk("stdout", b"2"))
     assert isinstance(last, RunResult)
     assert (last.stdout_bytes, last.exit_code) == (b"", 0)
+
+
+async def show(records: RecordStream, mime: str, size: int, item: int, *pieces: bytes) -> None:
+    await records.send_json({"display": {"mime": mime, "size": size, "item": item}})
+    for data in pieces:
+        await records.send(DISPLAY, data)
+
+
+async def test_a_run_gathers_what_was_shown_and_the_last_value() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await show(records, "image/png", 3, 0, b"a", b"bc")
+        await records.send(STDOUT, b"between")
+        await show(records, "text/html", 3, 1, "<\u00fc".encode())
+        await show(records, "text/plain", 0, 1)
+        await records.send_json(finished(value="[1]"), end=True)
+
+    shown = (Display("image/png", b"abc"), Display("text/html", "<\u00fc".encode(), 1), Display("text/plain", b"", 1))
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        result = await sandbox.run("whatever")
+        assert (result.stdout, result.value, result.displays) == ("between", "[1]", shown)
+        assert result.displays[1].text == "<\u00fc"
+        assert "3 displays" in repr(result)
+        async with sandbox.stream("whatever") as events:
+            first, *others, last = [event async for event in events]
+        assert (first, *others) == (shown[0], OutputChunk("stdout", b"between"), *shown[1:])
+        assert isinstance(last, RunResult)
+        assert (last.value, last.displays) == ("[1]", ())
+
+
+async def test_a_reader_cancelled_in_the_middle_of_a_display_loses_nothing() -> None:
+    go_on = trio.Event()
+
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await show(records, "image/png", 3, 0, b"a")
+        await go_on.wait()
+        await records.send(DISPLAY, b"bc")
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _), sandbox.stream("whatever") as events:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(events.__anext__)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel(reason="a test")
+        go_on.set()
+        assert await events.__anext__() == Display("image/png", b"abc")
+
+
+async def test_a_display_larger_than_the_limit_stops_the_run_and_is_not_sent() -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        await records.send(STDERR, b"before")
+        await show(records, "text/html", 2, 0, b"ok")
+        await show(records, "image/png", 101, 1)
+        requests.append(await receive_json(records))
+        await show(records, "image/png", 102, 2)
+        await show(records, "image/png", 4, 2, b"late")
+        await records.send_json(finished(130), end=True)
+
+    async with open_fake_sandbox({"code": code}, config=SandboxConfig(max_output_bytes=100)) as (sandbox, machine):
+        with pytest.raises(OutputLimitError, match=r"image/png of 101 bytes, of which 100 are allowed") as caught:
+            await sandbox.run("whatever")
+        assert (caught.value.stdout_bytes, caught.value.stderr_bytes) == (b"", b"before")
+        assert caught.value.displays == (Display("text/html", b"ok"),)
+        # Whoever reads them one by one may go on.
+        async with sandbox.stream("whatever") as events:
+            seen: list[object] = []
+            while not seen or not isinstance(seen[-1], RunResult):
+                try:
+                    seen.append(await events.__anext__())
+                except OutputLimitError:
+                    seen.append("too large")
+                    await events.send_request({"interrupt": True})
+        assert [type(event).__name__ for event in seen] == [
+            *("OutputChunk", "Display", "str", "str", "Display", "RunResult")
+        ]
+        assert machine.failure is None
+    assert requests == [{"interrupt": True}] * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"), [([60, 40, 1], "showed more than 100 bytes"), ([0] * 1001, "more than 1000 objects")]
+)
+async def test_displays_are_limited_together_as_well(sizes: list[int], words: str) -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        for item, size in enumerate(sizes):
+            await show(records, "image/png", size, item, *[b"x" * size for _ in range(size > 0)])
+        assert await receive_json(records) == {"interrupt": True}
+        await records.send_json(finished(130), end=True)
+
+    async with open_fake_sandbox({"code": code}, config=SandboxConfig(max_output_bytes=100)) as (sandbox, machine):
+        with pytest.raises(OutputLimitError, match=words) as caught:
+            await sandbox.run("whatever")
+        assert len(caught.value.displays) == len(sizes) - 1
+        assert machine.failure is None
+
+
+async def test_a_run_reads_what_it_is_given() -> None:
+    received: list[bytes] = []
+    pipes: dict[int, RecordStream] = {}
+
+    async def pipe(records: RecordStream) -> None:
+        pipes[records.stream.id] = records
+        await trio.sleep_forever()
+
+    async def code(records: RecordStream) -> None:
+        request = await receive_json(records)
+        stream = pipes[request["stdin"]].stream
+        received.append(b"".join([data async for data in stream]))
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code, "pipe": pipe}) as (sandbox, _):
+        await sandbox.run("read", stdin=b"x" * 1_000_000)
+        await sandbox.run("read", stdin=memoryview(bytearray(b"view")))
+        async with sandbox.stream("read", stdin=True) as events:
+            assert events.stdin is not None
+            await events.stdin.send_all(b"one, ")
+            await events.stdin.send_all(b"two")
+            await events.stdin.aclose()
+            assert isinstance(await events.__anext__(), RunResult)
+    assert received == [b"x" * 1_000_000, b"view", b"one, two"]
+
+
+async def test_input_that_nobody_reads_delays_no_result() -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        requests.append(await receive_json(records))
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        await sandbox.run("pass", stdin=b"x" * 1_000_000)
+        async with sandbox.stream("pass") as events:
+            assert events.stdin is None
+            await events.__anext__()
+    assert [request["stdin"] is None for request in requests] == [False, True]
+
+
+@pytest.mark.parametrize("stdin", ["text", True, None, 5])
+async def test_input_of_other_kinds_is_refused_before_anything_is_sent(stdin: Any) -> None:
+    async with open_fake_sandbox({"code": echo}) as (sandbox, _):
+        with pytest.raises(TypeError, match="`stdin` must be bytes"):
+            await sandbox.run("work", stdin=stdin)
+        assert sandbox.statistics().runs == 0
 
 
 async def test_runs_of_several_tasks_take_turns() -> None:
@@ -223,6 +385,12 @@ async def test_cancelled_at_every_step_a_run_leaves_the_sandbox_usable() -> None
         ([(JSON, b"garbage")], "not JSON"),
         ([(JSON, b'{"started": 1}')], "answered a run with Started"),
         ([(b"?", b"")], "unknown kind b'\\?'"),
+        ([(DISPLAY, b"x")], "unknown kind b'D'"),
+        ([(JSON, SHOWN), (STDOUT, b"x")], "in the middle of a display"),
+        ([(JSON, SHOWN), (DISPLAY, b"")], "other than the 2 bytes of a display"),
+        ([(JSON, SHOWN), (DISPLAY, b"xyz")], "other than the 2 bytes of a display"),
+        ([(JSON, SHOWN), (DISPLAY, b"x")], "without saying how"),
+        ([(JSON, SHOWN.replace(b"2", b"-2"))], "'size' must be from 0"),
         ([], "without saying how"),
         ([(STDOUT, b"x")], "without saying how"),
     ],

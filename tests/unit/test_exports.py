@@ -13,7 +13,7 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError FileChange FileChanges GuestFile GuestInput GuestOutput
+        AdmissionStatistics BalloonError CapacityError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
@@ -24,7 +24,7 @@ PUBLIC: dict[str, str] = {
     """,
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
-        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
+        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_DISPLAYS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
         MINIMUM_MEMORY_MIB OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB
     """,

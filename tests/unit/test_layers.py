@@ -14,7 +14,7 @@ import trio_sandbox
 PACKAGE = Path(trio_sandbox.__file__).parent
 
 #: Modules directly in `trio_sandbox` that everything but `wire` and `guest` may use.
-BASE = ("_config", "_errors", "_metadata", "_nurseries", "_programs", "constants")
+BASE = ("_config", "_display", "_errors", "_metadata", "_nurseries", "_programs", "constants")
 
 #: What each layer may import of the others, itself aside. Inside a guest there are only `wire` and `guest`.
 MAY_IMPORT: dict[str, set[str]] = {

@@ -16,6 +16,7 @@ from trio_sandbox.host._messages import (
     Failed,
     Finished,
     Message,
+    Shown,
     Started,
     code_request,
     parse_message,
@@ -36,8 +37,16 @@ json_values = st.recursive(
         ({"exited": 0}, Exited(0)),
         ({"exited": -9}, Exited(-9)),
         (
-            {"finished": {"exit_code": 3, "restarted": True, "state_kept": False, "duration": 0.5}},
-            Finished(exit_code=3, restarted=True, state_kept=False),
+            {"finished": {"exit_code": 3, "value": None, "restarted": True, "state_kept": False, "duration": 0.5}},
+            Finished(exit_code=3, value=None, restarted=True, state_kept=False),
+        ),
+        (
+            {"finished": {"exit_code": 0, "value": "é" * 2**15, "restarted": False, "state_kept": True}},
+            Finished(exit_code=0, value="é" * 2**15, restarted=False, state_kept=True),
+        ),
+        (
+            {"display": {"mime": "image/svg+xml", "size": 2**32 - 1, "item": 7}},
+            Shown(mime="image/svg+xml", size=2**32 - 1, item=7),
         ),
         (
             {"failed": {"errno": 2, "strerror": "No such file or directory", "filename": "nope"}},
@@ -68,6 +77,19 @@ def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Messag
         b'{"finished": {}}',
         b'{"finished": {"exit_code": -1, "restarted": false, "state_kept": true}}',
         b'{"finished": {"exit_code": 0, "restarted": 0, "state_kept": true}}',
+        b'{"finished": {"exit_code": 0, "value": 1, "restarted": false, "state_kept": true}}',
+        b'{"finished": {"exit_code": 0, "value": "\\ud800", "restarted": false, "state_kept": true}}',
+        b'{"finished": {"exit_code": 0, "value": "%s", "restarted": false, "state_kept": true}}' % (b"x" * (2**16 + 1)),
+        b'{"display": {}}',
+        b'{"display": {"mime": "image/png", "size": -1, "item": 0}}',
+        b'{"display": {"mime": "image/png", "size": 4294967296, "item": 0}}',
+        b'{"display": {"mime": "image/png", "size": true, "item": 0}}',
+        b'{"display": {"mime": "image/png", "size": 1}}',
+        b'{"display": {"mime": "image", "size": 1, "item": 0}}',
+        b'{"display": {"mime": "image/png\\n", "size": 1, "item": 0}}',
+        b'{"display": {"mime": "text/html; charset=latin-1", "size": 1, "item": 0}}',
+        b'{"display": {"mime": "../etc", "size": 1, "item": 0}}',
+        b'{"display": {"mime": "a/%s", "size": 1, "item": 0}}' % (b"x" * 128),
         b'{"failed": {"errno": -1, "strerror": ""}}',
         b'{"failed": {"errno": 1}}',
         b'{"failed": {"strerror": "x", "filename": 4}}',
@@ -87,7 +109,7 @@ def test_no_payload_raises_anything_but_a_violation(payload: bytes) -> None:
         pass
 
 
-@given(st.sampled_from(["started", "exited", "finished", "failed"]), json_values)
+@given(st.sampled_from(["started", "exited", "finished", "display", "failed"]), json_values)
 def test_no_field_raises_anything_but_a_violation(kind: str, body: object) -> None:
     try:
         parse_message(json.dumps({kind: body}).encode())

@@ -20,6 +20,7 @@ import trio
 
 from .. import constants
 from .._config import HostConfig, SandboxConfig
+from .._display import Display
 from .._errors import SandboxError
 from ..host import OutputChunk, RunResult, open_host
 from . import _status
@@ -36,7 +37,7 @@ class _Sandbox(Protocol):
     @property
     def accelerator(self) -> str: ...
 
-    def stream(self, code: str, /) -> AbstractAsyncContextManager[AsyncIterable[OutputChunk | RunResult]]: ...
+    def stream(self, code: str, /) -> AbstractAsyncContextManager[AsyncIterable[OutputChunk | Display | RunResult]]: ...
 
 
 class _Host(Protocol):
@@ -220,6 +221,8 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write)
                         async for event in events:
                             if isinstance(event, RunResult):
                                 status = event.exit_code
+                            elif isinstance(event, Display):
+                                complain(f"not shown: {event.mime}, {len(event.data)} bytes")
                             else:
                                 await write(event.stream, event.data)
                 timings.lap("running the code")

@@ -2,15 +2,21 @@
 
 A record stream. The host sends JSON:
 
-    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null}
+    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null, "display_limit": bytes}
     {"interrupt": true}   SIGINT to the interpreter's process group
     {"kill": true}        SIGKILL to everything that the interpreter ever started
 
-and gets what the run prints as records STDOUT and STDERR in order of arrival, then JSON and the end:
+and gets what the run prints as records STDOUT and STDERR in order of arrival, and among them what it shows: this in
+JSON, and the bytes as records DISPLAY that nothing comes between. There are none if they were more than "display_limit".
 
-    {"finished": {"exit_code": n, "restarted": bool, "state_kept": bool, "oom": bool, "duration": seconds}}
+    {"display": {"mime": type, "size": bytes, "item": n}}      the forms of one object have one number
+
+Then JSON and the end:
+
+    {"finished": {"exit_code": n, "value": str | null, "restarted": bool, "state_kept": bool, "oom": bool, "duration": seconds}}
     {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
 
+*value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
 *restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
 interpreter lives on. When an interpreter ends so does all that it started, and "finished" waits for that.
 A host that ends the stream before "finished" gives the run up, and the interpreter with it.
@@ -35,6 +41,7 @@ from .processes import (
     failure_fields,
     parse_environment,
     parse_pipe,
+    parse_size,
     parse_string,
     parse_text,
 )
@@ -87,15 +94,16 @@ class CodeService:
             env = parse_environment(request.get("env"))
             cwd = parse_text(request.get("cwd"), "cwd")
             number = parse_pipe(request.get("stdin"), "stdin")
+            display_limit = parse_size(request.get("display_limit"), "display_limit")
             keeper = self._keepers.get(parse_string(request.get("language"), "language"))
             if keeper is None:
                 await records.send_json({"failed": failure_fields(_unknown_language(request))}, end=True)
                 return
             if number is None:
-                await keeper.run(Run(records, code, env, cwd, None))
+                await keeper.run(Run(records, code, env, cwd, None, display_limit))
             else:
                 async with self._pipes.take(number) as stdin:
-                    await keeper.run(Run(records, code, env, cwd, stdin))
+                    await keeper.run(Run(records, code, env, cwd, stdin, display_limit))
         except (BadRequestError, NoSuchPipeError) as exc:
             stream.reset(str(exc))
 

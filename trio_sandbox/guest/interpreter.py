@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import fcntl
 import itertools
 import os
 import select
 import signal
+import socket
 import struct
 import termios
 import time
@@ -16,8 +18,9 @@ from typing import final
 
 import trio
 
-from ..wire import JSON, STDERR, STDOUT, ChannelStream, RecordStream, encode_json
+from ..wire import DISPLAY, JSON, STDERR, STDOUT, ChannelStream, RecordStream, encode_json
 from .children import Child, shell_status
+from .displays import BadDisplayError, Display
 from .languages import Language, StartedInterpreter, send_code, send_renewal, send_sync
 from .pipes import CHUNK, open_pipe
 from .processes import failure_fields
@@ -26,14 +29,22 @@ from .processes import failure_fields
 _SYNC_PATIENCE = 2.0
 #: Bytes of what an interpreter complained about before it was ready that are worth showing.
 _COMPLAINT_LIMIT = 4096
-#: Longer than any message of a worker, whose forms are below.
-_MESSAGE_LIMIT = 64
+#: Bytes of the text of a value. The worker cuts what is longer.
+_VALUE_LIMIT = 1 << 16
+#: For the descriptors that come with one; the kernel closes those that there is no room for.
+_ANCILLARY_SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 
-# What a worker says: a letter, and for the last two the number of the run.
+# What a worker says: a letter, and but for the first two the number of the run.
 _READY = b"R"
 _SYNCED = b"S"
 _DONE = struct.Struct(">cIB")
+"""D, and the exit status. Or V: behind it is the text of the last value, in UTF-8."""
 _FAILED = struct.Struct(">cI")
+"""F. Behind it is the errno, in digits."""
+_SHOWN = struct.Struct(">cII")
+"""P, and the number of what is shown. Behind it is the MIME type, and with it the descriptors of a `Display`."""
+#: Longer than any of these.
+_MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
 
 
 @final
@@ -46,6 +57,7 @@ class Run:
       env: Variables to set in the interpreter's environment.
       cwd: Directory to change to, or None.
       stdin: What it reads, or None for nothing.
+      display_limit: Bytes of one display that the host takes.
 
     """
 
@@ -56,12 +68,14 @@ class Run:
         env: dict[str, str] | None,
         cwd: str | None,
         stdin: ChannelStream | None,
+        display_limit: int,
     ) -> None:
         self.records = records
         self.code = code
         self.env = env
         self.cwd = cwd
         self.stdin = stdin
+        self.display_limit = display_limit
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
         self.restarted = False
@@ -81,10 +95,27 @@ class Run:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._unheard = True  # whoever reads `records` sees it as well, and ends the run
 
-    async def finish(self, output: list[tuple[bytes, bytes]], returncode: int, *, state_kept: bool, oom: bool) -> None:
+    async def show(self, output: list[tuple[bytes, bytes]], display: Display) -> None:
+        """Send the host some output, and then what the run shows."""
+        about: dict[str, object] = {"mime": display.mime, "size": display.size, "item": display.item}
+        await self.send([*output, (JSON, encode_json({"display": about}))])
+        if display.size <= self.display_limit:
+            for data in display.read():
+                await self.send([(DISPLAY, data)])
+
+    async def finish(
+        self,
+        output: list[tuple[bytes, bytes]],
+        returncode: int,
+        *,
+        value: str | None = None,
+        state_kept: bool,
+        oom: bool = False,
+    ) -> None:
         """Send the last of the output and how it ended."""
         result: dict[str, object] = {
             "exit_code": shell_status(returncode),
+            "value": value,
             "restarted": self.restarted,
             "state_kept": state_kept,
             "oom": oom,
@@ -256,9 +287,13 @@ class Interpreter:
         run = self._run
         if run is None:
             assert not output
-        elif message is not None and len(message) == _DONE.size and message.startswith(b"D"):
+        elif isinstance(message, Display):
+            with message:
+                await run.show(await self._read_out(run, output), message)
+        elif message is not None and not message.startswith(b"F"):
             self._run = None
-            await run.finish(await self._rest(run, output), message[-1], state_kept=True, oom=False)
+            value = message[_DONE.size :].decode() if message.startswith(b"V") else None
+            await run.finish(await self._rest(run, output), message[_DONE.size - 1], value=value, state_kept=True)
         elif message is not None:
             self._run = None
             self._close_pipes()
@@ -266,14 +301,19 @@ class Interpreter:
         elif output:
             await run.send(output)
 
-    def _receive(self) -> bytes | None:
-        """Take a message of the worker, and return it if it is the end of our run."""
+    def _receive(self) -> bytes | Display | None:
+        """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
         try:
-            message = self._control.recv(_MESSAGE_LIMIT)
+            message, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError:
-            message = b""
+            message, ancillary = b"", []
+        descriptors = _descriptors(ancillary) if ancillary else []
+        if message.startswith(b"P"):
+            return self._receive_display(message, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
         if message == b"":
             # Code has closed it, if the interpreter does not end by itself. It may go on to the end of the run.
             self._epoll.unregister(self._control)
@@ -291,15 +331,29 @@ class Interpreter:
             self.kill()  # our worker says no such thing
         return None
 
-    def _is_end(self, message: bytes) -> bool:
-        if len(message) == _DONE.size and message.startswith(b"D"):
-            number: int = _DONE.unpack(message)[1]
-            return number == self._number
-        head, rest = message[: _FAILED.size], message[_FAILED.size :]
-        return head == _FAILED.pack(b"F", self._number) and rest.isdigit() and len(rest) <= 3
+    def _receive_display(self, message: bytes, descriptors: list[int]) -> Display | None:
+        try:
+            display = Display(message[_SHOWN.size :], int.from_bytes(message[5 : _SHOWN.size], "big"), descriptors)
+        except BadDisplayError:
+            self.kill()
+            return None
+        if self._run is not None and message[1:5] == self._number.to_bytes(4, "big"):
+            return display
+        display.close()  # a thread of a past run's
+        return None
 
-    async def _rest(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """Send what the pipes hold now, which is all that the run printed, and return the last of it unsent."""
+    def _is_end(self, message: bytes) -> bool:
+        if message[1:5] != self._number.to_bytes(4, "big"):
+            return False
+        kind, rest = message[:1], message[_FAILED.size :]
+        if kind == b"D":
+            return len(message) == _DONE.size
+        if kind == b"V":
+            return 0 < len(rest) <= 1 + _VALUE_LIMIT and _is_text(rest[1:])
+        return kind == b"F" and rest.isdigit() and len(rest) <= 3
+
+    async def _read_out(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Send what the pipes hold now, which is all that the run printed so far, and return the last of it unsent."""
         for descriptor, tag in list(self._pipes.items()):
             # Not more, or something that prints in the background could keep us here.
             left: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
@@ -309,6 +363,11 @@ class Interpreter:
                 if left > 0:
                     await run.send(output)
                     output = []
+        return output
+
+    async def _rest(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Like `_read_out`, for a run that is over."""
+        output = await self._read_out(run, output)
         for descriptor in list(self._pipes):
             try:
                 ended = os.read(descriptor, 1) == b""
@@ -396,3 +455,18 @@ def _read(descriptor: int, size: int) -> bytes:
         return os.read(descriptor, size)
     except BlockingIOError:
         return b""
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    descriptors = array.array("i")
+    for _, _, payload in ancillary:
+        descriptors.frombytes(payload)
+    return descriptors.tolist()

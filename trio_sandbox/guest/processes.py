@@ -134,7 +134,7 @@ class _Request:
                 pass
             case {"stdio": int(stdio), "rows": int(rows), "columns": int(columns), "term": str(term)}:
                 self.pipes[_TERMINAL] = stdio
-                self.terminal = _parse_size(rows), _parse_size(columns), term
+                self.terminal = _parse_edge(rows), _parse_edge(columns), term
                 return
             case terminal:
                 raise BadRequestError(f"not a terminal: {terminal!r:.80}")
@@ -170,7 +170,7 @@ class _Process:
                     self._killed = True
                     self._child.kill()
                 case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
-                    self._terminal.resize(_parse_size(rows), _parse_size(columns))
+                    self._terminal.resize(_parse_edge(rows), _parse_edge(columns))
                 case _:
                     self._records.stream.reset(f"not a request to a running process: {request!r:.80}")
                     return
@@ -188,7 +188,7 @@ def _parse_argv(value: object) -> list[str]:
     return [parse_string(argument, "an argument") for argument in cast("list[object]", value)]
 
 
-def _parse_size(value: int) -> int:
+def _parse_edge(value: int) -> int:
     if not 0 < value <= _LARGEST_SIZE:
         raise BadRequestError(f"a terminal has from 1 to {_LARGEST_SIZE} rows and columns, not {value}")
     return value
@@ -221,3 +221,10 @@ def parse_pipe(value: object, what: str) -> int | None:
     if value is None or type(value) is int:
         return value
     raise BadRequestError(f"{what} must be a stream's id or null, not {value!r:.80}")
+
+
+def parse_size(value: object, what: str) -> int:
+    """Check and return a number of bytes in a request."""
+    if type(value) is int and value >= 0:
+        return value
+    raise BadRequestError(f"{what} must be a number of bytes, not {value!r:.80}")

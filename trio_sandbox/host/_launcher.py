@@ -224,7 +224,9 @@ async def _run(vm: Vm, code: str, timeouts: Timeouts) -> None:
 
     """
     request = code_request(code, language="python", env=None, cwd=None)
-    async with open_run(vm, request, grace=timeouts.interrupt_grace, patience=timeouts.kill) as events:
+    async with open_run(
+        vm, request, display_limit=_WARMUP_OUTPUT, grace=timeouts.interrupt_grace, patience=timeouts.kill
+    ) as events:
         result = await collect(events, _WARMUP_OUTPUT)
     if result.exit_code != 0 or not result.state_kept:
         raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{result.stderr}")

@@ -13,9 +13,13 @@ from typing import TypeVar, cast
 import attrs
 
 from .._errors import GuestProtocolError
-from ..constants import MAXIMUM_REQUEST_BYTES
+from ..constants import MAXIMUM_REQUEST_BYTES, MAXIMUM_VALUE_BYTES
+from ..wire import MIME_TYPE
 
 T = TypeVar("T")
+
+#: Numbers that fit into 32 bits, which is more than the guest has bytes, or objects to show.
+_HIGHEST_NUMBER = 2**32 - 1
 
 
 @attrs.frozen
@@ -23,8 +27,18 @@ class Finished:
     """A run is over."""
 
     exit_code: int
+    value: str | None
     restarted: bool
     state_kept: bool
+
+
+@attrs.frozen
+class Shown:
+    """A run shows an object numbered *item* in the form *mime*; its *size* bytes follow."""
+
+    mime: str
+    size: int
+    item: int
 
 
 @attrs.frozen
@@ -50,7 +64,7 @@ class Exited:
     status: int
 
 
-Message = Finished | Failed | Started | Exited
+Message = Finished | Shown | Failed | Started | Exited
 
 
 def parse_message(payload: bytes) -> Message:
@@ -69,19 +83,27 @@ def parse_message(payload: bytes) -> Message:
         if kind == "started":
             return Started(_checked(body, int, "started"))
         if kind == "exited":
-            return Exited(_status(body, "exited", lowest=-64))
+            return Exited(_number(body, "exited", lowest=-64))
         if kind == "finished":
             fields = _fields(body, kind)
             return Finished(
-                exit_code=_status(fields.get("exit_code"), "exit_code", lowest=0),
+                exit_code=_number(fields.get("exit_code"), "exit_code", lowest=0),
+                value=_value(fields.get("value")),
                 restarted=_checked(fields.get("restarted"), bool, "restarted"),
                 state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
+            )
+        if kind == "display":
+            fields = _fields(body, kind)
+            return Shown(
+                mime=_mime_type(fields.get("mime")),
+                size=_number(fields.get("size"), "size", lowest=0, highest=_HIGHEST_NUMBER),
+                item=_number(fields.get("item"), "item", lowest=0, highest=_HIGHEST_NUMBER),
             )
         if kind == "failed":
             fields = _fields(body, kind)
             filename = fields.get("filename")
             return Failed(
-                errno=_status(fields.get("errno", 0), "errno", lowest=0),
+                errno=_number(fields.get("errno", 0), "errno", lowest=0),
                 reason=_checked(fields.get("strerror"), str, "strerror")[:1000],
                 filename=None if filename is None else _checked(filename, str, "filename")[:4096],
             )
@@ -101,11 +123,31 @@ def _checked(value: object, wanted: type[T], name: str) -> T:
     return value
 
 
-def _status(value: object, name: str, *, lowest: int) -> int:
+def _number(value: object, name: str, *, lowest: int, highest: int = 255) -> int:
     number = _checked(value, int, name)
-    if not lowest <= number <= 255:
-        raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to 255, not {number!r:.80}")
+    if not lowest <= number <= highest:
+        raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to {highest}, not {number!r:.80}")
     return number
+
+
+def _value(value: object) -> str | None:
+    if value is None:
+        return None
+    text = _checked(value, str, "value")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as exc:
+        raise GuestProtocolError("the guest's field 'value' is no text: it has a lone surrogate") from exc
+    if size > MAXIMUM_VALUE_BYTES:
+        raise GuestProtocolError(f"the guest's field 'value' may have {MAXIMUM_VALUE_BYTES} bytes, not {size}")
+    return text
+
+
+def _mime_type(value: object) -> str:
+    mime = _checked(value, str, "mime")
+    if not MIME_TYPE.fullmatch(mime):
+        raise GuestProtocolError(f"the guest's field 'mime' is no MIME type: {mime!r:.80}")
+    return mime
 
 
 def code_request(

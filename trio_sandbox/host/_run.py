@@ -10,10 +10,14 @@ from typing import Literal, final
 import attrs
 import trio
 
+from .._display import Display
 from .._errors import GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
-from ..wire import JSON, STDERR, STDOUT, RecordStream
+from .._nurseries import open_services
+from ..constants import MAXIMUM_DISPLAYS
+from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 from ._failures import Machine, guest_failures, open_stream
-from ._messages import Failed, Finished, parse_message
+from ._messages import Failed, Finished, Shown, parse_message
+from ._process import GuestInput
 
 
 @final
@@ -38,6 +42,13 @@ class RunResult:
     """What it printed to standard output; empty in the result of `Sandbox.stream`, which handed it out already."""
     stderr_bytes: bytes = attrs.field(default=b"", repr=False)
     """What it printed to standard error, an uncaught exception's traceback included."""
+    value: str | None = None
+    """What the code's last expression came to, as text; None if it was None, or the code did not end with an expression.
+
+    At most `constants.MAXIMUM_VALUE_BYTES` as UTF-8: the end of what is longer says how much was cut off.
+    """
+    displays: tuple[Display, ...] = attrs.field(default=(), repr=lambda displays: f"<{len(displays)} displays>")
+    """What it showed; empty in the result of `Sandbox.stream`, which handed it out already."""
     duration: float
     """Seconds on the host's clock, from sending the request to its end."""
     restarted: bool
@@ -60,37 +71,46 @@ class RunResult:
 
 @final
 class RunEvents:
-    """The events of a run in order of arrival: `OutputChunk`, and one `RunResult` as the last.
+    """The events of a run in order of arrival: `OutputChunk` and `Display`, and one `RunResult` as the last.
 
     An asynchronous iterator that needs no closing of its own: its block does that.
     """
 
-    def __init__(self, vm: Machine, records: RecordStream) -> None:
+    stdin: GuestInput | None = None
+    """What the code reads from its standard input, if it was asked for by ``stdin=True``; close it to end that."""
+
+    def __init__(self, vm: Machine, records: RecordStream, display_limit: int) -> None:
         self._vm = vm
         self._records = records
+        self._display_limit = display_limit
+        self._display: tuple[Shown, bytearray] | None = None  # some of whose bytes are still to come
         self._sent_at = trio.current_time()
         self._over = False
 
     def __aiter__(self) -> RunEvents:
         return self
 
-    async def __anext__(self) -> OutputChunk | RunResult:
+    async def __anext__(self) -> OutputChunk | Display | RunResult:
         """Wait for the next event. Cancelled: nothing is lost; leaving the block is what stops the run."""
         if self._over:
             raise StopAsyncIteration
         try:
             async with guest_failures(self._vm, "a run"):
-                event = self._event(await self._records.receive())
-        except SandboxError:
-            self._over = True
+                event = None
+                while event is None:
+                    event = self._event(await self._records.receive())
+        except SandboxError as exc:
+            self._over = not isinstance(exc, OutputLimitError)
             raise
         self._over = isinstance(event, RunResult)
         return event
 
-    def _event(self, record: tuple[bytes, bytes] | None) -> OutputChunk | RunResult:
+    def _event(self, record: tuple[bytes, bytes] | None) -> OutputChunk | Display | RunResult | None:
         if record is None:
             raise GuestProtocolError("the guest ended a run without saying how")
         tag, payload = record
+        if self._display is not None:
+            return self._rest_of_display(*self._display, tag, payload)
         if tag == STDOUT:
             return OutputChunk("stdout", payload)
         if tag == STDERR:
@@ -98,17 +118,43 @@ class RunEvents:
         if tag != JSON:
             raise GuestProtocolError(f"the guest sent a record of the unknown kind {tag!r} during a run")
         message = parse_message(payload)
+        if isinstance(message, Shown):
+            return self._start_of_display(message)
         if isinstance(message, Failed):
             raise RunRefusedError(message.reason)
         if not isinstance(message, Finished):
             raise GuestProtocolError(f"the guest answered a run with {message!r}")
         return RunResult(
             exit_code=message.exit_code,
+            value=message.value,
             duration=trio.current_time() - self._sent_at,
             restarted=message.restarted,
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
         )
+
+    def _start_of_display(self, shown: Shown) -> Display | None:
+        if shown.size > self._display_limit:
+            # The guest knows the limit, and sends nothing of it.
+            raise OutputLimitError(
+                f"the run showed {shown.mime} of {shown.size} bytes, of which {self._display_limit} are allowed, "
+                "and was stopped; raise SandboxConfig.max_output_bytes, or write to a file"
+            )
+        if shown.size:
+            self._display = shown, bytearray()
+            return None
+        return Display(shown.mime, b"", shown.item)
+
+    def _rest_of_display(self, shown: Shown, data: bytearray, tag: bytes, payload: bytes) -> Display | None:
+        if tag != DISPLAY:
+            raise GuestProtocolError(f"the guest sent a record of the kind {tag!r} in the middle of a display")
+        if not payload or len(data) + len(payload) > shown.size:
+            raise GuestProtocolError(f"the guest sent other than the {shown.size} bytes of a display")
+        data += payload
+        if len(data) < shown.size:
+            return None
+        self._display = None
+        return Display(shown.mime, bytes(data), shown.item)
 
     async def send_request(self, request: dict[str, object]) -> None:
         """Hand the run to the guest. Cancelled: the guest may have it; closing the records ends it there."""
@@ -134,48 +180,112 @@ class RunEvents:
                     # block's own exception is what its user must see.
                     async with guest_failures(self._vm, "the end of a run"):
                         await self._records.send_json({request: True})
-                    async for _ in self:  # what it prints from now on is nobody's
-                        pass
+                    while not self._over:  # what it prints and shows from now on is nobody's
+                        with contextlib.suppress(OutputLimitError):
+                            await self.__anext__()
             if not self._over:
                 self._vm.retire("a run in it did not end when it was killed")
 
 
+Input = bytes | bytearray | memoryview | bool
+
+
+def takes_input(stdin: Input) -> bool:
+    """Whether a run with that *stdin* reads anything but end of file; `TypeError` for what can't be read."""
+    if isinstance(stdin, bool):
+        return stdin
+    if not isinstance(stdin, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}")
+    return memoryview(stdin).nbytes > 0
+
+
 @asynccontextmanager
 async def open_run(
-    vm: Machine, request: dict[str, object], *, grace: float, patience: float
+    vm: Machine, request: dict[str, object], *, stdin: Input = b"", display_limit: int, grace: float, patience: float
 ) -> AsyncGenerator[RunEvents]:
-    """Start a run and yield its events; leaving the block early stops the run and keeps the VM."""
-    records = RecordStream(open_stream(vm, {"service": "code"}, "the run"))
-    events = RunEvents(vm, records)
-    try:
+    """Start a run and yield its events; leaving the block early stops the run and keeps the VM.
+
+    Args:
+      vm: Where to run it.
+      request: What `code_request` made.
+      stdin: What the code reads, or True for what is sent to `RunEvents.stdin`.
+      display_limit: Bytes that one display may have.
+      grace: Seconds between INT and KILL.
+      patience: Seconds that the guest has to acknowledge the KILL.
+
+    """
+    request = {**request, "display_limit": display_limit}
+    async with contextlib.AsyncExitStack() as stack:
+        pipe = None
+        if takes_input(stdin):
+            pipe = open_stream(vm, {"service": "pipe"}, "the run")
+            stack.callback(pipe.close)
+            request["stdin"] = pipe.id
+        records = RecordStream(open_stream(vm, {"service": "code"}, "the run"))
+        stack.callback(records.stream.close)
+        events = RunEvents(vm, records, display_limit)
         await events.send_request(request)
+        if pipe is not None and isinstance(stdin, bool):
+            events.stdin = GuestInput(pipe)
+        elif pipe is not None:
+            services = await stack.enter_async_context(open_services("Sandbox.stream()"))
+            await services.start(_feed, GuestInput(pipe), stdin)
         try:
             yield events
         finally:
             await events.stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
-    finally:
-        records.stream.close()
+
+
+async def _feed(  # noqa: ASYNC910 - sending is a checkpoint
+    stdin: GuestInput, data: bytes | bytearray | memoryview, *, task_status: trio.TaskStatus[None]
+) -> None:
+    task_status.started()
+    # Code that does not want its input is nobody's error, and a machine that is gone shows elsewhere.
+    with contextlib.suppress(trio.BrokenResourceError):
+        await stdin.send_all(data)
+        await stdin.aclose()
 
 
 async def collect(events: RunEvents, limit: int) -> RunResult:
-    """Gather a run's output, at most *limit* bytes of each stream.
+    """Gather what a run prints and shows, at most *limit* bytes of each stream and of all displays.
 
     Raises:
-      OutputLimitError: if the run prints more; leaving the run's block stops it.
+      OutputLimitError: if there is more; leaving the run's block stops it.
 
     """
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    async for event in events:
-        if isinstance(event, RunResult):
-            return attrs.evolve(event, stdout_bytes=bytes(output["stdout"]), stderr_bytes=bytes(output["stderr"]))
-        buffer = output[event.stream]
-        buffer += event.data
-        if len(buffer) > limit:
-            del buffer[limit:]
-            raise OutputLimitError(
-                f"the run printed more than {limit} bytes to {event.stream} and was stopped; "
-                "raise SandboxConfig.max_output_bytes, write to a file, or use Sandbox.stream()",
-                stdout_bytes=bytes(output["stdout"]),
-                stderr_bytes=bytes(output["stderr"]),
-            )
+    displays: list[Display] = []
+    shown = 0
+    try:
+        async for event in events:
+            if isinstance(event, RunResult):
+                return attrs.evolve(
+                    event,
+                    stdout_bytes=bytes(output["stdout"]),
+                    stderr_bytes=bytes(output["stderr"]),
+                    displays=tuple(displays),
+                )
+            if isinstance(event, OutputChunk):
+                buffer = output[event.stream]
+                buffer += event.data
+                if len(buffer) > limit:
+                    del buffer[limit:]
+                    raise _too_much(f"printed more than {limit} bytes to {event.stream}")
+            else:
+                shown += len(event.data)
+                if shown > limit:
+                    raise _too_much(f"showed more than {limit} bytes")
+                if len(displays) == MAXIMUM_DISPLAYS:
+                    raise _too_much(f"showed more than {MAXIMUM_DISPLAYS} objects or forms of them")
+                displays.append(event)
+    except OutputLimitError as exc:
+        exc.stdout_bytes, exc.stderr_bytes = bytes(output["stdout"]), bytes(output["stderr"])
+        exc.displays = tuple(displays)
+        raise
     raise AssertionError("a run's last event is its result")
+
+
+def _too_much(what: str) -> OutputLimitError:
+    return OutputLimitError(
+        f"the run {what} and was stopped; raise SandboxConfig.max_output_bytes, write to a file, or use Sandbox.stream()"
+    )

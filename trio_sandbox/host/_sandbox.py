@@ -17,7 +17,7 @@ from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
 from ._messages import code_request, process_request
 from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
-from ._run import RunEvents, RunResult, collect, open_run
+from ._run import RunEvents, RunResult, collect, open_run, takes_input
 from ._slot import Slot
 from ._terminal import Terminal
 from ._transfer import TransferStatistics, download, upload
@@ -95,24 +95,33 @@ class Sandbox:
         code: str,
         *,
         language: str = "python",
+        stdin: bytes | bytearray | memoryview | bool = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
     ) -> AsyncGenerator[RunEvents]:
-        """Run *code* like `run`, and hand out what it prints as it comes.
+        """Run *code* like `run`, and hand out what it prints and shows as it comes.
 
             async with sandbox.stream("print('hello')") as events:
                 async for event in events:
-                    ...  # OutputChunk, OutputChunk, ..., and one RunResult as the last
+                    ...  # OutputChunk, OutputChunk, Display, ..., and one RunResult as the last
 
         The whole of the output may be of any size: a reader that is slow makes the run wait.
         Leaving the block, however, stops the run as cancelling `run` does. Arguments and errors are
-        those of `run`, except that there is no limit on the output.
+        those of `run`, with these exceptions:
+
+        - With ``stdin=True`` the code reads what is sent to the stream `RunEvents.stdin` meanwhile.
+        - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
+          `OutputLimitError` is raised in its place.
         """
         request = code_request(code, language=language, env=env, cwd=cwd)
+        takes_input(stdin)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
+            limit = self._config.max_output_bytes
             grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
-            async with open_run(vm, request, grace=grace, patience=patience) as events:
+            async with open_run(
+                vm, request, stdin=stdin, display_limit=limit, grace=grace, patience=patience
+            ) as events:
                 self._runs += 1
                 yield events
 
@@ -121,6 +130,7 @@ class Sandbox:
         code: str,
         *,
         language: str = "python",
+        stdin: bytes | bytearray | memoryview = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
     ) -> RunResult:
@@ -136,22 +146,26 @@ class Sandbox:
         Args:
           code: Source text, at most 4 MiB as UTF-8.
           language: The interpreter's language; "python".
+          stdin: What the code reads from its standard input, by `input` for instance, before end of file.
           env: Environment variables to set in the interpreter before the code runs.
           cwd: An absolute directory in the guest to change to before the code runs.
 
         Returns:
-          How it ended and what it printed, at most `SandboxConfig.max_output_bytes` of each stream.
+          How it ended, what the last expression came to, and what was printed and shown: at most
+          `SandboxConfig.max_output_bytes` of stdout, of stderr, and of all displays together.
 
         Raises:
           TypeError, ValueError: for arguments that can't be run; nothing was sent.
           RunRefusedError: if the guest could not start it; nothing ran.
-          OutputLimitError: if it printed more than it may; it was stopped, and what came is attached.
+          OutputLimitError: if it printed or showed more than it may; it was stopped, and what came is attached.
           SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
           OutcomeUnknownError: if the VM ended in the middle of the run.
           GuestProtocolError: if the guest broke the protocol; its VM was ended.
 
         """
-        async with self.stream(code, language=language, env=env, cwd=cwd) as events:
+        if isinstance(stdin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError("`stdin` must be bytes; Sandbox.stream() has one to write to while the code runs")
+        async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
             return await collect(events, self._config.max_output_bytes)
 
     @asynccontextmanager

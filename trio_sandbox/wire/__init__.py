@@ -23,7 +23,9 @@ from ._errors import (
 from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, encode_json as encode_json
 from ._port import PortStream as PortStream
 from ._records import (
+    DISPLAY as DISPLAY,
     JSON as JSON,
+    MIME_TYPE as MIME_TYPE,
     STDERR as STDERR,
     STDOUT as STDOUT,
     RecordDecoder as RecordDecoder,

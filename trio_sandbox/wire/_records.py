@@ -5,6 +5,7 @@ A record is tag (u8), payload length (u32, big endian), payload.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import final
@@ -18,6 +19,10 @@ from ._stream import ChannelStream
 JSON = b"J"
 STDOUT = b"O"
 STDERR = b"E"
+DISPLAY = b"D"
+
+#: What the MIME type of a display may look like: RFC 6838, section 4.2; without parameters.
+MIME_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}")
 
 #: Bytes of one record's payload unless its reader says otherwise.
 DEFAULT_RECORD_LIMIT = 2**20

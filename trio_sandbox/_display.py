@@ -1,0 +1,25 @@
+"""What runs show besides what they print."""
+
+from __future__ import annotations
+
+from typing import final
+
+import attrs
+
+
+@final
+@attrs.frozen
+class Display:
+    """Something that a run showed, in one form: a picture, a table as HTML, and the like."""
+
+    mime: str
+    """The MIME type, for instance ``image/png``. The guest says so: check the bytes before you trust them to be one."""
+    data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    """The bytes; text is UTF-8."""
+    item: int = 0
+    """Counts what the run showed: displays with the same number are forms of one object, of which you show one."""
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; those that are no UTF-8 become U+FFFD."""
+        return self.data.decode("utf-8", "replace")
