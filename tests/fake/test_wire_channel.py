@@ -173,6 +173,43 @@ async def test_a_handler_that_lets_a_broken_stream_pass_is_no_bug() -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
+@pytest.mark.parametrize("bug", [False, True])
+async def test_a_stream_that_breaks_while_its_handler_is_cancelled_is_no_bug(bug: bool) -> None:
+    async def handler(stream: ChannelStream, header: dict[str, object]) -> None:
+        cancelled = trio.Event()
+
+        async def read() -> None:
+            try:
+                await stream.receive_some()
+            except trio.BrokenResourceError:
+                # Late: when the block is left already, as its owner may be quicker.
+                with trio.CancelScope(shield=True):
+                    await cancelled.wait()
+                if bug:
+                    raise ZeroDivisionError from None
+                raise
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled.set()
+
+    async def leave_when_the_peer_is_gone() -> None:
+        async with open_raw(handler) as (channel, peer):
+            await peer.say(opened(2))
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.transport.aclose()
+            await channel.wait_closed()
+
+    if bug:
+        with pytest.RaisesGroup(ZeroDivisionError):
+            await leave_when_the_peer_is_gone()
+    else:
+        await leave_when_the_peer_is_gone()
+
+
 async def test_a_bug_beside_a_broken_stream_is_still_a_bug() -> None:
     async def handler(stream: ChannelStream, header: dict[str, object]) -> None:
         try:

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import NamedTuple, TypeAlias, cast, final
+from typing import NamedTuple, TypeAlias, final
 
 import trio
 
@@ -272,11 +272,14 @@ class Channel:
     ) -> None:
         try:
             await handler(stream, header)
-        except (trio.BrokenResourceError, ExceptionGroup) as exc:
+        except (trio.BrokenResourceError, BaseExceptionGroup) as exc:
             stream.reset("the handler failed")
             # Not a bug where the stream broke and the handler only did not care.
-            if not (stream._is_broken and _consists_of_broken(exc)):
+            rest = _besides_broken(exc) if stream._is_broken else exc
+            if rest is exc:
                 raise
+            if rest is not None:
+                raise rest from None
         except BaseException as exc:
             stream.reset("cancelled" if isinstance(exc, trio.Cancelled) else "the handler failed")
             raise
@@ -399,10 +402,14 @@ async def open_channel(
                 channel._scope.cancel(reason="the block of open_channel() was left")
 
 
-def _consists_of_broken(exc: BaseException) -> bool:
-    if isinstance(exc, ExceptionGroup):
-        return all(map(_consists_of_broken, cast("ExceptionGroup[Exception]", exc).exceptions))
-    return isinstance(exc, trio.BrokenResourceError)
+def _besides_broken(
+    exc: trio.BrokenResourceError | BaseExceptionGroup[BaseException],
+) -> BaseException | None:
+    """Return what *exc* says besides that a stream broke: None, a cancellation, or else all of it."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return None
+    rest = exc.split(trio.BrokenResourceError)[1]
+    return exc if rest is not None and rest.split(trio.Cancelled)[1] is not None else rest
 
 
 @contextmanager
