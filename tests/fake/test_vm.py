@@ -7,12 +7,21 @@ import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
 from tests._leaks import cancel_at_every_step, nothing_left
-from trio_sandbox import GuestProtocolError, QMPError, SandboxClosedError, Timeouts, VmBootError, VmDiedError
+from trio_sandbox import (
+    BalloonError,
+    GuestProtocolError,
+    QMPError,
+    SandboxClosedError,
+    Timeouts,
+    VmBootError,
+    VmDiedError,
+)
 from trio_sandbox.qemu import Runtime, VmManager, open_runtime, open_vm_manager
 
 from ._qemu import fake_accelerator, fake_config
@@ -48,6 +57,17 @@ async def test_a_machine_from_boot_to_end(manager: VmManager, tmp_path: Path) ->
     assert manager.statistics().open == 0
     assert manager.statistics().booted == 1
     assert manager.statistics().failed == 0
+
+
+async def test_a_clone_s_balloon_is_refused_before_qemu_is_asked(manager: VmManager, tmp_path: Path) -> None:
+    (tmp_path / "memory").touch()
+    clone = attrs.evolve(fake_config(tmp_path), memory_file=tmp_path / "memory")
+    async with manager.open_vm(clone) as vm:
+        asked = vm.qmp_log()
+        for operation in (vm.balloon.set_target(128), vm.balloon.inflate(128), vm.balloon.deflate(256)):
+            with pytest.raises(BalloonError, match="shared with others; its balloon must not be moved"):
+                await operation
+        assert vm.qmp_log() == asked
 
 
 async def test_the_body_is_cancelled_before_the_services(manager: VmManager, tmp_path: Path) -> None:

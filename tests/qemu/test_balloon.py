@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
+from tests._leaks import wait_until
 from trio_sandbox import BalloonError, QMPClosedError, Timeouts
-from trio_sandbox.qemu import BalloonClient, MachineConfig, VmManager
+from trio_sandbox.host._messages import code_request
+from trio_sandbox.host._run import collect, open_run
+from trio_sandbox.qemu import BalloonClient, MachineConfig, Vm, VmManager
 
 pytestmark = pytest.mark.qemu
 
 
 async def test_balloon_of_a_running_guest(manager: VmManager, config: MachineConfig) -> None:
     """One boot, everything that needs a guest."""
-    async with manager.open_vm(config) as vm:
-        balloon = BalloonClient(vm.qmp)
+    async with manager.open_vm(attrs.evolve(config, balloon=True)) as vm:
+        balloon = vm.balloon
         full = config.memory_mib
         assert await balloon.query() == full
         with pytest.raises(ValueError, match=f"at most {full} MiB"):
             await balloon.inflate(full + 1)
 
-        assert await balloon.inflate(full - 96) == full
-        assert await balloon.query() == full - 96
+        # What is freed comes back to the host unasked ...
+        before = _resident_mib(vm.pid)
+        await _run(vm, "import os; data = os.urandom(96 * 2**20)")
+        used = _resident_mib(vm.pid)
+        assert used > before + 64
+        await _run(vm, "del data")
+        await wait_until(lambda: _resident_mib(vm.pid) < used - 64)
+        # ... and what the guest keeps for later, in caches, when it is asked to.
+        await _run(vm, "open('/home/user/cached', 'wb').write(os.urandom(64 * 2**20)); os.sync()")
+        before = _resident_mib(vm.pid)
+        assert await balloon.inflate(full - 128) == full
+        assert await balloon.query() == full - 128
+        assert _resident_mib(vm.pid) < before - 32
         assert await vm.guest.ping() > 0
 
         await balloon.deflate(full)
@@ -48,3 +64,15 @@ async def test_balloon_of_a_running_guest(manager: VmManager, config: MachineCon
             nursery.start_soon(inflate)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(vm.pid, signal.SIGKILL)
+
+
+async def _run(vm: Vm, code: str) -> None:
+    request = code_request(code, language="python", env=None, cwd=None)
+    async with open_run(vm, request, grace=1, patience=20) as events:
+        result = await collect(events, 2**20)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def _resident_mib(pid: int) -> float:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return int(fields["Rss"].split()[0]) / 1024

@@ -61,7 +61,6 @@ GOLDEN = """\
 -device virtserialport,bus=serial0.0,chardev=agent,name=org.trio-sandbox.agent
 -object rng-builtin,id=rng0
 -device virtio-rng-pci,rng=rng0
--device virtio-balloon-pci,id=balloon0,deflate-on-oom=on
 """
 
 
@@ -157,6 +156,16 @@ def test_the_machine_that_is_saved_differs_from_its_clones_where_it_must_only() 
     assert [word.replace('"share":true', '"share":false') for word in saved] == [
         word for word in clone if word not in ("-incoming", "defer")
     ]
+
+
+def test_a_balloon_is_never_on_memory_that_others_share() -> None:
+    """A guest needs no invitation to give memory back, so the device must not be there."""
+    balloon = "-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on\n"
+    assert lines(machine_argv(attrs.evolve(CONFIG, balloon=True), "tcg", FDS)) == GOLDEN + balloon
+    own = attrs.evolve(CONFIG, memory_file=Path("/t/memory"), memory_shared=True, balloon=True)
+    assert machine_identity(own, "tcg") != machine_identity(attrs.evolve(own, balloon=False), "tcg")
+    with pytest.raises(ValueError, match="`balloon` can't have a private copy of its `memory_file`"):
+        attrs.evolve(own, memory_shared=False)
 
 
 def test_what_a_saved_state_depends_on() -> None:

@@ -101,6 +101,8 @@ class Launcher:
             overlay=self._directory / f"{secrets.token_hex(8)}.qcow2",
             memory_mib=config.memory_mib,
             vcpus=config.vcpus,
+            # Where templates are wanted, also machines that boot because there is none yet are like their clones.
+            balloon=self._templates is None,
         )
         async with AsyncExitStack() as stack:
             vm = None

@@ -62,11 +62,23 @@ class MachineConfig:
     The user that QEMU runs as must be allowed to write to it, whether `memory_shared` or not.
     """
     memory_shared: bool = attrs.field(default=False, validator=v.instance_of(bool))
-    """What the guest writes goes to `memory_file`; otherwise to private copies of its pages.
+    """What the guest writes goes to `memory_file`; otherwise to private copies of its pages."""
+    balloon: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    """A memory balloon, by which the guest gives memory back: when it is asked to, and free pages unasked.
 
-    A machine with private copies must never inflate its balloon: QEMU would discard the pages by
-    punching holes into the file, and with that into the memory of every other machine on it.
+    A machine with private copies can't have one. QEMU discards what a guest gives back by punching holes into
+    the file, and with that into the memory of every other machine on it; and a guest can give back what it likes,
+    whether it was asked to or not. Since a state loads into the same machine only, what is to have clones must
+    go without as well.
     """
+
+    def __attrs_post_init__(self) -> None:
+        if self.balloon and self.memory_file is not None and not self.memory_shared:
+            raise ValueError(
+                "a machine with `balloon` can't have a private copy of its `memory_file`: what its guest gave back "
+                "would be cut out of the file, and of the memory of all others on it; set `memory_shared`, with a file "
+                "of its own, or go without `balloon`"
+            )
 
 
 @final
@@ -147,7 +159,8 @@ def machine_argv(
     argv += ["-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"]
     # QEMU's own generator, seeded by getrandom(2): there is no path to open.
     argv += ["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"]
-    argv += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"]
+    if config.balloon:
+        argv += ["-device", "virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on"]
     return argv
 
 
@@ -157,7 +170,7 @@ def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tup
     A state loads into a machine of the same identity, and into no other.
     """
     fds = MachineFds(kernel=0, initrd=0, system_disk=0, image=0, overlay=0, qmp=0, agent=0, console=0, memory=0)
-    return tuple(machine_argv(attrs.evolve(config, layers=(), memory_shared=False), accelerator, fds))
+    return tuple(machine_argv(attrs.evolve(config, layers=(), memory_shared=True), accelerator, fds))
 
 
 def _memory_backend(config: MachineConfig, fd: int) -> list[str]:

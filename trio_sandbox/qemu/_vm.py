@@ -27,6 +27,7 @@ from .._errors import (
 from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, WireError, open_channel
 from ._accelerator import Accelerator
+from ._balloon import BalloonClient
 from ._confinement import kvm_access
 from ._machine import MachineConfig, MachineFds, machine_argv, stand_in_kernel
 from ._migration import MigrationError, load_state, save_state
@@ -136,6 +137,7 @@ class Vm:
         self._console = console
         self._process: OwnedProcess | None = None
         self._qmp: QMPChannel | None = None
+        self._balloon: BalloonClient | None = None
         self._guest: Channel | None = None
         self._failure: VmDiedError | GuestProtocolError | None = None
         self._closed = False
@@ -172,6 +174,17 @@ class Vm:
         """The channel to QEMU."""
         assert self._qmp is not None
         return self._qmp
+
+    @property
+    def balloon(self) -> BalloonClient:
+        """Moves the machine's balloon, where `MachineConfig.balloon` gives it one; all callers share this one."""
+        if self._balloon is None:
+            self._balloon = BalloonClient(
+                self.qmp,
+                timeouts=self._timeouts,
+                shared_memory=self._config.memory_file is not None and not self._config.memory_shared,
+            )
+        return self._balloon
 
     @property
     def guest(self) -> Channel:
