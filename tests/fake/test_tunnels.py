@@ -21,6 +21,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+from tests._httpcore import SandboxBackend
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, SandboxClosedError
 from trio_sandbox.guest import tunnels
@@ -342,33 +343,6 @@ async def test_streams_of_a_sandbox_that_ends(server: Server) -> None:
 # --- What users put on top ---
 
 
-class Backend(httpcore.AsyncNetworkBackend):
-    """Has httpcore, and so httpx, connect to servers in a sandbox."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-
-    async def connect_tcp(self, host: str, port: int, *args: object, **kwargs: object) -> httpcore.AsyncNetworkStream:
-        return NetworkStream(await self._sandbox.open_tcp_stream(port))
-
-
-class NetworkStream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, *args: object, **kwargs: object) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def write(self, buffer: bytes, *args: object, **kwargs: object) -> None:
-        await self._stream.send_all(buffer)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def get_extra_info(self, info: str) -> object:
-        return None
-
-
 async def serve_http(stream: trio.SocketStream) -> None:
     """Answer requests with their own body."""
     connection = h11.Connection(h11.SERVER)
@@ -393,7 +367,7 @@ async def test_http(sandbox: Sandbox, server: Server) -> None:
     body = os.urandom(1_000_000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, serve_http, [server.listener])
-        async with httpcore.AsyncConnectionPool(network_backend=Backend(sandbox)) as pool:
+        async with httpcore.AsyncConnectionPool(network_backend=SandboxBackend(sandbox)) as pool:
             for _ in range(3):  # the second takes the first one's connection
                 response = await pool.request("POST", f"http://localhost:{server.port}/", content=body)
                 assert (response.status, response.content) == (200, body)

@@ -20,7 +20,8 @@ import httpcore
 import pytest
 import trio
 
-from trio_sandbox import Sandbox, open_sandbox
+from tests._httpcore import SandboxBackend
+from trio_sandbox import open_sandbox
 from trio_sandbox.guest.terminals import resize_terminal
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
@@ -173,31 +174,6 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 """
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, *args: object, **kwargs: object) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def write(self, buffer: bytes, *args: object, **kwargs: object) -> None:
-        await self._stream.send_all(buffer)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def get_extra_info(self, info: str) -> object:
-        return None
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-
-    async def connect_tcp(self, host: str, port: int, *args: object, **kwargs: object) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._sandbox.open_tcp_stream(port))
-
-
 async def test_http_with_a_server_in_the_guest() -> None:
     body = os.urandom(300_000)
     async with open_sandbox("python") as sandbox:
@@ -212,7 +188,7 @@ async def test_http_with_a_server_in_the_guest() -> None:
             assert (response.status, response.content) == (200, body[::-1])
 
         async with (
-            httpcore.AsyncConnectionPool(network_backend=_Backend(sandbox)) as pool,
+            httpcore.AsyncConnectionPool(network_backend=SandboxBackend(sandbox)) as pool,
             trio.open_nursery() as nursery,
         ):
             for _ in range(8):
