@@ -39,7 +39,7 @@ def sessions() -> set[str]:
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_a_documented_command_can_be_typed(command: str) -> None:
-    words = shlex.split(command.partition(" < ")[0])
+    words = shlex.split(re.split(" [<>] ", command)[0])
     match words:
         case ["trio-sandbox", *arguments]:
             build_parser().parse_args(arguments)  # SystemExit if it can't
