@@ -26,6 +26,7 @@ from ._errors import (
     ImageError as ImageError,
     ImageMissingError as ImageMissingError,
     MissingProgramError as MissingProgramError,
+    MountError as MountError,
     OutcomeUnknownError as OutcomeUnknownError,
     OutputLimitError as OutputLimitError,
     QemuStorageDaemonError as QemuStorageDaemonError,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import attrs
@@ -131,6 +133,34 @@ def check_vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
         raise ValueError(f"`{attribute.name}` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
 
 
+def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
+    mounts: dict[str, Path] = {}
+    for target, source in value.items():
+        if type(target) is not str:
+            raise TypeError(f"a place in `mounts` must be str, not {type(target).__name__}")
+        place = posixpath.normpath(target)
+        if place in mounts:
+            raise ValueError(f"`mounts` has two directories for {place!r}")
+        mounts[place] = Path(source)
+    return mounts
+
+
+def _check_mounts(_: object, _attribute: attrs.Attribute[Mapping[str, Path]], value: Mapping[str, Path]) -> None:
+    if len(value) > constants.MAXIMUM_MOUNTS:
+        raise ValueError(
+            f"`mounts` must be at most {constants.MAXIMUM_MOUNTS}, not {len(value)}; mount what holds them"
+        )
+    for target in value:
+        place = PurePosixPath(target)
+        if not place.is_absolute() or len(place.parts) == 1 or target.startswith("//") or "\0" in target:
+            raise ValueError(f"a place in `mounts` must be an absolute path below /, not {target!r}")
+        if place.parts[1] in ("dev", "proc", "sys"):
+            raise ValueError(f"a place in `mounts` must not be in /{place.parts[1]}, which is the kernel's: {target!r}")
+        for other in value:
+            if place in PurePosixPath(other).parents:
+                raise ValueError(f"`mounts` must not be one inside the other, but {other!r} is in {target!r}")
+
+
 @attrs.frozen(kw_only=True)
 class SandboxConfig:
     """What one sandbox gets."""
@@ -150,4 +180,16 @@ class SandboxConfig:
     What it leaves is the same in all of them. `random` and the other generators of the standard library, and
     NumPy's global one, are seeded anew, so that seeding them here is of no use; the seed of `hash`, and generators
     that the code makes itself, stay the same. It must not leave threads or processes behind that count on time.
+    """
+    mounts: Mapping[str, Path] = attrs.field(
+        factory=dict[str, Path], converter=_mounts, validator=_check_mounts, hash=False
+    )
+    """Directories of the host's to be read in the guest, by their places there: ``{"/data": "/srv/data"}``.
+
+    The guest gets a copy as of when the sandbox is opened, on a disk that it can't write to: what changes on the host
+    later it does not see. There everything belongs to user 1000 and keeps its permission bits, and set-user-id bits and
+    devices are void. Symbolic links are kept as they are, and lead to what is there in the *guest*. A place is made where it
+    is missing, and what was in it can't be seen. `warmup` runs without the mounts.
+
+    At most `constants.MAXIMUM_MOUNTS`, none inside another, and together no larger than `constants.MOUNTS_DISK_BYTES`.
     """

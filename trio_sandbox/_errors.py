@@ -22,6 +22,7 @@
     ├── GuestProtocolError           the guest broke the protocol; its VM was ended
     ├── SandboxClosedError           the sandbox was closed before the request was sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
+    ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
     ├── WarmupError                  `SandboxConfig.warmup` failed
     ├── UnknownTemplateError         no template has that key
     ├── RunRefusedError              the guest could not start a run
@@ -163,6 +164,10 @@ class OutcomeUnknownError(SandboxError):
     """The request was sent and the answer never came; it may have had its effect."""
 
     retry_safe = False
+
+
+class MountError(SandboxError):
+    """A directory of `SandboxConfig.mounts` can't be read, is too large or could not be mounted. No sandbox was opened."""
 
 
 class WarmupError(SandboxError):

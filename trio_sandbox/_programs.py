@@ -45,6 +45,7 @@ REQUIREMENTS = (
         "/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring", "checks Debian's signatures"
     ),
     Requirement("mke2fs", "e2fsprogs", "makes the images' file systems"),
+    Requirement("debugfs", "e2fsprogs", "prepares mounts"),
     Requirement("newuidmap", "uidmap", "lets an ordinary user build images", ordinary_user_only=True),
 )
 

@@ -46,6 +46,13 @@ MAXIMUM_READ_BYTES = 256 * 2**20
 #: What `Sandbox.download` writes to the host's disk unless asked otherwise; as large as a guest's own disk.
 DEFAULT_MAX_DOWNLOAD_BYTES = 8 * 2**30
 
+# --- Mounts ---
+
+#: What the directories of `SandboxConfig.mounts` may take together, as a file system.
+MOUNTS_DISK_BYTES = 64 * 2**30
+#: The partitions that a disk of the guest's has.
+MAXIMUM_MOUNTS = 15
+
 # --- QMP (bytes, items) ---
 
 #: QEMU's own limit on one line of QMP input is 64 MiB; no reply we ask for comes near this one.

@@ -40,11 +40,16 @@ if "no-hello" not in modes and not incoming:
 services = {}
 
 def serve(kind, stream, payload):
-    # The services of the guest: code, and getting ready for being saved.
+    # The services of the guest: code, getting ready for being saved, and mounting.
     if kind == 2:
         services[stream] = json.loads(payload)["service"]
         if services[stream] == "snapshot":
             agent.sendall(frame(3, b"frozen", stream) + frame(4, b"", stream))
+    elif kind == 3 and services.get(stream) == "mounts":
+        wanted = json.loads(payload[5:])["mounts"]
+        failed = {"errno": 20, "strerror": "Not a directory", "filename": wanted[0]["target"]}
+        record = json.dumps({"failed": failed} if "mount-fails" in modes else {"mounted": len(wanted)}).encode()
+        agent.sendall(frame(3, b"J" + struct.pack(">I", len(record)) + record, stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "code":
         if "dies-warming-up" in modes:
             sys.exit(4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left
-from trio_sandbox import Progress, SandboxConfig, Timeouts, WarmupError
+from trio_sandbox import MountError, Progress, SandboxConfig, Timeouts, WarmupError
+from trio_sandbox.constants import MOUNTS_DISK_BYTES
 from trio_sandbox.host._launcher import Launcher
 from trio_sandbox.host._templates import TemplateStore
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.image._manifest import Manifest
-from trio_sandbox.qemu import Accelerator, OverlayPool, open_runtime, open_vm_manager
+from trio_sandbox.qemu import Accelerator, OverlayPool, Vm, open_runtime, open_vm_manager
 
 from ._qemu import fake_accelerator
 
@@ -49,8 +50,8 @@ class Site:
         self.launcher, self.store, self.progress = launcher, store, progress
 
     @asynccontextmanager
-    async def open(self, *modes: str, warmup: str = "") -> AsyncGenerator[bool]:
-        """Open a machine; yields whether it is a clone."""
+    async def open(self, *modes: str, warmup: str = "", mounts: Mapping[str, Path] | None = None) -> AsyncGenerator[Vm]:
+        """Open a machine."""
         files = {name: self.directory / name for name in ("kernel", "initrd", "system_disk", "image")}
         manifest = Manifest(name="fake", digest="d", created=0, files={}, details={})
         image = Image(name="fake", digest="d", path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
@@ -61,14 +62,14 @@ class Site:
             disk=files["system_disk"],
             kernel_args=tuple(f"fake={mode}" for mode in modes),
         )
-        config = SandboxConfig(memory_mib=128, warmup=warmup)
+        config = SandboxConfig(memory_mib=128, warmup=warmup, mounts=mounts or {})
         async with self.launcher.open_machine(image, system, config) as vm:
             await vm.guest.ping()
-            yield vm.config.memory_file is not None
+            yield vm
 
     async def is_clone(self, *modes: str, warmup: str = "") -> bool:
-        async with self.open(*modes, warmup=warmup) as clone:
-            return clone
+        async with self.open(*modes, warmup=warmup) as vm:
+            return vm.config.memory_file is not None
 
     def boots(self) -> int:
         """How many templates were begun."""
@@ -91,6 +92,7 @@ async def open_site(
                 overlays=cast("OverlayPool", FakeOverlays()),
                 templates=store,
                 directory=directory / "overlays",
+                environment=runtime.environment,
                 timeouts=Timeouts(),
                 progress=progress.append,
             )
@@ -250,3 +252,45 @@ async def test_the_manifest_says_what_it_is(site: Site) -> None:
     value = json.loads((template.directory / "template.json").read_text())
     assert (value["warmup"], value["image"], value["key"]) == ("x = 1", "fake", template.key)
     assert set(value["files"]) == {"memory", "devices", "overlay.qcow2"}
+
+
+async def test_mounts_are_no_part_of_a_template(site: Site, tmp_path: Path) -> None:
+    assert await site.is_clone()
+    overlays = site.directory / "overlays"
+    (source := tmp_path / "source").mkdir()
+    for _ in range(2):
+        async with site.open(mounts={"/data": source}) as vm:
+            assert vm.config.memory_file is not None
+            assert vm.config.mounts is not None
+            assert vm.config.mounts.stat().st_size == MOUNTS_DISK_BYTES
+        assert os.listdir(overlays) == []
+    assert site.boots() == 1
+    assert Progress("mounts", f"copying 0 files from {source}", 0.0) in site.progress
+
+
+@pytest.mark.parametrize("mode", ["mount-fails", "load-fails"])
+async def test_a_mount_that_fails_is_no_template_that_fails(site: Site, tmp_path: Path, mode: str) -> None:
+    (source := tmp_path / "source").mkdir()
+    for _ in range(2):
+        if mode == "load-fails":
+            async with site.open(mode, mounts={"/data": source}) as vm:
+                assert vm.config.memory_file is None, "it booted, and has them"
+        else:
+            with pytest.raises(MountError, match="can't mount /data: Not a directory"):
+                async with site.open(mode, mounts={"/data": source}):
+                    pytest.fail("it has been opened")
+        assert os.listdir(site.directory / "overlays") == []
+    assert site.boots() == (2 if mode == "load-fails" else 1)
+
+
+async def test_cancelled_anywhere_it_leaves_no_disk_of_mounts(site: Site, tmp_path: Path) -> None:
+    (source := tmp_path / "source").mkdir()
+    overlays = site.directory / "overlays"
+
+    async def open_one() -> None:
+        async with site.open(mounts={"/data": source}):
+            pass
+
+    await open_one()
+    with nothing_left(overlays):
+        await cancel_at_every_step(open_one, check=lambda: pytest.fail("left") if os.listdir(overlays) else None)

@@ -88,6 +88,7 @@ async def open_fake_host(
             overlays=overlays,
             templates=None,
             directory=runtime.directory,
+            environment=runtime.environment,
             timeouts=Timeouts(),
             progress=lambda _: None,
         )

@@ -16,7 +16,7 @@ PUBLIC: dict[str, str] = {
         AdmissionStatistics BalloonError CapacityError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
-        MissingProgramError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
+        MissingProgramError MountError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxStatistics
         Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
@@ -24,8 +24,8 @@ PUBLIC: dict[str, str] = {
     """,
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
-        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_DISPLAYS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
-        MINIMUM_MEMORY_MIB OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
+        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_DISPLAYS MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
+        MINIMUM_MEMORY_MIB MOUNTS_DISK_BYTES OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB
     """,
 }

@@ -56,6 +56,9 @@ GOLDEN = """\
 -blockdev {"driver":"qcow2","node-name":"overlay","file":"overlay-file","backing":"image",\
 "discard":"unmap","cache":{"direct":false,"no-flush":true}}
 -device virtio-blk-pci,drive=overlay,serial=overlay,werror=report,rerror=report
+-blockdev {"driver":"null-co","node-name":"mounts-file","size":68719476736,"read-zeroes":true,"read-only":true}
+-blockdev {"driver":"raw","node-name":"mounts","file":"mounts-file","read-only":true}
+-device virtio-blk-pci,drive=mounts,serial=mounts,werror=report,rerror=report
 -device virtio-serial-pci,id=serial0,max_ports=2
 -chardev socket,id=agent,fd=16
 -device virtserialport,bus=serial0.0,chardev=agent,name=org.trio-sandbox.agent
@@ -166,6 +169,17 @@ def test_a_balloon_is_never_on_memory_that_others_share() -> None:
     assert machine_identity(own, "tcg") != machine_identity(attrs.evolve(own, balloon=False), "tcg")
     with pytest.raises(ValueError, match="`balloon` can't have a private copy of its `memory_file`"):
         attrs.evolve(own, memory_shared=False)
+
+
+def test_mounts_are_a_file_where_there_is_nothing_otherwise() -> None:
+    with_mounts = lines(machine_argv(attrs.evolve(CONFIG, mounts="/m"), "tcg", attrs.evolve(FDS, mounts=23)))
+    (empty,) = [line for line in GOLDEN.splitlines() if "null-co" in line]
+    file = (
+        "-add-fd fd=23,set=23\n"
+        '-blockdev {"driver":"file","node-name":"mounts-file","filename":"/dev/fdset/23","read-only":true,"locking":"off"}'
+    )
+    assert with_mounts == GOLDEN.replace(empty, file)
+    assert machine_identity(attrs.evolve(CONFIG, mounts="/m"), "tcg") == machine_identity(CONFIG, "tcg")
 
 
 def test_what_a_saved_state_depends_on() -> None:

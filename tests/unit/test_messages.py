@@ -16,6 +16,7 @@ from trio_sandbox.host._messages import (
     Failed,
     Finished,
     Message,
+    Mounted,
     Shown,
     Started,
     code_request,
@@ -34,6 +35,7 @@ json_values = st.recursive(
     ("sent", "meant"),
     [
         ({"started": 12}, Started(12)),
+        ({"mounted": 2}, Mounted(2)),
         ({"exited": 0}, Exited(0)),
         ({"exited": -9}, Exited(-9)),
         (

@@ -14,6 +14,7 @@ from . import tunnels
 from .children import Children
 from .code import CodeService
 from .files import FileService
+from .host_mounts import MountService
 from .languages import LANGUAGES, StartedInterpreter
 from .pipes import ParkedPipes
 from .processes import ProcessService
@@ -26,7 +27,7 @@ AGENT_VERSION: Final = "0.1.0"
 def _hello() -> dict[str, object]:
     return {
         "agent": AGENT_VERSION,
-        "features": ["process", "pipe", "file", "tcp", *(f"code.{name}" for name in LANGUAGES)],
+        "features": ["process", "pipe", "file", "tcp", "mounts", *(f"code.{name}" for name in LANGUAGES)],
         "python": platform.python_version(),
         "kernel": os.uname().release,
     }
@@ -39,6 +40,7 @@ async def serve(
     prestarted: StartedInterpreter | None = None,
     on_hello: Callable[[Mapping[str, object]], None] | None = None,
     machine: Machine | None = None,
+    mounts_disk: str | None = None,
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
 
@@ -50,6 +52,7 @@ async def serve(
       prestarted: An interpreter that *children* adopted.
       on_hello: Called with what a host introduces itself with, before any request is served.
       machine: What there is to be saved; None: nothing.
+      mounts_disk: The device with what the host has mounted here; None: there is none.
 
     Raises:
       SpawnerGoneError: if the spawner ended first.
@@ -65,6 +68,7 @@ async def serve(
         "code": code.serve,
         "file": files.serve,
         "tcp": tunnels.serve,
+        "mounts": MountService(children, mounts_disk).serve,
     }
     snapshots = SnapshotService(machine, code.count_idle)
     hello = _hello()

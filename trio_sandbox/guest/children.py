@@ -92,6 +92,14 @@ class Child:
             self.on_exit()
 
 
+class _Answer:
+    """What became of a request, when that is known."""
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.error: OSError | None = None
+
+
 @final
 class Children:
     """All the processes of one spawner.
@@ -106,6 +114,7 @@ class Children:
         self._sock = sock
         self._children: dict[int, Child] = {}
         self._acknowledgements: deque[trio.Event] = deque()
+        self._mounting: deque[_Answer] = deque()
         self._ready = trio.Event()
         self._identity_files: list[int] = []
         self._hosts = b""
@@ -174,6 +183,22 @@ class Children:
         self.post(("signal", child.number, signum, group))
         return event
 
+    async def mount(self, targets: list[str], devices: list[int]) -> None:
+        """Mount file systems read-only where the users see them. The descriptors are copied.
+
+        Cancelled: it is done all the same.
+
+        Raises:
+          OSError: as mount(2) or mkdir(2) failed; what came before in the list stays mounted.
+
+        """
+        answer = _Answer()
+        self._mounting.append(answer)
+        self.post(("mount", targets), devices)
+        await answer.arrived.wait()
+        if answer.error is not None:
+            raise answer.error
+
     async def identify(self, hello: Mapping[str, object]) -> None:
         """Have the users' files say who this machine is."""
         await self._ready.wait()
@@ -232,6 +257,12 @@ class Children:
     def _dispatch(self, event: tuple[object, ...], descriptors: list[int]) -> None:
         if event[0] == "ready":
             self._take_identity_files(descriptors)
+            return
+        if event[0] == "mounted":
+            answer = self._mounting.popleft()
+            _, number, strerror, filename = cast("tuple[str, int, str, str]", event)
+            answer.error = OSError(number, strerror, filename) if number else None
+            answer.arrived.set()
             return
         if event[0] == "signalled":
             self._acknowledgements.popleft().set()

@@ -33,6 +33,7 @@ PORT_NAME = "org.trio-sandbox.agent"
 DEFAULT_USER = 1000
 
 _IMAGE_DEVICE = "/dev/vdb"
+_MOUNTS_DEVICE = "/dev/vdc"
 _IMAGE = "/image"
 _CGROUPS = "/sys/fs/cgroup"
 _USERS_CGROUP = f"{_CGROUPS}/users"
@@ -77,6 +78,7 @@ def main() -> None:
             prestarted=prestarted,
             on_hello=lambda hello: _adopt_identity(random, hello),
             machine=machine,
+            mounts_disk=_MOUNTS_DEVICE,
         )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has

@@ -10,12 +10,14 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("spawn", number, request), descriptors   request: see `Request`
     ("signal", number, signal, group)         to the process, or to its process group
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
+    ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
 
     ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
     ("failed", number, errno, strerror, filename)
     ("ready",), descriptors                   the first event: files of the users that say who this machine is,
                                               `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
+    ("mounted", errno, strerror, filename)    the answer to "mount"; 0 if nothing failed
     ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
     ("empty", number)                         nothing is left in its control group; the last event of a number
 """
@@ -175,6 +177,8 @@ class Spawner:
                 case ("kill", int(number)):
                     if number in self._processes:
                         self._kill(self._processes[number])
+                case ("mount", targets):
+                    self._mount(cast("list[str]", targets), descriptors)
                 case _:
                     raise AssertionError(f"not a request: {message!r}")
         finally:
@@ -241,6 +245,21 @@ class Spawner:
                     os.kill(pid, signal.SIGKILL)
             if process.reaped:
                 self._forget(process)
+
+    def _mount(self, targets: list[str], devices: list[int]) -> None:
+        from . import mounts  # `main` has imported it, where there is a root of the users' own
+
+        try:
+            if self._default_user is None:
+                raise PermissionError(errno.EPERM, "nothing can be mounted here")
+            for target, device in zip(targets, devices, strict=True):
+                os.makedirs(target, exist_ok=True)
+                flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOATIME
+                mounts.mount(f"/proc/self/fd/{device}", target, "ext4", flags)
+        except OSError as exc:
+            self._send("mounted", exc.errno or errno.EIO, exc.strerror or "", exc.filename or "")
+        else:
+            self._send("mounted", 0, "", "")
 
     # --- Events ---
 

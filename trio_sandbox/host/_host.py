@@ -12,7 +12,7 @@ import trio
 from .._config import HostConfig, SandboxConfig
 from .._errors import SandboxClosedError
 from .._nurseries import open_services
-from ..image import Image, ImageStore, SystemDisk, default_cache_directory
+from ..image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from ..qemu import (
     Accelerator,
     Runtime,
@@ -127,6 +127,7 @@ class Host:
         Raises:
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
             ever allow; nothing was started.
+          MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
           VmBootError: if the guest did not come up; the console's last lines are in it.
           MissingProgramError: if QEMU is not installed.
@@ -138,6 +139,8 @@ class Host:
         self._check_open()
         if config is None:
             config = SandboxConfig()
+        for source in config.mounts.values():
+            check_directory(source)
         async with self._admission.admit(config):
             self._check_open()  # it may have been a long wait
             async with self._open_admitted(image, config) as sandbox:
@@ -209,6 +212,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 overlays=overlays,
                 templates=TemplateStore(cache, budget_mib=config.template_budget_mib) if config.templates else None,
                 directory=runtime.directory,
+                environment=runtime.environment,
                 timeouts=config.timeouts,
                 progress=config.progress,
             )

@@ -6,8 +6,8 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -18,10 +18,11 @@ import trio
 
 from .._config import Progress, SandboxConfig, Timeouts
 from .._errors import GuestProtocolError, QemuStorageDaemonError, SandboxError, VmError, WarmupError
-from ..image import Image, SystemDisk
+from ..image import Image, Place, SystemDisk, open_mounts_disk
 from ..qemu import MachineConfig, OverlayPool, SavedState, Vm, VmManager, machine_identity
 from ._failures import guest_failures
 from ._messages import code_request
+from ._mounts import mount
 from ._run import collect, open_run
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
 
@@ -53,6 +54,7 @@ class Launcher:
       overlays: What makes their disks.
       templates: Where templates are kept; None: every machine boots.
       directory: For the overlays.
+      environment: `Runtime.environment`.
       timeouts: Bounds on what the guest is asked to do.
       progress: Told when a template is made.
 
@@ -65,6 +67,7 @@ class Launcher:
         overlays: OverlayPool,
         templates: TemplateStore | None,
         directory: Path,
+        environment: Mapping[str, str],
         timeouts: Timeouts,
         progress: Callable[[Progress], object],
     ) -> None:
@@ -72,6 +75,7 @@ class Launcher:
         self._overlays = overlays
         self._templates = templates
         self._directory = directory
+        self._environment = environment
         self._timeouts = timeouts
         self._progress = progress
         self._failures: Counter[str] = Counter()
@@ -89,6 +93,7 @@ class Launcher:
 
         Raises:
           WarmupError: if the warm-up fails.
+          MountError: if `SandboxConfig.mounts` can't be copied, or not be mounted.
           VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
 
         """
@@ -98,13 +103,17 @@ class Launcher:
             kernel_args=system.kernel_args,
             system_disk=system.disk,
             image=image.path,
-            overlay=self._directory / f"{secrets.token_hex(8)}.qcow2",
+            overlay=self._new_path(".qcow2"),
             memory_mib=config.memory_mib,
             vcpus=config.vcpus,
             # Where templates are wanted, also machines that boot because there is none yet are like their clones.
             balloon=self._templates is None,
         )
         async with AsyncExitStack() as stack:
+            places = list[Place]()
+            if config.mounts:
+                machine = attrs.evolve(machine, mounts=self._new_path(".mounts"))
+                places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
             vm = None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
                 key = self._key(image, machine, config.warmup)
@@ -114,19 +123,41 @@ class Launcher:
                 vm = await stack.enter_async_context(self._open_vm(machine, image.path))
                 if config.warmup:
                     await _run(vm, config.warmup, self._timeouts)
+            if places:
+                await mount(vm, places, patience=self._timeouts.boot)
             yield vm
+
+    def _new_path(self, suffix: str) -> Path:
+        return self._directory / f"{secrets.token_hex(8)}{suffix}"
 
     # --- Machines ---
 
+    def _open_mounts_disk(
+        self, machine: MachineConfig, config: SandboxConfig
+    ) -> AbstractAsyncContextManager[list[Place]]:
+        def report(message: str, fraction: float | None) -> None:
+            self._progress(Progress("mounts", message, fraction))
+
+        assert machine.mounts is not None
+        return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
+
     @asynccontextmanager
     async def _open_vm(self, machine: MachineConfig, base: Path, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
+        mounts, own = machine.mounts, None
         try:
+            if mounts is not None:
+                # A name of its own: a machine that goes on from this one may outlive it.
+                own = self._new_path(".mounts")
+                os.link(mounts, own)
+                machine = attrs.evolve(machine, mounts=own)
             await self._overlays.acquire(base, machine.overlay)
             hostname = f"sandbox-{secrets.token_hex(4)}"
             async with self._machines.open_vm(machine, hostname=hostname, saved=saved) as vm:
                 yield vm
         finally:
             machine.overlay.unlink(missing_ok=True)
+            if own is not None:
+                own.unlink(missing_ok=True)
 
     async def _open_clone(
         self,
@@ -200,7 +231,9 @@ class Launcher:
         )
         with templates.make(wanted) as staged:
             report("booting a machine")
-            original = attrs.evolve(machine, overlay=staged.overlay, memory_file=staged.memory, memory_shared=True)
+            original = attrs.evolve(
+                machine, overlay=staged.overlay, memory_file=staged.memory, memory_shared=True, mounts=None
+            )
             await self._overlays.acquire(image.path, staged.overlay)
             async with self._machines.open_vm(original) as vm:
                 if config.warmup:

@@ -64,7 +64,14 @@ class Exited:
     status: int
 
 
-Message = Finished | Shown | Failed | Started | Exited
+@attrs.frozen
+class Mounted:
+    """So many of the host's directories are mounted in the guest."""
+
+    count: int
+
+
+Message = Finished | Shown | Failed | Started | Exited | Mounted
 
 
 def parse_message(payload: bytes) -> Message:
@@ -82,6 +89,8 @@ def parse_message(payload: bytes) -> Message:
         ((kind, body),) = cast("dict[str, object]", message).items()
         if kind == "started":
             return Started(_checked(body, int, "started"))
+        if kind == "mounted":
+            return Mounted(_checked(body, int, "mounted"))
         if kind == "exited":
             return Exited(_number(body, "exited", lowest=-64))
         if kind == "finished":

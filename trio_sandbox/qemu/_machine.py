@@ -34,7 +34,7 @@ def _paths(paths: Iterable[str | os.PathLike[str]]) -> tuple[Path, ...]:
 @final
 @attrs.frozen(kw_only=True)
 class MachineConfig:
-    """A virtual machine: two disks, a kernel, memory, and nothing that it could do without."""
+    """A virtual machine: three disks, a kernel, memory, and nothing that it could do without."""
 
     kernel: Path = attrs.field(converter=Path)
     """The kernel; readable for everybody, as QEMU opens it as another user."""
@@ -52,6 +52,8 @@ class MachineConfig:
     """Frozen overlays between `image` and `overlay`, the lowest first: qcow2 files, read-only."""
     overlay: Path = attrs.field(converter=Path)
     """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
+    mounts: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """What the third disk reads, raw and `constants.MOUNTS_DISK_BYTES` long; None: zeros."""
     memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=check_memory_mib)
     """RAM, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
     vcpus: int = attrs.field(default=1, validator=check_vcpus)
@@ -93,6 +95,7 @@ class MachineFds:
     layers: tuple[int, ...] = ()
     overlay: int
     """Open for reading and writing."""
+    mounts: int | None = None
     qmp: int
     """A connected stream socket, like the two below."""
     agent: int
@@ -152,8 +155,8 @@ def machine_argv(
     argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", f"socket,id=console,fd={fds.console}", "-device", "isa-serial,chardev=console"]
 
-    # The order of the two disks is their order in the guest: vda, vdb.
-    argv += _system_disk(fds) + _image_disk(config, fds)
+    # The order of the disks is their order in the guest: vda, vdb, vdc.
+    argv += _system_disk(fds) + _image_disk(config, fds) + _mounts_disk(fds)
     argv += ["-device", "virtio-serial-pci,id=serial0,max_ports=2"]
     argv += ["-chardev", f"socket,id=agent,fd={fds.agent}"]
     argv += ["-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"]
@@ -170,7 +173,8 @@ def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tup
     A state loads into a machine of the same identity, and into no other.
     """
     fds = MachineFds(kernel=0, initrd=0, system_disk=0, image=0, overlay=0, qmp=0, agent=0, console=0, memory=0)
-    return tuple(machine_argv(attrs.evolve(config, layers=(), memory_shared=True), accelerator, fds))
+    alike = attrs.evolve(config, layers=(), mounts=None, memory_shared=True)
+    return tuple(machine_argv(alike, accelerator, fds))
 
 
 def _memory_backend(config: MachineConfig, fd: int) -> list[str]:
@@ -238,6 +242,28 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         *_blockdev(overlay_file),
         *_blockdev(overlay),
         *_disk("overlay"),
+    ]
+
+
+def _mounts_disk(fds: MachineFds) -> list[str]:
+    # Every machine has it, for all to be alike: one with mounts goes on from a state that was saved without any. So it
+    # always has one size, too, which the guest reads when it boots and never again.
+    empty: dict[str, object] = {
+        "driver": "null-co",
+        "node-name": "mounts-file",
+        "size": constants.MOUNTS_DISK_BYTES,
+        "read-zeroes": True,
+        "read-only": True,
+    }
+    file = (
+        _blockdev(empty)
+        if fds.mounts is None
+        else [*_fdset(fds.mounts), *_blockdev(_file_node("mounts-file", fds.mounts, read_only=True))]
+    )
+    return [
+        *file,
+        *_blockdev({"driver": "raw", "node-name": "mounts", "file": "mounts-file", "read-only": True}),
+        *_disk("mounts"),
     ]
 
 

@@ -464,6 +464,7 @@ class VmManager:
                 image=inherited.open(config.image, os.O_RDONLY),
                 layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
                 overlay=inherited.open(config.overlay, os.O_RDWR),
+                mounts=None if config.mounts is None else inherited.open(config.mounts, os.O_RDONLY),
                 qmp=qmp_fd,
                 agent=guest_fd,
                 console=console_fd,

@@ -1,0 +1,271 @@
+"""The disk of a sandbox's mounts: the host's directories, copied into one file system each.
+
+`mke2fs` copies them, unprivileged, and `debugfs` changes what it can't: whose the files are. Both belong to e2fsprogs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+import trio
+import trio.from_thread
+
+from .._errors import MountError
+from .._nurseries import hide_nursery
+from ..constants import MOUNTS_DISK_BYTES
+from ..qemu import InheritedFds, describe_exit, minimal_environment, run_owned
+
+_BLOCK: Final = 4096
+#: File systems start at multiples of this; what kernels and disks like is less.
+_ALIGNMENT: Final = 2**20
+_BLOCKS_PER_INODE_TABLE_BLOCK: Final = _BLOCK // 256
+#: Numbers below this are ext4's own, but for the root directory's.
+_FIRST_INODE, _ROOT_INODE = 12, 2
+_SPARE_INODES: Final = 32
+#: Where a file system's superblock is, which begins with the number of its inodes.
+_SUPERBLOCK: Final = 1024
+#: The user that code in the guest runs as.
+_OWNER: Final = 1000
+#: Nothing that a kernel reads only needs a journal or checksums; the rest is said for the host's mke2fs.conf not to matter.
+_FEATURES: Final = (
+    "none,extent,filetype,sparse_super,large_file,huge_file,dir_index,dir_nlink,ext_attr,extra_isize,flex_bg"
+)
+#: Seconds between two reports of progress.
+_LOOK: Final = 0.5
+_MESSAGE_LENGTH: Final = 1000
+
+Report = Callable[[str, float | None], object]
+
+
+@final
+@attrs.frozen
+class Place:
+    """Where on the disk a directory's file system is, and where it belongs in the guest."""
+
+    target: str
+    offset: int
+    """In bytes, as `size`."""
+    size: int
+
+
+@final
+@attrs.frozen
+class _Survey:
+    entries: int
+    blocks: int
+
+    @property
+    def size(self) -> int:
+        """Bytes for a file system that certainly has room for all. What stays free takes no room on the host."""
+        # Inodes, extended attributes, and for each 128 MiB two bitmaps and a descriptor.
+        blocks = self.blocks + self.entries // _BLOCKS_PER_INODE_TABLE_BLOCK + self.entries + 2048
+        blocks += blocks // 50
+        return -(-blocks * _BLOCK // _ALIGNMENT) * _ALIGNMENT
+
+
+def check_directory(source: Path) -> None:
+    """Make sure that *source* is a directory that can be read.
+
+    Raises:
+      MountError: if not.
+
+    """
+    try:
+        with os.scandir(source):
+            pass
+    except OSError as exc:
+        raise _unreadable(source, source, exc) from exc
+
+
+@asynccontextmanager
+async def open_mounts_disk(
+    mounts: Mapping[str, Path], path: Path, *, environment: Mapping[str, str], report: Report
+) -> AsyncGenerator[list[Place]]:
+    """Make the disk *path* of directories as they are now; remove it at the block's end.
+
+    Cancelled at any point, it leaves no process and no file.
+
+    Args:
+      mounts: Directories by their places in the guest.
+      path: The new file, `constants.MOUNTS_DISK_BYTES` long; it takes what the directories take.
+      environment: `Runtime.environment`.
+      report: Told what is done, and how much of that.
+
+    Raises:
+      MountError: if a directory can't be copied.
+      MissingProgramError: if a program is not installed.
+
+    """
+    try:
+        yield await _make(mounts, path, environment, report)
+    finally:
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 (one file)
+
+
+async def _make(mounts: Mapping[str, Path], path: Path, environment: Mapping[str, str], report: Report) -> list[Place]:
+    surveys: list[_Survey] = []
+    room = MOUNTS_DISK_BYTES
+    for source in mounts.values():
+        report(f"looking at {source}", None)
+        surveys.append(await trio.to_thread.run_sync(_survey, source, room))
+        room -= surveys[-1].size
+    _check_room(path.parent, sum(survey.blocks for survey in surveys) * _BLOCK)
+    places: list[Place] = []
+    offset = 0
+    with open(path, "x+b", buffering=0, opener=_open_private) as disk:  # noqa: ASYNC230 (an empty file)
+        disk.truncate(MOUNTS_DISK_BYTES)
+        for (target, source), survey in zip(mounts.items(), surveys, strict=True):
+            places.append(Place(target, offset, survey.size))
+            offset += survey.size
+            await _copy(disk.fileno(), places[-1], source, survey, environment, report)
+            await _hand_over(disk.fileno(), places[-1], source, environment)
+    return places
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _survey(source: Path, room: int) -> _Survey:
+    """Look at all of a tree, in a thread: what is there, whether it can be read, and whether it fits."""
+    entries = blocks = 0
+    directories = [os.fspath(source)]
+    while directories:
+        trio.from_thread.check_cancelled()
+        directory = directories.pop()
+        names = 0
+        try:
+            with os.scandir(directory) as children:
+                for child in children:
+                    names += 12 + len(os.fsencode(child.name))
+                    entries += 1
+                    status = child.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        directories.append(child.path)
+                    elif stat.S_ISREG(status.st_mode):
+                        blocks += -(-status.st_size // _BLOCK)
+                        if not os.access(child.path, os.R_OK):
+                            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), child.path)
+                    else:
+                        blocks += 1  # a long link
+        except OSError as exc:
+            raise _unreadable(source, exc.filename or directory, exc) from exc
+        blocks += 2 + names // (_BLOCK // 2)
+        if _Survey(entries, blocks).size > room:
+            limit = MOUNTS_DISK_BYTES // 2**30
+            raise MountError(
+                f"{source} is too large to be mounted: all mounts of a sandbox together may take {limit} GiB. Mount "
+                "parts of it, or copy what is needed with Sandbox.upload"
+            )
+    return _Survey(entries, blocks)
+
+
+def _unreadable(source: Path, path: str | Path, exc: OSError) -> MountError:
+    what = "" if os.fspath(path) == os.fspath(source) else f"{path}: "
+    return MountError(f"{source} can't be mounted: {what}{exc.strerror}; nothing was started")
+
+
+def _check_room(directory: Path, wanted: int) -> None:
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    if wanted > free:
+        raise MountError(
+            f"the mounts take {wanted >> 20} MiB, and {directory} has only {free >> 20} MiB free; "
+            "free some, or use another HostConfig.runtime_dir"
+        )
+
+
+async def _copy(
+    fd: int, place: Place, source: Path, survey: _Survey, environment: Mapping[str, str], report: Report
+) -> None:
+    """Make the file system of one directory."""
+    message = f"copying {survey.entries} files from {source}"
+
+    before = os.fstat(fd).st_blocks
+    report(message, 0.0)
+
+    async def watch() -> None:
+        while True:
+            await trio.sleep(_LOOK)
+            # They are of 512 bytes there.
+            done = (os.fstat(fd).st_blocks - before) * 512 / _BLOCK
+            report(message, min(done / survey.blocks, 1.0))
+
+    with InheritedFds() as inherited, hide_nursery("the making of a mount"):
+        argv = _mke2fs(place, source, survey, _lend(fd, inherited))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            process = await run_owned(argv, environment={**minimal_environment(), **environment}, inherited=inherited)
+            nursery.cancel_scope.cancel(reason="the directory is copied")
+    if process.returncode != 0:
+        raise _failure(source, process.output())
+
+
+def _mke2fs(place: Place, source: Path, survey: _Survey, disk: str) -> list[str]:
+    return [
+        *("mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-m", "0", "-O", _FEATURES),
+        *("-N", str(survey.entries + _SPARE_INODES)),
+        *("-E", f"lazy_itable_init=1,nodiscard,offset={place.offset}"),
+        *("-d", os.path.abspath(source), disk, str(place.size // _BLOCK)),
+    ]
+
+
+async def _hand_over(fd: int, place: Place, source: Path, environment: Mapping[str, str]) -> None:
+    """Make it all the guest's user's, as numbers of users here mean others there; and remove what mke2fs adds."""
+    count: int
+    (count,) = struct.unpack("<I", os.pread(fd, 4, place.offset + _SUPERBLOCK))
+    inodes = [_ROOT_INODE, *range(_FIRST_INODE, count + 1)]
+    commands = "".join(f"sif <{number}> uid {_OWNER}\nsif <{number}> gid {_OWNER}\n" for number in inodes)
+    complaints = _Complaints()
+    with InheritedFds() as inherited:
+        script = _lend_text(f"rmdir lost+found\n{commands}", inherited)
+        disk = f"{_lend(fd, inherited)}?offset={place.offset}"
+        process = await run_owned(
+            ["debugfs", "-w", "-f", script, disk],
+            environment={**minimal_environment(), **environment},
+            inherited=inherited,
+            on_output=complaints.feed,
+        )
+    if process.returncode != 0 or complaints.text:
+        raise _failure(source, complaints.text or describe_exit(process.returncode or 0))
+
+
+def _lend(fd: int, inherited: InheritedFds) -> str:
+    return f"/proc/self/fd/{inherited.add(os.dup(fd))}"
+
+
+def _lend_text(text: str, inherited: InheritedFds) -> str:
+    fd = inherited.add(os.memfd_create("text", os.MFD_CLOEXEC))
+    with open(os.dup(fd), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return f"/proc/self/fd/{fd}"
+
+
+class _Complaints:
+    """What debugfs says beside echoing its commands, with its own name before each; it exits with 0 whatever happens."""
+
+    def __init__(self) -> None:
+        self._line = b""
+        self.text = ""
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            if line and not line.startswith(b"debugfs") and len(self.text) < _MESSAGE_LENGTH:
+                self.text += line.decode("utf-8", "replace") + "\n"
+
+
+def _failure(source: Path, output: str) -> MountError:
+    why = output.strip()[-_MESSAGE_LENGTH:]
+    if "No space left" in why:
+        why = "the disk is full; free some, or use another HostConfig.runtime_dir"
+    return MountError(f"{source} could not be copied for being mounted; nothing was started: {why}")
