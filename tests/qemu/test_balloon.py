@@ -68,7 +68,7 @@ async def test_balloon_of_a_running_guest(manager: VmManager, config: MachineCon
 
 async def _run(vm: Vm, code: str) -> None:
     request = code_request(code, language="python", env=None, cwd=None)
-    async with open_run(vm, request, grace=1, patience=20) as events:
+    async with open_run(vm, request, display_limit=2**20, grace=1, patience=20) as events:
         result = await collect(events, 2**20)
     assert (result.exit_code, result.stderr) == (0, "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,3 +144,19 @@ def test_pruning_takes_leftovers_and_what_is_damaged_and_leaves_what_is_being_ma
         assert sorted(name for name in os.listdir(directory) if name != "locks") == sorted([".staging-bbb-3", kept.key])
     store.prune()
     assert sorted(name for name in os.listdir(directory) if name != "locks") == [kept.key]
+
+
+def test_pruning_takes_templates_of_images_that_are_gone(store: TemplateStore, tmp_path: Path) -> None:
+    template = new_template(template_key("a"), image="python", memory_mib=1, vcpus=1, warmup="")
+    image = tmp_path / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    with store.lock(template.key), store.make(template) as staged:
+        staged.devices.touch()
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, staged.overlay], check=True
+        )
+    store.prune()
+    assert [found.key for found in store.list()] == [template.key]
+    image.unlink()
+    assert store.prune() > 0
+    assert store.list() == []

@@ -192,7 +192,9 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
     _add_cache_dir(remove)
 
     prune = actions.add_parser(
-        "prune", help="remove what is damaged, left by killed processes, or over the budget", allow_abbrev=False
+        "prune",
+        help="remove what is damaged, left by killed processes, of an image that is gone, or over the budget",
+        allow_abbrev=False,
     )
     _add_cache_dir(prune)
 

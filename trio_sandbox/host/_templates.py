@@ -25,6 +25,7 @@ import attrs
 
 from .._errors import UnknownTemplateError
 from ..image import try_lock
+from ..qemu import Qcow2FormatError, read_qcow2_info
 
 _log = logging.getLogger("trio_sandbox.templates")
 
@@ -206,14 +207,14 @@ class TemplateStore:
         return sum(self._remove(entry) for entry in found)
 
     def prune(self) -> int:
-        """Remove what is damaged or was left by killed processes; return the bytes that came free.
+        """Remove what is damaged, was left by killed processes, or is of an image that is gone; return the bytes that came free.
 
         Raises:
           OSError: if something can't be removed.
 
         """
-        intact = {template.directory for template in self.list()}
-        freed = sum(self._remove(entry) for entry in self._entries() if entry not in intact)
+        usable = {template.directory for template in self.list() if _has_image(template)}
+        freed = sum(self._remove(entry) for entry in self._entries() if entry not in usable)
         for leftover in self._glob(f"{_STAGING}*"):
             key = leftover.name.removeprefix(_STAGING).partition("-")[0]
             before = _disk_usage(leftover)
@@ -273,6 +274,15 @@ class TemplateStore:
             with suppress(OSError, ValueError):
                 found.append(_read(directory))
         return sorted(found, key=lambda template: -template.used)
+
+
+def _has_image(template: Template) -> bool:
+    """Tell whether the image that a template's disk is a layer on is still there."""
+    try:
+        image = read_qcow2_info(template.overlay).backing_file
+    except (Qcow2FormatError, OSError):
+        return True  # not for us to say: whoever opens it notices
+    return image is None or os.path.exists(image)
 
 
 def _identities(directory: Path) -> dict[str, list[int]]:
