@@ -374,7 +374,7 @@ async def test_names_without_end_are_not_listed_to_their_end(monkeypatch: pytest
         while await records.receive() is not None:
             await records.send_many([(b"D", b"dname"), (b"R", b"")])
 
-    monkeypatch.setattr("trio_sandbox.host._path._LISTING_LIMIT", 100_000)
+    monkeypatch.setattr("trio_sandbox.host._walk._LISTING_LIMIT", 100_000)
     async with open_fake_sandbox({"file": endless}) as (sandbox, _):
         for call in (sandbox.path("x").iterdir, lambda: sandbox.path("x").glob("*")):
             with pytest.raises(OSError, match="longer than 100000 bytes") as caught:

@@ -7,20 +7,17 @@ import os
 import stat
 from collections.abc import Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager
-from fnmatch import translate
 from pathlib import PurePosixPath
-from re import compile as compile_pattern
 from typing import final, overload
 
 from .._errors import GuestProtocolError
 from ..constants import MAXIMUM_READ_BYTES
-from ..guest.trees import CHUNK, HEADER, MAXIMUM_DEPTH
+from ..guest.trees import CHUNK, HEADER
 from ._file import BinaryMode, GuestFile, GuestTextFile, TextMode, open_file
 from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
 from ._slot import Slot
+from ._walk import Walk
 
-#: Bytes of all the names in one directory.
-_LISTING_LIMIT = 64 * 2**20
 #: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
 _STAT_FIELDS = 10
@@ -201,7 +198,7 @@ class GuestPath:
     async def iterdir(self) -> Iterator[GuestPath]:
         """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``."""
         async with self._session("list") as session:
-            entries = await _Walk(session).entries(self)
+            entries = await Walk(session).entries(self)
         return iter([self / name for _, name in entries])
 
     async def glob(self, pattern: str) -> Iterator[GuestPath]:
@@ -222,7 +219,7 @@ class GuestPath:
         if PurePosixPath(pattern).is_absolute():
             raise NotImplementedError("a pattern must be relative")
         async with self._session("glob") as session:
-            found = await _Walk(session).glob(self, list(parts))
+            found = await Walk(session).glob(self, list(parts))
         return iter(dict.fromkeys(found))
 
     async def rglob(self, pattern: str) -> Iterator[GuestPath]:
@@ -405,62 +402,6 @@ def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:
     if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
     return PurePosixPath(path)
-
-
-@final
-class _Walk:
-    """Lists directories, of which a guest may have no end."""
-
-    def __init__(self, session: FileSession) -> None:
-        self._session = session
-        self._size = 0
-
-    async def entries(self, path: GuestPath) -> list[tuple[bytes, str]]:
-        """Return the kind and the name of what is in a directory."""
-        await self._session.send(encode_request("list", path))
-        found: list[tuple[bytes, str]] = []
-        while True:
-            tag, payload = await self._session.receive()
-            if tag == REPLY:
-                return found
-            if tag != CONTENT:
-                raise self._session.violation(f"a record {tag!r} where names were expected")
-            self._size += len(payload)
-            if self._size > _LISTING_LIMIT:
-                raise OSError(errno.EOVERFLOW, f"the names in there are longer than {_LISTING_LIMIT} bytes", str(path))
-            for entry in payload.split(b"\0"):
-                kind, name = entry[:1], entry[1:]
-                # A name that is a path would lead out of the directory.
-                if kind not in (b"d", b"f", b"l", b"o") or name in (b"", b".", b"..") or b"/" in name:
-                    raise self._session.violation(f"an entry that is none: {entry[:80]!r}")
-                found.append((kind, os.fsdecode(name)))
-
-    async def glob(self, directory: GuestPath, parts: list[str], depth: int = 0) -> list[GuestPath]:
-        """Return what the pattern matches in and below *directory*."""
-        try:
-            entries = await self.entries(directory)
-        except OSError as exc:
-            if exc.errno == errno.EOVERFLOW:
-                raise
-            # Not there, no directory, or not for us to read.
-            return []  # noqa: ASYNC910 - the request is a checkpoint
-        if depth > MAXIMUM_DEPTH:
-            raise OSError(errno.ENAMETOOLONG, f"directories are nested deeper than {MAXIMUM_DEPTH}", str(directory))
-        first, *rest = parts
-        found: list[GuestPath] = []
-        if first == "**":
-            found += await self.glob(directory, rest, depth + 1) if rest else [directory]
-            for kind, name in entries:
-                if kind == b"d":
-                    found += await self.glob(directory / name, parts, depth + 1)
-            return found
-        if first == "..":
-            return await self.glob(directory / "..", rest, depth + 1) if rest else [directory / ".."]
-        matches = compile_pattern(translate(first)).match
-        for _, name in entries:
-            if matches(name):
-                found += await self.glob(directory / name, rest, depth + 1) if rest else [directory / name]
-        return found
 
 
 def _parse_stat(payload: bytes) -> os.stat_result:
