@@ -24,7 +24,10 @@
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
     ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
     ├── WarmupError                  `SandboxConfig.warmup` failed
-    ├── UnknownTemplateError         no template has that key
+    ├── TemplateError
+    │   ├── UnknownTemplateError     no template has that key or name
+    │   ├── TemplateExistsError      a template of that name is there already
+    │   └── TemplateUnusableError    a saved sandbox can't be gone on from here, or not any more
     ├── RunRefusedError              the guest could not start a run
     └── OutputLimitError             a run printed or showed more than it may
 
@@ -174,8 +177,23 @@ class WarmupError(SandboxError):
     """The code of `SandboxConfig.warmup` failed; what it said is in the message. No sandbox was opened."""
 
 
-class UnknownTemplateError(SandboxError):
-    """No template has that key; the message lists those that exist."""
+class TemplateError(SandboxError):
+    """Something about a template; what is stored is as it was."""
+
+
+class UnknownTemplateError(TemplateError):
+    """No template has that key or name; the message lists those that exist."""
+
+
+class TemplateExistsError(TemplateError):
+    """A template of that name is there already; choose another name, or say ``replace=True``."""
+
+
+class TemplateUnusableError(TemplateError):
+    """A saved sandbox can't be gone on from: it is damaged, or was saved on something else than what is here.
+
+    Nothing can make it again but saving the sandbox once more; the message says what differs.
+    """
 
 
 class RunRefusedError(SandboxError):

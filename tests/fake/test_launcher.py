@@ -10,13 +10,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import attrs
 import pytest
 import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left
-from trio_sandbox import MountError, Progress, SandboxConfig, Timeouts, WarmupError
+from trio_sandbox import MountError, Progress, SandboxConfig, TemplateUnusableError, Timeouts, WarmupError
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
 from trio_sandbox.host._launcher import Launcher
+from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
 from trio_sandbox.host._templates import TemplateStore
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.image._manifest import Manifest
@@ -52,9 +54,17 @@ class Site:
     @asynccontextmanager
     async def open(self, *modes: str, warmup: str = "", mounts: Mapping[str, Path] | None = None) -> AsyncGenerator[Vm]:
         """Open a machine."""
+        image, system = self.disks(*modes)
+        config = SandboxConfig(memory_mib=128, warmup=warmup, mounts=mounts or {})
+        async with self.launcher.open_machine(image, system, config) as vm:
+            await vm.guest.ping()
+            yield vm
+
+    def disks(self, *modes: str, digest: str = "d") -> tuple[Image, SystemDisk]:
+        """Give the disks of a machine that misbehaves as *modes* say."""
         files = {name: self.directory / name for name in ("kernel", "initrd", "system_disk", "image")}
-        manifest = Manifest(name="fake", digest="d", created=0, files={}, details={})
-        image = Image(name="fake", digest="d", path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
+        manifest = Manifest(name="fake", digest=digest, created=0, files={}, details={})
+        image = Image(name="fake", digest=digest, path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
         system = SystemDisk(
             digest="s",
             kernel=files["kernel"],
@@ -62,10 +72,20 @@ class Site:
             disk=files["system_disk"],
             kernel_args=tuple(f"fake={mode}" for mode in modes),
         )
-        config = SandboxConfig(memory_mib=128, warmup=warmup, mounts=mounts or {})
-        async with self.launcher.open_machine(image, system, config) as vm:
-            await vm.guest.ping()
-            yield vm
+        return image, system
+
+    def save(self, *modes: str) -> NamedTemplate:
+        """Put a saved sandbox into the store, as no machine made it."""
+        store = NamedTemplateStore(self.directory / "cache")
+        image, system = self.disks(*modes)
+        template = self.launcher.describe(
+            "mine", image, system, SandboxConfig(memory_mib=128), marker=b"m" * 16, layer_count=2
+        )
+        with store.make(template, replace=True) as staged:
+            for path in staged.files:
+                path.touch()
+            os.truncate(staged.memory, 128 * 2**20)
+        return store.find("mine")
 
     async def is_clone(self, *modes: str, warmup: str = "") -> bool:
         async with self.open(*modes, warmup=warmup) as vm:
@@ -294,3 +314,57 @@ async def test_cancelled_anywhere_it_leaves_no_disk_of_mounts(site: Site, tmp_pa
     await open_one()
     with nothing_left(overlays):
         await cancel_at_every_step(open_one, check=lambda: pytest.fail("left") if os.listdir(overlays) else None)
+
+
+async def test_a_saved_sandbox_is_gone_on_from(site: Site) -> None:
+    template = site.save()
+    image, system = site.disks()
+    with nothing_left(template.directory, site.directory / "overlays"):
+        async with site.launcher.open_saved(image, system, template) as vm:
+            await vm.guest.ping()
+            assert vm.config.layers == template.layers
+            assert vm.config.memory_file == template.memory
+            assert not vm.config.memory_shared
+    assert site.boots() == 0
+
+
+async def test_a_saved_sandbox_that_does_not_fit_says_what_is_another(site: Site, tmp_path: Path) -> None:
+    template = site.save()
+    image, system = site.disks(digest="another")
+    with pytest.raises(TemplateUnusableError, match="built from another recipe"):
+        async with site.launcher.open_saved(image, system, template):
+            pass
+    image, system = site.disks()
+    os.utime(image.path, (1, 1))
+    with pytest.raises(TemplateUnusableError, match=r"built anew .* `trio-sandbox template rm mine`"):
+        async with site.launcher.open_saved(image, system, template):
+            pass
+    newer = attrs.evolve(site.accelerator, qemu=attrs.evolve(site.accelerator.qemu, version=(8, 0)))
+    async with open_site(tmp_path, accelerator=newer) as other:
+        with pytest.raises(TemplateUnusableError, match=r"saved under .*7.2.0 \(tcg\), and this is .*8.0 \(tcg\)"):
+            async with other.launcher.open_saved(image, system, template):
+                pass
+
+
+async def test_a_saved_sandbox_whose_state_does_not_load_stays_where_it_is(site: Site) -> None:
+    template = site.save("load-fails")
+    image, system = site.disks("load-fails")
+    with nothing_left(template.directory, site.directory / "overlays"), pytest.raises(TemplateUnusableError) as caught:
+        async with site.launcher.open_saved(image, system, template):
+            pass
+    assert "load of migration failed" in str(caught.value)
+
+
+async def test_opening_a_saved_sandbox_cancelled_anywhere_leaves_nothing(site: Site) -> None:
+    template = site.save()
+    image, system = site.disks()
+
+    async def open_one() -> None:
+        async with site.launcher.open_saved(image, system, template):
+            await trio.lowlevel.checkpoint()
+
+    def check() -> None:
+        assert os.listdir(site.directory / "overlays") == []
+
+    with nothing_left(template.directory, site.directory / "overlays"):
+        assert await cancel_at_every_step(open_one, check=check) > 5

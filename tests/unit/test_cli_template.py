@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox.cli import main
+from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
 from trio_sandbox.host._templates import TemplateStore, new_template
 
 
@@ -57,4 +58,45 @@ def test_prune(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[st
     (tmp_path / "templates" / keys[0] / "devices").unlink()
     assert command(tmp_path, "prune") == 0
     assert capsys.readouterr().out == "0 MiB freed\n"
+    assert [template.key for template in TemplateStore(tmp_path, budget_mib=1000).list()] == [keys[1]]
+
+
+def save(tmp_path: Path, name: str) -> None:
+    template = NamedTemplate(
+        name=name,
+        directory=Path(),
+        image="python",
+        image_digest="d",
+        memory_mib=128,
+        vcpus=1,
+        machine="m",
+        qemu="QEMU",
+        marker=b"x" * 16,
+        layer_count=1,
+    )
+    with NamedTemplateStore(tmp_path).make(template) as staged:
+        for path in staged.files:
+            path.write_bytes(bytes(2**20))
+
+
+def test_saved_sandboxes_are_listed_and_removed_by_name(
+    tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, "mine")
+    save(tmp_path, "aaaaaa")
+    save(tmp_path, "torn")
+    for path in (tmp_path / "saved").glob("torn~*/memory"):
+        path.unlink()
+    assert command(tmp_path, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["aaaaaa", "mine", "torn", *reversed(keys)]
+    assert "python     128 MiB   1 vCPU" in lines[1]
+    assert "is damaged" in lines[2]
+    assert command(tmp_path, "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row.get("name") for row in rows] == ["aaaaaa", "mine", "torn", None, None]
+    assert (rows[1]["memory_mib"], "error" in rows[2]) == (128, True)
+    assert command(tmp_path, "rm", "aaaaaa", "torn") == 0
+    assert command(tmp_path, "rm", "aaaaaa") == 0, "now it means the key"
+    assert NamedTemplateStore(tmp_path).names() == ["mine"]
     assert [template.key for template in TemplateStore(tmp_path, budget_mib=1000).list()] == [keys[1]]

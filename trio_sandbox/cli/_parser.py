@@ -183,12 +183,16 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
 def _fill_template(template: argparse.ArgumentParser) -> None:
     actions = template.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="list the templates in the cache", allow_abbrev=False)
+    listing = actions.add_parser(
+        "list", help="list the templates and the saved sandboxes in the cache", allow_abbrev=False
+    )
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove templates from the cache", allow_abbrev=False)
-    remove.add_argument("keys", nargs="+", metavar="KEY", help="keys, or their first 6 characters or more")
+    remove = actions.add_parser("rm", help="remove templates and saved sandboxes from the cache", allow_abbrev=False)
+    remove.add_argument(
+        "keys", nargs="+", metavar="KEY", help="names of saved sandboxes, or keys, or their first 6 characters or more"
+    )
     _add_cache_dir(remove)
 
     prune = actions.add_parser(

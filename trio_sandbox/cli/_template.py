@@ -7,9 +7,9 @@ import datetime as dt
 import json
 from collections.abc import Callable
 
-from .._errors import SandboxError
+from .._errors import SandboxError, TemplateError
 from ..constants import DEFAULT_TEMPLATE_BUDGET_MIB
-from ..host import TemplateStore
+from ..host import NamedTemplateStore, TemplateStore
 from ..image import default_cache_directory
 from ._image import mebibytes
 from ._report import complain_about
@@ -17,11 +17,13 @@ from ._report import complain_about
 
 def template(options: argparse.Namespace) -> int:
     """Do what the command line says; 0, or 1 if it failed."""
-    store = TemplateStore(options.cache_dir or default_cache_directory(), budget_mib=DEFAULT_TEMPLATE_BUDGET_MIB)
+    cache = options.cache_dir or default_cache_directory()
+    store = TemplateStore(cache, budget_mib=DEFAULT_TEMPLATE_BUDGET_MIB)
+    named = NamedTemplateStore(cache)
     actions: dict[str, Callable[[], str]] = {
-        "list": lambda: listing(store, as_json=options.json),
-        "rm": lambda: "\n".join(f"{key}: {mebibytes(store.remove(key))} freed" for key in options.keys),
-        "prune": lambda: f"{mebibytes(store.prune())} freed",
+        "list": lambda: listing(store, named, as_json=options.json),
+        "rm": lambda: "\n".join(f"{key}: {mebibytes(remove(store, named, key))} freed" for key in options.keys),
+        "prune": lambda: f"{mebibytes(store.prune() + named.prune())} freed",
     }
     try:
         print(actions[options.action]())
@@ -31,11 +33,16 @@ def template(options: argparse.Namespace) -> int:
     return 0
 
 
-def listing(store: TemplateStore, *, as_json: bool) -> str:
-    """Give the intact templates as a table, or as JSON, the one used last first."""
+def remove(store: TemplateStore, named: NamedTemplateStore, key: str) -> int:
+    """Remove the saved sandbox of that name, or else the templates of that key; return the bytes that came free."""
+    return named.remove(key) if key in named.names() else store.remove(key)
+
+
+def listing(store: TemplateStore, named: NamedTemplateStore, *, as_json: bool) -> str:
+    """Give the saved sandboxes and the intact templates, the one used last first, as a table or as JSON."""
     found = store.list()
     if as_json:
-        rows = [
+        rows = [{"name": name, **_details_of_saved(named, name)} for name in named.names()] + [
             {
                 "key": each.key,
                 "image": each.image,
@@ -49,15 +56,43 @@ def listing(store: TemplateStore, *, as_json: bool) -> str:
             for each in found
         ]
         return json.dumps(rows, indent=2)
-    if not found:
+    lines = [_line_of_saved(named, name) for name in named.names()]
+    if not found and not lines:
         return "no templates; the first sandbox of a configuration makes one"
-    lines: list[str] = []
     for each in found:
-        used = dt.datetime.fromtimestamp(each.used).astimezone().strftime("%Y-%m-%d %H:%M")
         first, _, rest = each.warmup.strip().partition("\n")
         warmup = f"  {first[:40]}{'...' if rest or len(first) > 40 else ''}" if first else ""
         lines.append(
             f"{each.key}  {each.image}  {each.memory_mib:>6} MiB  {each.vcpus:>2} vCPU"
-            f"  {mebibytes(each.size_bytes):>8}  used {used}{warmup}"
+            f"  {mebibytes(each.size_bytes):>8}  used {_minute(each.used)}{warmup}"
         )
     return "\n".join(lines)
+
+
+def _details_of_saved(named: NamedTemplateStore, name: str) -> dict[str, object]:
+    try:
+        saved = named.find(name)
+    except TemplateError as exc:
+        return {"error": str(exc)}
+    return {
+        "image": saved.image,
+        "memory_mib": saved.memory_mib,
+        "vcpus": saved.vcpus,
+        "created": saved.created,
+        "size_bytes": saved.size_bytes,
+    }
+
+
+def _line_of_saved(named: NamedTemplateStore, name: str) -> str:
+    try:
+        saved = named.find(name)
+    except TemplateError as exc:
+        return f"{name}  {exc}"
+    return (
+        f"{name:<24}  {saved.image}  {saved.memory_mib:>6} MiB  {saved.vcpus:>2} vCPU"
+        f"  {mebibytes(saved.size_bytes):>8}  saved {_minute(saved.created)}"
+    )
+
+
+def _minute(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import final
+from typing import Final, final
 
 import attrs
 import trio
 
 from .._config import HostConfig, SandboxConfig
-from .._errors import SandboxClosedError
+from .._errors import ImageError, SandboxClosedError, TemplateUnusableError
 from .._nurseries import open_services
 from ..image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from ..qemu import (
@@ -25,10 +25,14 @@ from ..qemu import (
 from ._admission import Admission, AdmissionStatistics
 from ._launcher import Launcher
 from ._machines import hold_machine
+from ._named import NamedTemplate, NamedTemplateStore
 from ._run import RunResult
 from ._sandbox import Sandbox
 from ._slot import Slot
 from ._templates import TemplateStore
+
+#: Where no image is named.
+_DEFAULT_IMAGE: Final = "python"
 
 
 @final
@@ -55,12 +59,14 @@ class Host:
         store: ImageStore,
         accelerator: Accelerator,
         launcher: Launcher,
+        named: NamedTemplateStore,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._store = store
         self._accelerator = accelerator
         self._launcher = launcher
+        self._named = named
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
         self._admission = Admission(config)
@@ -81,7 +87,7 @@ class Host:
         """Return numbers about the host as it is now."""
         return HostStatistics(self._open, self._opened, self._admission.statistics())
 
-    async def prepare(self, image: str = "python") -> None:
+    async def prepare(self, image: str = _DEFAULT_IMAGE) -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
 
         `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
@@ -97,19 +103,21 @@ class Host:
         """
         await self._prepared(image)
 
-    async def _prepared(self, name: str) -> tuple[Image, SystemDisk]:
+    async def _prepared(self, name: str, *, build: bool = True) -> tuple[Image, SystemDisk]:
         async with self._ensuring:  # sandboxes opened together share one build
             if name not in self._images:
                 self._images[name] = await self._store.ensure_bootable(
                     name,
-                    build=self._config.build_images,
+                    build=build and self._config.build_images,
                     progress=self._config.progress,
                     environment=self._runtime.environment,
                 )
             return self._images[name]
 
     @asynccontextmanager
-    async def open_sandbox(self, image: str = "python", config: SandboxConfig | None = None) -> AsyncGenerator[Sandbox]:
+    async def open_sandbox(
+        self, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None, *, template: str | None = None
+    ) -> AsyncGenerator[Sandbox]:
         """Start a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
 
         With `HostConfig.templates` the first of a configuration boots, is warmed up and saved, and it and all
@@ -123,8 +131,13 @@ class Host:
         Args:
           image: The name of the image that the guest's code sees.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+          template: The name of a saved sandbox to go on from. Image, memory and vCPUs are then those of that one:
+            leave them out, or say the same.
 
         Raises:
+          TypeError, ValueError: if *template* is no name, or *image* and *config* do not fit it; nothing was started.
+          UnknownTemplateError: if there is no saved sandbox of that name.
+          TemplateUnusableError: if the saved sandbox can't be gone on from here; the message says why.
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
             ever allow; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
@@ -137,13 +150,16 @@ class Host:
 
         """
         self._check_open()
-        if config is None:
+        saved = None if template is None else self._named.find(template)
+        if saved is not None:
+            image, config = _fit(saved, image, config)
+        elif config is None:
             config = SandboxConfig()
         for source in config.mounts.values():
             check_directory(source)
         async with self._admission.admit(config):
             self._check_open()  # it may have been a long wait
-            async with self._open_admitted(image, config) as sandbox:
+            async with self._open_admitted(image, config, saved) as sandbox:
                 yield sandbox
 
     def _check_open(self) -> None:
@@ -151,10 +167,23 @@ class Host:
             raise SandboxClosedError("the host's block was left; open another host")
 
     @asynccontextmanager
-    async def _open_admitted(self, image: str, config: SandboxConfig) -> AsyncGenerator[Sandbox]:
-        disk, system = await self._prepared(image)
+    async def _open_admitted(
+        self, image: str, config: SandboxConfig, saved: NamedTemplate | None
+    ) -> AsyncGenerator[Sandbox]:
+        if saved is None:
+            disk, system = await self._prepared(image)
+            machine = self._launcher.open_machine(disk, system, config)
+        else:
+            try:
+                disk, system = await self._prepared(image, build=False)
+            except ImageError as exc:
+                raise TemplateUnusableError(
+                    f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
+                    f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
+                ) from exc
+            machine = self._launcher.open_saved(disk, system, saved)
         async with open_services("open_sandbox()") as services:
-            held = await hold_machine(services, self._launcher.open_machine(disk, system, config))
+            held = await hold_machine(services, machine)
             self._open += 1
             self._opened += 1
             try:
@@ -162,7 +191,7 @@ class Host:
             finally:
                 self._open -= 1
 
-    async def run(self, code: str, *, image: str = "python", config: SandboxConfig | None = None) -> RunResult:
+    async def run(self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None) -> RunResult:
         """Run *code* in a virtual machine of its own that is gone when this returns.
 
         Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
@@ -170,6 +199,26 @@ class Host:
         """
         async with self.open_sandbox(image, config) as sandbox:
             return await sandbox.run(code)
+
+
+def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tuple[str, SandboxConfig]:
+    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for."""
+    if image not in (saved.image, _DEFAULT_IMAGE):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
+        )
+    if config is None:
+        return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
+    if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
+            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine"
+        )
+    if config.warmup:
+        raise ValueError(
+            f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
+        )
+    return saved.image, config
 
 
 @asynccontextmanager
@@ -216,7 +265,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, ImageStore(cache), accelerator, launcher)
+            host = Host(config, runtime, ImageStore(cache), accelerator, launcher, NamedTemplateStore(cache))
             try:
                 yield host
             finally:
@@ -225,8 +274,12 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
 
 @asynccontextmanager
 async def open_sandbox(
-    image: str = "python", config: SandboxConfig | None = None, *, host_config: HostConfig | None = None
+    image: str = _DEFAULT_IMAGE,
+    config: SandboxConfig | None = None,
+    *,
+    template: str | None = None,
+    host_config: HostConfig | None = None,
 ) -> AsyncGenerator[Sandbox]:
     """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block."""
-    async with open_host(host_config) as host, host.open_sandbox(image, config) as sandbox:
+    async with open_host(host_config) as host, host.open_sandbox(image, config, template=template) as sandbox:
         yield sandbox

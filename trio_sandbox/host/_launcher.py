@@ -17,12 +17,20 @@ import attrs
 import trio
 
 from .._config import Progress, SandboxConfig, Timeouts
-from .._errors import GuestProtocolError, QemuStorageDaemonError, SandboxError, VmError, WarmupError
+from .._errors import (
+    GuestProtocolError,
+    QemuStorageDaemonError,
+    SandboxError,
+    TemplateUnusableError,
+    VmError,
+    WarmupError,
+)
 from ..image import Image, Place, SystemDisk, open_mounts_disk
 from ..qemu import MachineConfig, OverlayPool, SavedState, Vm, VmManager, machine_identity
 from ._failures import guest_failures
 from ._messages import code_request
 from ._mounts import mount
+from ._named import NamedTemplate
 from ._run import collect, open_run
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
 
@@ -97,18 +105,7 @@ class Launcher:
           VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
 
         """
-        machine = MachineConfig(
-            kernel=system.kernel,
-            initrd=system.initrd,
-            kernel_args=system.kernel_args,
-            system_disk=system.disk,
-            image=image.path,
-            overlay=self._new_path(".qcow2"),
-            memory_mib=config.memory_mib,
-            vcpus=config.vcpus,
-            # Where templates are wanted, also machines that boot because there is none yet are like their clones.
-            balloon=self._templates is None,
-        )
+        machine = self._machine(image, system, config.memory_mib, config.vcpus)
         async with AsyncExitStack() as stack:
             places = list[Place]()
             if config.mounts:
@@ -116,7 +113,7 @@ class Launcher:
                 places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
             vm = None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
-                key = self._key(image, machine, config.warmup)
+                key = self._identity(image, machine, config.warmup)
                 if self._failures[key] < _ATTEMPTS:
                     vm = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
@@ -126,6 +123,67 @@ class Launcher:
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
             yield vm
+
+    @asynccontextmanager
+    async def open_saved(self, image: Image, system: SystemDisk, template: NamedTemplate) -> AsyncGenerator[Vm]:
+        """Yield a machine that goes on from a named template for the block.
+
+        Raises:
+          TemplateUnusableError: if it can't go on from there.
+          QemuStorageDaemonError, OSError: if its disk can't be made.
+
+        """
+        machine = self._machine(image, system, template.memory_mib, template.vcpus)
+        if template.machine != self._identity(image, machine):
+            raise self._unusable(template, self._difference(template, image))
+        clone = attrs.evolve(machine, layers=template.layers, memory_file=template.memory)
+        saved = SavedState(template.devices, template.marker)
+        async with AsyncExitStack() as stack:
+            try:
+                vm = await stack.enter_async_context(self._open_vm(clone, template.layers[-1], saved))
+            except (VmError, GuestProtocolError, FileNotFoundError) as exc:
+                raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
+            yield vm
+
+    def describe(
+        self, name: str, image: Image, system: SystemDisk, config: SandboxConfig, *, marker: bytes, layer_count: int
+    ) -> NamedTemplate:
+        """Describe the named template that a machine of these is to be saved as."""
+        machine = self._machine(image, system, config.memory_mib, config.vcpus)
+        return NamedTemplate(
+            name=name,
+            directory=Path(),
+            image=image.name,
+            image_digest=image.digest,
+            memory_mib=config.memory_mib,
+            vcpus=config.vcpus,
+            machine=self._identity(image, machine),
+            qemu=self._describe_qemu(),
+            marker=marker,
+            layer_count=layer_count,
+        )
+
+    def _difference(self, template: NamedTemplate, image: Image) -> str:
+        qemu = self._describe_qemu()
+        if template.image_digest != image.digest:
+            return f"the image {template.image!r} is built from another recipe now"
+        if template.qemu != qemu:
+            return f"it was saved under {template.qemu}, and this is {qemu}"
+        return (
+            f"the image {template.image!r} or the system disk was built anew since it was saved, "
+            "or it was saved with another version of trio-sandbox or on another processor"
+        )
+
+    def _describe_qemu(self) -> str:
+        accelerator = self._machines.accelerator
+        return f"{accelerator.qemu} ({accelerator.name})"
+
+    @staticmethod
+    def _unusable(template: NamedTemplate, why: str) -> TemplateUnusableError:
+        return TemplateUnusableError(
+            f"the saved sandbox {template.name!r} is of no use here: {why}. Use it where it was saved, or remove it with "
+            f"`trio-sandbox template rm {template.name}` and save such a sandbox anew"
+        )
 
     def _new_path(self, suffix: str) -> Path:
         return self._directory / f"{secrets.token_hex(8)}{suffix}"
@@ -140,6 +198,20 @@ class Launcher:
 
         assert machine.mounts is not None
         return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
+
+    def _machine(self, image: Image, system: SystemDisk, memory_mib: int, vcpus: int) -> MachineConfig:
+        return MachineConfig(
+            kernel=system.kernel,
+            initrd=system.initrd,
+            kernel_args=system.kernel_args,
+            system_disk=system.disk,
+            image=image.path,
+            overlay=self._new_path(".qcow2"),
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            # Where templates are wanted, also machines that boot because there is none yet are like their clones.
+            balloon=self._templates is None,
+        )
 
     @asynccontextmanager
     async def _open_vm(self, machine: MachineConfig, base: Path, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
@@ -183,7 +255,8 @@ class Launcher:
 
     # --- Templates ---
 
-    def _key(self, image: Image, machine: MachineConfig, warmup: str) -> str:
+    def _identity(self, image: Image, machine: MachineConfig, *more: object) -> str:
+        """Return the digest of what must be the same for a state to load, and of *more*."""
         accelerator = self._machines.accelerator
         files = [os.stat(path) for path in (machine.kernel, machine.initrd, machine.system_disk, machine.image)]
         return template_key(
@@ -193,7 +266,7 @@ class Launcher:
             accelerator.qemu,
             accelerator.name,
             machine_identity(machine, accelerator.name),
-            warmup,
+            *more,
         )
 
     async def _ensure(
@@ -243,7 +316,7 @@ class Launcher:
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
-            await trio.to_thread.run_sync(sync_files, staged)
+            await trio.to_thread.run_sync(sync_files, staged.files)
         try:
             await trio.to_thread.run_sync(partial(templates.evict, keep=key))
         except OSError as exc:

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, final
@@ -75,6 +75,11 @@ class Template:
     def overlay(self) -> Path:
         """What the machine had written to its disk; it never changes any more."""
         return self.directory / _OVERLAY
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it consists of."""
+        return (self.memory, self.devices, self.overlay)
 
 
 def template_key(*parts: object) -> str:
@@ -217,7 +222,7 @@ class TemplateStore:
         freed = sum(self._remove(entry) for entry in self._entries() if entry not in usable)
         for leftover in self._glob(f"{_STAGING}*"):
             key = leftover.name.removeprefix(_STAGING).partition("-")[0]
-            before = _disk_usage(leftover)
+            before = disk_usage(leftover)
             with self.lock(key) as held:
                 freed += before if held else 0
         return freed + self.evict()
@@ -247,7 +252,7 @@ class TemplateStore:
         return freed
 
     def _remove(self, directory: Path) -> int:
-        size = _disk_usage(directory)
+        size = disk_usage(directory)
         removed = self._directory / f"{_REMOVED}{secrets.token_hex(8)}"
         try:
             # Gone at once, and as a whole, for everybody else.
@@ -291,9 +296,9 @@ def _identities(directory: Path) -> dict[str, list[int]]:
     return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
 
 
-def sync_files(template: Template) -> None:
-    """Bring a template's files to the disk, so that a power failure can't leave it in parts. Takes a while."""
-    for path in (template.memory, template.devices, template.overlay):
+def sync_files(paths: Iterable[Path]) -> None:
+    """Bring files to the disk, so that a power failure can't leave them in parts. Takes a while."""
+    for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -342,7 +347,7 @@ def _read(directory: Path) -> Template:
             marker=bytes.fromhex(value["marker"]),
             created=float(value["created"]),
             used=manifest.stat().st_mtime,
-            size_bytes=_disk_usage(directory),
+            size_bytes=disk_usage(directory),
         )
         files = value["files"]
     except (KeyError, TypeError, AttributeError) as exc:
@@ -367,7 +372,8 @@ def new_template(key: str, *, image: str, memory_mib: int, vcpus: int, warmup: s
     )
 
 
-def _disk_usage(path: Path) -> int:
+def disk_usage(path: Path) -> int:
+    """Return the bytes that a file or a directory takes on the disk."""
     if path.is_dir() and not path.is_symlink():
-        return sum(_disk_usage(child) for child in path.iterdir())
+        return sum(disk_usage(child) for child in path.iterdir())
     return path.lstat().st_blocks * 512

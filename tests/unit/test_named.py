@@ -1,0 +1,223 @@
+"""The store of named templates: what a user saved stays whole, and nothing but the user removes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from trio_sandbox import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore, check_name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> NamedTemplateStore:
+    return NamedTemplateStore(tmp_path)
+
+
+def template(name: str, *, memory_mib: int = 1) -> NamedTemplate:
+    return NamedTemplate(
+        name=name,
+        directory=Path(),
+        image="python",
+        image_digest="d",
+        memory_mib=memory_mib,
+        vcpus=2,
+        machine="m",
+        qemu="QEMU 7",
+        marker=b"x" * 16,
+        layer_count=2,
+    )
+
+
+def fill(staged: NamedTemplate, content: bytes = b"content") -> None:
+    for path in staged.files:
+        path.write_bytes(content)
+
+
+def save(store: NamedTemplateStore, name: str = "mine", *, replace: bool = False, content: bytes = b"content") -> None:
+    with store.make(template(name), replace=replace) as staged:
+        fill(staged, content)
+
+
+def stored(tmp_path: Path) -> list[str]:
+    """Give what is in the store, but for the random part of its names."""
+    return sorted(name.partition("~")[0] for name in os.listdir(tmp_path / "saved"))
+
+
+def test_saving_and_finding(store: NamedTemplateStore, tmp_path: Path) -> None:
+    assert store.names() == []
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+    with store.make(template("mine")) as staged:
+        fill(staged)
+        assert store.names() == [], "not before it is whole"
+    found = NamedTemplateStore(tmp_path).find("mine")
+    assert (found.image, found.image_digest, found.memory_mib, found.vcpus) == ("python", "d", 1, 2)
+    assert (found.machine, found.qemu, found.marker) == ("m", "QEMU 7", b"x" * 16)
+    assert [path.name for path in found.files] == ["memory", "devices", "layer0.qcow2", "layer1.qcow2"]
+    assert all(path.read_bytes() == b"content" for path in found.files)
+    assert found.size_bytes > 0
+    assert found.directory.parent.stat().st_mode & 0o777 == 0o700
+    assert stored(tmp_path) == ["mine", "mine.json"]
+
+
+@pytest.mark.parametrize("name", ["a", "A-b_c.9", "x" * 64, "3f9a61c2", "a.json"])
+def test_names(store: NamedTemplateStore, name: str) -> None:
+    save(store, name)
+    assert store.names() == [name]
+    assert store.find(name).name == name
+    store.remove(name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "-a", ".a", "a/b", "a~b", "ä", "a b", "a\n", "..", "a\0"])
+def test_names_that_are_none(store: NamedTemplateStore, name: str, tmp_path: Path) -> None:
+    uses: list[Callable[[str], object]] = [check_name, store.find, store.remove, partial(save, store)]
+    for use in uses:
+        with pytest.raises(ValueError, match="1 to 64 of the characters"):
+            use(name)
+    with pytest.raises(TypeError):
+        check_name(b"mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken(store: NamedTemplateStore, tmp_path: Path) -> None:
+    save(store, content=b"first")
+    before = os.listdir(tmp_path / "saved")
+    with pytest.raises(TemplateExistsError, match="replace=True"):
+        save(store)
+    assert os.listdir(tmp_path / "saved") == before
+    save(store, replace=True, content=b"second")
+    assert store.find("mine").memory.read_bytes() == b"second"
+    assert stored(tmp_path) == ["mine", "mine.json"]
+    save(store, "other", replace=True)
+    assert store.names() == ["mine", "other"]
+
+
+def test_of_two_that_save_at_once_one_is_told(store: NamedTemplateStore, tmp_path: Path) -> None:
+    with pytest.raises(TemplateExistsError), store.make(template("mine")) as staged:
+        fill(staged)
+        save(NamedTemplateStore(tmp_path), content=b"faster")
+    assert store.find("mine").memory.read_bytes() == b"faster"
+    assert stored(tmp_path) == ["mine", "mine.json"]
+
+
+def test_an_error_while_saving_leaves_nothing(store: NamedTemplateStore, tmp_path: Path) -> None:
+    save(store, content=b"old")
+    with pytest.raises(KeyboardInterrupt), store.make(template("mine"), replace=True) as staged:
+        staged.memory.touch()
+        raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), store.make(template("mine"), replace=True) as staged:
+        staged.memory.touch()
+    assert store.find("mine").memory.read_bytes() == b"old"
+    assert stored(tmp_path) == ["mine", "mine.json"]
+
+
+def test_no_room(store: NamedTemplateStore, tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    too_much = status.f_bavail * status.f_frsize // 2**20 + 2**30
+    with pytest.raises(OSError, match="no room for"), store.make(template("mine", memory_mib=too_much)):
+        pass
+    assert stored(tmp_path) == []
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.test_named import fill, template
+from trio_sandbox.host._named import NamedTemplateStore
+
+with NamedTemplateStore(Path(sys.argv[1])).make(template("mine"), replace=True) as staged:
+    fill(staged, b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_is_not_used_and_removed(store: NamedTemplateStore, tmp_path: Path) -> None:
+    save(store, content=b"old")
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert store.find("mine").memory.read_bytes() == b"old"
+        assert stored(tmp_path) == ["mine", "mine", "mine.json"], "each removes what the one before left"
+    assert store.prune() > 0
+    assert stored(tmp_path) == ["mine", "mine.json"]
+    assert store.prune() == 0
+    assert store.find("mine").memory.read_bytes() == b"old"
+
+
+def test_what_is_being_made_is_no_leftover(store: NamedTemplateStore, tmp_path: Path) -> None:
+    with store.make(template("mine")) as staged:
+        other = NamedTemplateStore(tmp_path)
+        assert other.prune() == 0
+        fill(staged)
+    assert store.names() == ["mine"]
+
+
+def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[NamedTemplate], None]:
+    def damage(template: NamedTemplate) -> None:
+        path = template.directory.parent / "mine.json"
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[NamedTemplate], object]] = {
+    "memory cut": lambda template: os.truncate(template.memory, 2),
+    "devices gone": lambda template: template.devices.unlink(),
+    "layer written to": lambda template: template.layers[1].write_bytes(b"x"),
+    "manifest cut": lambda template: os.truncate(template.directory.parent / "mine.json", 50),
+    "no object": lambda template: (template.directory.parent / "mine.json").write_bytes(b"[]"),
+    "no text": lambda template: (template.directory.parent / "mine.json").write_bytes(b"\xff{}"),
+    "format": rewrite(lambda value: value.update(format=99)),
+    "name": rewrite(lambda value: value.update(name="other")),
+    "directory": rewrite(lambda value: value.update(directory="../etc")),
+    "marker": rewrite(lambda value: value.update(marker="xyz")),
+    "files": rewrite(lambda value: value.update(files={})),
+    "no memory": rewrite(lambda value: value.pop("memory_mib")),
+    "no files": rewrite(lambda value: value.pop("files")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_told_and_the_user_decides(
+    store: NamedTemplateStore, damage: Callable[[NamedTemplate], object], tmp_path: Path
+) -> None:
+    save(store)
+    damage(store.find("mine"))
+    with pytest.raises(
+        TemplateUnusableError, match=r"'mine' is damaged: .* `trio-sandbox template rm mine` removes it"
+    ):
+        store.find("mine")
+    store.prune()
+    assert store.names() == ["mine"]
+    assert stored(tmp_path) == ["mine", "mine.json"], "prune() does not touch what may still be of use"
+    store.remove("mine")
+    assert stored(tmp_path) == []
+
+
+def test_removing(store: NamedTemplateStore) -> None:
+    save(store)
+    save(store, "other")
+    assert store.remove("mine") > 0
+    with pytest.raises(UnknownTemplateError, match="no saved sandbox 'mine'; there are: other"):
+        store.find("mine")
+    with pytest.raises(UnknownTemplateError):
+        store.remove("mine")
+
+
+def test_a_template_keeps_its_files_while_another_name_begins_alike(store: NamedTemplateStore) -> None:
+    for name in ("a", "ab", "a.b"):
+        save(store, name)
+    store.remove("a")
+    assert store.names() == ["a.b", "ab"]
+    assert store.find("ab").memory.exists()
+    assert store.find("a.b").memory.exists()

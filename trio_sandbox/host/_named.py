@@ -1,0 +1,360 @@
+"""The store of named templates: sandboxes that a user has saved, for others to go on from.
+
+They are the user's data: nothing removes them but the user, and nothing can make them again. One is a manifest,
+``NAME.json``, and the directory that it tells of, ``NAME~TOKEN``. The manifest comes last and takes its place at
+once, so that a name means a whole template, the old one or the new one, whenever this process is killed. The
+directory is locked while it is being made: one that is not, and that no manifest tells of, is a leftover.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, final
+
+import attrs
+
+from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from ._templates import disk_usage
+
+#: Changes with whatever the files mean.
+_FORMAT: Final = 1
+_MEMORY, _DEVICES = "memory", "devices"
+_MANIFEST_SUFFIX: Final = ".json"
+#: Not in any name, so that whose a directory is can be told.
+_SEPARATOR: Final = "~"
+#: How often what others remove under our hands is tried again.
+_ATTEMPTS: Final = 3
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class NamedTemplate:
+    """A sandbox that was saved under a name, or is being saved."""
+
+    name: str
+    directory: Path
+    image: str
+    """The name of the image."""
+    image_digest: str
+    """Of the recipe that the image was built by."""
+    memory_mib: int
+    vcpus: int
+    machine: str
+    """The digest of everything else that must be the same for the state to load."""
+    qemu: str
+    """What ran it, in words."""
+    marker: bytes = attrs.field(repr=False)
+    """What wakes up the agent of a machine that goes on from here."""
+    layer_count: int
+    created: float = attrs.field(factory=time.time)
+    """When it was saved, in Unix seconds."""
+    size_bytes: int = 0
+    """What it takes on the host's disk; what it shares with other templates counts in full."""
+
+    @property
+    def memory(self) -> Path:
+        """The RAM's file."""
+        return self.directory / _MEMORY
+
+    @property
+    def devices(self) -> Path:
+        """The devices' state."""
+        return self.directory / _DEVICES
+
+    @property
+    def layers(self) -> tuple[Path, ...]:
+        """What was written to the disk, over the image, the lowest first."""
+        return tuple(self.directory / f"layer{number}.qcow2" for number in range(self.layer_count))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it consists of."""
+        return (self.memory, self.devices, *self.layers)
+
+
+def check_name(name: object) -> None:
+    """Refuse what can't be a template's name.
+
+    Raises:
+      TypeError, ValueError: which says what can.
+
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a template's name must be str, not {type(name).__name__}")
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(
+            "a template's name must be 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-', "
+            f"the first a letter or digit, not {name!r:.100}"
+        )
+
+
+@final
+class NamedTemplateStore:
+    """A directory of saved sandboxes, which any number of processes may share. Making the object touches nothing.
+
+    Args:
+      cache_dir: Where it is, or will be: in ``saved`` there.
+
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._directory = cache_dir.absolute() / "saved"
+
+    def __repr__(self) -> str:
+        return f"<trio_sandbox NamedTemplateStore in {str(self._directory)!r}>"
+
+    def names(self) -> list[str]:
+        """Return the names of all templates, damaged ones included, in alphabetical order."""
+        found = [path.name.removesuffix(_MANIFEST_SUFFIX) for path in self._directory.glob(f"*{_MANIFEST_SUFFIX}")]
+        return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def find(self, name: str) -> NamedTemplate:
+        """Return the template of that name.
+
+        Raises:
+          TypeError, ValueError: for what can't be a name.
+          UnknownTemplateError: if there is none.
+          TemplateUnusableError: if it is damaged.
+
+        """
+        check_name(name)
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._read(name)
+            except FileNotFoundError as exc:
+                if not self._manifest(name).exists():
+                    raise self._unknown(name) from None
+                reason = f"{exc.filename} is missing"  # unless it was replaced while we looked
+            except (OSError, ValueError) as exc:
+                reason = str(exc)
+                break
+        raise TemplateUnusableError(
+            f"the saved sandbox {name!r} is damaged: {reason}. It can't be made again; "
+            f"`trio-sandbox template rm {name}` removes it"
+        )
+
+    @contextmanager
+    def make(self, template: NamedTemplate, *, replace: bool = False) -> Generator[NamedTemplate]:
+        """Yield *template* in a directory of its own for the block to fill; after the block it is in the store.
+
+        An error or a cancellation in the block leaves nothing. Bring the files to the disk in the block: that takes
+        long, see `sync_files`.
+
+        Args:
+          template: What it is; its `directory` does not matter.
+          replace: Whether a template of that name may be there, whose place it takes then.
+
+        Raises:
+          TypeError, ValueError: for what can't be a name.
+          TemplateExistsError: if one is there that may not be replaced, before the block or after it.
+          OSError: if there is no room for it, or the directory can't be written.
+
+        """
+        check_name(template.name)
+        self._check_free(template.name, replace=replace)
+        # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._remove_leftovers(template.name)
+        self._require_room(template.memory_mib)
+        with self._new_directory(template.name) as directory:
+            staged = attrs.evolve(template, directory=directory)
+            yield staged
+            self._publish(staged, replace=replace)
+        self._remove_leftovers(template.name)  # the one that was replaced
+
+    @contextmanager
+    def _new_directory(self, name: str) -> Generator[Path]:
+        """Make a directory, locked for the block; an error in the block removes it."""
+        with ExitStack() as stack:
+            while True:
+                directory = self._directory / f"{name}{_SEPARATOR}{secrets.token_hex(8)}"
+                directory.mkdir(mode=0o700)
+                with suppress(FileNotFoundError):
+                    # Before it is locked, another process may take it for a leftover.
+                    if stack.enter_context(_locked(directory)) and directory.exists():
+                        break
+            try:
+                yield directory
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+
+    def _check_free(self, name: str, *, replace: bool) -> None:
+        if not replace and self._manifest(name).exists():
+            raise TemplateExistsError(
+                f"there is a saved sandbox {name!r} already; choose another name, say replace=True, "
+                f"or remove it with `trio-sandbox template rm {name}`"
+            )
+
+    def _require_room(self, memory_mib: int) -> None:
+        status = os.statvfs(self._directory)
+        room = status.f_bavail * status.f_frsize // 2**20
+        if room < memory_mib:
+            raise OSError(
+                errno.ENOSPC, f"no room for {memory_mib} MiB of RAM, but for {room} MiB", str(self._directory)
+            )
+
+    def _publish(self, template: NamedTemplate, *, replace: bool) -> None:
+        temporary = template.directory / "manifest"
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(_to_json(template))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_directory(template.directory)
+        if replace:
+            os.rename(temporary, self._manifest(template.name))
+        else:
+            try:
+                os.link(temporary, self._manifest(template.name))
+            except FileExistsError:
+                self._check_free(template.name, replace=False)
+                raise
+            temporary.unlink()
+        _sync_directory(self._directory)
+
+    def remove(self, name: str) -> int:
+        """Remove a template; return the bytes that came free. Machines that go on from it are not disturbed.
+
+        Raises:
+          UnknownTemplateError: if there is none of that name.
+          OSError: if it can't be removed.
+
+        """
+        check_name(name)
+        try:
+            self._manifest(name).unlink()
+        except FileNotFoundError:
+            raise self._unknown(name) from None
+        return self._remove_leftovers(name)
+
+    def prune(self) -> int:
+        """Remove what was left by killed processes; return the bytes that came free."""
+        return sum(map(self._remove_leftovers, {path.name.partition(_SEPARATOR)[0] for path in self._directories("*")}))
+
+    def _remove_leftovers(self, name: str) -> int:
+        freed = 0
+        for directory in self._directories(name):
+            with suppress(OSError), _locked(directory) as locked:  # somebody else may be faster
+                # Looked at only now: it may have been finished before we had the lock.
+                if locked and not self._is_used(name, directory):
+                    freed += disk_usage(directory)
+                    shutil.rmtree(directory, ignore_errors=True)
+        return freed
+
+    def _is_used(self, name: str, directory: Path) -> bool:
+        try:
+            value: Any = json.loads(self._manifest(name).read_bytes())
+            used = str(value["directory"])
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError):
+            used = ""
+        # Where nobody can tell it stays until its user removes it.
+        return used == directory.name or used.partition(_SEPARATOR)[0] != name
+
+    def _directories(self, name: str) -> Sequence[Path]:
+        return list(self._directory.glob(f"{name}{_SEPARATOR}*"))
+
+    def _manifest(self, name: str) -> Path:
+        return self._directory / f"{name}{_MANIFEST_SUFFIX}"
+
+    def _unknown(self, name: str) -> UnknownTemplateError:
+        known = ", ".join(self.names()) or "none"
+        return UnknownTemplateError(f"there is no saved sandbox {name!r}; there are: {known}")
+
+    def _read(self, name: str) -> NamedTemplate:
+        """Read and check a template.
+
+        Raises:
+          ValueError: if the manifest or a file is not what was written.
+          OSError: if something can't be read.
+
+        """
+        value: Any = json.loads(self._manifest(name).read_bytes())
+        try:
+            if value["format"] != _FORMAT:
+                raise ValueError(f"its manifest is of format {value['format']!r}, not {_FORMAT}")
+            directory = self._directory / str(value["directory"])
+            if value["name"] != name or directory.name.partition(_SEPARATOR)[0] != name:
+                raise ValueError("its manifest is of another template")
+            template = NamedTemplate(
+                name=name,
+                directory=directory,
+                image=str(value["image"]),
+                image_digest=str(value["image_digest"]),
+                memory_mib=int(value["memory_mib"]),
+                vcpus=int(value["vcpus"]),
+                machine=str(value["machine"]),
+                qemu=str(value["qemu"]),
+                marker=bytes.fromhex(value["marker"]),
+                layer_count=int(value["layer_count"]),
+                created=float(value["created"]),
+                size_bytes=disk_usage(directory),
+            )
+            changed = [file for file, identity in _identities(template).items() if value["files"].get(file) != identity]
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError(f"its manifest is damaged: {exc!r}") from exc
+        if changed:
+            raise ValueError(f"changed since it was saved: {', '.join(changed)}")
+        return template
+
+
+def _to_json(template: NamedTemplate) -> str:
+    value = {
+        "format": _FORMAT,
+        "name": template.name,
+        "directory": template.directory.name,
+        "image": template.image,
+        "image_digest": template.image_digest,
+        "memory_mib": template.memory_mib,
+        "vcpus": template.vcpus,
+        "machine": template.machine,
+        "qemu": template.qemu,
+        "marker": template.marker.hex(),
+        "layer_count": template.layer_count,
+        "created": template.created,
+        "files": _identities(template),
+    }
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _identities(template: NamedTemplate) -> dict[str, list[int]]:
+    # Times tell of any change, and cost nothing to look at. Hashing the RAM takes longer than restoring it.
+    statuses = {path.name: os.stat(path) for path in template.files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[bool]:
+    """Hold the lock of *directory* for the block if nobody else does; yields whether it is so."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked = False
+        else:
+            locked = True
+        yield locked
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
