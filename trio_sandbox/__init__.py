@@ -19,6 +19,7 @@ from ._display import Display as Display
 from ._errors import (
     BalloonError as BalloonError,
     CapacityError as CapacityError,
+    DeadlinePassedError as DeadlinePassedError,
     GuestProtocolError as GuestProtocolError,
     HardwareRequiredError as HardwareRequiredError,
     ImageBuildError as ImageBuildError,

@@ -23,6 +23,7 @@
     ├── SandboxClosedError           the sandbox was closed before the request was sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
     ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
+    ├── DeadlinePassedError          the guest stopped it by itself, at a deadline that was moved meanwhile
     ├── WarmupError                  `SandboxConfig.warmup` failed
     ├── TemplateError
     │   ├── UnknownTemplateError     no template has that key or name
@@ -165,6 +166,17 @@ class SandboxClosedError(SandboxError):
 
 class OutcomeUnknownError(SandboxError):
     """The request was sent and the answer never came; it may have had its effect."""
+
+    retry_safe = False
+
+
+class DeadlinePassedError(SandboxError):
+    """The guest stopped a run or a process by itself, at the deadline of the block that had started it.
+
+    It does so where the event loop is blocked when the deadline passes. Whose deadline it is gets `Cancelled` and never
+    sees this error; you do if you moved the deadline and the loop had no turn since to tell the guest, or
+    if you wait without that deadline for what was started with it.
+    """
 
     retry_safe = False
 

@@ -114,8 +114,13 @@ async def receive_json(records: RecordStream) -> Any:
 
 
 def finished(
-    exit_code: int = 0, *, value: str | None = None, restarted: bool = False, state_kept: bool = True
+    exit_code: int = 0,
+    *,
+    value: str | None = None,
+    restarted: bool = False,
+    state_kept: bool = True,
+    expired: bool = False,
 ) -> dict[str, Any]:
     """Return the message that ends a run."""
     end = {"exit_code": exit_code, "value": value, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}
-    return {"finished": end}
+    return {"finished": {**end, "expired": expired}}

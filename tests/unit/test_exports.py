@@ -13,7 +13,7 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError Display FileChange FileChanges GuestFile GuestInput GuestOutput
+        AdmissionStatistics BalloonError CapacityError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError MountError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError

@@ -38,6 +38,7 @@ json_values = st.recursive(
         ({"mounted": 2}, Mounted(2)),
         ({"exited": 0}, Exited(0)),
         ({"exited": -9}, Exited(-9)),
+        ({"expired": -9}, Exited(-9, expired=True)),
         (
             {"finished": {"exit_code": 3, "value": None, "restarted": True, "state_kept": False, "duration": 0.5}},
             Finished(exit_code=3, value=None, restarted=True, state_kept=False),

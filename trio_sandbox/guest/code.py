@@ -2,9 +2,11 @@
 
 A record stream. The host sends JSON:
 
-    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null, "display_limit": bytes}
+    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null, "display_limit": bytes,
+     "deadline": seconds | null, "grace": seconds | null}
     {"interrupt": true}   SIGINT to the interpreter's process group
     {"kill": true}        SIGKILL to everything that the interpreter ever started
+    {"deadline": seconds | null}  instead of the one before
 
 and gets what the run prints as records STDOUT and STDERR in order of arrival, and among them what it shows: this in
 JSON, and the bytes as records DISPLAY that nothing comes between. There are none if they were more than "display_limit".
@@ -13,18 +15,22 @@ JSON, and the bytes as records DISPLAY that nothing comes between. There are non
 
 Then JSON and the end:
 
-    {"finished": {"exit_code": n, "value": str | null, "restarted": bool, "state_kept": bool, "oom": bool, "duration": seconds}}
+    {"finished": {"exit_code": n, "value": str | null, "restarted": bool, "state_kept": bool, "expired": bool,
+                  "oom": bool, "duration": seconds}}
     {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
 
 *value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
 *restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
-interpreter lives on. When an interpreter ends so does all that it started, and "finished" waits for that.
+interpreter lives on. *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not
+ended, without being told to. A host that is there tells us, and tells us when the deadline moves. When an
+interpreter ends so does all that it started, and "finished" waits for that.
 A host that ends the stream before "finished" gives the run up, and the interpreter with it.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable, Mapping
 from typing import final
 
@@ -41,9 +47,11 @@ from .processes import (
     failure_fields,
     parse_environment,
     parse_pipe,
+    parse_seconds,
     parse_size,
     parse_string,
     parse_text,
+    receive_before,
 )
 
 #: Pipes of past runs that something in the background still holds, and that are read for its sake.
@@ -99,11 +107,13 @@ class CodeService:
             if keeper is None:
                 await records.send_json({"failed": failure_fields(_unknown_language(request))}, end=True)
                 return
+            deadline = trio.current_time() + parse_seconds(request.get("deadline"), "deadline")
+            grace = parse_seconds(request.get("grace"), "grace")
             if number is None:
-                await keeper.run(Run(records, code, env, cwd, None, display_limit))
+                await keeper.run(Run(records, code, env, cwd, None, display_limit, deadline, grace))
             else:
                 async with self._pipes.take(number) as stdin:
-                    await keeper.run(Run(records, code, env, cwd, stdin, display_limit))
+                    await keeper.run(Run(records, code, env, cwd, stdin, display_limit, deadline, grace))
         except (BadRequestError, NoSuchPipeError) as exc:
             stream.reset(str(exc))
 
@@ -239,14 +249,24 @@ class _Keeper:
 
     async def _obey(self, run: Run, interpreter: Interpreter) -> None:
         try:
-            while (request := await run.records.receive_json()) is not None:
+            while True:
+                try:
+                    request = await receive_before(run.deadline, run.records)
+                except trio.TooSlowError:
+                    _expire(run, interpreter)
+                    continue
+                if request is None:
+                    return
                 if run.over.is_set():
                     continue
                 match request:
                     case {"interrupt": True}:
-                        interpreter.interrupt()
+                        _interrupt(run, interpreter)
                     case {"kill": True}:
                         interpreter.kill()
+                    case {"deadline": int() | float() | None as seconds}:
+                        if not run.interrupted:
+                            run.deadline = trio.current_time() + parse_seconds(seconds, "deadline")
                     case _:
                         run.records.stream.reset(f"not a request to a run: {request!r:.80}")
                         return
@@ -256,3 +276,21 @@ class _Keeper:
                 interpreter.kill()
                 with trio.CancelScope(shield=True):
                     await run.over.wait()
+
+
+def _interrupt(run: Run, interpreter: Interpreter) -> None:
+    run.interrupted = True
+    run.deadline = trio.current_time() + run.grace
+    interpreter.interrupt()
+
+
+def _expire(run: Run, interpreter: Interpreter) -> None:
+    """Do what the host would do now."""
+    run.deadline = math.inf
+    if run.over.is_set():
+        return
+    if run.interrupted:
+        interpreter.kill()
+    else:
+        run.expired = True
+        _interrupt(run, interpreter)

@@ -58,6 +58,8 @@ class Run:
       cwd: Directory to change to, or None.
       stdin: What it reads, or None for nothing.
       display_limit: Bytes of one display that the host takes.
+      deadline: When something is to be done about it: SIGINT, and after that SIGKILL; infinity for never.
+      grace: Seconds from SIGINT to SIGKILL, at most; infinity to wait for its host.
 
     """
 
@@ -69,6 +71,8 @@ class Run:
         cwd: str | None,
         stdin: ChannelStream | None,
         display_limit: int,
+        deadline: float,
+        grace: float,
     ) -> None:
         self.records = records
         self.code = code
@@ -78,6 +82,11 @@ class Run:
         self.display_limit = display_limit
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
+        self.deadline = deadline
+        self.grace = grace
+        self.interrupted = False
+        self.expired = False
+        """It was its deadline that interrupted it."""
         self.restarted = False
         self.over: trio.Event = trio.Event()
         """It has an end; that may still be on its way to the host."""
@@ -118,6 +127,7 @@ class Run:
             "value": value,
             "restarted": self.restarted,
             "state_kept": state_kept,
+            "expired": self.expired,
             "oom": oom,
             "duration": time.perf_counter() - self._started_at,
         }
@@ -404,7 +414,8 @@ class Interpreter:
         run, self._run = self._run, None
         if run is None:
             return
-        if self.failure is not None:
+        # Where we ended it ourselves it did not fail, however early that was.
+        if self.failure is not None and (child.returncode is None or not run.expired):
             await run.fail(self.failure)
         else:
             assert child.returncode is not None

@@ -3,16 +3,18 @@
 A record stream of JSON. The host asks first, and may ask for more while the process runs:
 
     {"argv": [...], "env": {..} | null, "cwd": str | null, "user": str | int | null,
-     "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null}     ids of "pipe" streams; null is /dev/null
+     "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null,     ids of "pipe" streams; null is /dev/null
+     "deadline": seconds | null}     after which it is killed, with all of its descendants, without the host
     {"signal": n}                   to the process
     {"kill": true}                  to it and all of its descendants
+    {"deadline": seconds | null}    when to kill by ourselves, from now on
     {"resize": [rows, columns]}     its terminal
 
 With "terminal": {"stdio": id, "rows": n, "columns": n, "term": TERM} in the first request it gets a terminal in place of
 the three. The end of the stream "stdio" hangs the terminal up, and where no process has it open any more the stream ends.
 
     {"started": pid}    or {"failed": {"errno": n, "strerror": str, "filename": str}} and the end
-    {"exited": status}  as `subprocess.Popen.returncode`, and the end
+    {"exited": status}  as `subprocess.Popen.returncode`, and the end; "expired" in its place: at the deadline
 
 "exited" is sent when the process has ended, or after "kill" when none of its descendants is left either. What it
 printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed.
@@ -21,6 +23,7 @@ printed may still be on its way: each pipe has an end of its own. When the host 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from contextlib import AsyncExitStack
 from typing import cast, final
@@ -104,7 +107,7 @@ class ProcessService:
             if _TERMINAL in pipes:
                 terminal = Terminal(child.terminal, pipes[_TERMINAL], child.wait)
                 nursery.start_soon(terminal.carry)
-            process = _Process(child, records, terminal)
+            process = _Process(child, records, terminal, request.deadline)
             try:
                 # A host that gave the stream up has ended it as well; where the channel failed, that is told elsewhere.
                 with contextlib.suppress(trio.BrokenResourceError):
@@ -126,6 +129,7 @@ class _Request:
         self.cwd = parse_text(message.get("cwd"), "cwd")
         user = message.get("user")
         self.user = user if type(user) is int else parse_text(user, "user")
+        self.deadline = trio.current_time() + parse_seconds(message.get("deadline"), "deadline")
         self.merge_stderr = message.get("stderr") == "stdout"
         self.pipes: dict[int, int] = {}
         self.terminal: tuple[int, int, str] | None = None
@@ -146,10 +150,12 @@ class _Request:
 
 @final
 class _Process:
-    def __init__(self, child: Child, records: RecordStream, terminal: Terminal | None) -> None:
+    def __init__(self, child: Child, records: RecordStream, terminal: Terminal | None, deadline: float) -> None:
         self._child = child
         self._terminal = terminal
         self._records = records
+        self._deadline = deadline
+        self._expired = False
         self._killed = False
 
     async def report(self) -> None:
@@ -158,22 +164,44 @@ class _Process:
         if self._killed:
             await self._child.wait_empty()
         with contextlib.suppress(trio.BrokenResourceError):
-            await self._records.send_json({"exited": status}, end=True)
+            await self._records.send_json({"expired" if self._expired else "exited": status}, end=True)
 
     async def obey(self) -> None:
         """Take requests until the host ends the stream."""
-        while (request := await self._records.receive_json()) is not None:
+        while True:
+            try:
+                request = await receive_before(self._deadline, self._records)
+            except trio.TooSlowError:
+                self._deadline = math.inf
+                self._expired = self._child.returncode is None
+                self._kill()
+                continue
             match request:
+                case None:
+                    return
                 case {"signal": int(signum)} if 0 < signum <= _HIGHEST_SIGNAL:
                     self._child.signal(signum)
                 case {"kill": True}:
-                    self._killed = True
-                    self._child.kill()
+                    self._kill()
+                case {"deadline": int() | float() | None as seconds}:
+                    self._deadline = trio.current_time() + parse_seconds(seconds, "deadline")
                 case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
                     self._terminal.resize(_parse_edge(rows), _parse_edge(columns))
                 case _:
                     self._records.stream.reset(f"not a request to a running process: {request!r:.80}")
                     return
+
+    def _kill(self) -> None:
+        self._killed = True
+        self._child.kill()
+
+
+async def receive_before(deadline: float, records: RecordStream) -> dict[str, object] | None:
+    """Return the next request, or None after the last; `trio.TooSlowError` if *deadline* passes before it is there."""
+    if deadline == math.inf:  # most have none, and a scope takes time to enter
+        return await records.receive_json()
+    with trio.fail_at(deadline):
+        return await records.receive_json()
 
 
 def failure_fields(error: OSError) -> dict[str, object]:
@@ -214,6 +242,17 @@ def parse_string(value: object, what: str) -> str:
     if type(value) is not str:
         raise BadRequestError(f"{what} must be a string, not {value!r:.80}")
     return value
+
+
+def parse_seconds(value: object, what: str) -> float:
+    """Check and return a duration of a request; infinity for null."""
+    match value:
+        case None:
+            return math.inf
+        case int(seconds) | float(seconds):
+            return seconds
+        case _:
+            raise BadRequestError(f"{what} must be some seconds or null, not {value!r:.80}")
 
 
 def parse_pipe(value: object, what: str) -> int | None:

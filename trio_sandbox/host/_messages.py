@@ -24,12 +24,13 @@ _HIGHEST_NUMBER = 2**32 - 1
 
 @attrs.frozen
 class Finished:
-    """A run is over."""
+    """A run is over; *expired*: the guest stopped it at its deadline, without us."""
 
     exit_code: int
     value: str | None
     restarted: bool
     state_kept: bool
+    expired: bool = False
 
 
 @attrs.frozen
@@ -59,9 +60,10 @@ class Started:
 
 @attrs.frozen
 class Exited:
-    """A process is over; *status* as in `subprocess.Popen.returncode`."""
+    """A process is over; *status* as in `subprocess.Popen.returncode`, *expired* as for a run."""
 
     status: int
+    expired: bool = False
 
 
 @attrs.frozen
@@ -93,6 +95,8 @@ def parse_message(payload: bytes) -> Message:
             return Mounted(_checked(body, int, "mounted"))
         if kind == "exited":
             return Exited(_number(body, "exited", lowest=-64))
+        if kind == "expired":
+            return Exited(_number(body, "expired", lowest=-64), expired=True)
         if kind == "finished":
             fields = _fields(body, kind)
             return Finished(
@@ -100,6 +104,7 @@ def parse_message(payload: bytes) -> Message:
                 value=_value(fields.get("value")),
                 restarted=_checked(fields.get("restarted"), bool, "restarted"),
                 state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
+                expired=_checked(fields.get("expired", False), bool, "expired"),
             )
         if kind == "display":
             fields = _fields(body, kind)

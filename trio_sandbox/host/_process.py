@@ -13,9 +13,10 @@ from typing import Literal, final
 import attrs
 import trio
 
-from .._errors import GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
+from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
 from .._nurseries import hide_nursery, open_services
 from ..wire import JSON, ChannelStream, RecordStream
+from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
 from ._messages import Exited, Failed, Message, Started, parse_message
 from ._terminal import GuestTerminal, Terminal, check_size
@@ -110,6 +111,7 @@ class GuestProcess:
         """The terminal of a process that was opened with one; the other three are None then."""
         self._resize: dict[str, object] | None = None  # that is still to be sent
         self._vm = vm
+        self._expired = False
         self._returncode: int | None = None
         self._failure: SandboxError | None = None
         self._ended = trio.Event()
@@ -130,11 +132,18 @@ class GuestProcess:
         Its output may still be on the way: read `stdout` and `stderr` to their ends for all of it.
 
         Raises:
+          DeadlinePassedError: if the guest killed it at the deadline of its block, and you have another.
           OutcomeUnknownError: if the virtual machine ended first.
           GuestProtocolError: if the guest broke the protocol.
 
         """
         await self._ended.wait()
+        if self._expired:
+            await let_deadline_pass()
+            raise DeadlinePassedError(
+                f"the guest killed the process {self.args[0]!r} by itself, at the deadline it knew: the event loop was "
+                "blocked. Let it turn (an await is enough) between moving a deadline and long work without any await"
+            )
         if self._returncode is None:
             assert self._failure is not None
             raise self._failure
@@ -201,7 +210,7 @@ class GuestProcess:
                     message = await receive_message(records)
                     if not isinstance(message, Exited):
                         raise GuestProtocolError(f"the guest said {message!r} of a running process")
-                self._returncode = message.status
+                self._returncode, self._expired = message.status, message.expired
                 nursery.cancel_scope.cancel(reason="the process is over")
         except* SandboxError as group:
             # One failure, one route: whoever waits gets it, the nursery does not.
@@ -284,7 +293,8 @@ async def open_process(
         records = RecordStream(open_stream(vm, {"service": "process"}, what))
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
         async with guest_failures(vm, f"the start of {args[0]!r}"):
-            await records.send_json({**request, **ids})
+            deadline = TravellingDeadline()
+            await records.send_json({**request, **ids, **deadline.fields()})
             message = await receive_message(records)
             if isinstance(message, Failed):
                 raise OSError(message.errno, message.reason, message.filename)
@@ -302,7 +312,8 @@ async def open_process(
         services = await stack.enter_async_context(open_services("Sandbox.open_process()"))
         await services.start(process._serve, records)  # pyright: ignore[reportPrivateUsage]
         try:
-            yield process
+            async with deadline.followed("Sandbox.open_process()", process._send_request.send):  # pyright: ignore[reportPrivateUsage]
+                yield process
         finally:
             # It shields itself, and takes no longer than *patience*.
             await process._end(patience)  # noqa: ASYNC102 # pyright: ignore[reportPrivateUsage]

@@ -11,10 +11,11 @@ import attrs
 import trio
 
 from .._display import Display
-from .._errors import GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
+from .._errors import DeadlinePassedError, GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
 from .._nurseries import open_services
 from ..constants import MAXIMUM_DISPLAYS
 from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
+from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
 from ._messages import Failed, Finished, Shown, parse_message
 from ._process import GuestInput
@@ -95,6 +96,13 @@ class RunEvents:
         if self._over:
             raise StopAsyncIteration
         try:
+            return await self._next()
+        except DeadlinePassedError:
+            await let_deadline_pass()  # noqa: ASYNC120 - to be cancelled is better than this error
+            raise
+
+    async def _next(self) -> OutputChunk | Display | RunResult:
+        try:
             async with guest_failures(self._vm, "a run"):
                 event = None
                 while event is None:
@@ -124,6 +132,11 @@ class RunEvents:
             raise RunRefusedError(message.reason)
         if not isinstance(message, Finished):
             raise GuestProtocolError(f"the guest answered a run with {message!r}")
+        if message.expired:
+            raise DeadlinePassedError(
+                "the guest stopped the run by itself, at the deadline it knew: the event loop was blocked. "
+                "Let it turn (an await is enough) between moving a deadline and long work without any await"
+            )
         return RunResult(
             exit_code=message.exit_code,
             value=message.value,
@@ -182,7 +195,7 @@ class RunEvents:
                         await self._records.send_json({request: True})
                     while not self._over:  # what it prints and shows from now on is nobody's
                         with contextlib.suppress(OutputLimitError):
-                            await self.__anext__()
+                            await self._next()
             if not self._over:
                 self._vm.retire("a run in it did not end when it was killed")
 
@@ -223,15 +236,17 @@ async def open_run(
             request["stdin"] = pipe.id
         records = RecordStream(open_stream(vm, {"service": "code"}, "the run"))
         stack.callback(records.stream.close)
+        deadline = TravellingDeadline()
         events = RunEvents(vm, records, display_limit)
-        await events.send_request(request)
+        await events.send_request({**request, **deadline.fields(grace)})
         if pipe is not None and isinstance(stdin, bool):
             events.stdin = GuestInput(pipe)
         elif pipe is not None:
             services = await stack.enter_async_context(open_services("Sandbox.stream()"))
             await services.start(_feed, GuestInput(pipe), stdin)
         try:
-            yield events
+            async with deadline.followed("Sandbox.stream()", records.send_json):
+                yield events
         finally:
             await events.stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
 

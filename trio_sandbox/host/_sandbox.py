@@ -143,6 +143,9 @@ class Sandbox:
         state, and with SIGKILL after `Timeouts.interrupt_grace`, which ends the interpreter. The
         sandbox lives on. A task cancelled while another run holds the interpreter has sent nothing.
 
+        The caller's effective deadline goes along. The guest stops the code in the same way half a second after it,
+        if by then our event loop, being blocked, has not; the caller is cancelled as soon as it turns again.
+
         Args:
           code: Source text, at most 4 MiB as UTF-8.
           language: The interpreter's language; "python".
@@ -158,6 +161,8 @@ class Sandbox:
           TypeError, ValueError: for arguments that can't be run; nothing was sent.
           RunRefusedError: if the guest could not start it; nothing ran.
           OutputLimitError: if it printed or showed more than it may; it was stopped, and what came is attached.
+          DeadlinePassedError: if the guest stopped it at a deadline that was moved meanwhile, without the event loop
+            having had a turn to say so.
           SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
           OutcomeUnknownError: if the VM ended in the middle of the run.
           GuestProtocolError: if the guest broke the protocol; its VM was ended.
@@ -183,7 +188,8 @@ class Sandbox:
     ) -> AsyncGenerator[GuestProcess]:
         """Start a process in the guest; leaving the block kills it and every descendant of it.
 
-        A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM.
+        A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM. The effective deadline
+        with which the block is entered goes along: see `run`. Here the guest kills at once.
 
         Args:
           command: The program, looked up in the guest's PATH, and its arguments.
