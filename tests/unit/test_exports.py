@@ -22,6 +22,7 @@ PUBLIC: dict[str, str] = {
         TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
         VmError WarmupError open_host open_sandbox
     """,
+    "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
         DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_DISPLAYS MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE

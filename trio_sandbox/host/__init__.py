@@ -10,6 +10,7 @@ from ._path import GuestPath as GuestPath
 from ._process import GuestInput as GuestInput, GuestOutput as GuestOutput, GuestProcess as GuestProcess
 from ._run import OutputChunk as OutputChunk, RunEvents as RunEvents, RunResult as RunResult
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
+from ._slot import Slot as Slot
 from ._templates import Template as Template, TemplateStore as TemplateStore
 from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal
 from ._transfer import TransferStatistics as TransferStatistics

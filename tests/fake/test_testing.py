@@ -1,0 +1,179 @@
+"""`trio_sandbox.testing`: a sandbox whose guest is a script, as users test their programs with it."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import trio
+import trio.testing
+
+from tests._leaks import cancel_at_every_step
+from trio_sandbox import (
+    Display,
+    OutcomeUnknownError,
+    OutputChunk,
+    OutputLimitError,
+    RunResult,
+    Sandbox,
+    SandboxClosedError,
+    SandboxConfig,
+    VmDiedError,
+)
+from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
+
+
+async def print_the_call(call: Call) -> Answer:
+    await trio.lowlevel.checkpoint()
+    return Answer(stdout=repr(call))
+
+
+async def test_a_run_is_answered_as_the_script_says() -> None:
+    calls: list[Call] = []
+
+    async def answer(call: Call) -> Answer:
+        calls.append(call)
+        picture = Display("image/png", b"x" * 100_000, 1)
+        return Answer(stdout="é\n", stderr=b"\xff", exit_code=3, value="42", displays=(picture,))
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        assert isinstance(sandbox, Sandbox)
+        result = await sandbox.run("print(1)", stdin=b"input", env={"A": "B"}, cwd="/tmp")
+    assert calls == [
+        Call(kind="run", code="print(1)", language="python", stdin=b"input", env={"A": "B"}, cwd="/tmp"),
+    ]
+    assert (result.exit_code, result.stdout, result.stderr_bytes, result.value) == (3, "é\n", b"\xff", "42")
+    assert result.displays == (Display("image/png", b"x" * 100_000, 1),)
+    assert (result.restarted, result.state_kept) == (False, True)
+
+
+async def test_an_interpreter_that_is_gone_is_told_of_by_the_next_run() -> None:
+    async def answer(call: Call) -> Answer:
+        return Answer(state_kept=call.code != "os._exit(0)")
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        results = [await sandbox.run(code) for code in ("1", "os._exit(0)", "2", "3")]
+    assert [(result.restarted, result.state_kept) for result in results] == [
+        (False, True),
+        (False, False),
+        (True, True),
+        (False, True),
+    ]
+
+
+async def test_events_come_as_from_a_guest() -> None:
+    async with open_scripted_sandbox(print_the_call) as sandbox, sandbox.stream("1") as events:
+        chunk, result = [event async for event in events]
+    assert isinstance(chunk, OutputChunk)
+    assert chunk.data.startswith(b"Call(kind='run', code='1'")
+    assert isinstance(result, RunResult)
+
+
+async def test_a_process_is_answered_as_the_script_says() -> None:
+    async def answer(call: Call) -> Answer:
+        return Answer(stdout=call.stdin.upper(), stderr=" ".join(call.argv), exit_code=len(call.argv) - 1)
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        completed = await sandbox.run_process(["tr"], stdin=b"a" * 200_000, capture_stdout=True, capture_stderr=True)
+        assert (completed.stdout, completed.stderr) == (b"A" * 200_000, b"tr")
+        merged = await sandbox.run_process(["tr"], stdin=b"a", capture_stdout=True, stderr_to_stdout=True)
+        assert merged.stdout == b"Atr"
+        with pytest.raises(subprocess.CalledProcessError) as raised:
+            await sandbox.run_process(["tr", "a", "b"])
+        assert raised.value.returncode == 2
+
+
+@pytest.mark.parametrize("reads_input", [False, True])
+async def test_a_deadline_stops_the_answer_and_the_sandbox_lives_on(
+    reads_input: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    stopped: list[str] = []
+
+    async def answer(call: Call) -> Answer:
+        if "while True" in call.code:
+            try:
+                await trio.sleep_forever()
+            finally:
+                stopped.append(call.code)
+        return Answer(stdout="again")
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        with trio.move_on_after(10) as scope:
+            async with sandbox.stream("while True: pass", stdin=reads_input) as events:
+                async for _ in events:
+                    pass
+        assert scope.cancelled_caught
+        assert trio.current_time() - scope.deadline < 1
+        assert stopped == ([] if reads_input else ["while True: pass"])  # its input has not ended yet
+        assert (await sandbox.run("1")).stdout == "again"
+
+
+async def test_a_process_can_be_killed_and_signalled() -> None:
+    async def answer(call: Call) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        async with sandbox.open_process(["sleep", "1000"]) as process:
+            process.terminate()
+            assert await process.wait() == -15
+        async with sandbox.open_process(["sleep", "1000"]) as process:
+            pass
+        assert process.returncode == -9
+
+
+async def test_limits_are_those_of_the_configuration() -> None:
+    async def answer(call: Call) -> Answer:
+        return Answer(stdout="y\n" * 1000)
+
+    async with open_scripted_sandbox(answer, config=SandboxConfig(max_output_bytes=100)) as sandbox:
+        with pytest.raises(OutputLimitError):
+            await sandbox.run("1")
+        with pytest.raises(OutputLimitError):
+            await sandbox.run("1")
+
+
+async def test_a_machine_that_dies_is_an_outcome_that_nobody_knows() -> None:
+    async def answer(call: Call) -> Answer:
+        raise VmDiedError("QEMU was killed")
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        with pytest.raises(OutcomeUnknownError) as raised:
+            await sandbox.run("1")
+        assert isinstance(raised.value.__cause__, VmDiedError)
+        with pytest.raises(SandboxClosedError):
+            await sandbox.run("2")
+
+
+async def test_what_is_wrong_in_the_script_comes_out_of_the_block() -> None:
+    async def answer(call: Call) -> Answer:
+        raise ZeroDivisionError("in the script")
+
+    async def fail() -> None:
+        async with open_scripted_sandbox(answer) as sandbox:
+            await sandbox.run("1")
+
+    with trio.fail_after(5), pytest.raises(ZeroDivisionError, match="in the script"):
+        await fail()
+
+
+async def test_what_is_not_scripted_says_so() -> None:
+    async with open_scripted_sandbox(print_the_call) as sandbox:
+        with pytest.raises(OutcomeUnknownError, match="answers runs and processes only"):
+            await sandbox.path("/etc/passwd").read_text()
+
+
+async def test_after_the_block_it_is_closed() -> None:
+    async with open_scripted_sandbox(print_the_call) as sandbox:
+        pass
+    with pytest.raises(SandboxClosedError, match="block was left"):
+        await sandbox.run("1")
+
+
+async def test_it_may_be_cancelled_anywhere() -> None:
+    async def use() -> None:
+        async with open_scripted_sandbox(print_the_call) as sandbox:
+            await sandbox.run("1")
+            await sandbox.run_process(["true"])
+
+    assert await cancel_at_every_step(use) > 10
