@@ -106,7 +106,9 @@ class OpenRun:
         return failed
 
     async def interrupt(self) -> None:
-        await self.records.send_json({"interrupt": True})
+        # The guest closes the stream of a run that is over.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.records.send_json({"interrupt": True})
 
     async def kill(self) -> None:
         await self.records.send_json({"kill": True})
@@ -144,16 +146,21 @@ class Host:
     channel: Channel
 
     @asynccontextmanager
-    async def open_run(self, code: str, /, **request: object) -> AsyncGenerator[OpenRun]:
-        async with RecordStream(self.channel.open_stream({"service": "code"})) as records:
-            defaults: dict[str, object] = {
-                "language": "python",
-                "stdin": None,
-                "env": None,
-                "cwd": None,
-                "display_limit": DISPLAY_LIMIT,
-            }
-            await records.send_json({**defaults, "code": code, **request})
+    async def open_run(self, code: str, /, **more: object) -> AsyncGenerator[OpenRun]:
+        request: dict[str, object] = {
+            "language": "python",
+            "code": code,
+            "stdin": None,
+            "env": None,
+            "cwd": None,
+            "display_limit": DISPLAY_LIMIT,
+            **more,
+        }
+        short = len(code) < 1000
+        header = {"service": "code", "request": request} if short else {"service": "code"}
+        async with RecordStream(self.channel.open_stream(header)) as records:
+            if not short:
+                await records.send_json(request)
             yield OpenRun(records)
 
     async def run(self, code: str, **request: object) -> Ran:

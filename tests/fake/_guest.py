@@ -17,7 +17,7 @@ from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
 from trio_sandbox.host import Sandbox
 from trio_sandbox.host._slot import Slot
 from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
-from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, open_channel
+from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, encode_json, encode_record, open_channel
 
 Service = Callable[[RecordStream], Awaitable[None]]
 
@@ -67,7 +67,10 @@ async def open_fake_machine(services: dict[str, Service]) -> AsyncGenerator[Fake
 
     async def serve(stream: ChannelStream, header: dict[str, Any]) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the host gave a stream up
-            await {"pipe": leave_alone, **services}[header["service"]](RecordStream(stream))
+            records = RecordStream(stream)
+            if "request" in header:  # it comes with the header, or else as the first record: all the same to a script
+                records._decoder.feed(encode_record(JSON, encode_json(header["request"])))  # pyright: ignore[reportPrivateUsage]
+            await {"pipe": leave_alone, **services}[header["service"]](records)
 
     async def guest() -> None:
         with contextlib.suppress(trio.ClosedResourceError):

@@ -67,11 +67,9 @@ async def test_the_request_carries_code_language_environment_and_directory() -> 
         {
             "language": "python",
             "code": "x = '\ud800'",
-            "stdin": None,
             "env": {"A": "ü"},
             "cwd": "/tmp",
             "display_limit": 100,
-            "deadline": None,
         }
     ]
 
@@ -228,7 +226,7 @@ async def test_input_that_nobody_reads_delays_no_result() -> None:
         async with sandbox.stream("pass") as events:
             assert events.stdin is None
             await events.__anext__()
-    assert [request["stdin"] is None for request in requests] == [False, True]
+    assert ["stdin" in request for request in requests] == [True, False]
 
 
 @pytest.mark.parametrize("stdin", ["text", True, None, 5])
@@ -376,7 +374,7 @@ async def test_cancelled_at_every_step_a_run_leaves_the_sandbox_usable() -> None
             pass
 
     async with open_fake_sandbox({"code": code}) as (sandbox, machine):
-        assert await cancel_at_every_step(lambda: sandbox.run("work")) > 5
+        assert await cancel_at_every_step(lambda: sandbox.run("work")) > 3
         assert (await sandbox.run("probe")).stdout == "probe"
         assert machine.failure is None
 

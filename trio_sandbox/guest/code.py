@@ -1,9 +1,9 @@
 """Service "code": source text for a language's persistent interpreter.
 
-A record stream. The host sends JSON:
+A record stream. The host sends JSON, the first of it in the stream's header as "request" if it is short enough:
 
-    {"language": str, "code": str, "stdin": id | null, "env": {..} | null, "cwd": str | null, "display_limit": bytes,
-     "deadline": seconds | null, "grace": seconds | null}
+    {"language": str, "code": str, "display_limit": bytes}
+    and if wanted "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds
     {"interrupt": true}   SIGINT to the interpreter's process group
     {"kill": true}        SIGKILL to everything that the interpreter ever started
     {"deadline": seconds | null}  instead of the one before
@@ -32,7 +32,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Mapping
-from typing import final
+from typing import cast, final
 
 import trio
 
@@ -44,7 +44,6 @@ from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
 from .processes import (
     REQUEST_LIMIT,
     BadRequestError,
-    failure_fields,
     parse_environment,
     parse_pipe,
     parse_seconds,
@@ -94,10 +93,13 @@ class CodeService:
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one run."""
         records = RecordStream(stream, limit=REQUEST_LIMIT)
-        request = await records.receive_json()
+        request = header.get("request") or await records.receive_json()
         if request is None:
             return
         try:
+            if not isinstance(request, dict):
+                raise BadRequestError(f"a request must be an object, not {request!r:.80}")
+            request = cast("dict[str, object]", request)
             code = parse_string(request.get("code"), "code")
             env = parse_environment(request.get("env"))
             cwd = parse_text(request.get("cwd"), "cwd")
@@ -105,7 +107,7 @@ class CodeService:
             display_limit = parse_size(request.get("display_limit"), "display_limit")
             keeper = self._keepers.get(parse_string(request.get("language"), "language"))
             if keeper is None:
-                await records.send_json({"failed": failure_fields(_unknown_language(request))}, end=True)
+                await Run(records, code, env, cwd, None, display_limit).fail(_unknown_language(request))
                 return
             deadline = trio.current_time() + parse_seconds(request.get("deadline"), "deadline")
             grace = parse_seconds(request.get("grace"), "grace")
@@ -270,6 +272,9 @@ class _Keeper:
                     case _:
                         run.records.stream.reset(f"not a request to a run: {request!r:.80}")
                         return
+        except trio.ClosedResourceError:
+            if not run.over.is_set():  # its end closes the stream
+                raise
         finally:
             if not run.over.is_set():
                 run.given_up = True

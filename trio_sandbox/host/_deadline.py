@@ -28,7 +28,9 @@ class TravellingDeadline:
     def fields(self, grace: float = math.inf) -> dict[str, object]:
         """Return what a request has of it, with the seconds from INT to KILL where these differ."""
         seconds = self._seconds_left()
-        if seconds is None or grace == math.inf:
+        if seconds is None:
+            return {}
+        if grace == math.inf:
             return {"deadline": seconds}
         return {"deadline": seconds, "grace": grace}
 

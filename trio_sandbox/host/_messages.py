@@ -170,13 +170,12 @@ def code_request(
     """The request of the service `code`, or `TypeError`/`ValueError` for what can't be one."""
     if type(code) is not str:
         raise TypeError(f"`code` must be str, not {type(code).__name__}")
-    request: dict[str, object] = {
-        "language": language,
-        "code": code,
-        "stdin": None,
-        "env": _environment(env),
-        "cwd": _directory(cwd),
-    }
+    request: dict[str, object] = {"language": language, "code": code}
+    # What is not said need not be read by an interpreter under emulation.
+    if env is not None:
+        request["env"] = _environment(env)
+    if cwd is not None:
+        request["cwd"] = _directory(cwd)
     _check_size([code], "the code of a run")
     return request
 

@@ -14,11 +14,14 @@ from .._display import Display
 from .._errors import DeadlinePassedError, GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
 from .._nurseries import open_services
 from ..constants import MAXIMUM_DISPLAYS
-from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
+from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
 from ._messages import Failed, Finished, Shown, parse_message
 from ._process import GuestInput
+
+#: Bytes of a request that fit into a stream's header beside its own fields; the wire's limit is 4096.
+_HEADER_ROOM = 4000
 
 
 @final
@@ -188,12 +191,13 @@ class RunEvents:
             for request, bound in (("interrupt", grace), ("kill", patience)):
                 if self._over:
                     return
-                with trio.move_on_after(bound), contextlib.suppress(SandboxError):
-                    # A guest that fails us now is retired, and the next call says so. Here the
-                    # block's own exception is what its user must see.
-                    async with guest_failures(self._vm, "the end of a run"):
+                with trio.move_on_after(bound), contextlib.suppress(SandboxError):  # noqa: ASYNC912 - the loop waits
+                    # A run that is over takes nothing any more; that it is over can be read.
+                    with contextlib.suppress(trio.BrokenResourceError):
                         await self._records.send_json({request: True})
-                    while not self._over:  # what it prints and shows from now on is nobody's
+                    # What it prints and shows from now on is nobody's. A guest that fails us now is retired, and the
+                    # next call says so: here the block's own exception is what its user must see.
+                    while not self._over:
                         with contextlib.suppress(OutputLimitError):
                             await self._next()
             if not self._over:
@@ -234,11 +238,16 @@ async def open_run(
             pipe = open_stream(vm, {"service": "pipe"}, "the run")
             stack.callback(pipe.close)
             request["stdin"] = pipe.id
-        records = RecordStream(open_stream(vm, {"service": "code"}, "the run"))
-        stack.callback(records.stream.close)
         deadline = TravellingDeadline()
+        request |= deadline.fields(grace)
+        # What fits travels in the stream's own frame: a turn of the guest's scheduler less for short code.
+        fits = len(encode_json(request)) <= _HEADER_ROOM
+        header = {"service": "code", "request": request} if fits else {"service": "code"}
+        records = RecordStream(open_stream(vm, header, "the run"))
+        stack.callback(records.stream.close)
         events = RunEvents(vm, records, display_limit)
-        await events.send_request({**request, **deadline.fields(grace)})
+        if not fits:
+            await events.send_request(request)
         if pipe is not None and isinstance(stdin, bool):
             events.stdin = GuestInput(pipe)
         elif pipe is not None:

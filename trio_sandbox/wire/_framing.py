@@ -102,9 +102,12 @@ def encode_json(value: Mapping[str, object]) -> bytes:
 
 
 def decode_json(data: bytes, what: str) -> dict[str, object]:
-    """Return the JSON object that a peer sent; `WireError` naming *what* if it is none."""
+    """Return the JSON object that a peer sent, with nothing around it; `WireError` naming *what* if it is none."""
     try:
-        value = _DECODER.decode(data.decode())
+        text = data.decode()
+        value, end = _DECODER.raw_decode(text)  # decode() would look for white space first
+        if end < len(text):
+            raise ValueError("something comes after it")
     except (ValueError, RecursionError) as exc:
         raise WireError(f"{what} is not JSON: {exc}") from exc
     if not isinstance(value, dict):
