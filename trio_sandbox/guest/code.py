@@ -105,12 +105,14 @@ class CodeService:
             cwd = parse_text(request.get("cwd"), "cwd")
             number = parse_pipe(request.get("stdin"), "stdin")
             display_limit = parse_size(request.get("display_limit"), "display_limit")
-            keeper = self._keepers.get(parse_string(request.get("language"), "language"))
-            if keeper is None:
-                await Run(records, code, env, cwd, None, display_limit).fail(_unknown_language(request))
-                return
             deadline = trio.current_time() + parse_seconds(request.get("deadline"), "deadline")
             grace = parse_seconds(request.get("grace"), "grace")
+            keeper = self._keepers.get(parse_string(request.get("language"), "language"))
+            if keeper is None:
+                await Run(records, code, env, cwd, None, display_limit, deadline, grace).fail(
+                    _unknown_language(request)
+                )
+                return
             if number is None:
                 await keeper.run(Run(records, code, env, cwd, None, display_limit, deadline, grace))
             else:
