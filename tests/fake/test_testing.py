@@ -39,6 +39,8 @@ async def test_a_run_is_answered_as_the_script_says() -> None:
     async with open_scripted_sandbox(answer) as sandbox:
         assert isinstance(sandbox, Sandbox)
         result = await sandbox.run("print(1)", stdin=b"input", env={"A": "B"}, cwd="/tmp")
+        await sandbox.run("#" * 100_000)
+    assert calls.pop() == Call(kind="run", code="#" * 100_000, language="python")
     assert calls == [
         Call(kind="run", code="print(1)", language="python", stdin=b"input", env={"A": "B"}, cwd="/tmp"),
     ]

@@ -139,14 +139,14 @@ class _Guest:
             await trio.sleep_forever()  # the stream is open for as long as its handler runs
         await trio.lowlevel.checkpoint()  # the pipes of a request are opened before it, in tasks of their own
         if service == "code":
-            await self._code(RecordStream(stream))
+            await self._code(RecordStream(stream), header)
         elif service == "process":
             await self._process(RecordStream(stream))
         else:
             stream.reset("a scripted sandbox answers runs and processes only")
 
-    async def _code(self, records: RecordStream) -> None:
-        request = await _receive(records)
+    async def _code(self, records: RecordStream, header: dict[str, Any]) -> None:
+        request = header.get("request") or await _receive(records)  # a short one comes with the header
         answer = await self._ask(records, request, Call(kind="run", code=request["code"], language=request["language"]))
         restarted, self._restarted = self._restarted, not answer.state_kept
         for tag, data in ((STDOUT, answer.stdout), (STDERR, answer.stderr)):
@@ -164,9 +164,9 @@ class _Guest:
         request = await _receive(records)
         await records.send_json({"started": _PID})
         answer = await self._ask(records, request, Call(kind="process", argv=tuple(request["argv"])))
-        stdout = answer.stdout + answer.stderr if request["stderr"] == "stdout" else answer.stdout
+        stdout = answer.stdout + answer.stderr if request.get("stderr") == "stdout" else answer.stdout
         for name, data in (("stdout", stdout), ("stderr", answer.stderr)):
-            if (pipe := self._pipes.get(request[name])) is not None:
+            if (pipe := self._pipes.get(request.get(name))) is not None:
                 with contextlib.suppress(trio.BrokenResourceError):  # nobody reads it any more
                     await pipe.send_all(data)
                     await pipe.send_eof()
@@ -189,7 +189,7 @@ class _Guest:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listen)
                 stdin = await self._input(request)
-                call = attrs.evolve(call, stdin=stdin, env=request["env"], cwd=request["cwd"])
+                call = attrs.evolve(call, stdin=stdin, env=request.get("env"), cwd=request.get("cwd"))
                 try:
                     answers.append(await self._answer(call))
                 except Exception as exc:  # noqa: BLE001 - it comes out of the sandbox's block
@@ -202,7 +202,7 @@ class _Guest:
         return answers[0]
 
     async def _input(self, request: dict[str, Any]) -> bytes:
-        pipe = self._pipes.get(request["stdin"])
+        pipe = self._pipes.get(request.get("stdin"))
         data = b""
         if pipe is not None:
             with contextlib.suppress(trio.BrokenResourceError):
