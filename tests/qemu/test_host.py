@@ -28,6 +28,7 @@ from trio_sandbox import (
     VmBootError,
     open_host,
 )
+from trio_sandbox.host import NamedTemplateStore
 from trio_sandbox.host._launcher import Launcher
 from trio_sandbox.image import Image, ImageStore, SystemDisk
 from trio_sandbox.image._manifest import Manifest
@@ -92,7 +93,8 @@ async def open_fake_host(
             timeouts=Timeouts(),
             progress=lambda _: None,
         )
-        yield Host(config or HostConfig(), runtime, store, accelerator, launcher), daemon
+        named = NamedTemplateStore(directory)
+        yield Host(config or HostConfig(), runtime, store, accelerator, launcher, named), daemon
 
 
 def overlays_of(host: Host) -> list[Path]:

@@ -129,7 +129,7 @@ class _Guest:
         self.failure: Exception | None = None
         """What went wrong in the script itself."""
         self._answer = answer
-        self._pipes: dict[int, ChannelStream] = {}
+        self._pipes: dict[object, ChannelStream] = {}
         self._restarted = False
 
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
