@@ -44,7 +44,7 @@ async def serve(
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
 
-    When a host has saved the state of *machine*, it goes on with the one that wakes it up.
+    When a host has saved the state of *machine*, whoever goes on from there is served as another host.
 
     Args:
       stream: The connection, closed in any case.
@@ -93,13 +93,15 @@ async def serve(
                 if on_hello is not None:
                     on_hello(channel.peer_hello)
                 await children.identify(channel.peer_hello)
-                if snapshots.marker and machine is not None:
+                if snapshots.over.is_set() and machine is not None:
                     machine.thaw()
                     code.renew(channel.peer_hello)
                     snapshots = SnapshotService(machine, code.count_idle)
                 greeted.set()
-                await _first_of(channel.wait_closed, snapshots.frozen.wait)
-            if machine is None or not snapshots.frozen.is_set():
+                await _first_of(channel.wait_closed, snapshots.over.wait)
+                if snapshots.over.is_set():
+                    code.abandon_runs()
+            if machine is None or not snapshots.over.is_set():
                 break
             greeted = trio.Event()
             stream = await machine.wait_for_host(snapshots.marker)

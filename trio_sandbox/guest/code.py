@@ -53,6 +53,8 @@ from .processes import (
     receive_before,
 )
 
+#: Seconds for a run to heed its being interrupted, once nobody wants it any more, before its interpreter is killed.
+_ABANDON_GRACE = 1.0
 #: Pipes of past runs that something in the background still holds, and that are read for its sake.
 _LEFTOVER_LIMIT = 64
 
@@ -127,6 +129,16 @@ class CodeService:
         for keeper in self._keepers.values():
             keeper.renew(entropy)
 
+    def abandon_runs(self) -> None:
+        """Interrupt the runs, whose host is gone, and end the interpreters that do not heed it.
+
+        For a machine that goes on as another: variables survive the end of a run where they can. The next run waits for that.
+        """
+        assert self._nursery is not None
+        for keeper in self._keepers.values():
+            if keeper.abandon_run():
+                self._nursery.start_soon(keeper.end_abandoned_run)
+
     def count_idle(self) -> int:
         """Tell how many interpreters there are that no run has."""
         return sum(keeper.is_idle for keeper in self._keepers.values())
@@ -195,6 +207,25 @@ class _Keeper:
         if self._interpreter is not None:
             self._interpreter.renew(entropy)
 
+    def abandon_run(self) -> bool:
+        """Interrupt the run that the interpreter has; False if it has none."""
+        run, interpreter = self._run, self._interpreter
+        if run is None or run.over.is_set() or interpreter is None or not interpreter.has(run):
+            return False
+        run.given_up = run.abandoned = True
+        interpreter.interrupt()
+        return True
+
+    async def end_abandoned_run(self) -> None:
+        """Wait for the end of the run that `abandon_run` interrupted, and bring it about if need be."""
+        run, interpreter = self._run, self._interpreter
+        assert run is not None
+        assert interpreter is not None
+        with trio.move_on_after(_ABANDON_GRACE):
+            await run.over.wait()
+        if not run.over.is_set():
+            interpreter.kill()
+
     def _spawn(self) -> tuple[Child, StartedInterpreter]:
         child: list[Child] = []
         started = start_interpreter(
@@ -225,7 +256,8 @@ class _Keeper:
                 await self._obey(run, interpreter)
                 nursery.cancel_scope.cancel(reason="the run is over")
         finally:
-            run.over.set()
+            if not run.abandoned:
+                run.over.set()
 
     async def _is_free(self) -> bool:
         """Whether no run has the interpreter; one that its host gave up is waited for."""
@@ -278,7 +310,7 @@ class _Keeper:
             if not run.over.is_set():  # its end closes the stream
                 raise
         finally:
-            if not run.over.is_set():
+            if not run.over.is_set() and not run.abandoned:
                 run.given_up = True
                 interpreter.kill()
                 with trio.CancelScope(shield=True):

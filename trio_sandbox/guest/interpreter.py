@@ -94,6 +94,8 @@ class Run:
         """It has an end; that may still be on its way to the host."""
         self.given_up = False
         """Its host does not want it any more."""
+        self.abandoned = False
+        """Its host is gone, and it may end by itself."""
         self._unheard = False
         self._started_at = time.perf_counter()
 
@@ -251,6 +253,10 @@ class Interpreter:
                 os.close(descriptor)
         self._run = run
         return True
+
+    def has(self, run: Run) -> bool:
+        """Whether it is running *run*."""
+        return self._run is run
 
     def interrupt(self) -> None:
         """Send the run SIGINT."""

@@ -1,11 +1,17 @@
-"""Service "snapshot": the guest gets ready for having its state saved, and for waking up as another machine.
+"""Service "snapshot": the guest holds still while its state is saved, and finds out in which machine it goes on.
 
-    {"service": "snapshot", "marker": hex}      answered by "frozen" and the end
+    {"service": "snapshot", "marker": hex}                  answered by "frozen" and the end
+    {"service": "snapshot", "marker": hex, "token": hex}    answered by "frozen", and by the end in the machine itself
 
-The marker is some bytes that nobody else knows. With the answer the conversation is over. The agent goes on
-when it reads the marker on its port: that is the host of a machine that was made from the saved state. It
-sends the marker back, and a new conversation starts with a hello, in which it learns who it is now. Until
-then no process of the users' runs. What was left of the old conversation both sides drop, up to the marker.
+Marker and token are some bytes that nobody else knows. With the answer the users' processes stand still. Whoever
+goes on from the saved state sends the marker, as it is. The agent sends it back, and a new conversation starts with
+a hello, in which it learns who it is now; until then no process of the users' runs. What was left of the old
+conversation both sides drop, up to the marker.
+
+Without a token the conversation is over with the answer: the machine was only there to be saved. With one, it goes
+on, and its host has to send the token on the stream, as data, whatever became of the saving. Until one of the two
+has come the agent does nothing but read its port, so that it is in the same place in both machines. What it read
+belongs to the conversation if that goes on: nothing of it is lost.
 """
 
 from __future__ import annotations
@@ -40,10 +46,15 @@ class Machine:
         self._port = port
         self._cgroup = cgroup
         self._frozen = False
+        self._stream: PortStream | None = None
+        self._unheard = b""
 
     def open_port(self) -> PortStream:
-        """Return a stream over the port, whose closing leaves the port open."""
-        return PortStream(os.dup(self._port))
+        """Return a stream over the port, for the next conversation, whose closing leaves the port open."""
+        self._stream = PortStream(os.dup(self._port))
+        self._stream.unread(self._unheard)
+        self._unheard = b""
+        return self._stream
 
     async def wait_for_host(self, marker: bytes) -> PortStream:
         """Wait until a host sends *marker*, answer it, and return the stream for the conversation with it."""
@@ -56,26 +67,32 @@ class Machine:
             raise
         return stream
 
-    async def freeze(self, idle: int) -> None:
-        """Hold the users' processes up, and bring all that was written to the disk.
+    def hold_still(self, marker: bytes, token: bytes) -> bytes | None:
+        """Do nothing until *marker* or *token* comes; return what came with the token, or None with the marker."""
+        assert self._stream is not None
+        data = self._stream.block_until(marker, token)
+        if marker not in data:
+            return data
+        self._unheard = data
+        return None
 
-        Where there are no more than the *idle* threads that wait for us, nobody needs to be held up, and
-        nobody costs a machine that goes on from here the time for waking him.
+    async def freeze(self) -> None:
+        """Hold the users' processes up.
 
         Raises:
           TimeoutError: if they do not stop.
 
         """
-        if self._count_threads() > idle:
-            self._set_frozen(True)
-            self._frozen = True
-            deadline = time.monotonic() + _FREEZE_PATIENCE
-            while not self._is_frozen():
-                if time.monotonic() > deadline:
-                    self.thaw()
-                    raise TimeoutError("the users' processes did not stop")
-                await trio.sleep(_LOOK)
-        os.sync()
+        if self._cgroup is None:
+            return
+        self._set_frozen(True)
+        self._frozen = True
+        deadline = time.monotonic() + _FREEZE_PATIENCE
+        while not self._is_frozen():
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise TimeoutError("the users' processes did not stop")
+            await trio.sleep(_LOOK)
 
     def thaw(self) -> None:
         """Let the users' processes go on."""
@@ -83,7 +100,8 @@ class Machine:
             self._set_frozen(False)
             self._frozen = False
 
-    def _count_threads(self) -> int:
+    def count_threads(self) -> int:
+        """Tell how many threads the users have."""
         if self._cgroup is None:
             return 0
         count = 0
@@ -103,7 +121,7 @@ class Machine:
 
 @final
 class SnapshotService:
-    """Ends the conversation of a `Machine` when the host wants its state.
+    """Gets a `Machine` ready for having its state saved, once.
 
     Args:
       machine: Which one; None: none that could be saved.
@@ -114,8 +132,9 @@ class SnapshotService:
     def __init__(self, machine: Machine | None, count_idle: Callable[[], int]) -> None:
         self._machine = machine
         self._count_idle = count_idle
-        self.frozen: trio.Event = trio.Event()
-        """The host was told that it may save the state now."""
+        self._busy = False
+        self.over: trio.Event = trio.Event()
+        """The conversation is: whoever comes now is the host of a machine that goes on from the saved state."""
         self.marker: bytes = b""
         """What to wait for, from then on."""
 
@@ -123,21 +142,53 @@ class SnapshotService:
         """Serve one request."""
         try:
             marker = bytes.fromhex(str(header.get("marker")))
+            token = None if header.get("token") is None else bytes.fromhex(str(header["token"]))
         except ValueError:
-            marker = b""
-        if len(marker) < _SHORTEST_MARKER:
-            stream.reset(f"a marker is at least {_SHORTEST_MARKER} bytes in hexadecimal digits")
+            marker, token = b"", None
+        if min(len(marker), len(marker if token is None else token)) < _SHORTEST_MARKER:
+            stream.reset(f"markers and tokens are at least {_SHORTEST_MARKER} bytes in hexadecimal digits")
         elif self._machine is None:
             stream.reset("there is no machine here whose state could be saved")
-        elif self.marker:
+        elif self._busy or self.over.is_set():
             stream.reset("a snapshot is under way")
         else:
-            self.marker = marker
+            self._busy = True
             try:
-                await self._machine.freeze(self._count_idle())
+                if token is None:
+                    await self._end(self._machine, stream, marker)
+                else:
+                    await self._hold_still(self._machine, stream, marker, token)
             except TimeoutError as exc:
-                self.marker = b""
                 stream.reset(str(exc))
-                return
-            await stream.send_all(FROZEN, end=True)
-            self.frozen.set()
+            finally:
+                self._busy = False
+
+    async def _end(self, machine: Machine, stream: ChannelStream, marker: bytes) -> None:
+        # Where there are only threads that wait for us nobody needs to be held up, and nobody
+        # costs each machine that goes on from here the time for waking him.
+        if machine.count_threads() > self._count_idle():
+            await machine.freeze()
+        os.sync()
+        await stream.send_all(FROZEN, end=True)
+        self.marker = marker
+        self.over.set()
+
+    async def _hold_still(self, machine: Machine, stream: ChannelStream, marker: bytes, token: bytes) -> None:
+        # What the disk does not have the memory has. This is for not every machine to write it once more.
+        await trio.to_thread.run_sync(os.sync, abandon_on_cancel=True)
+        await machine.freeze()
+        try:
+            await stream.send_all(FROZEN)
+            # While something of ours waits to be written the host does not know that we wait for it.
+            await stream.channel.wait_written()
+            # The host may have thought better of it. From here to there nobody else runs.
+            data = b"" if stream.has_news else machine.hold_still(marker, token)
+            if data is None:
+                self.marker = marker
+                self.over.set()
+                await trio.sleep_forever()
+            else:
+                stream.channel.feed(data)
+        finally:
+            if not self.over.is_set():
+                machine.thaw()

@@ -31,6 +31,8 @@ from ._stream import ChannelStream, Waiter
 #: Called in a task of its own for each stream that the peer opens, with OPEN's header, which is not to be trusted.
 StreamHandler: TypeAlias = "Callable[[ChannelStream, dict[str, object]], Awaitable[object]]"
 
+#: Seconds between two looks whether the peer has read what was sent.
+_LOOK = 0.001
 #: Seconds that leaving the block waits for the peer to take what is queued.
 FLUSH_GRACE = 1.0
 
@@ -75,6 +77,8 @@ class Channel:
         self._writing = False  # the writer is, or is about to be, in the middle of a write
         self._rest: memoryview | None = None  # of a write that `_flush` began and the writer has to finish
         self._drained = Waiter()  # the reader waits for the writer here
+        self._written = Waiter()  # for there being nothing to write
+        self._held = False  # nothing is to be written
         self._flushed = trio.Event()
         self._pings: deque[Waiter] = deque()
         self._ping_count = 0
@@ -139,6 +143,44 @@ class Channel:
         await self._ended.wait()
         return self._failure
 
+    async def wait_written(self) -> None:
+        """Wait until all that can be sent now has been written; for one task at a time. Errors as `open_stream`."""
+        await trio.lowlevel.checkpoint()
+        self._check()
+        while self._writing or self._connection.wants_write:
+            self._wake_writer()
+            await self._written.wait()
+
+    @asynccontextmanager
+    async def hold_writes(self) -> AsyncGenerator[None]:
+        """Write nothing for a block; what is sent meanwhile is written after it. One block at a time.
+
+        When the block starts the peer has read all that was written before, where the transport is a `PortStream`
+        over a socket. In the block silence is no failure. Errors are those of `open_stream`.
+        """
+        assert not self._held
+        await self.wait_written()
+        self._held = True
+        try:
+            while self._port is not None and self._port.count_untaken():
+                await trio.sleep(_LOOK)
+                self._check()
+            yield
+        finally:
+            self._held = False
+            self._flush()
+
+    @trio.lowlevel.enable_ki_protection
+    def feed(self, data: bytes) -> None:
+        """Take *data* that somebody else has read of the transport, as if it were received now."""
+        try:
+            for event in self._connection.receive(data):
+                self._dispatch(event)
+        except ChannelError as exc:
+            self._fail(exc)
+        else:
+            self._flush()
+
     def statistics(self) -> ChannelStatistics:
         """Return numbers for debugging and monitoring."""
         return ChannelStatistics(
@@ -169,7 +211,7 @@ class Channel:
 
     def _wake_writer(self) -> None:
         """Have written soon what is queued, together with what others queue until the next checkpoint."""
-        if self._writer and self._connection.wants_write:
+        if self._writer and not self._held and self._connection.wants_write:
             self._writer.wake()
 
     def _flush(self) -> None:
@@ -181,7 +223,7 @@ class Channel:
         connection = self._connection
         try:
             # While the writer is in the middle of a write nothing may come between; it takes this when it is through.
-            while connection.wants_write and not self._writing:
+            while connection.wants_write and not self._writing and not self._held:
                 data = self._next_write()
                 done = port.send_nowait(data)
                 if done < len(data):
@@ -290,6 +332,9 @@ class Channel:
     async def _write(self) -> None:  # noqa: ASYNC910 - as above
         try:
             while True:
+                if self._held:
+                    await self._writer.wait()
+                    continue
                 data = self._rest or self._next_write()
                 self._rest = None
                 if data:
@@ -298,6 +343,7 @@ class Channel:
                     self._writing = False
                     self._drained.wake()
                 else:
+                    self._written.wake()
                     if self._closed:
                         self._flushed.set()
                     await self._writer.wait()
@@ -309,7 +355,7 @@ class Channel:
             await trio.sleep(silence_timeout / 2)
             with trio.move_on_after(silence_timeout) as patience:
                 await self.ping()
-            if patience.cancelled_caught:
+            if patience.cancelled_caught and not self._held:
                 self._fail(PeerSilentError(f"the peer left a ping unanswered for {silence_timeout} seconds"))
 
     @trio.lowlevel.enable_ki_protection
@@ -329,6 +375,7 @@ class Channel:
             stream._on_channel_end(closed=self._closed)
         for waiter in self._pings:
             waiter.fail(self._error())
+        self._written.fail(self._error())
 
     async def _close(self) -> None:
         """Say goodbye to all streams, and give the peer a moment to take what is queued."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
+import struct
+import termios
 from typing import final
 
 import trio
@@ -169,6 +173,39 @@ class PortStream(trio.abc.Stream):
                 await self.skip_past(marker)
                 return
             self.send_nowait(marker)
+
+    def block_until(self, *words: bytes) -> bytes:
+        """Read until one of *words* came, and return all that was read; at the end of the data, too.
+
+        Nothing else of this thread runs meanwhile, which is the point: a machine whose state is saved in here
+        is in the same place wherever it goes on. Give what was read to the channel, or to `unread` of a new stream.
+        """
+        data, self._ahead = bytearray(self._ahead), b""
+        overlap = max(map(len, words)) - 1
+        readable = select.poll()
+        readable.register(self._fd, select.POLLIN)
+        start = 0
+        while not any(data.find(word, start) >= 0 for word in words):
+            start = max(len(data) - overlap, 0)
+            readable.poll()
+            try:
+                piece = os.read(self._fd, READ_SIZE)
+            except BlockingIOError:
+                continue
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+
+    def unread(self, data: bytes) -> None:
+        """Have *data* received before what is still to be read. Nobody may be waiting to receive."""
+        self._ahead = data + self._ahead
+
+    def count_untaken(self) -> int:
+        """Return how many bytes, at least, the peer has yet to read of what was sent; for a socket."""
+        self._check()
+        count: int = struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        return count
 
     def close(self) -> None:
         """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""

@@ -96,6 +96,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             state = "open"
         return f"<ChannelStream {self.id}: {state}>"
 
+    @property
+    def channel(self) -> Channel:
+        """The channel that it is a stream of."""
+        return self._channel
+
     # --- Sending ---
 
     @trio.lowlevel.enable_ki_protection
@@ -248,6 +253,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._connection.take(self.id, len(data))
             self._channel._flush()
         return data
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `receive_some` would return, or raise, at once."""
+        return self._closed or bool(self._buffer) or self._ended or self._is_broken
 
     def _is_receivable(self) -> bool:
         """Whether there is data or END; raise what forbids receiving."""
