@@ -39,6 +39,7 @@ from ._errors import (
     RunRefusedError as RunRefusedError,
     SandboxClosedError as SandboxClosedError,
     SandboxError as SandboxError,
+    SnapshotError as SnapshotError,
     TemplateError as TemplateError,
     TemplateExistsError as TemplateExistsError,
     TemplateUnusableError as TemplateUnusableError,

@@ -25,6 +25,7 @@
     ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
     ├── DeadlinePassedError          the guest stopped it by itself, at a deadline that was moved meanwhile
     ├── WarmupError                  `SandboxConfig.warmup` failed
+    ├── SnapshotError                a sandbox's state could not be saved
     ├── TemplateError
     │   ├── UnknownTemplateError     no template has that key or name
     │   ├── TemplateExistsError      a template of that name is there already
@@ -187,6 +188,10 @@ class MountError(SandboxError):
 
 class WarmupError(SandboxError):
     """The code of `SandboxConfig.warmup` failed; what it said is in the message. No sandbox was opened."""
+
+
+class SnapshotError(SandboxError):
+    """A sandbox's state could not be saved, and nothing is left of the attempt; the sandbox goes on, unless the message says otherwise."""
 
 
 class TemplateError(SandboxError):

@@ -42,9 +42,12 @@ services = {}
 def serve(kind, stream, payload):
     # The services of the guest: code, getting ready for being saved, and mounting.
     if kind == 2:
-        services[stream] = json.loads(payload)["service"]
-        if services[stream] == "snapshot":
-            agent.sendall(frame(3, b"frozen", stream) + frame(4, b"", stream))
+        header = json.loads(payload)
+        services[stream] = header["service"]
+        if services[stream] == "snapshot" and "never-frozen" not in modes:
+            agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
+    elif kind == 3 and services.get(stream) == "snapshot" and "never-goes-on" not in modes:
+        agent.sendall(frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "mounts":
         wanted = json.loads(payload[5:])["mounts"]
         failed = {"errno": 20, "strerror": "Not a directory", "filename": wanted[0]["target"]}

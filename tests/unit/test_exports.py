@@ -19,7 +19,7 @@ PUBLIC: dict[str, str] = {
         MissingProgramError MountError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxStatistics
-        TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
+        SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
         VmError WarmupError open_host open_sandbox
     """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",

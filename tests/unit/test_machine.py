@@ -22,7 +22,7 @@ CONFIG = MachineConfig(
     memory_mib=192,
     vcpus=2,
 )
-FDS = MachineFds(kernel=10, initrd=11, system_disk=12, image=13, overlay=14, qmp=15, agent=16, console=17)
+FDS = MachineFds(kernel=10, initrd=11, system_disk=12, image=13, overlay=14, qmp=15, agent=16, console=17, memory=18)
 
 GOLDEN = """\
 -name trio-sandbox
@@ -36,6 +36,9 @@ GOLDEN = """\
 -cpu qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt
 -m 192M
 -smp 2
+-object {"qom-type":"memory-backend-file","id":"ram","size":201326592,"mem-path":"/proc/self/fd/18","share":true}
+-machine memory-backend=ram
+-global migration.send-configuration=off
 -kernel /proc/self/fd/10
 -initrd /proc/self/fd/11
 -append console=ttyS0 quiet
@@ -84,8 +87,8 @@ def test_kvm_differs_in_accelerator_and_cpu_only() -> None:
 
 
 def test_kvm_as_a_descriptor() -> None:
-    argv = machine_argv(CONFIG, "kvm", attrs.evolve(FDS, kvm=18))
-    assert "-add-fd fd=18,set=18\n-accel kvm,device=/dev/fdset/18\n-cpu host\n" in lines(argv)
+    argv = machine_argv(CONFIG, "kvm", attrs.evolve(FDS, kvm=19))
+    assert "-add-fd fd=19,set=19\n-accel kvm,device=/dev/fdset/19\n-cpu host\n" in lines(argv)
 
 
 def test_a_raw_image_has_no_backing_file_to_deny() -> None:
@@ -138,7 +141,8 @@ def test_parse_version_of_something_else() -> None:
 def test_a_clone_has_its_ram_in_a_file_and_frozen_layers_below_its_overlay() -> None:
     config = attrs.evolve(CONFIG, layers=("/t/a.qcow2", "/t/b.qcow2"), memory_file=Path("/t/memory"))
     argv = machine_argv(config, "tcg", attrs.evolve(FDS, layers=(20, 21), memory=22), incoming=True)
-    assert '"mem-path":"/proc/self/fd/22","share":false}\n-machine memory-backend=ram\n-incoming defer\n' in lines(argv)
+    assert '"mem-path":"/proc/self/fd/22","share":false}\n-machine memory-backend=ram\n' in lines(argv)
+    assert "\n-incoming defer\n" in lines(argv)
     nodes = {
         node["node-name"]: node for word in argv if word.startswith("{") and "node-name" in (node := json.loads(word))
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -21,12 +22,13 @@ from .._errors import (
     GuestProtocolError,
     QemuStorageDaemonError,
     SandboxError,
+    SnapshotError,
     TemplateUnusableError,
     VmError,
     WarmupError,
 )
 from ..image import Image, Place, SystemDisk, open_mounts_disk
-from ..qemu import MachineConfig, OverlayPool, SavedState, Vm, VmManager, machine_identity
+from ..qemu import MachineConfig, OverlayPool, SavedState, Snapshot, Vm, VmManager, copy_memory, link_file, machine_identity
 from ._failures import guest_failures
 from ._messages import code_request
 from ._mounts import mount
@@ -36,6 +38,8 @@ from ._templates import Template, TemplateStore, new_template, sync_files, templ
 
 _log = logging.getLogger("trio_sandbox.templates")
 
+#: What a machine has in its directory: the overlay that it starts with, and others.
+_OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
 #: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
 _TRIVIAL_RUN: Final = "print(1)"
 #: Bytes that a warm-up may print.
@@ -117,7 +121,7 @@ class Launcher:
                 if self._failures[key] < _ATTEMPTS:
                     vm = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
-                vm = await stack.enter_async_context(self._open_vm(machine, image.path))
+                vm = await stack.enter_async_context(self._open_vm(machine))
                 if config.warmup:
                     await _run(vm, config.warmup, self._timeouts)
             if places:
@@ -206,7 +210,7 @@ class Launcher:
             kernel_args=system.kernel_args,
             system_disk=system.disk,
             image=image.path,
-            overlay=self._new_path(".qcow2"),
+            overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own
             memory_mib=memory_mib,
             vcpus=vcpus,
             # Where templates are wanted, also machines that boot because there is none yet are like their clones.
@@ -214,22 +218,68 @@ class Launcher:
         )
 
     @asynccontextmanager
-    async def _open_vm(self, machine: MachineConfig, base: Path, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
-        mounts, own = machine.mounts, None
+    async def open_restored(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
+        """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
+
+        The snapshot may be discarded once the block has started. Errors are those of `open_machine`.
+        """
+        async with self._open_vm(snapshot.config, snapshot.saved) as vm:
+            yield vm
+
+    async def snapshot(self, vm: Vm) -> Snapshot:
+        """Take a snapshot of a machine of ours, which goes on; for the caller to discard.
+
+        Cancelled, it leaves nothing; while the machine stands still a cancellation waits.
+
+        Raises:
+          SnapshotError: if it can't be taken. The machine goes on, or was ended, as the message says.
+
+        """
+        name = secrets.token_hex(8)
+        directory = self._directory / f"snapshot-{name}"
+        overlay = vm.config.overlay.with_name(f"{name}.qcow2")
+
+        def remove_unused_overlay() -> None:
+            if vm.config.overlay != overlay:
+                overlay.unlink(missing_ok=True)
+
+        with ExitStack() as undo:
+            undo.callback(remove_unused_overlay)
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            try:
+                directory.mkdir(mode=0o700)
+                # Whatever it will stand on is of the size of the image, and nobody reads the name that is written in it.
+                await self._overlays.acquire(vm.config.image, overlay)
+            except (OSError, QemuStorageDaemonError) as exc:
+                raise SnapshotError(f"there is no disk for the machine to go on with: {exc}") from exc
+            snapshot = await vm.snapshot(directory, overlay)
+            undo.pop_all()
+        return snapshot
+
+    @asynccontextmanager
+    async def _open_vm(self, machine: MachineConfig, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
+        directory = self._directory / secrets.token_hex(8)
         try:
-            if mounts is not None:
-                # A name of its own: a machine that goes on from this one may outlive it.
-                own = self._new_path(".mounts")
-                os.link(mounts, own)
-                machine = attrs.evolve(machine, mounts=own)
-            await self._overlays.acquire(base, machine.overlay)
+            directory.mkdir(mode=0o700)
+            # Links of its own: what it stands on stays for as long as it does, and whoever made it can remove it.
+            layers = tuple(directory / f"layer{number}.qcow2" for number in range(len(machine.layers)))
+            for layer, link in zip(machine.layers, layers, strict=True):
+                link_file(layer, link)
+            machine = attrs.evolve(machine, layers=layers, overlay=directory / _OVERLAY)
+            if machine.mounts is not None:
+                link_file(machine.mounts, directory / _MOUNTS)
+                machine = attrs.evolve(machine, mounts=directory / _MOUNTS)
+            if saved is not None and machine.memory_shared:
+                assert machine.memory_file is not None
+                # What its guest gives back is cut out of the file.
+                await trio.to_thread.run_sync(copy_memory, machine.memory_file, directory / _MEMORY)
+                machine = attrs.evolve(machine, memory_file=directory / _MEMORY)
+            await self._overlays.acquire(machine.image, machine.overlay)
             hostname = f"sandbox-{secrets.token_hex(4)}"
             async with self._machines.open_vm(machine, hostname=hostname, saved=saved) as vm:
                 yield vm
         finally:
-            machine.overlay.unlink(missing_ok=True)
-            if own is not None:
-                own.unlink(missing_ok=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def _open_clone(
         self,
@@ -247,7 +297,7 @@ class Launcher:
         clone = attrs.evolve(machine, layers=(template.overlay,), memory_file=template.memory)
         saved = SavedState(template.devices, template.marker)
         try:
-            return await stack.enter_async_context(self._open_vm(clone, template.overlay, saved))
+            return await stack.enter_async_context(self._open_vm(clone, saved))
         except _RESTORE_FAILURES as exc:
             self._failures[key] += 1
             templates.discard(key, f"a machine could not go on from it: {exc}")

@@ -18,6 +18,9 @@ from .._config import check_memory_mib, check_vcpus
 #: The guest's agent finds its port by this name.
 AGENT_PORT: Final = "org.trio-sandbox.agent"
 
+#: QEMU's name for the overlay that a machine starts with.
+OVERLAY_NODE: Final = "overlay"
+
 AcceleratorName = Literal["kvm", "tcg"]
 
 
@@ -59,7 +62,7 @@ class MachineConfig:
     vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
     memory_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
-    """A file of `memory_mib` MiB that is the RAM; None: anonymous memory.
+    """A file of `memory_mib` MiB that is the RAM; None: memory of the machine's own.
 
     The user that QEMU runs as must be allowed to write to it, whether `memory_shared` or not.
     """
@@ -102,8 +105,8 @@ class MachineFds:
     console: int
     kvm: int | None = None
     """``/dev/kvm`` open for reading and writing, where QEMU may not open it itself."""
-    memory: int | None = None
-    """`MachineConfig.memory_file`, open for whatever."""
+    memory: int
+    """`MachineConfig.memory_file`, open for whatever, or memory of the machine's own: memfd_create(2)."""
 
 
 def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> list[str]:
@@ -144,8 +147,9 @@ def machine_argv(
     """
     argv = base_argv(accelerator, kvm_fd=fds.kvm)
     argv += ["-m", f"{config.memory_mib}M", "-smp", str(config.vcpus)]
-    if fds.memory is not None:
-        argv += _memory_backend(config, fds.memory)
+    argv += _memory_backend(config, fds.memory)
+    # Only then `xen-save-devices-state` writes what `migrate-incoming` reads.
+    argv += ["-global", "migration.send-configuration=off"]
     if incoming:
         argv += ["-incoming", "defer"]
     # Loaded with plain open(2), which knows nothing of descriptor sets.
@@ -184,7 +188,7 @@ def _memory_backend(config: MachineConfig, fd: int) -> list[str]:
         "size": config.memory_mib * 2**20,
         # Opened with plain open(2), and for writing even where only private copies are written to.
         "mem-path": f"/proc/self/fd/{fd}",
-        "share": config.memory_shared,
+        "share": config.memory_shared or config.memory_file is None,
     }
     return ["-object", json.dumps(backend, separators=(",", ":")), "-machine", "memory-backend=ram"]
 
@@ -198,6 +202,10 @@ def _system_disk(fds: MachineFds) -> list[str]:
     ]
 
 
+#: What is thrown away with its VM needs no protection from a power failure, so the guest's flushes need not reach the disk.
+_OVERLAY_OPTIONS: Final[dict[str, object]] = {"discard": "unmap", "cache": {"direct": False, "no-flush": True}}
+
+
 def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
     image: dict[str, object] = {
         "driver": config.image_format,
@@ -207,12 +215,7 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
     }
     if config.image_format == "qcow2":
         image["backing"] = None  # Whatever its header names.
-    # What is thrown away with its VM needs no protection from a power failure, so the guest's
-    # flushes need not reach the disk.
-    overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | {
-        "discard": "unmap",
-        "cache": {"direct": False, "no-flush": True},
-    }
+    overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | _OVERLAY_OPTIONS
     top, layers = "image", list[str]()
     for number, fd in enumerate(fds.layers):
         file, name = f"layer{number}-file", f"layer{number}"
@@ -227,11 +230,10 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         top = name
     overlay: dict[str, object] = {
         "driver": "qcow2",
-        "node-name": "overlay",
+        "node-name": OVERLAY_NODE,
         "file": "overlay-file",
         "backing": top,
-        "discard": "unmap",
-        "cache": {"direct": False, "no-flush": True},
+        **_OVERLAY_OPTIONS,
     }
     return [
         *_fdset(fds.image),
@@ -241,7 +243,7 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         *_fdset(fds.overlay),
         *_blockdev(overlay_file),
         *_blockdev(overlay),
-        *_disk("overlay"),
+        *_disk(OVERLAY_NODE),
     ]
 
 
@@ -265,6 +267,18 @@ def _mounts_disk(fds: MachineFds) -> list[str]:
         *_blockdev({"driver": "raw", "node-name": "mounts", "file": "mounts-file", "read-only": True}),
         *_disk("mounts"),
     ]
+
+
+def added_overlay(node: str, path: str) -> dict[str, object]:
+    """Return the arguments of `blockdev-add` for an overlay that is going to stand on the one that a machine has.
+
+    Args:
+      node: What to call it.
+      path: Of a descriptor set with the file, open for reading and writing.
+
+    """
+    file = {"driver": "file", "filename": path, **_OVERLAY_OPTIONS}
+    return {"driver": "qcow2", "node-name": node, "file": file, "backing": None, **_OVERLAY_OPTIONS}
 
 
 def _fdset(fd: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A machine's state to a file and back: QEMU's migration, with the RAM left where it is.
+"""A machine's state to a file and back: QEMU's migration, as a rule with the RAM left where it is.
 
 The RAM of such a machine is a file (`MachineConfig.memory_file`), so that only the devices' state is
 written: some 350 KB. The file that takes it is handed over as a descriptor: QEMU opens nothing.
@@ -18,10 +18,8 @@ from ._qmp import QMPChannel
 
 #: The descriptor's name inside QEMU.
 _FD_NAME: Final = "state"
-_CAPABILITIES: Final = [
-    {"capability": "x-ignore-shared", "state": True},
-    {"capability": "events", "state": True},
-]
+#: Bytes a second: none of ours goes over a network that others want to use.
+_NO_LIMIT: Final = 2**40
 
 
 class MigrationError(Exception):
@@ -44,28 +42,40 @@ async def save_state(qmp: QMPChannel, fd: int) -> None:
 
     """
     await qmp.execute("stop")
-    await _migrate(qmp, fd, "migrate")
+    await _migrate(qmp, fd, "migrate", with_memory=False)
 
 
-async def load_state(qmp: QMPChannel, fd: int) -> None:
-    """Read the devices' state from *fd* and let the machine go on from there.
+async def save_with_memory(qmp: QMPChannel, fd: int) -> None:
+    """Write the RAM and the devices' state of a machine that is stopped to *fd*, wherever its RAM is.
+
+    Arguments and errors are those of `save_state`. The machine may go on afterwards.
+    """
+    await qmp.execute("migrate-set-parameters", {"max-bandwidth": _NO_LIMIT})
+    await _migrate(qmp, fd, "migrate", with_memory=True)
+
+
+async def load_state(qmp: QMPChannel, fd: int, *, with_memory: bool = False) -> None:
+    """Read the devices' state from *fd*, and the RAM if `save_with_memory` wrote it; let the machine go on from there.
 
     Args:
       qmp: The machine's, which was started to wait for it.
       fd: A file open for reading, from its beginning.
+      with_memory: Whether the RAM is in it.
 
     Raises:
       MigrationError: if QEMU says that it failed.
       QMPError: if it can't be talked to: some versions of QEMU exit where they can't load a state.
 
     """
-    await _migrate(qmp, fd, "migrate-incoming")
+    await _migrate(qmp, fd, "migrate-incoming", with_memory=with_memory)
     # It was stopped when it was saved, so it is still.
     await qmp.execute("cont")
 
 
-async def _migrate(qmp: QMPChannel, fd: int, command: str) -> None:
-    await qmp.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool) -> None:
+    wanted = {"x-ignore-shared": not with_memory, "events": True}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
     await qmp.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
     with qmp.subscribe("MIGRATION") as events:
         try:

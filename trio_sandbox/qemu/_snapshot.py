@@ -1,0 +1,324 @@
+"""A snapshot: the state of a machine at one moment, for others to go on from, while the machine itself goes on.
+
+While the agent holds still and QEMU has the machine stopped, the devices' state is written to a file, what the RAM's
+file does not have is added to a copy of that which was made before, and the disk gets a new overlay: the one before
+is written to by nobody any more, and is a layer under this machine's disk and under all that go on from the snapshot.
+
+Where the kernel does not let us read QEMU's memory, the RAM is in one stream with the devices' state, which each
+machine that goes on from it has to read.
+
+Sources: ``migration.json`` and ``block-core.json`` of QEMU's ``qapi``. `xen-save-devices-state` has nothing to do
+with Xen but that it was the first to want the state without the RAM.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+import trio
+
+from .._errors import QMPCommandError, QMPError, SnapshotError
+from ..wire import Channel, ChannelStream, StreamResetError
+from ._machine import MachineConfig, added_overlay
+from ._migration import save_with_memory
+from ._qmp import QMPChannel
+from ._ram import PrivateRam, copy_data
+
+_log = logging.getLogger("trio_sandbox.snapshot")
+
+#: RAMs that are copied at a time.
+_COPIES: Final = 2
+_limiter: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("copying")
+
+#: What the agent says when it holds still; see `trio_sandbox.guest.snapshot`.
+_FROZEN: Final = b"frozen"
+_MEMORY, _DEVICES = "memory", "devices"
+
+
+@final
+@attrs.frozen
+class SavedState:
+    """Where a machine's state was saved, but for what its config has: the RAM's file and the frozen disks."""
+
+    devices: Path
+    """The file that `Vm.save` or `Vm.snapshot` wrote."""
+    marker: bytes = attrs.field(repr=False)
+    """What the agent was told to wait for; see `wire.PortStream.skip_past`."""
+    with_memory: bool = False
+    """The RAM is in `devices`, too."""
+
+
+@final
+@attrs.frozen
+class Snapshot:
+    """The state of a machine at one moment, from which any number of others can go on, now and later.
+
+    All its files are in one directory of its own; `discard` removes them.
+    """
+
+    directory: Path
+    """Where its files are."""
+    config: MachineConfig
+    """The machine. Each that goes on from here needs an overlay of its own, over the last of the layers."""
+    saved: SavedState
+    """Its state."""
+    pause: float
+    """Seconds that the machine stood still for it."""
+
+    def discard(self) -> None:
+        """Remove its files. Machines that went on from it, and have links to its layers, are not disturbed."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file that never changes any more a second name, which keeps it there; a copy where that can't be.
+
+    Raises:
+      OSError: if there is no such file, or no room for a copy.
+
+    """
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+@asynccontextmanager
+async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGenerator[None]:
+    """Have the agent hold still for a block, and say nothing to it meanwhile; it goes on after it, however it is left.
+
+    Args:
+      guest: The channel to it.
+      marker: What its machine's copies will be called by.
+      patience: Seconds that it has for getting ready, and again for going on.
+
+    Raises:
+      SnapshotError: if it does not get ready.
+      trio.TooSlowError: if it does not go on.
+      trio.BrokenResourceError, trio.ClosedResourceError, StreamLimitError: as streams do.
+
+    """
+    token = secrets.token_bytes(16)
+    header = {"service": "snapshot", "marker": marker.hex(), "token": token.hex()}
+    with closing(guest.open_stream(header)) as stream:
+        ready = False
+        try:
+            async with AsyncExitStack() as silence:
+                with trio.move_on_after(patience) as waiting:
+                    await _wait_frozen(stream)
+                    ready = True
+                    await silence.enter_async_context(guest.hold_writes())
+                if waiting.cancelled_caught:
+                    raise SnapshotError(f"the guest did not get ready for being saved within {patience:g} s")
+                yield
+        finally:
+            # In any case: it may be just about to hold still for what is not wanted any more.
+            with trio.fail_after(patience, shield=True):
+                await stream.send_all(token)
+                while ready and await stream.receive_some():
+                    pass
+
+
+async def _wait_frozen(stream: ChannelStream) -> None:  # noqa: ASYNC910 - receiving is a checkpoint
+    answer = b""
+    try:
+        while len(answer) < len(_FROZEN) and (data := await stream.receive_some()):
+            answer += data
+    except StreamResetError as exc:
+        raise SnapshotError(f"the guest can't be saved: {exc.reason}") from exc
+    if answer != _FROZEN:
+        raise SnapshotError(f"the guest did not get ready for being saved, but said {answer!r:.80}")
+
+
+class MonitorLostError(Exception):
+    """QEMU did not answer, and nobody knows what it has done."""
+
+
+@final
+class Taking:
+    """One snapshot, from its files to the machine's going on. A context manager: its descriptors are closed with the block.
+
+    Args:
+      qmp: The machine's.
+      config: The machine.
+      node: QEMU's name for its overlay.
+      overlay: What it is to write to from now on: a new and empty qcow2 file of the size of its disk.
+      directory: An empty directory for the snapshot's files.
+      marker: What the agent is told to wait for.
+      patience: Seconds for QEMU to answer one command.
+
+    """
+
+    def __init__(
+        self,
+        qmp: QMPChannel,
+        config: MachineConfig,
+        node: str,
+        *,
+        overlay: Path,
+        directory: Path,
+        marker: bytes,
+        patience: float,
+    ) -> None:
+        self.config: MachineConfig = config
+        """The machine as it is now: with the new overlay once that is in its place."""
+        self.node: str = node
+        """QEMU's name for its overlay, as it is now."""
+        self._qmp = qmp
+        self._overlay = overlay
+        self._directory = directory
+        self._marker = marker
+        self._patience = patience
+        self._lost = False
+        self._stack = ExitStack()
+        self._layers: tuple[Path, ...] = ()
+        self._devices = self._new_overlay = self._memory = -1
+        self._copy_ram: Callable[[], object] | None = None
+
+    def __enter__(self) -> Taking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def prepare(self, pid: int, memory: int) -> None:
+        """Make the files, and do what can be done while the machine runs. Cancelled: files are left.
+
+        Args:
+          pid: QEMU's process id.
+          memory: A descriptor of the RAM's file.
+
+        Raises:
+          OSError: if there is no room for them.
+
+        """
+        layers = (*self.config.layers, self.config.overlay)
+        self._layers = tuple(self._directory / f"layer{number}.qcow2" for number in range(len(layers)))
+        for layer, link in zip(layers, self._layers, strict=True):
+            link_file(layer, link)
+        self._devices = self._open(self._directory / _DEVICES, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._new_overlay = self._open(self._overlay, os.O_RDWR)
+        if self.config.memory_file is None or self.config.memory_shared:
+            self._memory = self._make_memory()
+            # It changes for as long as the machine runs.
+            self._copy_ram = partial(copy_data, memory, self._memory)
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            ram = self._stack.enter_context(PrivateRam(pid, memory))
+        except (OSError, ValueError) as exc:
+            _log.info("QEMU's memory can't be read, and snapshots take longer: %s", exc)
+            await trio.lowlevel.checkpoint()
+        else:
+            self._memory = self._make_memory()
+            self._copy_ram = partial(ram.copy, self._memory)
+            await trio.to_thread.run_sync(copy_data, memory, self._memory, limiter=_copying())
+
+    def _open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC, mode)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _make_memory(self) -> int:
+        fd = self._open(self._directory / _MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.ftruncate(fd, self.config.memory_mib * 2**20)
+        os.fchmod(
+            fd, 0o666
+        )  # QEMU, which runs as another user, opens it anew; nobody else gets at it, by its directory
+        return fd
+
+    async def take(self) -> Snapshot:
+        """Save the state, while the agent holds still. Shield it: cancelled in the middle, the machine stands still for ever.
+
+        Raises:
+          QMPCommandError, MigrationError, OSError: if the state can't be saved; the machine goes on.
+          MonitorLostError: if QEMU does not answer.
+
+        """
+        config, fdsets = self.config, [1 << 30 | secrets.randbits(30) for _ in range(2)]
+        devices, overlay = (f"/dev/fdset/{number}" for number in fdsets)
+        node = f"overlay-{secrets.token_hex(4)}"
+        try:
+            for number, fd in zip(fdsets, (self._devices, self._new_overlay), strict=True):
+                await self._execute("add-fd", {"fdset-id": number}, [fd])
+            await self._execute("blockdev-add", added_overlay(node, overlay))
+            begin = trio.current_time()
+            await self._execute("stop")
+            try:
+                if self._copy_ram is not None:
+                    await self._execute("xen-save-devices-state", {"filename": devices, "live": False})
+                    await trio.to_thread.run_sync(self._copy_ram, limiter=_copying())
+                    await self._change_overlay(node)
+                else:
+                    # It can't be changed afterwards: then QEMU has given the disks up, until the machine goes on.
+                    await self._change_overlay(node)
+                    await self._save_with_memory()
+            finally:
+                await self._execute("cont")  # noqa: ASYNC102 - the caller shields us, and each command is bounded
+            pause = trio.current_time() - begin
+        finally:
+            undo: list[tuple[str, dict[str, object]]] = [("remove-fd", {"fdset-id": number}) for number in fdsets]
+            if self.node != node:
+                undo.insert(0, ("blockdev-del", {"node-name": node}))
+            for command, arguments in undo:
+                with suppress(QMPCommandError):  # it may not be there yet
+                    await self._execute(command, arguments)  # noqa: ASYNC102 - as above
+        memory = None if self._memory < 0 else self._directory / _MEMORY
+        return Snapshot(
+            self._directory,
+            attrs.evolve(config, layers=self._layers, memory_file=memory, memory_shared=False),
+            SavedState(self._directory / _DEVICES, self._marker, with_memory=memory is None),
+            pause,
+        )
+
+    async def _change_overlay(self, node: str) -> None:
+        await self._execute("blockdev-snapshot", {"node": self.node, "overlay": node})
+        self.node = node
+        self.config = attrs.evolve(
+            self.config, layers=(*self.config.layers, self.config.overlay), overlay=self._overlay
+        )
+
+    async def _execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, fds: Sequence[int] = ()
+    ) -> None:
+        with self._bounded(command):
+            await self._qmp.execute(command, arguments, fds)
+
+    async def _save_with_memory(self) -> None:
+        with self._bounded("migrate"):
+            await save_with_memory(self._qmp, self._devices)
+
+    @contextmanager
+    def _bounded(self, command: str) -> Generator[None]:
+        if self._lost:
+            raise MonitorLostError(f"QEMU was not asked for {command} any more")
+        try:
+            with trio.fail_after(self._patience):
+                yield
+        except QMPCommandError:
+            raise
+        except (QMPError, trio.TooSlowError) as exc:
+            self._lost = True
+            why = f"no answer within {self._patience:g} s" if isinstance(exc, trio.TooSlowError) else exc
+            raise MonitorLostError(f"{command}: {why}") from exc
+
+
+def _copying() -> trio.CapacityLimiter:
+    """Return what bounds the threads that copy RAM: more of them would only wait for the same memory."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(_COPIES)
+        _limiter.set(limiter)
+        return limiter
