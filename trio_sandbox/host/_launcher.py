@@ -28,7 +28,17 @@ from .._errors import (
     WarmupError,
 )
 from ..image import Image, Place, SystemDisk, open_mounts_disk
-from ..qemu import MachineConfig, OverlayPool, SavedState, Snapshot, Vm, VmManager, copy_memory, link_file, machine_identity
+from ..qemu import (
+    MachineConfig,
+    OverlayPool,
+    SavedState,
+    Snapshot,
+    Vm,
+    VmManager,
+    copy_memory,
+    link_file,
+    machine_identity,
+)
 from ._failures import guest_failures
 from ._messages import code_request
 from ._mounts import mount

@@ -25,7 +25,12 @@ from ._qcow2 import Qcow2FormatError as Qcow2FormatError, Qcow2Info as Qcow2Info
 from ._qmp import QMPChannel as QMPChannel, QMPStatistics as QMPStatistics, open_qmp as open_qmp
 from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
-from ._snapshot import SavedState as SavedState, Snapshot as Snapshot, link_file as link_file
+from ._snapshot import (
+    SavedState as SavedState,
+    Snapshot as Snapshot,
+    copy_memory as copy_memory,
+    link_file as link_file,
+)
 from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon
 from ._vm import (
     Vm as Vm,

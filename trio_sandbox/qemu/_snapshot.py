@@ -41,7 +41,7 @@ _limiter: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("copying")
 
 #: What the agent says when it holds still; see `trio_sandbox.guest.snapshot`.
 _FROZEN: Final = b"frozen"
-_MEMORY, _DEVICES = "memory", "devices"
+_MEMORY, _DEVICES, _MOUNTS = "memory", "devices", "mounts"
 
 
 @final
@@ -68,7 +68,8 @@ class Snapshot:
     directory: Path
     """Where its files are."""
     config: MachineConfig
-    """The machine. Each that goes on from here needs an overlay of its own, over the last of the layers."""
+    """The machine. Each that goes on from here needs an overlay of its own, over the last of the layers, and a copy of
+    the RAM's file of its own where that is `memory_shared`."""
     saved: SavedState
     """Its state."""
     pause: float
@@ -92,6 +93,19 @@ def link_file(source: Path, target: Path) -> None:
         raise
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+
+
+def copy_memory(source: Path, target: Path) -> None:
+    """Copy a RAM's file, for a machine that is to have one of its own. Run it in a thread of Trio's; errors as `copy_data`."""
+    with open(source, "rb") as old, open(target, "xb") as new:
+        _size_memory(new.fileno(), os.fstat(old.fileno()).st_size)
+        copy_data(old.fileno(), new.fileno())
+
+
+def _size_memory(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
+    # QEMU, which runs as another user, opens it anew. Nobody else gets at it, by its directory.
+    os.fchmod(fd, 0o666)
 
 
 @asynccontextmanager
@@ -207,6 +221,8 @@ class Taking:
         self._layers = tuple(self._directory / f"layer{number}.qcow2" for number in range(len(layers)))
         for layer, link in zip(layers, self._layers, strict=True):
             link_file(layer, link)
+        if self.config.mounts is not None:
+            link_file(self.config.mounts, self._directory / _MOUNTS)
         self._devices = self._open(self._directory / _DEVICES, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self._new_overlay = self._open(self._overlay, os.O_RDWR)
         if self.config.memory_file is None or self.config.memory_shared:
@@ -232,10 +248,7 @@ class Taking:
 
     def _make_memory(self) -> int:
         fd = self._open(self._directory / _MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        os.ftruncate(fd, self.config.memory_mib * 2**20)
-        os.fchmod(
-            fd, 0o666
-        )  # QEMU, which runs as another user, opens it anew; nobody else gets at it, by its directory
+        _size_memory(fd, self.config.memory_mib * 2**20)
         return fd
 
     async def take(self) -> Snapshot:
@@ -277,7 +290,13 @@ class Taking:
         memory = None if self._memory < 0 else self._directory / _MEMORY
         return Snapshot(
             self._directory,
-            attrs.evolve(config, layers=self._layers, memory_file=memory, memory_shared=False),
+            attrs.evolve(
+                config,
+                layers=self._layers,
+                mounts=None if config.mounts is None else self._directory / _MOUNTS,
+                memory_file=memory,
+                memory_shared=config.balloon,
+            ),
             SavedState(self._directory / _DEVICES, self._marker, with_memory=memory is None),
             pause,
         )
