@@ -203,7 +203,7 @@ async def test_a_host_that_thinks_better_of_it() -> None:
     async with open_machine() as sock, open_conversation(sock) as host:
         async with host.channel.open_stream(header) as stream:
             await stream.send_all(TOKEN)
-            assert await read_all(stream) == b"frozen"
+            assert await read_all(stream) in (b"", b"frozen")
         stream = host.channel.open_stream(header)
         await stream.send_and_close(TOKEN)
         assert (await host.run("print(1)")).stdout == "1\n"

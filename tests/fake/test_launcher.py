@@ -322,7 +322,7 @@ async def test_a_saved_sandbox_is_gone_on_from(site: Site) -> None:
     with nothing_left(template.directory, site.directory / "overlays"):
         async with site.launcher.open_saved(image, system, template) as vm:
             await vm.guest.ping()
-            assert vm.config.layers == template.layers
+            assert [layer.name for layer in vm.config.layers] == [layer.name for layer in template.layers]
             assert vm.config.memory_file == template.memory
             assert not vm.config.memory_shared
     assert site.boots() == 0

@@ -99,7 +99,7 @@ async def open_fake_host(
 
 def overlays_of(host: Host) -> list[Path]:
     """Give the disks of a host's sandboxes."""
-    return list(host._runtime.directory.glob("*.qcow2"))  # pyright: ignore[reportPrivateUsage]
+    return list(host._runtime.directory.rglob("*.qcow2"))  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture

@@ -178,11 +178,12 @@ class SnapshotService:
         await trio.to_thread.run_sync(os.sync, abandon_on_cancel=True)
         await machine.freeze()
         try:
-            await stream.send_all(FROZEN)
-            # While something of ours waits to be written the host does not know that we wait for it.
             await stream.channel.wait_written()
-            # The host may have thought better of it. From here to there nobody else runs.
-            data = b"" if stream.has_news else machine.hold_still(marker, token)
+            data: bytes | None = b""
+            if not stream.has_news:  # otherwise the host has thought better of it
+                # Once the host has read this, no other task runs: what it says next may be for another conversation.
+                stream.send_blocking(FROZEN)
+                data = machine.hold_still(marker, token)
             if data is None:
                 self.marker = marker
                 self.over.set()

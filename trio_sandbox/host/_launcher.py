@@ -154,7 +154,7 @@ class Launcher:
         saved = SavedState(template.devices, template.marker)
         async with AsyncExitStack() as stack:
             try:
-                vm = await stack.enter_async_context(self._open_vm(clone, template.layers[-1], saved))
+                vm = await stack.enter_async_context(self._open_vm(clone, saved))
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
                 raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
             yield vm

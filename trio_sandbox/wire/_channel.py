@@ -233,6 +233,17 @@ class Channel:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._fail(PeerGoneError("the connection broke"), exc)
 
+    def _flush_blocking(self) -> None:
+        """Write what is queued, and let no other task run until all of it is written; between other writes only."""
+        assert self._port is not None
+        assert not self._writing
+        self._flush()
+        while self._rest is not None:
+            rest, self._rest = self._rest, None
+            self._port.send_blocking(rest)
+            self._writing = False
+            self._flush()
+
     def _next_write(self) -> bytes | bytearray:
         data, sent = self._connection.next_write()
         for stream_id in sent:

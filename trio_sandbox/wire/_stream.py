@@ -134,6 +134,15 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         finally:
             self.close()
 
+    def send_blocking(self, data: bytes) -> None:
+        """Send a few bytes, and let no other task run until they are written. Call `Channel.wait_written` just before.
+
+        For a `PortStream` only, and for no more than there is credit for: for the first words on a stream.
+        """
+        self._check_send()
+        self._connection.send(self.id, data, end=False, close=False)
+        self._channel._flush_blocking()
+
     async def _send(self, data: bytes | bytearray | memoryview, *, end: bool, close: bool) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
