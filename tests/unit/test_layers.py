@@ -64,7 +64,8 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     },
     "guest.terminals": set(),
     "guest.trees": set(),
-    "guest.python_worker": set(),  # its text is run by the image's Python
+    "guest.python_worker": set(),  # its text is run by the image's Python, and that of the next
+    "guest.python_displays": set(),
     "qemu._reaper_main": set(),  # runs with -I -S
 }
 

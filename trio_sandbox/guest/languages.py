@@ -29,16 +29,18 @@ _PYTHON_BOOT = (
 class Language:
     """How to start an interpreter of a language and what to send it first."""
 
-    __slots__ = ("argv", "name", "worker")
+    __slots__ = ("argv", "library", "name", "worker")
 
-    def __init__(self, name: str, argv: list[str], worker: str) -> None:
+    def __init__(self, name: str, argv: list[str], worker: str, *, library: str | None = None) -> None:
         self.name: str = name
         self.argv: list[str] = argv
         self.worker: str = worker
         """File beside this one with the text that the interpreter is to run."""
+        self.library: str | None = library
+        """Another with text that the worker takes from its control socket next, if it does."""
 
 
-PYTHON = Language("python", ["python3", "-c", _PYTHON_BOOT], "python_worker.py")
+PYTHON = Language("python", ["python3", "-c", _PYTHON_BOOT], "python_worker.py", library="python_displays.py")
 
 LANGUAGES = {language.name: language for language in (PYTHON,)}
 
@@ -72,8 +74,9 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             "blocked": [int(signal.SIGINT)],
         }
         spawn(request, [errors, theirs.fileno()])
-    with open(os.path.join(os.path.dirname(__file__), language.worker), "rb") as file:
-        ours.send(file.read())
+    for name in filter(None, (language.worker, language.library)):
+        with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
+            ours.send(file.read())
     return StartedInterpreter(ours, stderr)
 
 

@@ -11,6 +11,8 @@ the agent then ends that, and starts another.
   are /dev/null, so that the pipes end with the run unless something in the background holds them.
 - SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
   for; the agent then sends "sync" before the next run, which forgets it.
+- Code that awaits at its top level runs on an event loop of asyncio that is kept for the next such code. In between it
+  does not turn, nor while other code runs, so that this can run loops of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import linecache
 import os
 import sys
 import traceback
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, socket
+from _ast import Expr, Expression, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
+from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from collections import deque
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
@@ -44,9 +47,10 @@ from signal import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Sequence
     from signal import pthread_sigmask, signal as set_handler
-    from types import FrameType
+    from types import CodeType, FrameType
     from typing import Any, NoReturn
 else:
     # The wrappers of these two make enumeration members of every number, which takes longer than the calls.
@@ -58,11 +62,18 @@ _LOWEST_DESCRIPTOR = 100
 _MESSAGE_LIMIT = 1 << 17
 #: Bytes of past runs' source that is kept to be shown in tracebacks.
 _SOURCES_LIMIT = 8 << 20
+#: Bytes of a value's text that the agent takes.
+_VALUE_LIMIT = 1 << 16
+#: Characters of code whose last expression's value is looked for. Taking code apart takes a hundred times its size.
+_PARSED_LIMIT = 1 << 18
+#: In the flags of code that awaits at its top level.
+_CO_COROUTINE = 0x80
 #: What an interpreter ends with that can't go on for a reason of its own.
 _EX_SOFTWARE = 70
 
 _READY = b"R"
 _DONE = b"D"
+_DONE_WITH_VALUE = b"V"
 _FAILED = b"F"
 _SYNCED = b"S"
 
@@ -70,7 +81,8 @@ _SYNCED = b"S"
 #: for, but for SIGTERM, which is to end an idle interpreter. Plain numbers, and few: they cost time in every run.
 _held_back = [int(number) for number in (SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGPROF, SIGUSR1, SIGUSR2, SIGVTALRM)]
 
-_main = sys.modules["__main__"].__dict__
+_modules = sys.modules  # as code may put something else there
+_main = _modules["__main__"].__dict__
 _print_exception = traceback.print_exception
 
 
@@ -200,6 +212,15 @@ class _Worker:
         self._streams = _StandardStreams()
         self._sources: deque[tuple[str, int]] = deque()
         self._sources_size = 0
+        self._number = 0
+        self._loop: AbstractEventLoop | None = None
+        self._library: dict[str, Any] = {
+            "__name__": "trio_sandbox_displays",
+            "__builtins__": globals()["__builtins__"],
+        }
+        exec(compile(self._control.recv(_MESSAGE_LIMIT), "<trio-sandbox displays>", "exec"), self._library)
+        self._displays = self._library["Displays"](self._post, self._streams.flush, lambda: self._number)
+        _modules["builtins"].display = self._displays.display  # type: ignore[attr-defined]
         sys.argv = [""]  # instead of how we were started, as where code is typed in
         os.register_at_fork(after_in_child=self._close_control)
 
@@ -226,16 +247,16 @@ class _Worker:
             if message[0] == "renew":
                 _renew(message[1])
                 continue
-            _, number, code, env, cwd = message
+            _, self._number, code, env, cwd = message
             failure = self._prepare(env, cwd)
             if failure is not None:
                 for descriptor in descriptors:
                     close(descriptor)
-                self._send(_FAILED + number.to_bytes(4, "big") + failure)
+                self._send(_FAILED + self._number.to_bytes(4, "big") + failure)
                 continue
             stdin = -1 if len(descriptors) == 2 else descriptors.pop(0)
             self._streams.connect(stdin, *descriptors)
-            status = self._run(f"<run {number}>", code)
+            status, value = self._run(f"<run {self._number}>", code)
             if getpid() != self._pid:
                 return status
             if not self._is_control_ours():
@@ -243,7 +264,8 @@ class _Worker:
                 self._streams.flush()
                 _exit(status)
             self._streams.disconnect()
-            self._send(_DONE + number.to_bytes(4, "big") + bytes([status]))
+            end = self._number.to_bytes(4, "big") + bytes([status])
+            self._send(_DONE + end if value is None else _DONE_WITH_VALUE + end + value)
 
     def _receive(self) -> tuple[Any, list[int]]:
         space = CMSG_SPACE(8 * array.array("i").itemsize)
@@ -262,6 +284,12 @@ class _Worker:
     def _send(self, data: bytes) -> None:
         self._control.send(data)
 
+    def _post(self, data: bytes, descriptors: Sequence[int]) -> None:
+        """Send the agent a message in the middle of a run."""
+        if not self._is_control_ours():
+            raise OSError("this process can't display anything: it is no interpreter, or has closed all descriptors")
+        self._control.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", descriptors))])
+
     def _prepare(self, env: dict[str, str] | None, cwd: str | None) -> bytes | None:
         try:
             if cwd is not None:
@@ -274,27 +302,124 @@ class _Worker:
             return b"22"  # EINVAL
         return None
 
-    def _run(self, name: str, code: str) -> int:
-        """Run *code* and show what it raised, as a Python that runs a script would; return the exit status."""
+    def _run(self, name: str, code: str) -> tuple[int, bytes | None]:
+        """Run *code* and show what it raised, as a Python that runs a script would.
+
+        Return the exit status, and the text of what its last expression came to, if it is one and that is not None.
+        """
         self._remember(name, code)
+        value: bytes | None = None
 
         def execute() -> None:
-            exec(compile(code, name, "exec", dont_inherit=True), _main)
+            nonlocal value
+            try:
+                result = self._evaluate(name, code)
+                if result is not None:
+                    text = _encode_value(repr(result))
+                    self._displays.show_value(result)
+                    value = text
+            except (Exception, SystemExit):
+                self._displays.show_figures()
+                raise
+            if "matplotlib.pyplot" in _modules:
+                self._displays.show_figures()
 
         error = self._interrupts.call(execute)
         if error is None:
-            return 0
+            return 0, value
         status = 1
 
         def conclude() -> None:
             nonlocal status
-            status = _exit_status(error)
+            status = self._exit_status(error)
 
         failure = self._interrupts.call(conclude)
         if failure is not None and not isinstance(failure, KeyboardInterrupt):
             # Formatting it takes more memory than is left, or the code has broken what it takes.
             self._interrupts.call(lambda: write(2, type(error).__name__.encode("utf-8", "replace") + b"\n"))
-        return status
+        return status, None
+
+    def _evaluate(self, name: str, code: str) -> object:
+        """Run *code*; return what its last expression came to, if it is one that no semicolon follows."""
+        if "\n" in code.rstrip() or ";" in code:
+            return self._evaluate_statements(name, code)
+        # Most of what is a single line is an expression, or a call: this takes less time than taking it apart would.
+        try:
+            expression = compile(code, name, "eval", PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        except SyntaxError:
+            expression = None
+        if expression is not None:
+            return self._call(expression)
+        return self._call(compile(code, name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True))
+
+    def _evaluate_statements(self, name: str, code: str) -> object:
+        flags = PyCF_ALLOW_TOP_LEVEL_AWAIT
+        if len(code) > _PARSED_LIMIT:
+            return self._call(compile(code, name, "exec", flags, dont_inherit=True))
+        tree = compile(code, name, "exec", flags | PyCF_ONLY_AST, dont_inherit=True)
+        last = tree.body[-1] if tree.body else None
+        if not isinstance(last, Expr) or _is_muted(last, code):
+            return self._call(compile(tree, name, "exec", flags, dont_inherit=True))
+        tree.body.pop()
+        return self._call(
+            compile(tree, name, "exec", flags, dont_inherit=True),
+            compile(Expression(last.value), name, "eval", flags, dont_inherit=True),
+        )
+
+    def _call(self, *codes: CodeType) -> object:
+        """Run some code, on the event loop if any of it awaits; return what the last comes to."""
+        if any(code.co_flags & _CO_COROUTINE for code in codes):
+            return self._wait(_call_awaiting(codes))
+        result = None
+        for code in codes:
+            result = eval(code, _main)
+        return result
+
+    def _wait(self, coroutine: Any) -> object:
+        """Run our event loop until *coroutine* is over."""
+        from asyncio import CancelledError, new_event_loop
+
+        if self._loop is None or self._loop.is_closed():
+            self._loop = new_event_loop()
+        loop = self._loop
+        task = loop.create_task(coroutine)
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:
+            # KeyboardInterrupt while the loop waited: the code has yet to clean up.
+            if not task.done():
+                task.cancel()
+                try:
+                    loop.run_until_complete(task)
+                except CancelledError:
+                    pass
+            raise
+
+    def _exit_status(self, error: BaseException) -> int:
+        """Show *error* as a Python that runs a script would, and return what that would exit with."""
+        if isinstance(error, SystemExit):
+            value = error.code
+            if value is None:
+                return 0
+            if isinstance(value, int):
+                return int.__and__(value, 0xFF)
+            sys.stderr.write(f"{value}\n")
+            return 1
+        trace = error.__traceback__
+        while trace is not None and self._is_ours(trace.tb_frame):
+            trace = trace.tb_next
+        error.__traceback__ = trace
+        hook = getattr(sys, "excepthook", None)
+        if hook is None or hook is sys.__excepthook__:
+            _print_exception(type(error), error, trace)
+        else:
+            hook(type(error), error, trace)
+        return 128 + SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+    def _is_ours(self, frame: FrameType) -> bool:
+        """Whether a frame that no frame of the code's has called is of what we do to run that."""
+        names = frame.f_globals
+        return names is globals() or names is self._library or str(names.get("__name__")).startswith("asyncio.")
 
     def _remember(self, name: str, code: str) -> None:
         """Let tracebacks show the lines of *code*."""
@@ -355,26 +480,27 @@ def _identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _exit_status(error: BaseException) -> int:
-    """Show *error* as a Python that runs a script would, and return what that would exit with."""
-    if isinstance(error, SystemExit):
-        value = error.code
-        if value is None:
-            return 0
-        if isinstance(value, int):
-            return int.__and__(value, 0xFF)
-        sys.stderr.write(f"{value}\n")
-        return 1
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals is globals():
-        trace = trace.tb_next
-    error.__traceback__ = trace
-    hook = getattr(sys, "excepthook", None)
-    if hook is None or hook is sys.__excepthook__:
-        _print_exception(type(error), error, trace)
-    else:
-        hook(type(error), error, trace)
-    return 128 + SIGINT if isinstance(error, KeyboardInterrupt) else 1
+def _encode_value(text: str) -> bytes:
+    data = str.encode(text[:_VALUE_LIMIT], "utf-8", "backslashreplace")
+    if len(text) <= _VALUE_LIMIT and len(data) <= _VALUE_LIMIT:
+        return data
+    end = b" ... (cut: it has %d characters)" % len(text)
+    return data[: _VALUE_LIMIT - len(end)].decode("utf-8", "ignore").encode() + end
+
+
+async def _call_awaiting(codes: Sequence[CodeType]) -> object:
+    result = None
+    for code in codes:
+        result = eval(code, _main)
+        if code.co_flags & _CO_COROUTINE:
+            result = await result
+    return result
+
+
+def _is_muted(last: Expr, code: str) -> bool:
+    """Whether a semicolon follows the last expression."""
+    line = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")[(last.end_lineno or 1) - 1]
+    return line.encode("utf-8")[last.end_col_offset :].lstrip().startswith(b";")
 
 
 def _serve() -> NoReturn:

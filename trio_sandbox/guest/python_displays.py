@@ -1,0 +1,217 @@
+"""What code of a Python interpreter shows: objects in the forms that notebooks ask them for, and Matplotlib's figures.
+
+Like the worker, which takes this text from the agent and runs it, it stands alone: the standard library of Python 3.9
+or later, in the process of code that nobody trusts.
+
+- Before something is shown what was printed goes out of its buffers, and the code waits until the agent has taken what
+  is shown. So it keeps its place among what is printed, and nothing piles up.
+- It travels in a sealed file of memory, for the agent to read without trusting us.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from binascii import Error as Base64Error, a2b_base64
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from importlib import import_module
+from json import dumps
+from os import MFD_ALLOW_SEALING, MFD_CLOEXEC, O_CLOEXEC, close, memfd_create, pipe2, read, write
+from types import ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+#: As the agent has it, which ends an interpreter that says anything else.
+_MIME_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}")
+#: Bytes that `write` takes at once for certain.
+_PIECE = 1 << 30
+_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+
+_METHODS = (
+    ("_repr_html_", "text/html"),
+    ("_repr_markdown_", "text/markdown"),
+    ("_repr_latex_", "text/latex"),
+    ("_repr_svg_", "image/svg+xml"),
+    ("_repr_png_", "image/png"),
+    ("_repr_jpeg_", "image/jpeg"),
+    ("_repr_pdf_", "application/pdf"),
+    ("_repr_json_", "application/json"),
+    ("_repr_javascript_", "application/javascript"),
+)
+#: Types that have none of these, and that most values are of.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type})
+
+_BACKEND = "trio_sandbox_figures"
+
+_modules = sys.modules  # as code may put something else there
+
+_modules = sys.modules  # as code may put something else there
+
+#: The number of the last run that showed something, and of what it shows next.
+_items = {"run": 0, "next": 0}
+
+
+class Displays:
+    """Shows what the code of a run wants shown.
+
+    Args:
+      post: Sends the agent a message with descriptors.
+      flush: Empties the buffers of what is printed.
+      get_number: Tells the number of the run.
+
+    """
+
+    def __init__(
+        self, post: Callable[[bytes, Sequence[int]], None], flush: Callable[[], None], get_number: Callable[[], int]
+    ) -> None:
+        self._post = post
+        self._flush = flush
+        self._get_number = get_number
+        self._number = 0
+        self._next_item = 0
+        sys.meta_path.insert(0, _FigureFinder(self.show_figures))
+
+    def display(self, *objects: object) -> None:
+        """Show objects, each in all the forms that it has; text is always one of them."""
+        for value in objects:
+            self._show({**_forms(value), "text/plain": repr(value).encode("utf-8", "backslashreplace")})
+
+    def show_value(self, value: object) -> None:
+        """Show what the last expression came to, if it has other forms than text."""
+        if type(value) not in _PLAIN and not _is_open_figure(value):
+            self._show(_forms(value))
+
+    def show_figures(self, *_arguments: object, **_options: object) -> None:
+        """Show Matplotlib's open figures, and close them; its `show` has arguments for windows."""
+        pyplot = _modules.get("matplotlib.pyplot")
+        if pyplot is None:
+            return
+        try:
+            for number in pyplot.get_fignums():
+                self._show(_figure(pyplot.figure(number)))
+        finally:
+            pyplot.close("all")
+
+    def _show(self, forms: dict[str, bytes]) -> None:
+        if not forms:
+            return
+        number = self._get_number()
+        if number != self._number:
+            self._number, self._next_item = number, 0
+        head = b"P" + number.to_bytes(4, "big") + self._next_item.to_bytes(4, "big")
+        self._next_item += 1
+        for mime, data in forms.items():
+            file = memfd_create("display", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+            try:
+                _write(file, data)
+                fcntl(file, F_ADD_SEALS, _SEALS)
+                self._hand_over(head + mime.encode(), file)
+            finally:
+                close(file)
+
+    def _hand_over(self, message: bytes, file: int) -> None:
+        taken, until_taken = pipe2(O_CLOEXEC)
+        try:
+            try:
+                self._flush()
+                self._post(message, [file, until_taken])
+            finally:
+                close(until_taken)
+            read(taken, 1)
+        finally:
+            close(taken)
+
+
+def _write(file: int, data: bytes) -> None:
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += write(file, view[done : done + _PIECE])
+
+
+def _forms(value: object) -> dict[str, bytes]:
+    """Ask *value* for its forms, as notebooks do. It is its type that is asked, since some objects have every attribute."""
+    forms: dict[str, bytes] = {}
+    kind = type(value)
+    bundle = getattr(kind, "_repr_mimebundle_", None)
+    if bundle is not None:
+        found: dict[object, object] = _without_metadata(bundle(value, include=None, exclude=None)) or {}
+        for mime, data in found.items():
+            _add(forms, mime, data)
+    for name, mime in _METHODS:
+        method = getattr(kind, name, None)
+        if method is not None and mime not in forms:
+            _add(forms, mime, _without_metadata(method(value)))
+    if not forms and _is_figure(value):
+        forms = _figure(value)
+    return forms
+
+
+def _without_metadata(found: Any) -> Any:
+    return found[0] if isinstance(found, tuple) else found  # pyright: ignore[reportUnknownVariableType]
+
+
+def _add(forms: dict[str, bytes], mime: Any, data: Any) -> None:
+    if data is None:
+        return
+    if not isinstance(mime, str) or not _MIME_TYPE.fullmatch(mime):
+        raise ValueError(f"not a MIME type: {mime!r}")
+    if isinstance(data, (bytes, bytearray)):
+        forms[mime] = bytes(data)
+    elif not isinstance(data, str):
+        forms[mime] = dumps(data).encode()
+    elif mime in ("application/pdf", "image/png", "image/jpeg", "image/gif", "image/webp"):
+        try:
+            forms[mime] = a2b_base64(data)
+        except Base64Error as exc:
+            raise ValueError(f"{mime} as text must be Base64: {exc}") from exc
+    else:
+        forms[mime] = data.encode("utf-8", "backslashreplace")
+
+
+def _figure(figure: Any) -> dict[str, bytes]:
+    if not figure.axes and not figure.lines:
+        return {}  # nothing was drawn
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return {"image/png": buffer.getvalue()}
+
+
+def _is_figure(value: object) -> bool:
+    module = _modules.get("matplotlib.figure")
+    return module is not None and isinstance(value, module.Figure)
+
+
+def _is_open_figure(value: Any) -> bool:
+    """Whether the end of the run will show it anyway."""
+    pyplot = _modules.get("matplotlib.pyplot")
+    return pyplot is not None and _is_figure(value) and value in map(pyplot.figure, pyplot.get_fignums())
+
+
+class _FigureFinder:
+    """Gives Matplotlib a backend whose `show` shows figures here, when its pyplot is imported for the first time.
+
+    An environment variable would reach the code's child processes as well, which have no such backend.
+    """
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self._show = show
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "matplotlib.pyplot":
+            sys.meta_path.remove(self)
+            self._use_backend(sys.modules["matplotlib"])
+
+    def _use_backend(self, matplotlib: Any) -> None:
+        # Until somebody has chosen one it is no string. Getting it in other ways than dict's would choose one.
+        if isinstance(dict[str, object].get(matplotlib.rcParams, "backend"), str):
+            return
+        backend: Any = ModuleType(_BACKEND)
+        backend.FigureCanvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
+        backend.show = self._show
+        sys.modules[_BACKEND] = backend
+        matplotlib.use(f"module://{_BACKEND}")
