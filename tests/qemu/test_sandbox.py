@@ -176,6 +176,36 @@ async def test_processes_stream_in_both_directions_and_take_signals(sandbox: San
     assert (where.stdout, where.stderr) == (b"/tmp\n", b"red\n")
 
 
+async def test_values_displays_and_input_of_a_real_guest(sandbox: Sandbox) -> None:
+    code = """
+class Picture:
+    def _repr_png_(self): return data
+import os, sys
+data = os.urandom(3_000_000)
+print(input(), end='')
+display(Picture())
+print(sys.stdin.read(), end='')
+import asyncio
+await asyncio.sleep(0, hash(data))
+"""
+    result = await sandbox.run(code, stdin=b"first\n" + b"x" * 200_000)
+    assert (result.stderr, result.exit_code) == ("", 0)
+    assert result.stdout == "first" + "x" * 200_000
+    picture, text = result.displays
+    assert (picture.mime, len(picture.data), picture.item) == ("image/png", 3_000_000, 0)
+    assert (text.mime, text.item, "Picture object" in text.text) == ("text/plain", 0, True)
+    same = await sandbox.run("import sys; hash(sys.stdin.buffer.read()) == hash(data)", stdin=picture.data)
+    assert (same.value, same.displays) == ("True", ())
+    assert "EOFError" in (await sandbox.run("input()")).stderr, "nothing is left of what others were given"
+    async with sandbox.stream("for line in sys.stdin: print(line.upper(), end='', flush=True)", stdin=True) as events:
+        assert events.stdin is not None
+        for word in (b"one", b"two"):
+            await events.stdin.send_all(word + b"\n")
+            assert await events.__anext__() == OutputChunk("stdout", word.upper() + b"\n")
+        await events.stdin.aclose()
+        assert isinstance(await events.__anext__(), RunResult)
+
+
 @pytest.mark.sandbox(max_output_bytes=2**20)
 async def test_a_guest_that_prints_for_ever_costs_the_host_no_memory(sandbox: Sandbox) -> None:
     with pytest.raises(OutputLimitError) as caught:
