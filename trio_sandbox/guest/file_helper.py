@@ -64,6 +64,8 @@ IDLE = b"."
 CONTROL = 3
 
 _MAXIMUM_RECORD = 1 << 20
+#: What comes by the socket: the sessions use it one after the other. The kernel gives it pages as they are filled.
+_buffer = bytearray(_MAXIMUM_RECORD + HEADER.size)
 _LISTING_BATCH = 32768
 _EVENT = struct.Struct("iIII")
 #: What is watched for, by inotify(7)'s numbers: MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
@@ -101,15 +103,14 @@ def main() -> NoReturn:
 class _Session:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._data = b""
-        self._position = 0
+        self._start = self._end = 0  # of what is in the buffer and not yet taken
         self._file: FileIO | None = None
 
     def serve(self) -> None:
         try:
             while (received := self._receive()) is not None:
                 tag, payload = received
-                operation, *fields = payload.split(b"\0") if tag == b"Q" else [b"", b""]
+                operation, *fields = bytes(payload).split(b"\0") if tag == b"Q" else [b"", b""]
                 try:
                     if tag == b"Q":
                         _OPERATIONS[operation](self, *map(os.fsdecode, fields))
@@ -130,35 +131,37 @@ class _Session:
 
     # --- Records ---
 
-    def _receive(self) -> tuple[bytes, bytes] | None:
-        """Return the next record; None where the other end has said all it has to say."""
-        header = self._take(HEADER.size)
-        if header is None:
+    def _receive(self) -> tuple[bytes, memoryview] | None:
+        """Return the next record, valid until the next call; None where the other end has said all it has to say."""
+        if not self._fill(HEADER.size):
             return None
-        tag, length = HEADER.unpack(header)
-        payload = self._take(length) if length <= _MAXIMUM_RECORD else None
-        return None if payload is None else (tag, payload)
+        tag, length = HEADER.unpack_from(_buffer, self._start)
+        self._start += HEADER.size
+        if length > _MAXIMUM_RECORD or not self._fill(length):
+            return None
+        self._start += length
+        return tag, memoryview(_buffer)[self._start - length : self._start]
 
-    def _take(self, size: int) -> bytes | None:
-        missing = size - (len(self._data) - self._position)
-        if missing > 0:
-            parts = [self._data[self._position :]]
-            self._position = 0
-            while missing > 0:
+    def _fill(self, size: int) -> bool:
+        """See to it that so many bytes are there; False if they won't come."""
+        left = self._end - self._start
+        if left >= size:
+            return True
+        if not left or self._start + size > len(_buffer):
+            _buffer[:left] = _buffer[self._start : self._end]
+            self._start, self._end = 0, left
+        with memoryview(_buffer) as view:
+            while self._end - self._start < size:
                 try:
-                    data = self._sock.recv(max(missing, CHUNK))
+                    length = self._sock.recv_into(view[self._end :])
                 except OSError:
                     raise _SessionOverError from None
-                if not data:
-                    return None
-                parts.append(data)
-                missing -= len(data)
-            self._data = b"".join(parts)
-        start = self._position
-        self._position += size
-        return self._data[start : self._position]
+                if not length:
+                    return False
+                self._end += length
+        return True
 
-    def _receive_more(self) -> tuple[bytes, bytes]:
+    def _receive_more(self) -> tuple[bytes, memoryview]:
         received = self._receive()
         if received is None:
             raise _SessionOverError
@@ -325,7 +328,7 @@ class _Session:
         assert self._file is not None
         self._reply(self._file.read(min(int(size), BATCH)) or b"")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: memoryview) -> None:
         assert self._file is not None
         _write_all(self._file, data)
         self._reply()
@@ -408,8 +411,7 @@ class _Replacement:
             raise OSError(error.errno, error.strerror, self._shown) from None
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(file: FileIO, view: memoryview) -> None:
     while view:
         # None: it would block, which nothing does that was opened here.
         view = view[file.write(view) or 0 :]

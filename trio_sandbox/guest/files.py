@@ -185,14 +185,15 @@ async def _carry(stream: ChannelStream, session: socket.socket) -> bytes | None:
 
 
 async def _feed(stream: ChannelStream, session: socket.socket, scope: trio.CancelScope) -> None:
+    def send(data: bytes | memoryview) -> int:
+        try:
+            return session.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
     try:
-        while data := await stream.receive_some():
-            view = memoryview(data)
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    view = view[session.send(view, socket.MSG_NOSIGNAL) :]
-                if not view:
-                    break
+        while data := await stream.relay(send):
+            while data := data[send(data) :]:
                 await trio.lowlevel.wait_writable(session)
         session.shutdown(socket.SHUT_WR)
         await stream.wait_given_up()

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import final
 
 import trio
@@ -75,12 +76,19 @@ async def feed(stream: ChannelStream, descriptor: int) -> None:
     """Write what the host sends to the pipe *descriptor*, which is closed when either end is."""
     async with trio.lowlevel.FdStream(descriptor) as pipe:
         try:
-            while data := await stream.receive_some(CHUNK):
+            while data := await stream.relay(partial(_write, descriptor)):
                 await pipe.send_all(data)
         except StreamResetError:
             pass  # the host gave it up: end of file, there is nothing else to tell a process
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, BrokenPipeError):
             stream.reset("nobody reads this any more")
+
+
+def _write(descriptor: int, data: memoryview) -> int:
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:
+        return 0
 
 
 async def drain(descriptor: int, stream: ChannelStream) -> None:

@@ -201,7 +201,7 @@ class TreeWriter:
         self._directories: list[tuple[int, int]] = []
         self._complete = False
 
-    def write(self, tag: bytes, payload: bytes) -> None:
+    def write(self, tag: bytes, payload: bytes | memoryview) -> None:
         """Take one record.
 
         Raises:
@@ -214,6 +214,7 @@ class TreeWriter:
                 raise TreeError("content that belongs to no file")
             self._write(payload)
             return
+        payload = bytes(payload)
         self._close_file()
         if tag == b"." and self._complete and not payload:
             self.finished = True
@@ -281,7 +282,7 @@ class TreeWriter:
     def _directory(self) -> int:
         return self._directories[-1][0] if self._directories else self._parent
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._charge(len(data))
         view = memoryview(data)
         while view:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
 import socket
 import struct
+from functools import partial
 from typing import final
 
 import trio
@@ -122,7 +124,7 @@ class _Tunnel:
     async def _deliver(self, sock: SocketType) -> None:
         """Pass on what the host sends."""
         try:
-            while data := await self._stream.receive_some(_CHUNK):
+            while data := await self._stream.relay(partial(_send, sock.fileno())):
                 await _send_all(sock, data)
             sock.shutdown(socket.SHUT_WR)
         except _STREAM_GONE:
@@ -181,6 +183,13 @@ async def _connect(port: int) -> SocketType:
         else:
             return sock
     raise failures[0]
+
+
+def _send(descriptor: int, data: memoryview) -> int:
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:
+        return 0
 
 
 async def _send_all(sock: SocketType, data: bytes) -> None:

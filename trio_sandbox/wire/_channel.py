@@ -273,9 +273,10 @@ class Channel:
     @trio.lowlevel.enable_ki_protection
     async def _read(self) -> None:  # noqa: ASYNC910 - leaves only by an error of the transport, after which it ends
         connection = self._connection
+        receive = self._transport.receive_some if self._port is None else self._port.receive_view
         try:
             while True:
-                data = await self._transport.receive_some()
+                data = await receive()
                 if not data:
                     raise PeerGoneError("the peer closed the connection")
                 self._reads += 1

@@ -308,10 +308,10 @@ class Connection:
 
     # --- Input ---
 
-    def receive(self, data: bytes | bytearray) -> Iterator[Event]:
+    def receive(self, data: bytes | memoryview) -> Iterator[Event]:
         """Yield what *data*, the next bytes of the peer, mean; to be exhausted.
 
-        Other methods may be called between two events.
+        Other methods may be called between two events. What a `DataReceived` holds is a part of *data*, and valid as long.
 
         Raises:
           WireError: at the violation, after the events before it; from then on, always.
@@ -325,13 +325,13 @@ class Connection:
             self._error = exc
             raise
 
-    def _receive(self, data: bytes | bytearray) -> Iterator[Event]:
+    def _receive(self, data: bytes | memoryview) -> Iterator[Event]:
         position, end = 0, len(data)
         partial = self._partial
         while position < end:
             if self._body:
                 # DATA is passed on as it comes: nothing waits for the rest of a frame, or is copied twice.
-                chunk = bytes(data[position : position + self._body])
+                chunk = data[position : position + self._body]
                 position += len(chunk)
                 self._body -= len(chunk)
                 stream = self._body_stream

@@ -107,11 +107,19 @@ class PortStream(trio.abc.Stream):
         data, self._ahead = data[:size], data[size:] + self._ahead
         return data
 
+    async def receive_view(self) -> bytes | memoryview:
+        """Like `receive_some`, but what it returns may be valid until the next call only, which saves a copy."""
+        self._check()
+        return await (self.receive_some() if self._marker or self._ahead else self._read_view(READ_SIZE))
+
     async def _read(self, size: int) -> bytes:
         if self._ahead:
             data, self._ahead = self._ahead[:size], self._ahead[size:]
             await trio.lowlevel.checkpoint()
             return data
+        return bytes(await self._read_view(size))
+
+    async def _read_view(self, size: int) -> memoryview:
         while True:
             if self._full:
                 await trio.lowlevel.checkpoint()
@@ -126,7 +134,7 @@ class PortStream(trio.abc.Stream):
                 raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
             else:
                 self._full = length == size
-                return bytes(self._buffer[:length])
+                return self._buffer[:length]
 
     async def skip_past(self, marker: bytes) -> None:
         """Drop what comes up to *marker*, and that too; what comes after it is received next.

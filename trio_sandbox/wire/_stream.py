@@ -75,6 +75,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._ended = False  # the peer's END came
         self._receiving = False
         self._reader = Waiter()
+        self._take: Callable[[memoryview], int] | None = None  # of the task that waits in `relay`
 
         self._send_ended = False
         self._sending = False
@@ -268,6 +269,26 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         """Whether `receive_some` would return, or raise, at once."""
         return self._closed or bool(self._buffer) or self._ended or self._is_broken
 
+    async def relay(self, take: Callable[[memoryview], int]) -> bytes:
+        """Have what comes taken by *take*, as soon as it comes and without waking this task, for as long as it takes all.
+
+        For who passes much on: it saves two copies, and a turn of the scheduler, of each piece.
+
+        Cancelled: nothing is lost. Errors are those of `receive_some`, and whatever *take* raises.
+
+        Args:
+          take: Called with some bytes, which are valid until it returns; returns how many it has taken. Must not wait.
+
+        Returns:
+          The first bytes that it did not take; ``b""`` after the peer's END.
+
+        """
+        self._take = take
+        try:
+            return await self.receive_some()
+        finally:
+            self._take = None
+
     def _is_receivable(self) -> bool:
         """Whether there is data or END; raise what forbids receiving."""
         if self._closed:
@@ -331,9 +352,20 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     # --- What the channel tells it ---
 
-    def _on_data(self, data: bytes) -> None:
+    def _on_data(self, data: bytes | memoryview) -> None:
+        if self._take is not None and not self._buffer:
+            try:
+                taken = self._take(memoryview(data))
+            except Exception as exc:
+                self._take = None
+                self._reader.fail(exc)
+            else:
+                self._connection.take(self.id, taken)
+                data = data[taken:]
+                if not data:
+                    return
         if not self._buffer:
-            self._buffer = data
+            self._buffer = bytes(data)
         elif isinstance(self._buffer, bytearray):
             self._buffer += data
         else:
