@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -352,3 +353,107 @@ async def test_concurrent_senders_all_get_through(stream_count: int) -> None:
             stream, other = await pair.open_stream()
             nursery.start_soon(stream.send_and_close, message)
             nursery.start_soon(check, other)
+
+
+async def test_what_is_relayed_comes_in_order_whoever_takes_it() -> None:
+    """By the reader as long as it is taken, and what is not by the task; with pauses at whatever place."""
+    message = bytes(i * i % 251 for i in range(1000)) * (INITIAL_CREDIT * 4 // 1000)
+    taken = bytearray()
+    by_task = by_reader = 0
+
+    def take(data: memoryview) -> int:
+        nonlocal by_reader
+        size = len(data) if len(taken) % 3 else len(data) // 2
+        taken.extend(data[:size])
+        by_reader += size
+        return size
+
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stream.send_all, message, end=True))
+            while rest := await other.relay(take):
+                await trio.testing.wait_all_tasks_blocked()  # what comes meanwhile must wait for its turn
+                taken += rest
+                by_task += len(rest)
+        assert bytes(taken) == message
+        assert by_task
+        assert by_reader
+
+
+async def test_relaying_gives_credit_back() -> None:
+    size = 0
+
+    def take(data: memoryview) -> int:
+        nonlocal size
+        size += len(data)
+        return len(data)
+
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stream.send_all, bytes(INITIAL_CREDIT * 8), end=True))
+            assert await other.relay(take) == b""
+    assert size == INITIAL_CREDIT * 8
+
+
+async def test_a_relay_that_fails_or_is_cancelled_loses_nothing() -> None:
+    def fail(data: memoryview) -> int:
+        raise BrokenPipeError
+
+    def refuse(data: memoryview) -> int:
+        pytest.fail("nobody waits any more")
+
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"one")
+            with pytest.raises(BrokenPipeError):
+                await other.relay(fail)
+        assert await other.receive_some() == b"one"
+        with trio.move_on_after(0):
+            await other.relay(refuse)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.relay, refuse)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"two")
+            assert await other.receive_some() == b"two"
+            nursery.start_soon(other.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await other.relay(refuse)
+            await stream.send_all(b"three")
+        stream.reset("gone")
+        with pytest.raises(StreamResetError):
+            await other.relay(refuse)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+async def test_eight_streams_get_fair_shares(relayed: bool) -> None:
+    sizes = [0] * 8
+
+    async def receive(number: int, stream: ChannelStream) -> None:
+        def take(data: memoryview) -> int:
+            sizes[number] += len(data)
+            if sum(sizes) > 2**24:
+                nursery.cancel_scope.cancel()
+            return len(data)
+
+        while True:
+            take(memoryview(await (stream.relay(take) if relayed else stream.receive_some())))
+
+    async with open_pair() as pair:
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                stream, other = await pair.open_stream()
+                # Some send much at once, some little.
+                nursery.start_soon(send_for_ever, stream, bytes(2 ** (14 + number)))
+                nursery.start_soon(receive, number, other)
+    assert min(sizes) >= sum(sizes) / 16
+
+
+async def send_for_ever(stream: ChannelStream, data: bytes) -> None:
+    while True:
+        await stream.send_all(data)

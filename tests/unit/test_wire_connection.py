@@ -76,7 +76,7 @@ def merged(events: Iterable[Event]) -> list[Event]:
     for event in events:
         last = result[-1] if result else None
         if isinstance(event, DataReceived) and isinstance(last, DataReceived) and last.stream_id == event.stream_id:
-            result[-1] = DataReceived(event.stream_id, last.data + event.data)
+            result[-1] = DataReceived(event.stream_id, bytes(last.data) + event.data)
         else:
             result.append(event)
     return result

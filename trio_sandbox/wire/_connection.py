@@ -308,7 +308,7 @@ class Connection:
 
     # --- Input ---
 
-    def receive(self, data: bytes | memoryview) -> Iterator[Event]:
+    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
         """Yield what *data*, the next bytes of the peer, mean; to be exhausted.
 
         Other methods may be called between two events. What a `DataReceived` holds is a part of *data*, and valid as long.
@@ -325,7 +325,7 @@ class Connection:
             self._error = exc
             raise
 
-    def _receive(self, data: bytes | memoryview) -> Iterator[Event]:
+    def _receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
         position, end = 0, len(data)
         partial = self._partial
         while position < end:

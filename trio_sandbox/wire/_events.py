@@ -22,7 +22,7 @@ class DataReceived(NamedTuple):
     """Part of a DATA frame, not necessarily all of it."""
 
     stream_id: int
-    data: bytes | memoryview
+    data: bytes | bytearray | memoryview
 
 
 class EndReceived(NamedTuple):

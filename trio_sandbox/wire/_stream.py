@@ -269,6 +269,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         """Whether `receive_some` would return, or raise, at once."""
         return self._closed or bool(self._buffer) or self._ended or self._is_broken
 
+    @trio.lowlevel.enable_ki_protection
     async def relay(self, take: Callable[[memoryview], int]) -> bytes:
         """Have what comes taken by *take*, as soon as it comes and without waking this task, for as long as it takes all.
 
@@ -283,6 +284,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
           The first bytes that it did not take; ``b""`` after the peer's END.
 
         """
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
         self._take = take
         try:
             return await self.receive_some()
@@ -352,11 +355,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     # --- What the channel tells it ---
 
-    def _on_data(self, data: bytes | memoryview) -> None:
+    def _on_data(self, data: bytes | bytearray | memoryview) -> None:
         if self._take is not None and not self._buffer:
             try:
                 taken = self._take(memoryview(data))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  it is raised where it belongs
                 self._take = None
                 self._reader.fail(exc)
             else:
