@@ -71,6 +71,7 @@ from .host import (
     SandboxStatistics as SandboxStatistics,
     Terminal as Terminal,
     TransferStatistics as TransferStatistics,
+    WarmStatistics as WarmStatistics,
     open_host as open_host,
     open_sandbox as open_sandbox,
 )

@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 from attrs import validators as v
@@ -72,6 +72,35 @@ def _ignore_progress(progress: Progress) -> None:
     """Take no notice: what `HostConfig.progress` does unless asked otherwise."""
 
 
+def _warm(counts: Mapping[str | tuple[str, SandboxConfig], int]) -> Mapping[tuple[str, SandboxConfig], int]:
+    """Check the counts of a pool, and give each its whole configuration; a copy, so that nobody can change it."""
+    if not isinstance(counts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`warm` must be a mapping from images to numbers, not {counts!r}")
+    checked: dict[tuple[str, SandboxConfig], int] = {}
+    for key, count in cast("Mapping[object, object]", counts).items():
+        match key:
+            case str(image):
+                config = SandboxConfig()
+            case (str(image), SandboxConfig() as config):
+                pass
+            case _:
+                raise TypeError(
+                    f"a key of `warm` must be an image's name, or a pair (name, SandboxConfig), not {key!r}"
+                )
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"`warm[{key!r}]` must be a number of machines, not {count!r}")
+        if not image or count < 0:
+            raise ValueError(f"`warm` must have the names of images, and numbers from 0, not {key!r}: {count}")
+        if config.mounts:
+            raise ValueError(
+                "`warm` must have no configuration with `mounts`: their content is that of the sandbox's opening"
+            )
+        if (image, config) in checked:
+            raise ValueError(f"`warm` has image {image!r} with one and the same configuration twice")
+        checked[image, config] = count
+    return checked
+
+
 @attrs.frozen(kw_only=True)
 class HostConfig:
     """How a host works; every field has a default that suits most."""
@@ -108,6 +137,15 @@ class HostConfig:
     """What all templates in the cache may take of the disk, in MiB; those used longest ago are removed first.
 
     A sandbox with more memory than that has no template.
+    """
+    warm: Mapping[tuple[str, SandboxConfig], int] = attrs.field(
+        factory=dict[tuple[str, "SandboxConfig"], int], converter=_warm, hash=False
+    )
+    """How many machines to keep that are up and idle, for `Host.open_sandbox` to hand out at once.
+
+    Of an image with the default configuration, ``{"python": 2}``, or of an image and a configuration,
+    ``{("python", SandboxConfig(memory_mib=512)): 1}``; a sandbox gets one of exactly its own. They are opened in the background,
+    take their share of the budgets, and give way to sandboxes that would have to wait for it.
     """
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))
     """Bounds on the library's own operations."""

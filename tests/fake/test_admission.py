@@ -159,3 +159,35 @@ def test_a_budget_of_nothing_is_wrong(value: int) -> None:
         HostConfig(memory_budget_mib=value)
     with pytest.raises(ValueError, match="vcpu_budget"):
         HostConfig(vcpu_budget=value)
+
+
+async def test_a_share_is_reserved_only_if_that_makes_nobody_wait() -> None:
+    admission = room_for(2)
+    told: list[str] = []
+    admission.on_wait = lambda: told.append("somebody waits")
+    admission.on_release = lambda: told.append("something came free")
+    with admission.reserve(SMALL) as first, admission.reserve(SMALL) as second, admission.reserve(SMALL) as third:
+        assert (first, second, third) == (True, True, False)
+        assert reserved(admission) == (2 * EACH, 2, 0)
+    assert reserved(admission) == (0, 0, 0)
+    assert told == ["something came free"] * 3
+    with pytest.raises(CapacityError):
+        admission.reserve(SandboxConfig(memory_mib=128 + 2 * EACH)).__enter__()
+
+    async def wait(task_status: trio.TaskStatus[None]) -> None:
+        async with admission.admit(SandboxConfig(memory_mib=128 + EACH)):
+            task_status.started()
+
+    del told[:]
+    with admission.reserve(SMALL) as first:
+        assert first
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, trio.TASK_STATUS_IGNORED)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == ["somebody waits"]
+            assert admission.demand.memory_mib == 3 * EACH
+            # It would fit, and it would have the one who waits wait longer.
+            with admission.reserve(SMALL) as second:
+                assert not second
+            nursery.cancel_scope.cancel()
+    assert reserved(admission) == (0, 0, 0)

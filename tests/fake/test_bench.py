@@ -12,7 +12,16 @@ import attrs
 import pytest
 import trio
 
-from trio_sandbox import AdmissionStatistics, HostConfig, HostStatistics, Progress, Sandbox, SandboxConfig, VmBootError
+from trio_sandbox import (
+    AdmissionStatistics,
+    HostConfig,
+    HostStatistics,
+    Progress,
+    Sandbox,
+    SandboxConfig,
+    VmBootError,
+    WarmStatistics,
+)
 from trio_sandbox.bench import Figure, Plan, Skipped, measure
 from trio_sandbox.cli import main
 from trio_sandbox.cli._bench import run_bench
@@ -66,7 +75,7 @@ class LocalHost:
             vcpu_budget=4,
             tasks_waiting=0,
         )
-        return HostStatistics(0, 0, admission)
+        return HostStatistics(0, 0, admission, WarmStatistics())
 
 
 async def take(plan: Plan, host: LocalHost, progress: Callable[[Progress], object] = lambda _: None) -> list[Figure]:

@@ -20,7 +20,7 @@ PUBLIC: dict[str, str] = {
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxStatistics
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
-        VmError WarmupError open_host open_sandbox
+        VmError WarmStatistics WarmupError open_host open_sandbox
     """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """

@@ -62,6 +62,13 @@ async def serve(
     pipes = ParkedPipes()
     code = CodeService(children, pipes)
     files = FileService(children)
+
+    async def wake(stream: ChannelStream, header: dict[str, object]) -> None:
+        """Take the time and the randomness of a host that hands a machine over which has been idle."""
+        if on_hello is not None:
+            on_hello(header)
+        await stream.send_all(b"awake", end=True)
+
     services: dict[object, Callable[[ChannelStream, dict[str, object]], Awaitable[None]]] = {
         "pipe": pipes.serve,
         "process": ProcessService(children, pipes).serve,
@@ -69,6 +76,7 @@ async def serve(
         "file": files.serve,
         "tcp": tunnels.serve,
         "mounts": MountService(children, mounts_disk).serve,
+        "wake": wake,
     }
     snapshots = SnapshotService(machine, code.count_idle)
     hello = _hello()

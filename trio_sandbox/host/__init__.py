@@ -14,4 +14,5 @@ from ._slot import Slot as Slot
 from ._templates import Template as Template, TemplateStore as TemplateStore
 from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal
 from ._transfer import TransferStatistics as TransferStatistics
+from ._warm import WarmStatistics as WarmStatistics
 from ._watch import FileChange as FileChange, FileChanges as FileChanges

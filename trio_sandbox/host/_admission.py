@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import final
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, final
 
 import attrs
 import trio
@@ -35,6 +35,9 @@ class Resources:
         return self.memory_mib <= room.memory_mib and self.vcpus <= room.vcpus
 
 
+_NOTHING: Final = Resources(0, 0)
+
+
 @final
 @attrs.define(eq=False)
 class Claim:
@@ -54,7 +57,7 @@ class Budget:
 
     def __init__(self, total: Resources) -> None:
         self.total = total
-        self._in_use = Resources(0, 0)
+        self._in_use = _NOTHING
         self._granted: set[Claim] = set()
         self._waiting: OrderedDict[Claim, None] = OrderedDict()
 
@@ -67,6 +70,11 @@ class Budget:
     def waiting(self) -> int:
         """How many claims wait."""
         return len(self._waiting)
+
+    @property
+    def demand(self) -> Resources:
+        """The sum of what is granted and what is waited for."""
+        return sum((claim.amount for claim in self._waiting), self._in_use)
 
     @trio.lowlevel.enable_ki_protection
     def submit(self, claim: Claim) -> None:
@@ -116,6 +124,10 @@ class AdmissionStatistics:
     """Tasks in `Host.open_sandbox` that wait until others have closed theirs."""
 
 
+def _ignore() -> None:
+    """Take no notice."""
+
+
 @final
 class Admission:
     """A limiter of several kinds of tokens, for sandboxes; FIFO."""
@@ -129,6 +141,20 @@ class Admission:
         self._vcpus = cpu_limit() if config.vcpu_budget is None else Limit(config.vcpu_budget, "HostConfig.vcpu_budget")
         self._budget = Budget(Resources(self._memory.amount, self._vcpus.amount))
         self._events: dict[Claim, trio.Event] = {}
+        self.on_wait: Callable[[], object] = _ignore
+        """Called when a task has to wait, or one more."""
+        self.on_release: Callable[[], object] = _ignore
+        """Called when something came free, or a task waits no more."""
+
+    @property
+    def total(self) -> Resources:
+        """What there is to be given out."""
+        return self._budget.total
+
+    @property
+    def demand(self) -> Resources:
+        """What is given out and what is waited for, together; where that is more than `total`, tasks wait."""
+        return self._budget.demand
 
     def statistics(self) -> AdmissionStatistics:
         """Return the numbers as they are now."""
@@ -150,21 +176,47 @@ class Admission:
           CapacityError: at once, if it does not fit even when it is alone.
 
         """
-        claim = Claim(self._amount(config))
+        claim = Claim(self.amount(config))
         try:
             self._budget.submit(claim)
             if claim.granted:
                 await trio.lowlevel.checkpoint()
             else:
                 event = self._events[claim] = trio.Event()
+                self.on_wait()
                 await event.wait()
             yield
         finally:
-            self._events.pop(claim, None)
-            for granted in self._budget.withdraw(claim):
-                self._events[granted].set()
+            self._withdraw(claim)
 
-    def _amount(self, config: SandboxConfig) -> Resources:
+    @contextmanager
+    def reserve(self, config: SandboxConfig) -> Generator[bool]:
+        """Hold the share of a sandbox of *config* for the block, if that makes nobody wait; yields whether it does.
+
+        It fits beside all that others have or wait for, or it is not given.
+        """
+        claim = Claim(self.amount(config))
+        fits = (self.demand + claim.amount).fits(self.total)
+        try:
+            if fits:
+                self._budget.submit(claim)
+            yield fits
+        finally:
+            self._withdraw(claim)
+
+    def _withdraw(self, claim: Claim) -> None:
+        self._events.pop(claim, None)
+        for granted in self._budget.withdraw(claim):
+            self._events[granted].set()
+        self.on_release()
+
+    def amount(self, config: SandboxConfig) -> Resources:
+        """Return the share of a sandbox of *config*.
+
+        Raises:
+          CapacityError: if it does not fit even when it is alone.
+
+        """
         wanted = config.memory_mib + constants.VM_OVERHEAD_MIB
         if wanted > self._memory.amount:
             raise CapacityError(

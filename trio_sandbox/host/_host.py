@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, final
 
 import attrs
@@ -16,6 +16,7 @@ from ..image import Image, ImageStore, SystemDisk, check_directory, default_cach
 from ..qemu import (
     Accelerator,
     Runtime,
+    Vm,
     detect_accelerator,
     open_overlay_pool,
     open_runtime,
@@ -24,12 +25,14 @@ from ..qemu import (
 )
 from ._admission import Admission, AdmissionStatistics
 from ._launcher import Launcher
-from ._machines import hold_machine
+from ._machines import HeldMachine, hold_machine
 from ._named import NamedTemplate, NamedTemplateStore
 from ._run import RunResult
 from ._sandbox import Sandbox
 from ._slot import Slot
 from ._templates import TemplateStore
+from ._warm import WarmPool, WarmStatistics
+from ._warm_vm import WarmVms
 
 #: Where no image is named.
 _DEFAULT_IMAGE: Final = "python"
@@ -46,6 +49,8 @@ class HostStatistics:
     """Sandboxes that were opened since the host was."""
     admission: AdmissionStatistics
     """Memory and virtual CPUs: what is taken, what there is, and who waits."""
+    warm: WarmStatistics
+    """Machines of `HostConfig.warm`, which wait for sandboxes."""
 
 
 @final
@@ -70,6 +75,7 @@ class Host:
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
         self._admission = Admission(config)
+        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
         self._open = 0
         self._opened = 0
         self._closed = False
@@ -85,7 +91,7 @@ class Host:
 
     def statistics(self) -> HostStatistics:
         """Return numbers about the host as it is now."""
-        return HostStatistics(self._open, self._opened, self._admission.statistics())
+        return HostStatistics(self._open, self._opened, self._admission.statistics(), self._warm.statistics())
 
     async def prepare(self, image: str = _DEFAULT_IMAGE) -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
@@ -157,10 +163,16 @@ class Host:
             config = SandboxConfig()
         for source in config.mounts.values():
             check_directory(source)
-        async with self._admission.admit(config):
-            self._check_open()  # it may have been a long wait
-            async with self._open_admitted(image, config, saved) as sandbox:
-                yield sandbox
+        async with AsyncExitStack() as stack:
+            with self._warm.user_opens():
+                held = None
+                if saved is None:
+                    held = await stack.enter_async_context(self._warm.checkout(image, config))
+                if held is None:
+                    await stack.enter_async_context(self._admission.admit(config))
+                    self._check_open()  # it may have been a long wait
+                sandbox = await stack.enter_async_context(self._open_admitted(image, config, saved, held))
+            yield sandbox
 
     def _check_open(self) -> None:
         if self._closed:
@@ -168,28 +180,32 @@ class Host:
 
     @asynccontextmanager
     async def _open_admitted(
-        self, image: str, config: SandboxConfig, saved: NamedTemplate | None
+        self, image: str, config: SandboxConfig, saved: NamedTemplate | None, held: HeldMachine[Vm] | None
     ) -> AsyncGenerator[Sandbox]:
-        if saved is None:
-            disk, system = await self._prepared(image)
-            machine = self._launcher.open_machine(disk, system, config)
-        else:
-            try:
-                disk, system = await self._prepared(image, build=False)
-            except ImageError as exc:
-                raise TemplateUnusableError(
-                    f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
-                    f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
-                ) from exc
-            machine = self._launcher.open_saved(disk, system, saved)
         async with open_services("open_sandbox()") as services:
-            held = await hold_machine(services, machine)
+            if held is None:
+                held = await hold_machine(services, await self._machine(image, config, saved))
             self._open += 1
             self._opened += 1
             try:
                 yield Sandbox(Slot(held.vm), image, config, self._config.timeouts)
             finally:
                 self._open -= 1
+
+    async def _machine(
+        self, image: str, config: SandboxConfig, saved: NamedTemplate | None
+    ) -> AbstractAsyncContextManager[Vm]:
+        if saved is None:
+            disk, system = await self._prepared(image)
+            return self._launcher.open_machine(disk, system, config)
+        try:
+            disk, system = await self._prepared(image, build=False)
+        except ImageError as exc:
+            raise TemplateUnusableError(
+                f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
+                f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
+            ) from exc
+        return self._launcher.open_saved(disk, system, saved)
 
     async def run(self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None) -> RunResult:
         """Run *code* in a virtual machine of its own that is gone when this returns.
@@ -232,6 +248,9 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       config: Directories, accelerator and timeouts; the default is `HostConfig()`.
 
     Raises:
+      UnknownImageError: if `HostConfig.warm` names an image that can't be built; nothing was started.
+      CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
+        together, a warning is logged, and there are as many as fit.
       MissingProgramError: if QEMU is not installed; the message names the package.
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
@@ -241,6 +260,9 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     if config is None:
         config = HostConfig()
     cache = config.cache_dir or default_cache_directory()
+    store = ImageStore(cache)
+    for image, _ in config.warm:
+        store.check_name(image)
     async with open_runtime(config.runtime_dir) as runtime:
         accelerator = await detect_accelerator(
             config.accelerator,
@@ -265,11 +287,14 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, ImageStore(cache), accelerator, launcher, NamedTemplateStore(cache))
-            try:
-                yield host
-            finally:
-                host._closed = True  # pyright: ignore[reportPrivateUsage]
+            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache))
+            async with open_services("open_host()") as services:
+                if config.warm:
+                    await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
+                try:
+                    yield host
+                finally:
+                    host._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
 @asynccontextmanager

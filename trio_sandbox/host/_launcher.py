@@ -372,7 +372,7 @@ class Launcher:
                 if config.warmup:
                     report("warming up")
                     await _run(vm, config.warmup, self._timeouts)
-                await _run(vm, _TRIVIAL_RUN, self._timeouts)
+                await run_trivial_code(vm, self._timeouts)
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
@@ -382,6 +382,16 @@ class Launcher:
         except OSError as exc:
             _log.warning("old templates can't be removed: %s", exc)
         return templates.find(key)
+
+
+async def run_trivial_code(vm: Vm, timeouts: Timeouts) -> None:
+    """Do what every run does, which leaves nothing but what makes the next one faster.
+
+    Raises:
+      WarmupError: if it fails.
+
+    """
+    await _run(vm, _TRIVIAL_RUN, timeouts)
 
 
 async def _run(vm: Vm, code: str, timeouts: Timeouts) -> None:

@@ -14,10 +14,17 @@ VmT = TypeVar("VmT")
 
 @final
 class HeldMachine(Generic[VmT]):
-    """A machine whose block is a task's. Made by `hold_machine`."""
+    """A machine whose block is a task's. Made by `hold_machine`.
 
-    def __init__(self, machine: AbstractAsyncContextManager[VmT]) -> None:
+    Args:
+      machine: To be opened in the task.
+      contained: A failure to leave the machine's block is told by `close` only, and is not the task's.
+
+    """
+
+    def __init__(self, machine: AbstractAsyncContextManager[VmT], *, contained: bool = False) -> None:
         self._machine = machine
+        self._contained = contained
         self._vm: VmT | None = None
         self._given_up = trio.Event()
         self._closed = trio.Event()
@@ -42,11 +49,15 @@ class HeldMachine(Generic[VmT]):
                 await self._given_up.wait()
         except Exception as exc:
             # What ends the machine is told once: to whoever asked for the end.
-            if not self._given_up.is_set():
+            if self._vm is None or not (self._contained or self._given_up.is_set()):
                 raise
             self._failure = exc
         finally:
             self._closed.set()
+
+    def give_up(self) -> None:
+        """Have the machine's block left, and don't wait for that; again is no error."""
+        self._given_up.set()
 
     async def close(self) -> None:
         """Leave the machine's block, and wait for that; again, or after the owner did it, is no error.
@@ -57,7 +68,7 @@ class HeldMachine(Generic[VmT]):
           Exception: what leaving the block raised, in the first call only.
 
         """
-        self._given_up.set()
+        self.give_up()
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
             await self._closed.wait()

@@ -109,6 +109,16 @@ class ImageStore:
         """Return the names of the images that can be built, sorted."""
         return tuple(sorted(self._recipes))
 
+    def check_name(self, name: str) -> None:
+        """Refuse what nothing can be built by.
+
+        Raises:
+          UnknownImageError: if no recipe has that name; the message lists those that exist.
+
+        """
+        if name not in self._recipes:
+            raise UnknownImageError(f"there is no image {name!r}; there are: {', '.join(self.known_names())}")
+
     async def ensure(
         self,
         name: str,
@@ -135,9 +145,8 @@ class ImageStore:
           ImageCorruptError: if the stored files are not what was built; says how to get rid of them.
           MissingProgramError: if building needs a program that is not installed.
         """
-        recipe = self._recipes.get(name)
-        if recipe is None:
-            raise UnknownImageError(f"there is no image {name!r}; there are: {', '.join(self.known_names())}")
+        self.check_name(name)
+        recipe = self._recipes[name]
         entry, manifest = await self._ensure(recipe, f"image {name}", build, progress, environment or {})
         path = entry / IMAGE_NAME
         virtual_size = manifest.details.get("virtual_size")
