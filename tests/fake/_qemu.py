@@ -53,7 +53,7 @@ def serve(kind, stream, payload):
         failed = {"errno": 20, "strerror": "Not a directory", "filename": wanted[0]["target"]}
         record = json.dumps({"failed": failed} if "mount-fails" in modes else {"mounted": len(wanted)}).encode()
         agent.sendall(frame(3, b"J" + struct.pack(">I", len(record)) + record, stream) + frame(4, b"", stream))
-    elif kind == 3 and services.get(stream) == "code":
+    if services.get(stream) == "code" and (kind == 3 or kind == 2 and "request" in header):
         if "dies-warming-up" in modes:
             sys.exit(4)
         code = int("warm-up-fails" in modes)

@@ -78,7 +78,7 @@ async def serve(
         "mounts": MountService(children, mounts_disk).serve,
         "wake": wake,
     }
-    snapshots = SnapshotService(machine, code.count_idle)
+    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
     hello = _hello()
     greeted = trio.Event()
 
@@ -104,11 +104,9 @@ async def serve(
                 if snapshots.over.is_set() and machine is not None:
                     machine.thaw()
                     code.renew(channel.peer_hello)
-                    snapshots = SnapshotService(machine, code.count_idle)
+                    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
                 greeted.set()
                 await _first_of(channel.wait_closed, snapshots.over.wait)
-                if snapshots.over.is_set():
-                    code.abandon_runs()
             if machine is None or not snapshots.over.is_set():
                 break
             greeted = trio.Event()

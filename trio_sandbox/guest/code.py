@@ -54,7 +54,7 @@ from .processes import (
 )
 
 #: Seconds for a run to heed its being interrupted, once nobody wants it any more, before its interpreter is killed.
-_ABANDON_GRACE = 1.0
+_ABANDON_GRACE = 5.0
 #: Pipes of past runs that something in the background still holds, and that are read for its sake.
 _LEFTOVER_LIMIT = 64
 

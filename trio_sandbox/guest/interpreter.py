@@ -27,7 +27,7 @@ from .pipes import CHUNK, open_pipe
 from .processes import failure_fields
 
 #: Seconds that an idle worker may take to answer. One that does not is not in our code any more.
-_SYNC_PATIENCE = 2.0
+_SYNC_PATIENCE = 10.0
 #: Bytes of what an interpreter complained about before it was ready that are worth showing.
 _COMPLAINT_LIMIT = 4096
 #: Bytes of the text of a value. The worker cuts what is longer.

@@ -126,12 +126,14 @@ class SnapshotService:
     Args:
       machine: Which one; None: none that could be saved.
       count_idle: Tells how many of the users' threads wait for us.
+      abandon: Called when the conversation is over, before anybody else notices.
 
     """
 
-    def __init__(self, machine: Machine | None, count_idle: Callable[[], int]) -> None:
+    def __init__(self, machine: Machine | None, count_idle: Callable[[], int], abandon: Callable[[], object]) -> None:
         self._machine = machine
         self._count_idle = count_idle
+        self._abandon = abandon
         self._busy = False
         self.over: trio.Event = trio.Event()
         """The conversation is: whoever comes now is the host of a machine that goes on from the saved state."""
@@ -163,6 +165,12 @@ class SnapshotService:
             finally:
                 self._busy = False
 
+    def _conclude(self, marker: bytes) -> None:
+        # At once: what comes next, be it the marker once more, is the end of the channel, and of all runs with it.
+        self._abandon()
+        self.marker = marker
+        self.over.set()
+
     async def _end(self, machine: Machine, stream: ChannelStream, marker: bytes) -> None:
         # Where there are only threads that wait for us nobody needs to be held up, and nobody
         # costs each machine that goes on from here the time for waking him.
@@ -170,8 +178,7 @@ class SnapshotService:
             await machine.freeze()
         os.sync()
         await stream.send_all(FROZEN, end=True)
-        self.marker = marker
-        self.over.set()
+        self._conclude(marker)
 
     async def _hold_still(self, machine: Machine, stream: ChannelStream, marker: bytes, token: bytes) -> None:
         # What the disk does not have the memory has. This is for not every machine to write it once more.
@@ -185,8 +192,7 @@ class SnapshotService:
                 stream.send_blocking(FROZEN)
                 data = machine.hold_still(marker, token)
             if data is None:
-                self.marker = marker
-                self.over.set()
+                self._conclude(marker)
                 await trio.sleep_forever()
             else:
                 stream.channel.feed(data)
