@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox._programs import REQUIREMENTS
+from trio_sandbox.bench import MEASURES
 
 pytestmark = pytest.mark.qemu
 
@@ -109,12 +110,13 @@ def test_doctor_finds_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_bench_measures_this_machine() -> None:
-    completed = trio_sandbox("bench", "--quick", "--only", "overlay,template,run,memory", "-n", "2", "--json")
+    measures = [name for name in MEASURES if name != "cold"]
+    completed = trio_sandbox("bench", "--quick", "--only", ",".join(measures), "-n", "2", "--json")
     assert completed.returncode == 0, completed.stderr
     report = json.loads(completed.stdout)
     figures = {(figure["measure"], figure["n"]): figure for figure in report["figures"]}
-    for measure in ("overlay", "template", "run", "memory"):
-        assert figures[measure, 2]["samples"] >= 2
+    for measure in measures:
+        assert figures[measure, 2]["samples"] >= 1
         assert 0 < figures[measure, 2]["median"] <= figures[measure, 2]["p95"]
     assert report["accelerator"]["name"] in ("kvm", "tcg")
     assert report["machine"]["cpus"] > 0

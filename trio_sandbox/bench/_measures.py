@@ -17,6 +17,8 @@ from ._lab import Lab, answer
 
 #: Seconds after its first answer that a guest has to come to rest.
 _REST = 1.0
+#: Seconds that the warm pool has for being filled, and between two looks whether it is.
+_FILLED, _LOOK = 600.0, 0.05
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +125,21 @@ async def memory(lab: Lab, n: int, rounds: int) -> list[float]:
     return samples
 
 
+async def warm(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Sandboxes from the warm pool, which has as many ready: seconds until each had answered."""
+    samples: list[float] = []
+    config = attrs.evolve(lab.host, warm={(lab.image, lab.sandbox): n})
+    async with lab.open(n, config) as host:
+        for round_ in range(rounds):
+            with trio.fail_after(_FILLED):
+                while host.statistics().warm.ready < n:
+                    await trio.sleep(_LOOK)
+            async with lab.open_answering(host, n) as sandboxes:
+                samples += (1000 * seconds for seconds in sandboxes.values())
+            lab.tick((round_ + 1) / rounds)
+    return samples
+
+
 def private_mib(sandbox: Sandbox) -> float:
     """Return the MiB that a sandbox's QEMU has written to and shares with no other process: proc_pid_smaps(5).
 
@@ -157,5 +174,13 @@ MEASURES: Mapping[str, Measure] = {
     "run": Measure(title='run("print(1)") again', unit="ms", take=runs, samples=200, quick_samples=20, limits={1: 4}),
     "memory": Measure(
         title="private memory of an idle clone", unit="MiB", take=memory, samples=3, quick_samples=1, limits={0: 64}
+    ),
+    "warm": Measure(
+        title="start from the warm pool to first output",
+        unit="ms",
+        take=warm,
+        samples=20,
+        quick_samples=3,
+        limits={1: 15},
     ),
 }
