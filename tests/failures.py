@@ -1,0 +1,287 @@
+"""The failure table: what can happen to a run, in each language, and what comes of it.
+
+`docs/reference/failures.md` shows it, and `tests/qemu/test_failure_table.py` makes each of it happen.
+``python -m tests.failures`` writes it into the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from tests.documented import ROOT
+
+PAGE = ROOT / "docs" / "reference" / "failures.md"
+
+
+@attrs.frozen
+class Language:
+    """A language, and how its interpreter's memory is looked at."""
+
+    name: str
+    title: str
+    image: str
+    remember: str
+    """Code that sets a variable."""
+    recall: str
+    """Code that prints "kept" if that variable is set, and "lost" if not."""
+    tidy: str
+    """Code that frees the disk."""
+    endless: str
+    """Code that prints "go" and goes on for ever, unless it is interrupted."""
+
+
+LANGUAGES = {
+    language.name: language
+    for language in [
+        Language(
+            "python",
+            "Python",
+            "python",
+            "kept = b'kept'",
+            "import os\nos.write(1, globals().get('kept', b'lost'))\n",
+            "import glob\nfor name in glob.glob('/tmp/full*'): os.remove(name)",
+            "print('go', flush=True)\nwhile True: pass",
+        ),
+    ]
+}
+
+
+@attrs.frozen
+class Result:
+    """A `RunResult` is returned."""
+
+    exit_code: int
+    kept: bool
+    stderr: str = ""
+    """What its stderr contains; described in the page by *says*."""
+    says: str = ""
+
+    def __str__(self) -> str:
+        says = self.says and f", {self.says}"
+        return f"`exit_code` {self.exit_code}{says}; {_state(self.kept)}"
+
+
+@attrs.frozen
+class Raised:
+    """An exception is raised in the caller."""
+
+    name: str
+    kept: bool
+
+    def __str__(self) -> str:
+        return f"`{self.name}`; {_state(self.kept)}"
+
+
+def _state(kept: bool) -> str:
+    return "state kept" if kept else "state lost"
+
+
+Outcome = Result | Raised
+
+
+@attrs.frozen
+class Row:
+    """Something that can happen, in each language: code, and all that may come of it."""
+
+    what: str
+    cases: Mapping[str, tuple[str, tuple[Outcome, ...]]]
+    by: Literal["itself", "deadline", "cancel", "panic", "kill"] = "itself"
+    """What ends it: the code or a limit; a deadline; once it has printed "go", a cancellation, or what ends the machine."""
+
+
+def _python(code: str, *outcomes: Outcome) -> dict[str, tuple[str, tuple[Outcome, ...]]]:
+    return {"python": (code, outcomes)}
+
+
+#: Python that maps a page of machine code and calls it, with the interpreter's lock held.
+_NATIVE = (
+    "import ctypes, mmap\n"
+    "page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)\n"
+    "page.write(bytes.fromhex('{code}'))\n"
+    "call = ctypes.PYFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))\n"
+    "print('go', flush=True)\n"
+    "call()"
+)
+_ENDLESS = LANGUAGES["python"].endless
+_SOCKETS = """
+import os, stat
+def sockets():
+    for name in os.listdir('/proc/self/fd'):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode): yield int(name)
+        except OSError: pass
+"""
+_PTRACE = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+attached, ready = os.pipe()
+if os.fork() == 0:
+    status = libc.ptrace(16, os.getppid(), None, None)  # PTRACE_ATTACH
+    os.write(ready, b'y' if status == 0 else b'n')
+    time.sleep(1000)
+print('go', flush=True)
+sys.exit('refused' if os.read(attached, 1) == b'n' else None)
+"""
+
+#: What happens to code that means no harm.
+ACCIDENTS = [
+    Row(
+        "an exception",
+        _python("1 / 0", Result(1, True, "ZeroDivisionError: division by zero\n", "a traceback in `stderr`")),
+    ),
+    Row("a syntax error", _python("def f(:", Result(1, True, "SyntaxError", "the error in `stderr`"))),
+    Row("`exit(n)`", _python("import sys\nsys.exit(7)", Result(7, True))),
+    Row("the process ends: `os._exit(n)`", _python("import os\nos._exit(5)", Result(5, False))),
+    Row("a crash: SIGSEGV", _python("import ctypes\nctypes.string_at(0)", Result(139, False))),
+    Row("a crash: SIGABRT", _python("import os\nos.abort()", Result(134, False))),
+    Row(
+        "a crash: SIGBUS",
+        _python(
+            "import mmap\nfile = open('/tmp/short', 'w+b')\nfile.truncate(4096)\n"
+            "page = mmap.mmap(file.fileno(), 4096)\nfile.truncate(0)\npage[0]",
+            Result(135, False),
+        ),
+    ),
+    Row("a crash: SIGFPE", _python(_NATIVE.format(code="31c9f7f1"), Result(136, False))),
+    Row("a crash: SIGILL", _python(_NATIVE.format(code="0f0b"), Result(132, False))),
+    Row("SIGTERM", _python("import os\nos.kill(os.getpid(), 15)", Result(143, False))),
+    Row("SIGKILL", _python("import os\nos.kill(os.getpid(), 9)", Result(137, False))),
+    Row(
+        "out of memory in the guest, little by little",
+        _python("data = []\nwhile True: data.append(b'x' * (1 << 20))", Result(137, False)),
+    ),
+    Row(
+        "out of memory in the guest, at once",
+        _python("b'x' * (1 << 40)", Result(1, True, "MemoryError", "`MemoryError` in `stderr`")),
+    ),
+    Row("more output than allowed", _python("while True: print('x' * 1000)", Raised("OutputLimitError", True))),
+    Row("the deadline passes", _python(_ENDLESS, Raised("TooSlowError", True)), by="deadline"),
+    Row("the caller is cancelled", _python(_ENDLESS, Raised("Cancelled", True)), by="cancel"),
+    Row(
+        "the same, in native code that takes no SIGINT",
+        _python(_NATIVE.format(code="ebfe"), Raised("Cancelled", False)),
+        by="cancel",
+    ),
+    Row(
+        "the same, where SIGINT is ignored",
+        _python(f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{_ENDLESS}", Raised("Cancelled", False)),
+        by="cancel",
+    ),
+    Row(
+        "a fork bomb",
+        _python(
+            "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            "while True:\n    try: os.fork()\n    except OSError: pass",
+            Raised("TooSlowError", False),
+            Result(137, False),
+        ),
+        by="deadline",
+    ),
+    Row(
+        "the guest's disk is full",
+        _python(
+            "import os\nspace = os.statvfs('/tmp')\nfile = open('/tmp/full', 'wb', buffering=0)\n"
+            "os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize)\n"
+            "while True: open('/tmp/full2', 'ab').write(bytes(1 << 20))",
+            Result(1, True, "No space left on device", "`OSError` in `stderr`"),
+        ),
+    ),
+]
+
+#: What code can do on purpose.
+ATTACKS = [
+    Row(
+        "it closes all of its descriptors",
+        _python("import os\nos.closerange(0, 100_000)", Result(0, False)),
+    ),
+    Row(
+        "it writes to all of its descriptors",
+        _python(
+            "import os, time\nfor number in range(3, 1000):\n    try: os.write(number, b'x' * 64)\n    except OSError: pass\n"
+            "time.sleep(1000)",
+            Result(137, False),
+        ),
+    ),
+    Row(
+        "it takes all that is sent to its interpreter",
+        _python(
+            f"{_SOCKETS}\nimport socket, threading\ndef take(sock):\n    while sock.recv(1): pass\n"
+            "for number in sockets():\n    threading.Thread(target=take, args=[socket.socket(fileno=os.dup(number))]).start()\n"
+            f"{_ENDLESS}",
+            Raised("Cancelled", False),
+        ),
+        by="cancel",
+    ),
+    Row(
+        "it prints look-alikes of what we send",
+        _python(
+            """print('J\\0\\0\\0\\x02{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0', flush=True)\nraise SystemExit(3)""",
+            Result(3, True),
+        ),
+    ),
+    Row("a child of it stops it by ptrace", _python(_PTRACE, Raised("Cancelled", False)), by="cancel"),
+    Row(
+        "it stops itself (SIGSTOP)",
+        _python("import os\nprint('go', flush=True)\nos.kill(os.getpid(), 19)", Raised("Cancelled", False)),
+        by="cancel",
+    ),
+    Row(
+        "it kills all that it can",
+        _python(
+            "import os\ntry: os.kill(-1, 9)\nexcept ProcessLookupError: pass\nos.kill(os.getpid(), 9)",
+            Result(137, False),
+        ),
+    ),
+    Row(
+        "it redefines `print`, `exit`, and what it finds in its builtins and in `sys`",
+        _python(
+            "import builtins, sys\nprint = exit = None\nsys.stdout = sys.stderr = sys.stdin = sys.excepthook = sys.exit = 5\n"
+            "vars(builtins).update(dict.fromkeys(set(vars(builtins)) - {'__import__', 'globals'}))",
+            Result(0, True),
+        ),
+    ),
+]
+
+_ENDS: list[tuple[str, Literal["panic", "kill"]]] = [("the guest's kernel panics", "panic"), ("QEMU is killed", "kill")]
+
+#: What ends the machine, whatever the language is.
+ENDS = [
+    Row(
+        what,
+        {name: (language.endless, (Raised("OutcomeUnknownError", False),)) for name, language in LANGUAGES.items()},
+        by,
+    )
+    for what, by in _ENDS
+]
+
+
+def table(rows: list[Row], *, lives: bool) -> str:
+    """Show rows as a table of the page."""
+    head = ["", *(language.title for language in LANGUAGES.values()), "sandbox"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [" or ".join(map(str, row.cases[name][1])) if name in row.cases else "-" for name in LANGUAGES]
+        lines.append("| " + " | ".join([row.what, *cells, "lives on" if lives else "has ended"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page_with_tables(page: str) -> str:
+    """Put the tables where they belong in the text of the page."""
+    for mark, text in [
+        ("accidents", table(ACCIDENTS, lives=True)),
+        ("attacks", table(ATTACKS, lives=True)),
+        ("ends", table(ENDS, lives=False)),
+    ]:
+        before, start, rest = page.partition(f"<!-- {mark}: start -->\n")
+        _, end, after = rest.partition(f"<!-- {mark}: end -->\n")
+        assert start, f"the page has no mark for {mark}"
+        assert end, f"the page has no end of {mark}"
+        page = before + start + text + end + after
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_tables(PAGE.read_text("utf-8")), "utf-8")
