@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -172,6 +173,34 @@ async def test_kill_reaches_the_descendants_and_is_acknowledged(host: Host) -> N
         await process.records.send_json({"kill": True})
         assert await process.exited() == -signal.SIGKILL
         await wait_gone(child)
+
+
+_TRACED = "import ctypes, time\nctypes.CDLL(None).prctl(0x59616D61, -1)\nprint('go', end='', flush=True)\ntime.sleep(1000)"
+_TRACER = """
+import ctypes, sys, time
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p
+print(ptrace({request}, int(sys.argv[1]), None, {options}), end='', flush=True)
+time.sleep(1000)
+"""
+
+
+# PTRACE_ATTACH, and PTRACE_SEIZE with PTRACE_O_TRACEEXIT, by which it stops once more before it ends.
+@pytest.mark.parametrize(("request_", "options"), [(16, 0), (0x4206, 0x40)])
+async def test_a_tracer_can_not_keep_what_was_killed(host: Host, request_: int, options: int) -> None:
+    tracer = _TRACER.format(request=request_, options=options)
+    async with host.open_process([sys.executable, "-c", _TRACED], stdout=True) as traced:
+        pid = await traced.started()
+        assert traced.stdout is not None
+        assert await traced.stdout.receive_some() == b"go"
+        async with host.open_process([sys.executable, "-c", tracer, str(pid)], stdout=True) as other:
+            await other.started()
+            assert other.stdout is not None
+            if await other.stdout.receive_some() != b"0":
+                pytest.skip("nobody may trace here")
+            await traced.records.send_json({"kill": True})
+            assert await traced.exited() == -signal.SIGKILL
+            assert await other.exited() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("give_up", ["close", "reset"])

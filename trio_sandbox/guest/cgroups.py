@@ -33,6 +33,12 @@ class Group:
         finally:
             os.close(descriptor)
 
+    def threads(self) -> list[int]:
+        """Return the ids of the threads in it that have not ended."""
+        descriptor = os.open(f"{self.name}/cgroup.threads", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        with open(descriptor, "rb", buffering=0) as file:
+            return [int(line) for line in file.readall().split()]
+
     def is_populated(self) -> bool:
         """Whether any process is in it."""
         return b"populated 1" in os.pread(self.events, 256, 0)

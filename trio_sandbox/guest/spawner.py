@@ -33,6 +33,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -64,6 +65,10 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
 
 
+#: Seconds after which we look for who keeps what was killed from ending.
+_TRACED_PATIENCE = 0.2
+#: Threads of a control group that are looked at each time.
+_TRACED_LIMIT = 64
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
 _RESERVED_DESCRIPTORS = 10
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -119,6 +124,10 @@ class Spawner:
         self._processes: dict[int, _Process] = {}
         self._by_pid: dict[int, _Process] = {}
         self._by_descriptor: dict[int, _Process] = {}
+        self._dying: set[_Process] = set()
+        self._proc = -1
+        self._look_at = 0.0
+        """When to look for the tracers of those."""
         # We never block on the agent, so the agent may block on us.
         self._unsent: deque[tuple[tuple[object, ...], Sequence[int]]] = deque()
 
@@ -133,14 +142,20 @@ class Spawner:
         self._poll.register(wakeup, select.POLLIN)
         self._poll.register(self._sock, select.POLLIN)
         agent = self._sock.fileno()
+        # Opened before any user is there to put something in its place.
+        with contextlib.suppress(FileNotFoundError):
+            self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
         gc.collect()
         gc.freeze()
         gc.disable()
         try:
             while True:
+                polled = self._poll.poll(_TRACED_PATIENCE * 1000 if self._dying else None)
+                if self._dying and time.monotonic() >= self._look_at:
+                    self._kill_tracers()
                 # Failures first: "failed" is to come before the "exited" that follows from it.
-                ready = sorted(self._poll.poll(), key=lambda event: event[0] not in self._by_descriptor)
+                ready = sorted(polled, key=lambda event: event[0] not in self._by_descriptor)
                 for descriptor, events in ready:
                     if descriptor == wakeup:
                         os.read(wakeup, 512)
@@ -234,6 +249,9 @@ class Spawner:
 
     def _kill(self, process: _Process) -> None:
         process.kill_sent = True
+        if not self._dying:
+            self._look_at = time.monotonic() + _TRACED_PATIENCE
+        self._dying.add(process)
         if process.group is not None:
             process.group.kill()
         if not process.reaped:
@@ -260,6 +278,22 @@ class Spawner:
             self._send("mounted", exc.errno or errno.EIO, exc.strerror or "", exc.filename or "")
         else:
             self._send("mounted", 0, "", "")
+
+    def _kill_tracers(self) -> None:
+        """End those who trace what was killed: until they let go, it can stay stopped at its end, or be a zombie of theirs."""
+        self._look_at = time.monotonic() + _TRACED_PATIENCE
+        for process in self._dying:
+            threads = [] if process.group is None else process.group.threads()[:_TRACED_LIMIT]
+            if not process.reaped:
+                threads.append(process.pid)
+            for thread in threads:
+                # None of them, or the tracer, need be there any more.
+                with contextlib.suppress(OSError):
+                    status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+                    with open(status, "rb", buffering=0) as file:
+                        tracer = int(file.readall().partition(b"\nTracerPid:")[2].split(None, 1)[0])
+                    if tracer:
+                        os.kill(tracer, signal.SIGKILL)
 
     # --- Events ---
 
@@ -316,6 +350,7 @@ class Spawner:
             self._forget(process)
 
     def _forget(self, process: _Process) -> None:
+        self._dying.discard(process)
         del self._processes[process.number]
         self._send("empty", process.number)
 
