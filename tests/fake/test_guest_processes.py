@@ -175,7 +175,9 @@ async def test_kill_reaches_the_descendants_and_is_acknowledged(host: Host) -> N
         await wait_gone(child)
 
 
-_TRACED = "import ctypes, time\nctypes.CDLL(None).prctl(0x59616D61, -1)\nprint('go', end='', flush=True)\ntime.sleep(1000)"
+_TRACED = (
+    "import ctypes, time\nctypes.CDLL(None).prctl(0x59616D61, -1)\nprint('go', end='', flush=True)\ntime.sleep(1000)"
+)
 _TRACER = """
 import ctypes, sys, time
 ptrace = ctypes.CDLL(None).ptrace
