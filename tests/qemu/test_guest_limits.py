@@ -44,18 +44,7 @@ async def test_the_world_of_users(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.sandbox(memory_mib=256)
-async def test_what_takes_all_there_is_is_stopped_and_the_sandbox_lives_on(sandbox: Sandbox) -> None:
-    await sandbox.run("x = 1")
-    # All memory: the kernel ends the interpreter, or the process, that took it.
-    result = await sandbox.run("data = []\nwhile True: data.append(b'x' * (1 << 20))")
-    assert result.exit_code == 137 or "MemoryError" in result.stderr
-    assert (await sandbox.run("print(2)")).stdout == "2\n"
-    # All disk.
-    result = await sandbox.run(
-        "import os\nwith open('big', 'wb') as file:\n    os.posix_fallocate(file.fileno(), 0, 1 << 40)"
-    )
-    assert result.exit_code == 1
-    assert "OSError" in result.stderr
+async def test_a_process_that_takes_all_there_are_leaves_others_their_share(sandbox: Sandbox) -> None:
     # All processes: others keep their share of the processor meanwhile, and the end of the block takes them
     # all, since none can leave its control group.
     async with sandbox.open_process(["sh", "-c", "f() { f & f & sleep 1000; }; echo go; f 2>/dev/null"]) as process:

