@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 from collections.abc import Callable
@@ -126,7 +125,15 @@ async def test_what_ends_the_machine_ends_the_sandbox_and_nothing_else(language:
             for row in ENDS:
                 code, (expected,) = row.cases[language.name]
                 async with host.open_sandbox(language.image, CONFIG) as sandbox, trio.open_nursery() as nursery:
-                    end = functools.partial(nursery.start_soon, panic, sandbox) if row.by == "panic" else kill(sandbox)
+
+                    def end(by: str = row.by, sandbox: Sandbox = sandbox, nursery: trio.Nursery = nursery) -> None:
+                        if by == "panic":
+                            nursery.start_soon(panic, sandbox)
+                        else:
+                            pid = sandbox.statistics().qemu_pid
+                            assert pid is not None
+                            os.kill(pid, signal.SIGKILL)
+
                     with pytest.raises(OutcomeUnknownError) as caught:
                         await run_and_call(sandbox, language, code, end)
                     assert fits(type(caught.value).__name__, False, expected)
@@ -140,9 +147,3 @@ async def test_what_ends_the_machine_ends_the_sandbox_and_nothing_else(language:
 async def panic(sandbox: Sandbox) -> None:
     with pytest.raises(OutcomeUnknownError):
         await sandbox.run_process("echo c > /proc/sysrq-trigger", shell=True, user="root")
-
-
-def kill(sandbox: Sandbox) -> Callable[[], None]:
-    pid = sandbox.statistics().qemu_pid
-    assert pid is not None
-    return functools.partial(os.kill, pid, signal.SIGKILL)
