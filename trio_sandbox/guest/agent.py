@@ -64,7 +64,7 @@ async def serve(
     files = FileService(children)
 
     async def wake(stream: ChannelStream, header: dict[str, object]) -> None:
-        """Take the time and the randomness of a host that hands a machine over which has been idle."""
+        """Take the time from a host that hands a machine over which has been idle."""
         if on_hello is not None:
             on_hello(header)
         await stream.send_all(b"awake", end=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -59,7 +58,7 @@ class WarmVms:
             await run_trivial_code(vm, self._timeouts)
 
     async def wake(self, vm: Vm) -> None:
-        """Give the guest the time, and randomness besides, which proves that all of it works.
+        """Give the guest the time, which proves that all of it works.
 
         Raises:
           VmError: if it does not answer soon.
@@ -69,7 +68,7 @@ class WarmVms:
         answer = b""
         with trio.move_on_after(_WAKE_PATIENCE):
             # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
-            request = {"service": "wake", "time": time.time(), "entropy": secrets.token_hex(32)}
+            request = {"service": "wake", "time": time.time()}
             async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
                 while data := await stream.receive_some():
                     answer += data
