@@ -16,7 +16,7 @@ import trio
 from .._errors import GuestProtocolError
 from ..guest.trees import HEADER
 from ..wire import RecordStream, StreamResetError
-from ._failures import Machine, check_open, guest_failures
+from ._failures import Machine, guest_failures, open_stream
 from ._slot import Slot
 
 REQUEST = b"Q"
@@ -52,9 +52,8 @@ class FileSession:
     """A conversation with one file helper, which serves one request after the other."""
 
     def __init__(self, vm: Machine, user: str | int | None, what: str) -> None:
-        check_open(vm, what)
         self._vm = vm
-        self._records = RecordStream(vm.guest.open_stream({"service": "file", "user": user}))
+        self._records = RecordStream(open_stream(vm, {"service": "file", "user": user}, what))
         self._what = what
         self.failed: bool = False
         """The guest said that something went wrong, which ends what it was doing."""

@@ -134,6 +134,10 @@ def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> lis
 #: getrandom(2) waits for a second. Every feature more costs time: "max" boots a sixth slower.
 _TCG_CPU: Final = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt"
 
+#: TCG translates code for the address that it is at. At random ones, each start of a program would be translated anew, which takes
+#: as long as everything else about it, and once in some 35 starts all translated code, the kernel's too, would be thrown away.
+_TCG_KERNEL_ARGS: Final = ("norandmaps",)
+
 #: MiB of translated code that TCG keeps. It is private memory of each VM's QEMU.
 _TB_MIB: Final = 64
 
@@ -154,7 +158,7 @@ def machine_argv(
         argv += ["-incoming", "defer"]
     # Loaded with plain open(2), which knows nothing of descriptor sets.
     argv += ["-kernel", f"/proc/self/fd/{fds.kernel}", "-initrd", f"/proc/self/fd/{fds.initrd}"]
-    argv += ["-append", " ".join(config.kernel_args)]
+    argv += ["-append", " ".join([*config.kernel_args, *(_TCG_KERNEL_ARGS if accelerator == "tcg" else ())])]
 
     argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", f"socket,id=console,fd={fds.console}", "-device", "isa-serial,chardev=console"]
