@@ -180,6 +180,8 @@ class Interpreter:
         self._over = trio.Event()
         self._run: Run | None = None
         self._pipes: dict[int, bytes] = {}
+        self._spare: list[tuple[int, bytes, int]] = []
+        """Those of the next run: our end, what it carries, and the other end."""
         self._numbers = itertools.count(1)
         self._number = 0
         self._interrupts: list[trio.Event] = []
@@ -222,10 +224,11 @@ class Interpreter:
 
         With one processor a short run is over by now, since a worker that wakes up goes first.
         """
-        if any(descriptor == self._control.fileno() for descriptor, _ in self._epoll.poll(0)):
+        ready = self._epoll.poll(0)
+        if any(descriptor == self._control.fileno() for descriptor, _ in ready):
             self._turn_taken = trio.Event()
             try:
-                await self._take_turn()
+                await self._take_turn(ready)
             finally:
                 self._turn_taken.set()
 
@@ -237,11 +240,11 @@ class Interpreter:
             if run.stdin is not None:
                 run.stdin_pipe, reader = open_pipe(for_writing=True)
                 theirs.append(reader)
-            for tag in (STDOUT, STDERR):
-                ours, writer = open_pipe(for_writing=False)
+            self._make_pipes()
+            for ours, tag, writer in self._spare:
                 theirs.append(writer)
                 self._pipes[ours] = tag
-                self._epoll.register(ours, select.EPOLLIN)
+            self._spare.clear()
             send_code(self._control, self._number, run.code, run.env, run.cwd, theirs)
         except OSError:
             self._close_pipes()
@@ -257,6 +260,13 @@ class Interpreter:
     def has(self, run: Run) -> bool:
         """Whether it is running *run*."""
         return self._run is run
+
+    def _make_pipes(self) -> None:
+        """Have pipes for what a run prints; `OSError` if that can't be."""
+        for tag in (STDOUT, STDERR)[len(self._spare) :]:
+            ours, writer = open_pipe(for_writing=False)
+            self._spare.append((ours, tag, writer))
+            self._epoll.register(ours, select.EPOLLIN)
 
     def interrupt(self) -> None:
         """Send the run SIGINT."""
@@ -282,7 +292,7 @@ class Interpreter:
             while self._child.returncode is None and self._child.failure is None:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 if self._turn_taken.is_set():
-                    await self._take_turn()
+                    await self._take_turn(self._epoll.poll(0))
                 else:
                     await self._turn_taken.wait()
             await self._end()
@@ -292,10 +302,10 @@ class Interpreter:
     def _on_exit(self) -> None:
         os.eventfd_write(self._exit, 1)
 
-    async def _take_turn(self) -> None:
+    async def _take_turn(self, ready: list[tuple[int, int]]) -> None:
         output: list[tuple[bytes, bytes]] = []
         message = None
-        for descriptor, events in self._epoll.poll(0):
+        for descriptor, events in ready:
             if descriptor in self._pipes:
                 data = b""
                 if events & select.EPOLLIN:
@@ -317,6 +327,10 @@ class Interpreter:
             self._run = None
             value = message[_DONE.size :].decode() if message.startswith(b"V") else None
             await run.finish(await self._rest(run, output), message[_DONE.size - 1], value=value, state_kept=True)
+            # Now that the host has its answer, rather than when it waits for the next one.
+            if not self._over.is_set():
+                with contextlib.suppress(OSError):
+                    self._make_pipes()
         elif message is not None:
             self._run = None
             self._close_pipes()
@@ -466,6 +480,9 @@ class Interpreter:
         if self._run is not None:
             self._run.over.set()
         self._close_pipes()
+        for ours, _, writer in self._spare:
+            os.close(ours)
+            os.close(writer)
         self._stop_listening_to_complaints()
         self._control.close()
         trio.lowlevel.notify_closing(self._epoll.fileno())

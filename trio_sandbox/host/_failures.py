@@ -112,8 +112,8 @@ def check_open(vm: Machine, what: str) -> None:
         raise SandboxClosedError(f"{what} was not sent: the sandbox's block was left; open another sandbox")
 
 
-def open_stream(vm: Machine, header: Mapping[str, object], what: str) -> ChannelStream:
-    """Open a stream to a service of the guest, for the request *what*.
+def open_stream(vm: Machine, header: Mapping[str, object], what: str, *, flush: bool = False) -> ChannelStream:
+    """Open a stream to a service of the guest, for the request *what*; *flush* if its header is all of that.
 
     Raises:
       SandboxClosedError: as `check_open`.
@@ -122,6 +122,6 @@ def open_stream(vm: Machine, header: Mapping[str, object], what: str) -> Channel
     """
     check_open(vm, what)
     try:
-        return vm.guest.open_stream(header)
+        return vm.guest.open_stream(header, flush=flush)
     except StreamLimitError as exc:
         raise OSError(errno.EMFILE, f"{what} was not sent: too many streams to it are open; close some") from exc

@@ -243,7 +243,7 @@ async def open_run(
         # What fits travels in the stream's own frame: a turn of the guest's scheduler less for short code.
         fits = len(encode_json(request)) <= _HEADER_ROOM
         header = {"service": "code", "request": request} if fits else {"service": "code"}
-        records = RecordStream(open_stream(vm, header, "the run"))
+        records = RecordStream(open_stream(vm, header, "the run", flush=fits))
         stack.callback(records.stream.close)
         events = RunEvents(vm, records, display_limit)
         if not fits:

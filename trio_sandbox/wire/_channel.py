@@ -101,13 +101,14 @@ class Channel:
         return self._failure
 
     @trio.lowlevel.enable_ki_protection
-    def open_stream(self, header: Mapping[str, object]) -> ChannelStream:
+    def open_stream(self, header: Mapping[str, object], *, flush: bool = False) -> ChannelStream:
         """Open a stream, at once and without waiting for the peer.
 
         What is sent on it before the next checkpoint travels in the same write.
 
         Args:
           header: A JSON object, at most 4096 bytes, that tells the peer's handler what this stream is for.
+          flush: Write it here and now, where the transport can: nothing is about to be sent on it.
 
         Raises:
           ValueError: if *header* is too long or isn't JSON.
@@ -119,7 +120,10 @@ class Channel:
         self._check()
         stream = ChannelStream(self, self._connection.open_stream(header))
         self._streams[stream.id] = stream
-        self._wake_writer()
+        if flush:
+            self._flush()
+        else:
+            self._wake_writer()
         return stream
 
     async def ping(self) -> float:
