@@ -43,6 +43,8 @@ async def test_machines_that_wait(caplog: pytest.LogCaptureFixture) -> None:
             assert host.statistics().warm.ready == 0, "opening the host does not wait"
             await ready(host, 2)
             waiting = {vm.pid for vm in idle(host)}
+            # A guest can use a balloon whether asked to or not, and these share their memory: none is there.
+            assert [await vm.balloon.query() for vm in idle(host)] == [None, None]
             async with host.open_sandbox() as first, host.open_sandbox() as second:
                 assert {first.statistics().qemu_pid, second.statistics().qemu_pid} == waiting
                 seen = [(await sandbox.run(_IDENTITY)).stdout.split() for sandbox in (first, second)]
