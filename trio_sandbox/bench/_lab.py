@@ -27,7 +27,7 @@ class Lab:
 
     image: str = "python"
     sandbox: SandboxConfig = attrs.field(factory=SandboxConfig)
-    host: HostConfig = attrs.field(factory=HostConfig)
+    host: HostConfig = HostConfig()  # noqa: RUF009 (a frozen value)
     open_host: OpenHost = open_host
     tick: Callable[[float], object] = lambda _: None
     """Called with the part of the measure that is done."""

@@ -52,7 +52,7 @@ class Plan:
     """Take few samples."""
     image: str = "python"
     sandbox: SandboxConfig = attrs.field(factory=SandboxConfig)
-    host: HostConfig = attrs.field(factory=HostConfig)
+    host: HostConfig = HostConfig()  # noqa: RUF009 (a frozen value)
 
 
 @attrs.frozen(kw_only=True)
