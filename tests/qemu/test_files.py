@@ -103,7 +103,7 @@ async def aiter_of(path: GuestPath) -> AsyncGenerator[GuestPath]:
 
 
 async def carries_much_and_holds_up_nobody(sandbox: Sandbox, tmp_path: Path) -> None:
-    size = 48 * 2**20
+    size = 64 * 2**20
     (tmp_path / "large").write_bytes(os.urandom(size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     await sandbox.upload(tmp_path / "large", "large")
