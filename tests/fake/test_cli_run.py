@@ -131,6 +131,14 @@ async def test_output_comes_in_order_and_the_status_is_the_codes() -> None:
     assert host.log == ["host opened", "sandbox opened: python, 256 MiB", "run: pass", *CLOSED]
 
 
+async def test_what_is_displayed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    host = FakeHost([OutputChunk("stdout", b"a"), Display("image/png", b"123"), OutputChunk("stdout", b"b"), result()])
+    output = Output()
+    assert await run_until_signal(request(), open_host=host.open, write=output.write) == 0
+    assert output.chunks == [("stdout", b"a"), ("stdout", b"b")]
+    assert "not shown: image/png, 3 bytes" in capsys.readouterr().err
+
+
 async def test_output_is_written_before_the_code_ends() -> None:
     output = Output()
     seen: list[list[tuple[str, bytes]]] = []
