@@ -39,6 +39,7 @@ from ._errors import (
     RunRefusedError as RunRefusedError,
     SandboxClosedError as SandboxClosedError,
     SandboxError as SandboxError,
+    SandboxHibernatedError as SandboxHibernatedError,
     SnapshotError as SnapshotError,
     TemplateError as TemplateError,
     TemplateExistsError as TemplateExistsError,
@@ -53,6 +54,7 @@ from ._errors import (
 from ._metadata import fix_module_metadata, version
 from .host import (
     AdmissionStatistics as AdmissionStatistics,
+    Checkpoint as Checkpoint,
     FileChange as FileChange,
     FileChanges as FileChanges,
     GuestFile as GuestFile,

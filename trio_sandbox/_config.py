@@ -211,6 +211,11 @@ class SandboxConfig:
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=[v.instance_of(int), v.ge(1)]
     )
     """What one run may print on each of stdout and stderr, and show in all displays together, before it is stopped."""
+    hibernate_after: float | None = attrs.field(default=None, validator=v.optional(_seconds))
+    """Put the sandbox to sleep when it was idle for so many seconds, as `Sandbox.hibernate` does; the next request
+    wakes it up, and takes longer by that. Idle is a sandbox with no request under way and no process in its guest, nor
+    a thread, that a run has left in the background. None: never.
+    """
     warmup: str = attrs.field(default="", validator=v.instance_of(str))
     """Python code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
     defines is there. With `HostConfig.templates` it runs once, and not once for each sandbox.

@@ -21,6 +21,7 @@
     │   └── VmDiedError              the guest answered once, and is gone
     ├── GuestProtocolError           the guest broke the protocol; its VM was ended
     ├── SandboxClosedError           the sandbox was closed before the request was sent
+    ├── SandboxHibernatedError       the sandbox was put to sleep; the request was not sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
     ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
     ├── DeadlinePassedError          the guest stopped it by itself, at a deadline that was moved meanwhile
@@ -163,6 +164,10 @@ class GuestProtocolError(SandboxError):
 
 class SandboxClosedError(SandboxError):
     """The sandbox or its host is closed; the request was not sent. Use another sandbox."""
+
+
+class SandboxHibernatedError(SandboxError):
+    """The sandbox was put to sleep by `Sandbox.hibernate`; the request was not sent. Ask again after `Sandbox.resume`."""
 
 
 class OutcomeUnknownError(SandboxError):

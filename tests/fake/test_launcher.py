@@ -22,7 +22,16 @@ from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
 from trio_sandbox.host._templates import TemplateStore
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.image._manifest import Manifest
-from trio_sandbox.qemu import Accelerator, OverlayPool, Vm, open_runtime, open_vm_manager
+from trio_sandbox.qemu import (
+    Accelerator,
+    MachineConfig,
+    OverlayPool,
+    SavedState,
+    Snapshot,
+    Vm,
+    open_runtime,
+    open_vm_manager,
+)
 
 from ._qemu import fake_accelerator
 
@@ -78,13 +87,23 @@ class Site:
         """Put a saved sandbox into the store, as no machine made it."""
         store = NamedTemplateStore(self.directory / "cache")
         image, system = self.disks(*modes)
-        template = self.launcher.describe(
-            "mine", image, system, SandboxConfig(memory_mib=128), marker=b"m" * 16, layer_count=2
-        )
-        with store.make(template, replace=True) as staged:
-            for path in staged.files:
+        with store.make("mine", memory_mib=128, replace=True) as staged:
+            machine = MachineConfig(
+                kernel=system.kernel,
+                initrd=system.initrd,
+                kernel_args=system.kernel_args,
+                system_disk=system.disk,
+                image=image.path,
+                overlay="overlay",
+                layers=[staged.directory / f"layer{number}.qcow2" for number in range(2)],
+                memory_file=staged.directory / "memory",
+                memory_mib=128,
+            )
+            snapshot = Snapshot(staged.directory, machine, SavedState(staged.directory / "devices", b"m" * 16), 0.0)
+            template = staged.template = self.launcher.describe("mine", image, snapshot)
+            for path in template.files:
                 path.touch()
-            os.truncate(staged.memory, 128 * 2**20)
+            os.truncate(staged.directory / "memory", 128 * 2**20)
         return store.find("mine")
 
     async def is_clone(self, *modes: str, warmup: str = "") -> bool:

@@ -14,6 +14,8 @@ import trio
 
 import trio_sandbox
 from tests.documented import ROOT, Block, blocks
+from trio_sandbox.host._named import NamedTemplateStore
+from trio_sandbox.image import default_cache_directory
 
 pytestmark = pytest.mark.qemu
 
@@ -68,4 +70,10 @@ async def run_parts(parts: list[Block], capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("section", sections())
 def test_parts(section: str, capsys: pytest.CaptureFixture[str]) -> None:
     # Not an async test: the examples get the whole of Trio, as in a program of their own.
-    trio.run(functools.partial(run_parts, sections()[section], capsys))
+    saved = NamedTemplateStore(default_cache_directory())
+    before = set(saved.names())
+    try:
+        trio.run(functools.partial(run_parts, sections()[section], capsys))
+    finally:
+        for name in set(saved.names()) - before:
+            saved.remove(name)

@@ -62,9 +62,16 @@ def test_prune(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[st
 
 
 def save(tmp_path: Path, name: str) -> None:
-    template = NamedTemplate(
+    with NamedTemplateStore(tmp_path).make(name, memory_mib=1) as staged:
+        staged.template = saved(name, staged.directory)
+        for path in staged.template.files:
+            path.write_bytes(bytes(2**20))
+
+
+def saved(name: str, directory: Path) -> NamedTemplate:
+    return NamedTemplate(
         name=name,
-        directory=Path(),
+        directory=directory,
         image="python",
         image_digest="d",
         memory_mib=128,
@@ -72,11 +79,11 @@ def save(tmp_path: Path, name: str) -> None:
         machine="m",
         qemu="QEMU",
         marker=b"x" * 16,
+        with_memory=False,
+        balloon=False,
+        mounted=False,
         layer_count=1,
     )
-    with NamedTemplateStore(tmp_path).make(template) as staged:
-        for path in staged.files:
-            path.write_bytes(bytes(2**20))
 
 
 def test_saved_sandboxes_are_listed_and_removed_by_name(

@@ -13,12 +13,12 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
+        AdmissionStatistics BalloonError CapacityError Checkpoint DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError MountError OutcomeUnknownError OutputChunk OutputLimitError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
-        RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxStatistics
+        RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxHibernatedError SandboxStatistics
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
         VmError WarmStatistics WarmupError open_host open_sandbox
     """,

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 
 from trio_sandbox import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
-from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore, check_name
+from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
 
 
 @pytest.fixture
@@ -22,28 +23,32 @@ def store(tmp_path: Path) -> NamedTemplateStore:
     return NamedTemplateStore(tmp_path)
 
 
-def template(name: str, *, memory_mib: int = 1) -> NamedTemplate:
+def template(name: str, directory: Path) -> NamedTemplate:
     return NamedTemplate(
         name=name,
-        directory=Path(),
+        directory=directory,
         image="python",
         image_digest="d",
-        memory_mib=memory_mib,
+        memory_mib=1,
         vcpus=2,
         machine="m",
         qemu="QEMU 7",
         marker=b"x" * 16,
+        with_memory=False,
+        balloon=False,
+        mounted=False,
         layer_count=2,
     )
 
 
-def fill(staged: NamedTemplate, content: bytes = b"content") -> None:
-    for path in staged.files:
+def fill(staged: StagedTemplate, content: bytes = b"content") -> None:
+    staged.template = template(staged.directory.name.partition("~")[0], staged.directory)
+    for path in staged.template.files:
         path.write_bytes(content)
 
 
 def save(store: NamedTemplateStore, name: str = "mine", *, replace: bool = False, content: bytes = b"content") -> None:
-    with store.make(template(name), replace=replace) as staged:
+    with store.make(name, memory_mib=1, replace=replace) as staged:
         fill(staged, content)
 
 
@@ -55,13 +60,13 @@ def stored(tmp_path: Path) -> list[str]:
 def test_saving_and_finding(store: NamedTemplateStore, tmp_path: Path) -> None:
     assert store.names() == []
     assert list(tmp_path.iterdir()) == [], "looking makes nothing"
-    with store.make(template("mine")) as staged:
+    with store.make("mine", memory_mib=1) as staged:
         fill(staged)
         assert store.names() == [], "not before it is whole"
     found = NamedTemplateStore(tmp_path).find("mine")
     assert (found.image, found.image_digest, found.memory_mib, found.vcpus) == ("python", "d", 1, 2)
     assert (found.machine, found.qemu, found.marker) == ("m", "QEMU 7", b"x" * 16)
-    assert [path.name for path in found.files] == ["memory", "devices", "layer0.qcow2", "layer1.qcow2"]
+    assert [path.name for path in found.files] == ["devices", "layer0.qcow2", "layer1.qcow2", "memory"]
     assert all(path.read_bytes() == b"content" for path in found.files)
     assert found.size_bytes > 0
     assert found.directory.parent.stat().st_mode & 0o777 == 0o700
@@ -94,35 +99,52 @@ def test_a_name_that_is_taken(store: NamedTemplateStore, tmp_path: Path) -> None
         save(store)
     assert os.listdir(tmp_path / "saved") == before
     save(store, replace=True, content=b"second")
-    assert store.find("mine").memory.read_bytes() == b"second"
+    assert (store.find("mine").directory / "memory").read_bytes() == b"second"
     assert stored(tmp_path) == ["mine", "mine.json"]
     save(store, "other", replace=True)
     assert store.names() == ["mine", "other"]
 
 
 def test_of_two_that_save_at_once_one_is_told(store: NamedTemplateStore, tmp_path: Path) -> None:
-    with pytest.raises(TemplateExistsError), store.make(template("mine")) as staged:
+    with pytest.raises(TemplateExistsError), store.make("mine", memory_mib=1) as staged:
         fill(staged)
         save(NamedTemplateStore(tmp_path), content=b"faster")
-    assert store.find("mine").memory.read_bytes() == b"faster"
+    assert (store.find("mine").directory / "memory").read_bytes() == b"faster"
     assert stored(tmp_path) == ["mine", "mine.json"]
 
 
 def test_an_error_while_saving_leaves_nothing(store: NamedTemplateStore, tmp_path: Path) -> None:
     save(store, content=b"old")
-    with pytest.raises(KeyboardInterrupt), store.make(template("mine"), replace=True) as staged:
-        staged.memory.touch()
+    with pytest.raises(KeyboardInterrupt), store.make("mine", memory_mib=1, replace=True) as staged:
+        fill(staged)
         raise KeyboardInterrupt
-    with pytest.raises(FileNotFoundError), store.make(template("mine"), replace=True) as staged:
-        staged.memory.touch()
-    assert store.find("mine").memory.read_bytes() == b"old"
+    with pytest.raises(FileNotFoundError), store.make("mine", memory_mib=1, replace=True) as staged:
+        staged.template = template("mine", staged.directory)
+    assert (store.find("mine").directory / "memory").read_bytes() == b"old"
     assert stored(tmp_path) == ["mine", "mine.json"]
+
+
+def test_a_template_of_the_files_of_a_snapshot(store: NamedTemplateStore, tmp_path: Path) -> None:
+    """Linked where that can be, so that they take no room of their own."""
+    (source := tmp_path / "snapshot").mkdir()
+    described = attrs.evolve(template("mine", source), mounted=True)
+    for path in described.files:
+        path.write_bytes(path.name.encode())
+    with store.make("mine", memory_mib=1) as staged:
+        staged.fill(described)
+    found = store.find("mine")
+    assert found.mounts is not None
+    assert [path.read_bytes() for path in found.files] == [path.name.encode() for path in described.files]
+    assert all(path.samefile(source / path.name) for path in found.files)
+    with store.make("other", memory_mib=1) as staged:
+        staged.fill(attrs.evolve(described, name="other", with_memory=True))
+    assert store.find("other").memory is None
 
 
 def test_no_room(store: NamedTemplateStore, tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     too_much = status.f_bavail * status.f_frsize // 2**20 + 2**30
-    with pytest.raises(OSError, match="no room for"), store.make(template("mine", memory_mib=too_much)):
+    with pytest.raises(OSError, match="no room for"), store.make("mine", memory_mib=too_much):
         pass
     assert stored(tmp_path) == []
 
@@ -130,10 +152,10 @@ def test_no_room(store: NamedTemplateStore, tmp_path: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.unit.test_named import fill, template
+from tests.unit.test_named import fill
 from trio_sandbox.host._named import NamedTemplateStore
 
-with NamedTemplateStore(Path(sys.argv[1])).make(template("mine"), replace=True) as staged:
+with NamedTemplateStore(Path(sys.argv[1])).make("mine", memory_mib=1, replace=True) as staged:
     fill(staged, b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -144,16 +166,16 @@ def test_what_a_killed_process_leaves_is_not_used_and_removed(store: NamedTempla
     for _ in range(2):
         killed = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
         assert killed.returncode == -signal.SIGKILL
-        assert store.find("mine").memory.read_bytes() == b"old"
+        assert (store.find("mine").directory / "memory").read_bytes() == b"old"
         assert stored(tmp_path) == ["mine", "mine", "mine.json"], "each removes what the one before left"
     assert store.prune() > 0
     assert stored(tmp_path) == ["mine", "mine.json"]
     assert store.prune() == 0
-    assert store.find("mine").memory.read_bytes() == b"old"
+    assert (store.find("mine").directory / "memory").read_bytes() == b"old"
 
 
 def test_what_is_being_made_is_no_leftover(store: NamedTemplateStore, tmp_path: Path) -> None:
-    with store.make(template("mine")) as staged:
+    with store.make("mine", memory_mib=1) as staged:
         other = NamedTemplateStore(tmp_path)
         assert other.prune() == 0
         fill(staged)
@@ -171,7 +193,7 @@ def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[NamedTem
 
 
 DAMAGES: dict[str, Callable[[NamedTemplate], object]] = {
-    "memory cut": lambda template: os.truncate(template.memory, 2),
+    "memory cut": lambda template: os.truncate(template.directory / "memory", 2),
     "devices gone": lambda template: template.devices.unlink(),
     "layer written to": lambda template: template.layers[1].write_bytes(b"x"),
     "manifest cut": lambda template: os.truncate(template.directory.parent / "mine.json", 50),
@@ -219,5 +241,5 @@ def test_a_template_keeps_its_files_while_another_name_begins_alike(store: Named
         save(store, name)
     store.remove("a")
     assert store.names() == ["a.b", "ab"]
-    assert store.find("ab").memory.exists()
-    assert store.find("a.b").memory.exists()
+    assert store.find("ab").devices.exists()
+    assert store.find("a.b").devices.exists()

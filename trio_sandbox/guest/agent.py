@@ -18,7 +18,7 @@ from .host_mounts import MountService
 from .languages import LANGUAGES, StartedInterpreter
 from .pipes import ParkedPipes
 from .processes import ProcessService
-from .snapshot import Machine, SnapshotService
+from .snapshot import IdleService, Machine, SnapshotService
 
 #: The library's version. The host sends its agent along, so that both are always of one version.
 AGENT_VERSION: Final = "0.1.0"
@@ -77,6 +77,7 @@ async def serve(
         "tcp": tunnels.serve,
         "mounts": MountService(children, mounts_disk).serve,
         "wake": wake,
+        "idle": IdleService(machine, lambda: code.count_idle() + files.count_idle(), code.has_only_python).serve,
     }
     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
     hello = _hello()

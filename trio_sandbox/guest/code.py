@@ -39,7 +39,7 @@ import trio
 from ..wire import ChannelStream, RecordStream
 from .children import Child, Children
 from .interpreter import Interpreter, Run
-from .languages import LANGUAGES, Language, StartedInterpreter, start_interpreter
+from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
 from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
 from .processes import (
     REQUEST_LIMIT,
@@ -143,6 +143,10 @@ class CodeService:
         """Tell how many interpreters there are that no run has."""
         return sum(keeper.is_idle for keeper in self._keepers.values())
 
+    def has_only_python(self) -> bool:
+        """Whether there are no interpreters but Python's."""
+        return not any(keeper.is_there for name, keeper in self._keepers.items() if name != PYTHON.name)
+
     def _keep_reading(self, descriptor: int) -> None:
         assert self._nursery is not None
         scope = trio.CancelScope()
@@ -196,6 +200,11 @@ class _Keeper:
                 self._state_lost = True
             else:
                 self._wanted = trio.Event()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an interpreter."""
+        return self._interpreter is not None
 
     @property
     def is_idle(self) -> bool:

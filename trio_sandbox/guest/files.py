@@ -93,6 +93,10 @@ class FileService:
                     helper.close()
             self._idle.clear()
 
+    def count_idle(self) -> int:
+        """Tell how many helpers wait for a session."""
+        return sum(map(len, self._idle.values()))
+
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one session."""
         user = header.get("user")

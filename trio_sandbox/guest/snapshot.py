@@ -102,11 +102,18 @@ class Machine:
 
     def count_threads(self) -> int:
         """Tell how many threads the users have."""
+        return self._count("cgroup.threads")
+
+    def count_processes(self) -> int:
+        """Tell how many processes the users have."""
+        return self._count("cgroup.procs")
+
+    def _count(self, name: str) -> int:
         if self._cgroup is None:
             return 0
         count = 0
         for directory, _, _ in os.walk(self._cgroup):
-            with open(f"{directory}/cgroup.threads", "rb") as file:
+            with open(f"{directory}/{name}", "rb") as file:
                 count += len(file.readlines())
         return count
 
@@ -117,6 +124,40 @@ class Machine:
     def _is_frozen(self) -> bool:
         with open(f"{self._cgroup}/cgroup.events", "rb", buffering=0) as file:
             return b"frozen 1" in file.read()
+
+
+@final
+class IdleService:
+    """Service "idle": whether nothing that the users have started goes on, answered by "idle" or "busy" and the end.
+
+    What waits for a request of the host is idle: an interpreter, a file helper. A thread in Python's interpreter is not;
+    those of other interpreters come and go by themselves, and don't count.
+
+    Args:
+      machine: Where; None: nobody can tell, and it counts as idle.
+      count_idle: Tells how many processes wait for requests of the host: interpreters, and file helpers.
+      has_only_python: Whether there is none but Python's.
+
+    """
+
+    def __init__(
+        self, machine: Machine | None, count_idle: Callable[[], int], has_only_python: Callable[[], bool]
+    ) -> None:
+        self._machine = machine
+        self._count_idle = count_idle
+        self._has_only_python = has_only_python
+
+    async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
+        """Serve one request."""
+        await stream.send_all(b"busy" if self._is_busy() else b"idle", end=True)
+
+    def _is_busy(self) -> bool:
+        if self._machine is None:
+            return False
+        idle = self._count_idle()
+        if self._machine.count_processes() > idle:
+            return True
+        return self._has_only_python() and self._machine.count_threads() > idle
 
 
 @final

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._admission import AdmissionStatistics as AdmissionStatistics
 from ._file import GuestFile as GuestFile, GuestTextFile as GuestTextFile
 from ._host import Host as Host, HostStatistics as HostStatistics, open_host as open_host, open_sandbox as open_sandbox
+from ._lifecycle import Checkpoint as Checkpoint
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
 from ._path import GuestPath as GuestPath
 from ._process import GuestInput as GuestInput, GuestOutput as GuestOutput, GuestProcess as GuestProcess

@@ -11,7 +11,7 @@ import trio
 
 from .._config import HostConfig, SandboxConfig
 from .._errors import ImageError, SandboxClosedError, TemplateUnusableError
-from .._nurseries import open_services
+from .._nurseries import Services, open_services
 from ..image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from ..qemu import (
     Accelerator,
@@ -25,11 +25,11 @@ from ..qemu import (
 )
 from ._admission import Admission, AdmissionStatistics
 from ._launcher import Launcher
+from ._lifecycle import Lifecycle
 from ._machines import HeldMachine, hold_machine
 from ._named import NamedTemplate, NamedTemplateStore
 from ._run import RunResult
 from ._sandbox import Sandbox
-from ._slot import Slot
 from ._templates import TemplateStore
 from ._warm import WarmPool, WarmStatistics
 from ._warm_vm import WarmVms
@@ -168,10 +168,10 @@ class Host:
                 held = None
                 if saved is None:
                     held = await stack.enter_async_context(self._warm.checkout(image, config))
+                services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
-                    await stack.enter_async_context(self._admission.admit(config))
-                    self._check_open()  # it may have been a long wait
-                sandbox = await stack.enter_async_context(self._open_admitted(image, config, saved, held))
+                    held = await hold_machine(services, self._open_machine(image, config, saved))
+                sandbox = await stack.enter_async_context(self._keep(services, held, image, config))
             yield sandbox
 
     def _check_open(self) -> None:
@@ -179,18 +179,37 @@ class Host:
             raise SandboxClosedError("the host's block was left; open another host")
 
     @asynccontextmanager
-    async def _open_admitted(
-        self, image: str, config: SandboxConfig, saved: NamedTemplate | None, held: HeldMachine[Vm] | None
+    async def _open_machine(self, image: str, config: SandboxConfig, saved: NamedTemplate | None) -> AsyncGenerator[Vm]:
+        """Yield a machine with its share of the host."""
+        async with self._admission.admit(config):
+            self._check_open()  # it may have been a long wait
+            async with await self._machine(image, config, saved) as vm:
+                yield vm
+
+    @asynccontextmanager
+    async def _keep(
+        self, services: Services, held: HeldMachine[Vm], image: str, config: SandboxConfig
     ) -> AsyncGenerator[Sandbox]:
-        async with open_services("open_sandbox()") as services:
-            if held is None:
-                held = await hold_machine(services, await self._machine(image, config, saved))
-            self._open += 1
-            self._opened += 1
-            try:
-                yield Sandbox(Slot(held.vm), image, config, self._config.timeouts)
-            finally:
-                self._open -= 1
+        """Yield the sandbox of a machine, which may be replaced by others of *services*."""
+        lifecycle = Lifecycle(
+            services,
+            held,
+            image=self._images[image][0],
+            launcher=self._launcher,
+            admission=self._admission,
+            named=self._named,
+            config=config,
+            timeouts=self._config.timeouts,
+        )
+        if config.hibernate_after is not None:
+            await services.start(lifecycle.serve_idleness, config.hibernate_after)
+        self._open += 1
+        self._opened += 1
+        try:
+            yield Sandbox(lifecycle.slot, image, config, self._config.timeouts, lifecycle)
+        finally:
+            lifecycle.close()
+            self._open -= 1
 
     async def _machine(
         self, image: str, config: SandboxConfig, saved: NamedTemplate | None
@@ -233,6 +252,10 @@ def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tupl
     if config.warmup:
         raise ValueError(
             f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
+        )
+    if config.mounts:
+        raise ValueError(
+            f"`SandboxConfig.mounts` are those that were there when {saved.name!r} was saved: leave them out"
         )
     return saved.image, config
 

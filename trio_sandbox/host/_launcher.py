@@ -147,34 +147,41 @@ class Launcher:
           QemuStorageDaemonError, OSError: if its disk can't be made.
 
         """
-        machine = self._machine(image, system, template.memory_mib, template.vcpus)
+        machine = attrs.evolve(
+            self._machine(image, system, template.memory_mib, template.vcpus),
+            layers=template.layers,
+            mounts=template.mounts,
+            memory_file=template.memory,
+            memory_shared=template.balloon and template.memory is not None,
+            balloon=template.balloon,
+        )
         if template.machine != self._identity(image, machine):
             raise self._unusable(template, self._difference(template, image))
-        clone = attrs.evolve(machine, layers=template.layers, memory_file=template.memory)
-        saved = SavedState(template.devices, template.marker)
+        saved = SavedState(template.devices, template.marker, with_memory=template.with_memory)
         async with AsyncExitStack() as stack:
             try:
-                vm = await stack.enter_async_context(self._open_vm(clone, saved))
+                vm = await stack.enter_async_context(self._open_vm(machine, saved))
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
                 raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
             yield vm
 
-    def describe(
-        self, name: str, image: Image, system: SystemDisk, config: SandboxConfig, *, marker: bytes, layer_count: int
-    ) -> NamedTemplate:
-        """Describe the named template that a machine of these is to be saved as."""
-        machine = self._machine(image, system, config.memory_mib, config.vcpus)
+    def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
+        """Describe the named template that *snapshot* is to be, of a machine that stands on *image*."""
+        machine = snapshot.config
         return NamedTemplate(
             name=name,
-            directory=Path(),
+            directory=snapshot.directory,
             image=image.name,
             image_digest=image.digest,
-            memory_mib=config.memory_mib,
-            vcpus=config.vcpus,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
             machine=self._identity(image, machine),
             qemu=self._describe_qemu(),
-            marker=marker,
-            layer_count=layer_count,
+            marker=snapshot.saved.marker,
+            with_memory=snapshot.saved.with_memory,
+            balloon=machine.balloon,
+            mounted=machine.mounts is not None,
+            layer_count=len(machine.layers),
         )
 
     def _difference(self, template: NamedTemplate, image: Image) -> str:

@@ -24,11 +24,12 @@ from typing import Any, Final, final
 import attrs
 
 from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
-from ._templates import disk_usage
+from ..qemu import copy_memory, link_file
+from ._templates import disk_usage, sync_files
 
 #: Changes with whatever the files mean.
 _FORMAT: Final = 1
-_MEMORY, _DEVICES = "memory", "devices"
+_MEMORY, _DEVICES, _MOUNTS = "memory", "devices", "mounts"
 _MANIFEST_SUFFIX: Final = ".json"
 #: Not in any name, so that whose a directory is can be told.
 _SEPARATOR: Final = "~"
@@ -56,6 +57,12 @@ class NamedTemplate:
     """What ran it, in words."""
     marker: bytes = attrs.field(repr=False)
     """What wakes up the agent of a machine that goes on from here."""
+    with_memory: bool
+    """The RAM is in `devices`, too."""
+    balloon: bool
+    """It has a memory balloon."""
+    mounted: bool
+    """It has a disk of `SandboxConfig.mounts`."""
     layer_count: int
     created: float = attrs.field(factory=time.time)
     """When it was saved, in Unix seconds."""
@@ -63,9 +70,9 @@ class NamedTemplate:
     """What it takes on the host's disk; what it shares with other templates counts in full."""
 
     @property
-    def memory(self) -> Path:
-        """The RAM's file."""
-        return self.directory / _MEMORY
+    def memory(self) -> Path | None:
+        """The RAM's file, if it has one."""
+        return None if self.with_memory else self.directory / _MEMORY
 
     @property
     def devices(self) -> Path:
@@ -78,9 +85,39 @@ class NamedTemplate:
         return tuple(self.directory / f"layer{number}.qcow2" for number in range(self.layer_count))
 
     @property
+    def mounts(self) -> Path | None:
+        """The disk of mounts, if it has one."""
+        return self.directory / _MOUNTS if self.mounted else None
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All that it consists of."""
-        return (self.memory, self.devices, *self.layers)
+        return (self.devices, *self.layers, *(path for path in (self.memory, self.mounts) if path is not None))
+
+
+@final
+class StagedTemplate:
+    """A template that is being made. Made by `NamedTemplateStore.make`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        """Where its files belong."""
+        self.template: NamedTemplate | None = None
+        """What it is; for the block to say."""
+
+    def fill(self, template: NamedTemplate) -> None:
+        """Make it *template*, with links to, or copies of, its files, and bring them to the disk. Takes a while."""
+        for path in template.files:
+            target = self.directory / path.name
+            if path != template.memory:
+                link_file(path, target)
+                continue
+            try:
+                os.link(path, target)
+            except OSError:  # another file system: most of it is holes
+                copy_memory(path, target)
+        self.template = attrs.evolve(template, directory=self.directory)
+        sync_files(self.template.files)
 
 
 def check_name(name: object) -> None:
@@ -146,14 +183,14 @@ class NamedTemplateStore:
         )
 
     @contextmanager
-    def make(self, template: NamedTemplate, *, replace: bool = False) -> Generator[NamedTemplate]:
-        """Yield *template* in a directory of its own for the block to fill; after the block it is in the store.
+    def make(self, name: str, *, memory_mib: int, replace: bool = False) -> Generator[StagedTemplate]:
+        """Yield a template for the block to fill; after the block it is in the store.
 
-        An error or a cancellation in the block leaves nothing. Bring the files to the disk in the block: that takes
-        long, see `sync_files`.
+        An error or a cancellation in the block leaves nothing.
 
         Args:
-          template: What it is; its `directory` does not matter.
+          name: What to call it.
+          memory_mib: Its RAM.
           replace: Whether a template of that name may be there, whose place it takes then.
 
         Raises:
@@ -162,17 +199,18 @@ class NamedTemplateStore:
           OSError: if there is no room for it, or the directory can't be written.
 
         """
-        check_name(template.name)
-        self._check_free(template.name, replace=replace)
+        check_name(name)
+        self._check_free(name, replace=replace)
         # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._remove_leftovers(template.name)
-        self._require_room(template.memory_mib)
-        with self._new_directory(template.name) as directory:
-            staged = attrs.evolve(template, directory=directory)
+        self._remove_leftovers(name)
+        self._require_room(memory_mib)
+        with self._new_directory(name) as directory:
+            staged = StagedTemplate(directory)
             yield staged
-            self._publish(staged, replace=replace)
-        self._remove_leftovers(template.name)  # the one that was replaced
+            assert staged.template is not None
+            self._publish(staged.template, replace=replace)
+        self._remove_leftovers(name)  # the one that was replaced
 
     @contextmanager
     def _new_directory(self, name: str) -> Generator[Path]:
@@ -299,6 +337,9 @@ class NamedTemplateStore:
                 machine=str(value["machine"]),
                 qemu=str(value["qemu"]),
                 marker=bytes.fromhex(value["marker"]),
+                with_memory=bool(value["with_memory"]),
+                balloon=bool(value["balloon"]),
+                mounted=bool(value["mounted"]),
                 layer_count=int(value["layer_count"]),
                 created=float(value["created"]),
                 size_bytes=disk_usage(directory),
@@ -323,6 +364,9 @@ def _to_json(template: NamedTemplate) -> str:
         "machine": template.machine,
         "qemu": template.qemu,
         "marker": template.marker.hex(),
+        "with_memory": template.with_memory,
+        "balloon": template.balloon,
+        "mounted": template.mounted,
         "layer_count": template.layer_count,
         "created": template.created,
         "files": _identities(template),

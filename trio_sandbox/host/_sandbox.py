@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
 from pathlib import PurePosixPath
 from typing import final
@@ -13,7 +13,9 @@ import attrs
 import trio
 
 from .._config import SandboxConfig, Timeouts
+from .._errors import SnapshotError
 from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
+from ._lifecycle import Checkpoint, Lifecycle
 from ._messages import code_request, process_request
 from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
@@ -38,14 +40,25 @@ class SandboxStatistics:
     """Tasks that wait for the interpreter, which another run holds."""
     qemu_pid: int | None
     """The process id of its QEMU on the host, for accounting; None where there is none (any more)."""
+    checkpoints: int = 0
+    """Checkpoints that it can go back to."""
+    reverts: int = 0
+    """How often it went back to one, failed transactions included."""
+    hibernations: int = 0
+    """How often it fell asleep."""
+    hibernated: bool = False
+    """Whether it is asleep."""
 
 
 @final
 class Sandbox:
     """A virtual machine of your own, for the block that opened it. Made by `open_sandbox`."""
 
-    def __init__(self, slot: Slot, image: str, config: SandboxConfig, timeouts: Timeouts) -> None:
+    def __init__(
+        self, slot: Slot, image: str, config: SandboxConfig, timeouts: Timeouts, lifecycle: Lifecycle | None = None
+    ) -> None:
         self._slot = slot
+        self._lifecycle_or_none = lifecycle
         self._image = image
         self._config = config
         self._timeouts = timeouts
@@ -55,7 +68,9 @@ class Sandbox:
 
     def __repr__(self) -> str:
         state = "open"
-        if self._slot.machine.failure is not None:
+        if self._lifecycle_or_none is not None and self._lifecycle_or_none.hibernated:
+            state = "hibernated"
+        elif self._slot.machine.failure is not None:
             state = f"failed: {self._slot.machine.failure!s:.100}"
         elif self._slot.machine.closed:
             state = "closed"
@@ -87,7 +102,138 @@ class Sandbox:
     def statistics(self) -> SandboxStatistics:
         """Return numbers about the sandbox as it is now."""
         pid = None if self._slot.machine.closed or self._slot.machine.failure is not None else self._slot.machine.pid
-        return SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting, pid)
+        numbers = SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting, pid)
+        life = self._lifecycle_or_none
+        if life is None:
+            return numbers
+        return attrs.evolve(
+            numbers,
+            checkpoints=life.checkpoints,
+            reverts=life.reverts,
+            hibernations=life.hibernations,
+            hibernated=life.hibernated,
+        )
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        if self._lifecycle_or_none is None:
+            raise SnapshotError("the state of this sandbox's machine can't be saved")
+        return self._lifecycle_or_none
+
+    async def checkpoint(self) -> Checkpoint:
+        """Keep the state of the sandbox as it is now, memory, processes and files, for `revert` to go back to.
+
+        The sandbox goes on; its guest stands still for some 30 ms. There may be any number of checkpoints. Each takes
+        what the guest has of its memory on the host's disk, until it is discarded or the sandbox ends.
+
+        Cancelled: there is no checkpoint.
+
+        Raises:
+          SnapshotError: if the state can't be saved. The sandbox goes on, unless the message says otherwise.
+          SandboxHibernatedError: if the sandbox hibernates.
+          SandboxClosedError: if the sandbox is closed or its VM gone.
+
+        """
+        return await self._lifecycle.checkpoint()
+
+    async def revert(self, checkpoint: Checkpoint | None = None) -> None:
+        """Go back to a checkpoint: memory, processes and files are what they were then. What came after it is lost.
+
+        It can be gone back to as often as wanted, from wherever the sandbox is now, also if its VM has ended since or
+        it hibernates, which ends that. A run that was under way at the time of the checkpoint is interrupted, and
+        processes of `open_process` are not there any more. Randomness and the clock are of now; the host name and
+        the machine's id are new.
+
+        Requests that are under way now raise `OutcomeUnknownError`, whose cause says that the sandbox was reverted.
+        Requests that come meanwhile wait, and are served by the sandbox as it is then.
+
+        Cancelled: the sandbox was reverted, or is as it was.
+
+        Args:
+          checkpoint: Which one; None: the newest.
+
+        Raises:
+          ValueError: if there is none, or it was discarded or is another sandbox's.
+          SnapshotError: if it could not be gone on from there; the sandbox is as it was.
+          SandboxClosedError: if the sandbox is closed.
+
+        """
+        await self._lifecycle.revert(checkpoint)
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """Undo all that happens in the sandbox in a block that raises, or is cancelled; keep it otherwise.
+
+            async with sandbox.transaction():
+                await sandbox.run_process(["rm", "-r", "/home/user/work"])
+                await sandbox.run("check_everything()")
+
+        The block's exception passes unchanged. Blocks may be nested. They are not isolated from each other: what other
+        tasks do in the sandbox meanwhile is undone with the rest, as by `revert`.
+
+        Going back goes on when cancelled, for at most `Timeouts.boot`. A sandbox that can't go back is closed, since
+        it is not what it was before the block: its next requests say so.
+
+        Raises:
+          Exception: entering the block, what `checkpoint` raises.
+
+        """
+        return self._lifecycle.transaction()
+
+    async def save(self, name: str, *, replace: bool = False) -> None:
+        """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
+
+        The sandbox goes on. What was saved is in the cache directory, and stays there until ``trio-sandbox template
+        rm`` removes it. It can be used with the same QEMU, processor, image and version of this library only, and not
+        be made again from anything else. It holds the memory of the guest, secrets in it included.
+
+        Cancelled, or killed: nothing is saved, and what was saved under that name before is still there.
+
+        Args:
+          name: 1 to 64 letters, digits, dots, hyphens and underscores of ASCII, the first a letter or digit.
+          replace: Whether it takes the place of what was saved under that name before.
+
+        Raises:
+          TypeError, ValueError: for what can't be a name; nothing was done.
+          TemplateExistsError: if something of that name is there and *replace* is False; nothing was done.
+          OSError: if there is no room for it, or the cache directory can't be written.
+          Exception: besides, what `checkpoint` raises.
+
+        """
+        await self._lifecycle.save(name, replace=replace)
+
+    async def hibernate(self) -> None:
+        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are given back.
+
+        So is its share of `HostConfig.memory_budget_mib`, so that others can be opened. Requests raise
+        `SandboxHibernatedError` until `resume`. A sandbox that fell asleep by `SandboxConfig.hibernate_after` stays
+        asleep, and is not woken up by requests any more.
+
+        Nothing may be under way: no run, process, open file or connection, and no process or thread that an earlier
+        run left in the background. There is nothing that would be lost, then.
+
+        Cancelled: the sandbox is asleep, or as it was.
+
+        Raises:
+          trio.BusyResourceError: if something is under way; the sandbox is as it was.
+          SnapshotError: if the state can't be saved. The sandbox goes on, unless the message says otherwise.
+          OSError: if there is no room for it; the sandbox goes on.
+          SandboxClosedError: if the sandbox is closed or its VM gone.
+
+        """
+        await self._lifecycle.hibernate()
+
+    async def resume(self) -> None:
+        """Wake the sandbox up: it goes on where it fell asleep. Nothing happens if it is awake.
+
+        It waits for its share of the host like `Host.open_sandbox`, first come, first served.
+        Cancelled: it is awake, or still asleep.
+
+        Raises:
+          SnapshotError: if it did not wake up; it is still asleep.
+          SandboxClosedError: if the sandbox is closed.
+
+        """
+        await self._lifecycle.resume()
 
     @asynccontextmanager
     async def stream(

@@ -1,0 +1,570 @@
+"""Checkpoints, transactions, saving and sleep of a sandbox whose machines are fakes that remember one text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from tests._leaks import cancel_at_every_step, wait_until
+from trio_sandbox import (
+    Checkpoint,
+    HostConfig,
+    OutcomeUnknownError,
+    SandboxClosedError,
+    SandboxConfig,
+    SandboxHibernatedError,
+    SnapshotError,
+    TemplateExistsError,
+    Timeouts,
+    VmBootError,
+)
+from trio_sandbox._nurseries import open_services
+from trio_sandbox.host import Sandbox
+from trio_sandbox.host._admission import Admission
+from trio_sandbox.host._launcher import Launcher
+from trio_sandbox.host._lifecycle import Lifecycle
+from trio_sandbox.host._machines import hold_machine
+from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
+from trio_sandbox.host._slot import Slot
+from trio_sandbox.image import Image
+from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm
+from trio_sandbox.wire import STDOUT, RecordStream
+
+from ._guest import FakeMachine, finished, open_fake_machine, receive_json
+
+MEMORY_MIB = 128
+
+
+class FakeLauncher:
+    """Opens machines that remember a text, and saves it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.open: list[FakeMachine] = []
+        self.states: dict[FakeMachine, str] = {}
+        self.busy = False
+        self.asked = 0
+        self.opening: Callable[[], object] = lambda: None
+        """Called where a machine is opened; may raise."""
+        self.saving: Callable[[], object] = lambda: None
+        """The same, where one is saved."""
+        self._number = 0
+
+    @asynccontextmanager
+    async def open_machine(self, state: str = "") -> AsyncGenerator[FakeMachine]:
+        async def code(records: RecordStream) -> None:
+            text = (await receive_json(records))["code"]
+            if text == "wait":
+                await receive_json(records)  # to be interrupted
+            elif text:
+                self.states[machine] = text
+            await records.send(STDOUT, self.states[machine].encode())
+            await records.send_json(finished())
+            await records.send_eof()
+
+        async def idle(records: RecordStream) -> None:
+            self.asked += 1
+            await records.stream.send_all(b"busy" if self.busy else b"idle", end=True)
+
+        await trio.lowlevel.checkpoint()
+        self.opening()
+        async with open_fake_machine({"code": code, "idle": idle}) as machine:
+            self.states[machine] = state
+            self.open.append(machine)
+            try:
+                await trio.lowlevel.checkpoint()
+                yield machine
+            finally:
+                self.open.remove(machine)
+
+    async def snapshot(self, machine: FakeMachine) -> Snapshot:
+        await trio.lowlevel.checkpoint()
+        self.saving()
+        self._number += 1
+        directory = self.directory / f"snapshot-{self._number}"
+        directory.mkdir()
+        for name in ("memory", "layer0.qcow2"):
+            (directory / name).touch()
+        (directory / "devices").write_text(self.states[machine])
+        config = MachineConfig(
+            kernel="kernel",
+            initrd="initrd",
+            system_disk="system",
+            image="image",
+            overlay="overlay",
+            layers=[directory / "layer0.qcow2"],
+            memory_file=directory / "memory",
+            memory_mib=MEMORY_MIB,
+        )
+        return Snapshot(directory, config, SavedState(directory / "devices", b"m" * 16), 0.0)
+
+    @asynccontextmanager
+    async def open_restored(self, snapshot: Snapshot) -> AsyncGenerator[FakeMachine]:
+        async with self.open_machine(snapshot.saved.devices.read_text()) as machine:
+            yield machine
+
+    def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
+        return NamedTemplate(
+            name=name,
+            directory=snapshot.directory,
+            image=image.name,
+            image_digest=image.digest,
+            memory_mib=MEMORY_MIB,
+            vcpus=1,
+            machine="m",
+            qemu="QEMU",
+            marker=snapshot.saved.marker,
+            with_memory=False,
+            balloon=False,
+            mounted=False,
+            layer_count=1,
+        )
+
+
+@attrs.frozen
+class Site:
+    sandbox: Sandbox
+    lifecycle: Lifecycle
+    launcher: FakeLauncher
+    admission: Admission
+    named: NamedTemplateStore
+
+    async def run(self, text: str = "") -> str:
+        """Have the machine remember *text* if there is one, and return what it remembers."""
+        return (await self.sandbox.run(text)).stdout
+
+    def reserved(self) -> int:
+        return self.admission.statistics().memory_mib_reserved
+
+    def files(self) -> list[str]:
+        return os.listdir(self.launcher.directory)
+
+
+@asynccontextmanager
+async def open_site(
+    directory: Path, *, budget_mib: int = 1000, hibernate_after: float | None = None
+) -> AsyncGenerator[Site]:
+    """Yield a sandbox; when it is closed nothing of it may be left."""
+    snapshots = directory / "snapshots"
+    snapshots.mkdir(exist_ok=True)
+    launcher = FakeLauncher(snapshots)
+    config = SandboxConfig(memory_mib=MEMORY_MIB, hibernate_after=hibernate_after)
+    admission = Admission(HostConfig(memory_budget_mib=budget_mib, vcpu_budget=4))
+    manifest = Manifest(name="fake", digest="d", created=0, files={}, details={})
+    image = Image(name="fake", digest="d", path=directory / "image", size_bytes=0, virtual_size=0, manifest=manifest)
+    named = NamedTemplateStore(directory)
+
+    @asynccontextmanager
+    async def machine() -> AsyncGenerator[Vm]:
+        async with admission.admit(config), launcher.open_machine() as machine:
+            yield cast("Vm", machine)
+
+    try:
+        async with open_services("test") as services:
+            lifecycle = Lifecycle(
+                services,
+                await hold_machine(services, machine()),
+                image=image,
+                launcher=cast("Launcher", launcher),
+                admission=admission,
+                named=named,
+                config=config,
+                timeouts=Timeouts(),
+            )
+            if hibernate_after is not None:
+                await services.start(lifecycle.serve_idleness, hibernate_after)
+            try:
+                sandbox = Sandbox(lifecycle.slot, "fake", config, Timeouts(), lifecycle)
+                yield Site(sandbox, lifecycle, launcher, admission, named)
+            finally:
+                lifecycle.close()
+    finally:
+        assert launcher.open == []
+        assert os.listdir(snapshots) == []
+        assert admission.statistics().memory_mib_reserved == 0
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncGenerator[Site]:
+    async with open_site(tmp_path) as site:
+        yield site
+
+
+def fail_with(error: Exception) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+# --- Checkpoints ---
+
+
+async def test_going_back_to_a_checkpoint_as_often_as_wanted(site: Site) -> None:
+    await site.run("first")
+    checkpoint = await site.sandbox.checkpoint()
+    for text in ("second", "third"):
+        assert await site.run(text) == text
+        await site.sandbox.revert(checkpoint)
+        assert await site.run() == "first"
+    statistics = site.sandbox.statistics()
+    assert (statistics.checkpoints, statistics.reverts) == (1, 2)
+
+
+async def test_of_several_checkpoints_the_newest_is_the_default(site: Site) -> None:
+    checkpoints: dict[str, Checkpoint] = {}
+    for text in ("first", "second", "third"):
+        await site.run(text)
+        checkpoints[text] = await site.sandbox.checkpoint()
+    await site.sandbox.revert(checkpoints["first"])
+    assert await site.run() == "first"
+    await site.sandbox.revert()
+    assert await site.run() == "third"
+    checkpoints["third"].discard()
+    checkpoints["third"].discard()
+    assert len(site.files()) == 2
+    await site.sandbox.revert()
+    assert await site.run() == "second"
+    await site.run("fourth")
+    await site.sandbox.checkpoint()
+    await site.sandbox.revert()
+    assert await site.run() == "fourth"
+    assert site.sandbox.statistics().checkpoints == 3
+
+
+async def test_what_can_not_be_gone_back_to(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"call `await sandbox.checkpoint\(\)` first"):
+        await site.sandbox.revert()
+    checkpoint = await site.sandbox.checkpoint()
+    (tmp_path / "other").mkdir()
+    async with open_site(tmp_path / "other") as other:
+        with pytest.raises(ValueError, match="another sandbox's"):
+            await other.sandbox.revert(checkpoint)
+    checkpoint.discard()
+    assert checkpoint.discarded
+    with pytest.raises(ValueError, match="was discarded"):
+        await site.sandbox.revert(checkpoint)
+
+
+async def test_what_is_under_way_learns_of_it_and_what_comes_meanwhile_waits(site: Site) -> None:
+    await site.run("first")
+    await site.sandbox.checkpoint()
+    outputs: list[str] = []
+
+    async def wait() -> None:
+        async with site.sandbox.stream("wait") as events:
+            with pytest.raises(OutcomeUnknownError) as caught:
+                async for _ in events:
+                    pass
+            assert "the sandbox was reverted" in str(caught.value.__cause__)
+
+    async def look() -> None:
+        # As the other run has the interpreter, until it has failed.
+        outputs.append(await site.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(look)
+        await site.sandbox.revert()
+    assert outputs == ["first"]
+    assert len(site.launcher.open) == 2, "the first keeps the sandbox's share of the host"
+    assert sum(machine.failure is None for machine in site.launcher.open) == 1
+    await site.sandbox.revert()
+    assert len(site.launcher.open) == 2
+
+
+async def test_a_revert_that_fails_leaves_the_sandbox_as_it_was(site: Site) -> None:
+    await site.run("first")
+    await site.sandbox.checkpoint()
+    await site.run("second")
+    site.launcher.opening = fail_with(VmBootError("no room"))
+    with pytest.raises(SnapshotError, match="not reverted, and is as it was: no room"):
+        await site.sandbox.revert()
+    assert await site.run() == "second"
+    assert site.sandbox.statistics().reverts == 0
+
+
+async def test_a_sandbox_whose_machine_died_can_go_back(site: Site) -> None:
+    await site.run("first")
+    await site.sandbox.checkpoint()
+    site.launcher.open[0].retire("somebody killed it")
+    with pytest.raises(SandboxClosedError):
+        await site.run()
+    with pytest.raises(SandboxClosedError):
+        await site.sandbox.checkpoint()
+    await site.sandbox.revert()
+    assert await site.run() == "first"
+
+
+async def test_a_checkpoint_that_fails(site: Site) -> None:
+    site.launcher.saving = fail_with(SnapshotError("no room"))
+    with pytest.raises(SnapshotError, match="no room"):
+        await site.sandbox.checkpoint()
+    assert await site.run("first") == "first"
+
+
+async def test_a_sandbox_without_a_lifecycle_says_so() -> None:
+    async with open_fake_machine({}) as machine:
+        sandbox = Sandbox(Slot(machine), "python", SandboxConfig(), Timeouts())
+        with pytest.raises(SnapshotError, match="can't be saved"):
+            await sandbox.checkpoint()
+
+
+# --- Transactions ---
+
+
+async def test_a_transaction_is_kept_or_undone(site: Site) -> None:
+    await site.run("first")
+    async with site.sandbox.transaction():
+        await site.run("second")
+    assert await site.run() == "second"
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with site.sandbox.transaction():
+            await site.run("third")
+            raise error
+    assert caught.value is error
+    assert await site.run() == "second"
+    assert site.files() == []
+
+
+async def test_nested_transactions(site: Site) -> None:
+    await site.run("first")
+    with pytest.raises(ZeroDivisionError):
+        async with site.sandbox.transaction():
+            await site.run("second")
+            with pytest.raises(KeyError):
+                async with site.sandbox.transaction():
+                    await site.run("third")
+                    raise KeyError
+            assert await site.run() == "second"
+            async with site.sandbox.transaction():
+                await site.run("fourth")
+            raise ZeroDivisionError
+    assert await site.run() == "first"
+
+
+async def test_a_cancelled_transaction_is_undone(site: Site) -> None:
+    await site.run("first")
+    with trio.CancelScope() as scope:
+        async with site.sandbox.transaction():
+            await site.run("second")
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert await site.run() == "first"
+
+
+async def test_a_transaction_that_can_not_be_undone_closes_the_sandbox(site: Site) -> None:
+    with pytest.raises(KeyError):
+        async with site.sandbox.transaction():
+            await site.run("second")
+            site.launcher.opening = fail_with(VmBootError("no room"))
+            raise KeyError
+    with pytest.raises(SandboxClosedError) as caught:
+        await site.run()
+    assert "could not be reverted" in str(caught.value.__cause__)
+
+
+# --- Saving ---
+
+
+async def test_saving(site: Site) -> None:
+    await site.run("first")
+    await site.sandbox.save("mine")
+    template = site.named.find("mine")
+    assert template.devices.read_text() == "first"
+    assert [path.exists() for path in template.files] == [True] * 3
+    assert site.files() == []
+    await site.run("second")
+    with pytest.raises(TemplateExistsError):
+        await site.sandbox.save("mine")
+    assert site.named.find("mine").devices.read_text() == "first"
+    await site.sandbox.save("mine", replace=True)
+    assert site.named.find("mine").devices.read_text() == "second"
+    with pytest.raises(ValueError, match="a template's name"):
+        await site.sandbox.save("../mine")
+
+
+async def test_saving_that_fails_leaves_what_was_saved_before(site: Site, tmp_path: Path) -> None:
+    await site.sandbox.save("mine")
+    before = os.listdir(tmp_path / "saved")
+    site.launcher.saving = fail_with(SnapshotError("no room"))
+    with pytest.raises(SnapshotError, match="no room"):
+        await site.sandbox.save("mine", replace=True)
+    assert os.listdir(tmp_path / "saved") == before
+
+
+# --- Sleep ---
+
+
+async def test_asleep_there_is_no_machine_and_no_share_of_the_host(site: Site) -> None:
+    await site.run("first")
+    reserved = site.reserved()
+    assert reserved > MEMORY_MIB
+    await site.sandbox.hibernate()
+    await site.sandbox.hibernate()
+    assert (site.launcher.open, site.reserved()) == ([], 0)
+    statistics = site.sandbox.statistics()
+    assert (statistics.hibernated, statistics.hibernations, statistics.qemu_pid) == (True, 1, None)
+    assert repr(site.sandbox).endswith("hibernated>")
+    for request in (site.run, site.sandbox.checkpoint, lambda: site.sandbox.save("x"), site.sandbox.path("x").exists):
+        with pytest.raises(SandboxHibernatedError, match=r"was not sent: .* call `await sandbox.resume\(\)`"):
+            await request()
+    await site.sandbox.resume()
+    await site.sandbox.resume()
+    assert await site.run() == "first"
+    assert (len(site.launcher.open), site.reserved(), site.files()) == (1, reserved, [])
+
+
+async def test_a_sandbox_closed_asleep(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        await site.sandbox.checkpoint()
+        await site.sandbox.hibernate()
+    for request in (site.run, site.sandbox.resume, site.sandbox.hibernate, site.sandbox.checkpoint):
+        with pytest.raises(SandboxClosedError):
+            await request()
+
+
+async def test_going_back_wakes_up(site: Site) -> None:
+    await site.run("first")
+    checkpoint = await site.sandbox.checkpoint()
+    await site.run("second")
+    await site.sandbox.hibernate()
+    await site.sandbox.revert(checkpoint)
+    assert await site.run() == "first"
+    assert site.reserved() > 0
+    await site.sandbox.hibernate()
+    await site.sandbox.resume()
+    await site.sandbox.revert(checkpoint)
+    assert await site.run() == "first"
+
+
+async def test_nothing_may_be_under_way(site: Site) -> None:
+    async with site.sandbox.stream("wait"):
+        with pytest.raises(trio.BusyResourceError, match="while a run, a process, a file or a connection is open"):
+            await site.sandbox.hibernate()
+    site.launcher.busy = True
+    with pytest.raises(trio.BusyResourceError, match="an earlier run has left"):
+        await site.sandbox.hibernate()
+    assert await site.run("first") == "first"
+
+
+async def test_falling_asleep_or_waking_up_may_fail_and_nothing_is_lost(site: Site) -> None:
+    await site.run("first")
+    site.launcher.saving = fail_with(SnapshotError("no room"))
+    with pytest.raises(SnapshotError, match="no room"):
+        await site.sandbox.hibernate()
+    assert await site.run() == "first"
+    site.launcher.saving = lambda: None
+    await site.sandbox.hibernate()
+    site.launcher.opening = fail_with(VmBootError("no memory"))
+    with pytest.raises(SnapshotError, match="did not wake up, and goes on hibernating: no memory"):
+        await site.sandbox.resume()
+    assert (site.reserved(), site.launcher.open) == (0, [])
+    site.launcher.opening = lambda: None
+    await site.sandbox.resume()
+    assert await site.run() == "first"
+
+
+async def test_waking_up_waits_for_room(tmp_path: Path) -> None:
+    async with open_site(tmp_path, budget_mib=300) as site:
+        await site.run("first")
+        await site.sandbox.hibernate()
+        async with trio.open_nursery() as nursery:
+            async with site.admission.admit(SandboxConfig(memory_mib=MEMORY_MIB)):
+                nursery.start_soon(site.sandbox.resume)  # noqa: ASYNC111
+                await trio.testing.wait_all_tasks_blocked()
+                assert site.admission.statistics().tasks_waiting == 1
+        assert await site.run() == "first"
+
+
+async def test_an_idle_sandbox_falls_asleep_and_a_request_wakes_it(tmp_path: Path) -> None:
+    async with open_site(tmp_path, hibernate_after=0.05) as site:
+        await site.run("first")
+        for _ in range(2):
+            await wait_until(lambda: site.lifecycle.hibernated)
+            assert await site.run() == "first"
+        await wait_until(lambda: site.lifecycle.hibernated)
+        await site.sandbox.hibernate()
+        with pytest.raises(SandboxHibernatedError):
+            await site.run()
+        await site.sandbox.resume()
+        assert await site.run() == "first"
+
+
+async def test_a_busy_sandbox_stays_awake(tmp_path: Path) -> None:
+    async with open_site(tmp_path, hibernate_after=0.05) as site:
+        site.launcher.busy = True
+        await wait_until(lambda: site.launcher.asked > 2)
+        assert site.sandbox.statistics().hibernations == 0
+        site.launcher.busy = False
+        await wait_until(lambda: site.lifecycle.hibernated)
+
+
+async def test_one_that_can_not_fall_asleep_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_site(tmp_path, hibernate_after=0.05) as site:
+        site.launcher.saving = fail_with(SnapshotError("no room"))
+        await wait_until(lambda: "an idle sandbox did not fall asleep: no room" in caplog.text)
+        assert await site.run("first") == "first"
+        site.launcher.saving = lambda: None
+        await wait_until(lambda: site.lifecycle.hibernated)
+
+
+async def test_requests_that_come_together_wake_it_once(tmp_path: Path) -> None:
+    async with open_site(tmp_path, hibernate_after=1) as site:
+        await site.run("first")
+        await wait_until(lambda: site.lifecycle.hibernated)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(site.sandbox.checkpoint)
+                nursery.start_soon(site.run)
+        assert len(site.launcher.open) == 1
+        assert site.sandbox.statistics().checkpoints == 3
+
+
+# --- Cancellation ---
+
+
+@pytest.mark.parametrize("operation", ["checkpoint", "revert", "save", "hibernate", "resume", "transaction"])
+async def test_cancelled_anywhere_the_sandbox_is_as_before_or_as_after(tmp_path: Path, operation: str) -> None:
+    async def use() -> None:
+        async with open_site(tmp_path) as site:
+            sandbox = site.sandbox
+            await site.run("first")
+            await sandbox.checkpoint()
+            await site.run("second")
+            if operation == "resume":
+                await sandbox.hibernate()
+            try:
+                if operation == "save":
+                    await sandbox.save("mine", replace=True)
+                elif operation == "transaction":
+                    async with sandbox.transaction():
+                        await site.run("third")
+                        await trio.lowlevel.checkpoint()
+                else:
+                    await getattr(sandbox, operation)()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await sandbox.resume()
+                    assert await site.run() in {
+                        "revert": ("second", "first"),
+                        "transaction": ("second", "third"),
+                    }.get(operation, ("second",))
+
+    def check() -> None:
+        left = list((tmp_path / "saved").glob("*~*"))
+        assert len(left) == len(NamedTemplateStore(tmp_path).names())
+
+    assert await cancel_at_every_step(use, check=check) > 10

@@ -1,0 +1,128 @@
+"""Checkpoints, saving and sleep of real machines: what is back is all of it, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests._leaks import child_pids, nothing_left, wait_until
+from trio_sandbox import (
+    HostConfig,
+    Sandbox,
+    SandboxClosedError,
+    SandboxConfig,
+    SandboxHibernatedError,
+    TemplateUnusableError,
+    UnknownTemplateError,
+    open_host,
+)
+from trio_sandbox.host._named import NamedTemplateStore
+from trio_sandbox.image import default_cache_directory
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
+
+
+async def run(sandbox: Sandbox, code: str) -> str:
+    result = await sandbox.run(code)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout.strip()
+
+
+async def test_memory_files_and_processes_are_back_and_a_dead_machine_too() -> None:
+    with nothing_left():
+        async with open_host() as host, host.open_sandbox() as sandbox:
+            await run(
+                sandbox, "import subprocess\nx = 1; open('f', 'w').write('one')\np = subprocess.Popen(['sleep', 'inf'])"
+            )
+            checkpoint = await sandbox.checkpoint()
+            await run(sandbox, "x = 2; open('f', 'w').write('two'); p.kill(); p.wait()")
+            state = "print(x, open('f').read(), p.poll())"
+            assert await run(sandbox, state) == "2 two -9"
+            for _ in range(2):
+                await sandbox.revert(checkpoint)
+                assert await run(sandbox, state) == "1 one None"
+                await run(sandbox, "x = 3; p.kill(); p.wait()")
+            pid = sandbox.statistics().qemu_pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await wait_until(lambda: sandbox.statistics().qemu_pid is None)
+            with pytest.raises(SandboxClosedError):
+                await sandbox.run("")
+            await sandbox.revert()
+            assert await run(sandbox, state) == "1 one None"
+            async with sandbox.open_process(["sleep", "inf"]):
+                with pytest.raises(trio.BusyResourceError):
+                    await sandbox.hibernate()
+            with pytest.raises(trio.BusyResourceError, match="an earlier run has left"):
+                await sandbox.hibernate()
+            with trio.CancelScope() as scope:
+                async with sandbox.transaction():
+                    await run(sandbox, "x = 4; p.kill(); p.wait()")
+                    scope.cancel()
+                    await trio.sleep_forever()
+            assert await run(sandbox, state) == "1 one None"
+
+
+async def test_asleep_there_is_no_process_and_what_was_saved_is_gone_on_from() -> None:
+    name = f"test-{os.getpid()}"
+    named = NamedTemplateStore(default_cache_directory())
+    try:
+        async with open_host() as host:
+            idle = child_pids()
+            config = SandboxConfig(memory_mib=192, hibernate_after=1.5)
+            with nothing_left():
+                async with host.open_sandbox(config=config) as sandbox:
+                    await run(sandbox, "x = [1, 2]; open('f', 'w').write('mine')")
+                    assert await sandbox.path("f").read_text() == "mine"
+                    await sandbox.hibernate()
+                    assert child_pids() == idle
+                    assert host.statistics().admission.memory_mib_reserved == 0
+                    with pytest.raises(SandboxHibernatedError):
+                        await sandbox.run("")
+                    await sandbox.resume()
+                    assert await run(sandbox, "print(x, open('f').read())") == "[1, 2] mine"
+                    await wait_until(lambda: sandbox.statistics().hibernated)
+                    await wait_until(lambda: child_pids() == idle)
+                    assert await sandbox.path("f").read_text() == "mine"
+                    await sandbox.save(name)
+                async with host.open_sandbox(template=name) as other, host.open_sandbox(template=name) as another:
+                    for each in (other, another):
+                        assert each.config.memory_mib == 192
+                        assert await run(each, "x.append(3); print(x, open('f').read())") == "[1, 2, 3] mine"
+                    names = {await run(each, "import socket; print(socket.gethostname())") for each in (other, another)}
+                    assert len(names) == 2
+            with pytest.raises(ValueError, match="memory_mib=192"):
+                async with host.open_sandbox(config=SandboxConfig(), template=name):
+                    pytest.fail("it has been opened")
+            os.truncate(named.find(name).devices, 1)
+            with pytest.raises(TemplateUnusableError, match="is damaged: changed since it was saved: devices"):
+                async with host.open_sandbox(template=name):
+                    pytest.fail("it has been opened")
+    finally:
+        with contextlib.suppress(UnknownTemplateError):
+            named.remove(name)
+
+
+async def test_a_host_that_keeps_no_templates_saves_and_sleeps_too(short_path: Path) -> None:
+    config = HostConfig(templates=False, runtime_dir=short_path)
+    with nothing_left(short_path):
+        async with open_host(config) as host, host.open_sandbox() as sandbox:
+            await run(sandbox, "x = 1")
+            await sandbox.checkpoint()
+            await run(sandbox, "x = 2")
+            await sandbox.hibernate()
+            await sandbox.resume()
+            assert await run(sandbox, "print(x)") == "2"
+            await sandbox.revert()
+            assert await run(sandbox, "print(x)") == "1"
+
+
+@pytest.fixture
+def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a directory whose path leaves room for a socket's."""
+    return tmp_path_factory.mktemp("h")
