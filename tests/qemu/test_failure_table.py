@@ -31,8 +31,9 @@ pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_
 CONFIG = SandboxConfig(memory_mib=192, max_output_bytes=2**18)
 
 
+@pytest.mark.parametrize("rows", [ACCIDENTS, ATTACKS], ids=["accidents", "attacks"])
 @pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES.keys())
-async def test_whatever_a_run_comes_to_the_next_one_works(language: Language) -> None:
+async def test_whatever_a_run_comes_to_the_next_one_works(language: Language, rows: list[Row]) -> None:
     wrong: list[str] = []
     patient = HostConfig(timeouts=Timeouts(interrupt_grace=60))  # SIGINT is to do, however slow the machine is now
     async with (
@@ -41,7 +42,7 @@ async def test_whatever_a_run_comes_to_the_next_one_works(language: Language) ->
         open_host() as host,
         host.open_sandbox(language.image, CONFIG) as hasty_sandbox,
     ):
-        for row in (*ACCIDENTS, *ATTACKS):
+        for row in rows:
             if language.name not in row.cases:
                 continue
             code, expected = row.cases[language.name]
