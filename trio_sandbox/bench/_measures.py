@@ -125,13 +125,74 @@ async def memory(lab: Lab, n: int, rounds: int) -> list[float]:
     return samples
 
 
+async def reverts(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Sandboxes that go back to a checkpoint: seconds until each had answered."""
+
+    async def prepare(sandbox: Sandbox) -> None:  # noqa: ASYNC910 (nobody waits for its checkpoints)
+        if not sandbox.statistics().checkpoints:
+            await sandbox.checkpoint()
+
+    async def revert(sandbox: Sandbox) -> None:
+        await sandbox.revert()
+        await answer(sandbox)
+
+    return await _together(lab, n, rounds, prepare, revert)
+
+
+async def checkpoints(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Sandboxes whose state is kept: milliseconds until each was kept."""
+
+    async def checkpoint(sandbox: Sandbox) -> None:
+        await sandbox.checkpoint()
+
+    seconds = await _together(lab, n, rounds, answer, checkpoint)
+    return [1000 * sample for sample in seconds]
+
+
+async def resumes(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Sandboxes that wake up: seconds until each had answered."""
+
+    async def resume(sandbox: Sandbox) -> None:
+        await sandbox.resume()
+        await answer(sandbox)
+
+    return await _together(lab, n, rounds, Sandbox.hibernate, resume)
+
+
+async def _together(
+    lab: Lab,
+    n: int,
+    rounds: int,
+    prepare: Callable[[Sandbox], Awaitable[object]],
+    operation: Callable[[Sandbox], Awaitable[object]],
+) -> list[float]:
+    """Do *operation* in *n* sandboxes at once, each round after all have been prepared: seconds until each was done."""
+    samples: list[float] = []
+
+    async def timed(sandbox: Sandbox, start: float) -> None:
+        await operation(sandbox)
+        samples.append(time.perf_counter() - start)
+
+    async with lab.open(n) as host, lab.open_answering(host, n) as sandboxes:
+        for round_ in range(rounds):
+            async with trio.open_nursery() as nursery:
+                for sandbox in sandboxes:
+                    nursery.start_soon(prepare, sandbox)
+            start = time.perf_counter()
+            async with trio.open_nursery() as nursery:
+                for sandbox in sandboxes:
+                    nursery.start_soon(timed, sandbox, start)
+            lab.tick((round_ + 1) / rounds)
+    return samples
+
+
 async def warm(lab: Lab, n: int, rounds: int) -> list[float]:
     """Sandboxes from the warm pool, which has as many ready: seconds until each had answered."""
     samples: list[float] = []
     config = attrs.evolve(lab.host, warm={(lab.image, lab.sandbox): n})
     async with lab.open(n, config) as host:
         for round_ in range(rounds):
-            with trio.fail_after(_FILLED):
+            with trio.fail_after(_FILLED):  # noqa: ASYNC912 (the loop waits, or there is nothing to wait for)
                 while host.statistics().warm.ready < n:
                     await trio.sleep(_LOOK)
             async with lab.open_answering(host, n) as sandboxes:
@@ -182,5 +243,12 @@ MEASURES: Mapping[str, Measure] = {
         samples=20,
         quick_samples=3,
         limits={1: 15},
+    ),
+    "checkpoint": Measure(title="checkpoint", unit="ms", take=checkpoints, samples=10, quick_samples=2),
+    "revert": Measure(
+        title="revert to first output", unit="s", take=reverts, samples=10, quick_samples=2, limits={1: 0.35}
+    ),
+    "resume": Measure(
+        title="resume to first output", unit="s", take=resumes, samples=10, quick_samples=2, limits={1: 0.35}
     ),
 }

@@ -99,6 +99,8 @@ class Lifecycle:
         """How often the sandbox went back to a checkpoint."""
         self.hibernations: int = 0
         """How often it fell asleep."""
+        self.last_pause: float | None = None
+        """Seconds that its guest stood still for the last snapshot."""
         self._services = services
         self._vm = held.vm
         self._held = held
@@ -351,6 +353,7 @@ class Lifecycle:
         check_open(self._vm, what)
         self._check_not_closed(what)
         snapshot = await self._launcher.snapshot(self._vm)
+        self.last_pause = snapshot.pause
         if self._closed:
             snapshot.discard()
             self._check_not_closed(what)

@@ -48,6 +48,8 @@ class SandboxStatistics:
     """How often it fell asleep."""
     hibernated: bool = False
     """Whether it is asleep."""
+    last_pause: float | None = None
+    """Seconds that its guest stood still when its state was last saved, for a checkpoint, for sleep or under a name."""
 
 
 @final
@@ -112,6 +114,7 @@ class Sandbox:
             reverts=life.reverts,
             hibernations=life.hibernations,
             hibernated=life.hibernated,
+            last_pause=life.last_pause,
         )
 
     @property
