@@ -54,7 +54,7 @@ class WarmVms:
     async def settle(self, vm: Vm) -> None:  # noqa: ASYNC910 - each run is one
         """Have the code of a hand-over and of a run translated."""
         for _ in range(_REHEARSALS):
-            await self.wake(vm)
+            await _wake(vm, self._timeouts.boot)
             await run_trivial_code(vm, self._timeouts)
 
     async def wake(self, vm: Vm) -> None:
@@ -65,12 +65,16 @@ class WarmVms:
           SandboxClosedError, OutcomeUnknownError, GuestProtocolError: if it is gone or broken.
 
         """
-        answer = b""
-        with trio.move_on_after(_WAKE_PATIENCE):
-            # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
-            request = {"service": "wake", "time": time.time()}
-            async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
-                while data := await stream.receive_some():
-                    answer += data
-        if answer != b"awake":
-            raise VmError("the guest did not answer", console=vm.console())
+        await _wake(vm, _WAKE_PATIENCE)
+
+
+async def _wake(vm: Vm, patience: float) -> None:
+    answer = b""
+    with trio.move_on_after(patience):
+        # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
+        request = {"service": "wake", "time": time.time()}
+        async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
+            while data := await stream.receive_some():
+                answer += data
+    if answer != b"awake":
+        raise VmError("the guest did not answer", console=vm.console())
