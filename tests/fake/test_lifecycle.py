@@ -179,6 +179,7 @@ async def open_site(
                 named=named,
                 config=config,
                 timeouts=Timeouts(),
+                open_child=lambda machine, beside: pytest.fail(f"nobody forks {machine} beside {beside}"),
             )
             if hibernate_after is not None:
                 await services.start(lifecycle.serve_idleness, hibernate_after)

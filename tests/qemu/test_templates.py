@@ -21,7 +21,7 @@ from trio_sandbox.image import default_cache_directory
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
 #: What must differ between any two machines, a line each.
-_IDENTITY = """
+IDENTITY = """
 import os, random, secrets, socket, ssl, tempfile, uuid
 print(os.urandom(16).hex())
 print(random.random())
@@ -94,7 +94,7 @@ async def test_eight_clones(own: Store) -> None:
         now, since = (float(word) for word in clock.stdout.split())
         assert before - 0.5 < now < after + 0.5, "the clock is the host's"
         assert 0 < since < 60, "the monotonic clock goes on where it was"
-        shown = await sandbox.run(_IDENTITY)
+        shown = await sandbox.run(IDENTITY)
         assert (shown.stderr, shown.exit_code) == ("", 0)
         identities.append(shown.stdout.split())
         # A host name is of use where it can be resolved.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Final, final
 
 import attrs
@@ -26,6 +26,9 @@ class Resources:
 
     def __add__(self, other: Resources) -> Resources:
         return Resources(self.memory_mib + other.memory_mib, self.vcpus + other.vcpus)
+
+    def __mul__(self, count: int) -> Resources:
+        return Resources(self.memory_mib * count, self.vcpus * count)
 
     def __sub__(self, other: Resources) -> Resources:
         return Resources(self.memory_mib - other.memory_mib, self.vcpus - other.vcpus)
@@ -92,6 +95,12 @@ class Budget:
         else:
             self._waiting.pop(claim, None)
         return self._grant()
+
+    @trio.lowlevel.enable_ki_protection
+    def split(self, claim: Claim, parts: Sequence[Claim]) -> None:
+        """Put *parts*, which come to the same, in the place of *claim*, which is granted."""
+        self._granted.remove(claim)
+        self._granted.update(parts)
 
     def _grant(self) -> list[Claim]:
         granted: list[Claim] = []
@@ -201,6 +210,57 @@ class Admission:
             if fits:
                 self._budget.submit(claim)
             yield fits
+        finally:
+            self._withdraw(claim)
+
+    @asynccontextmanager
+    async def admit_together(
+        self, config: SandboxConfig, count: int, *, beside: int
+    ) -> AsyncGenerator[list[AbstractContextManager[None]]]:
+        """Wait until *count* sandboxes of *config* fit at once, and yield a share for each; cancelled as `admit`.
+
+        To wait for one after the other could take for ever where others do the same.
+
+        A share is given back when its own block is left, and at the latest with this one.
+
+        Args:
+          config: What each of them gets.
+          count: How many.
+          beside: How many like these the caller has, and keeps meanwhile.
+
+        Raises:
+          CapacityError: at once, if they can't ever fit together, and beside what the caller has.
+
+        """
+        amount = self.amount(config)
+        total = self._budget.total
+        if not (amount * (count + beside)).fits(total):
+            raise CapacityError(
+                f"{count} forks of a sandbox with {config.memory_mib} MiB of RAM and {config.vcpus} vCPUs can never fit beside the "
+                f"{beside} that there are: together they take {amount.memory_mib * (count + beside)} MiB and "
+                f"{amount.vcpus * (count + beside)} vCPUs, and all of this host's sandboxes may have {total.memory_mib} MiB "
+                f"({self._memory.reason}) and {total.vcpus} ({self._vcpus.reason}); ask for fewer forks, or raise "
+                "`HostConfig.memory_budget_mib` and `HostConfig.vcpu_budget`"
+            )
+        whole, parts = Claim(amount * count), [Claim(amount, granted=True) for _ in range(count)]
+        try:
+            self._budget.submit(whole)
+            if whole.granted:
+                await trio.lowlevel.checkpoint()
+            else:
+                event = self._events[whole] = trio.Event()
+                self.on_wait()
+                await event.wait()
+            self._budget.split(whole, parts)
+            yield [self._hold(part) for part in parts]
+        finally:
+            for claim in (whole, *parts):
+                self._withdraw(claim)
+
+    @contextmanager
+    def _hold(self, claim: Claim) -> Generator[None]:
+        try:
+            yield
         finally:
             self._withdraw(claim)
 

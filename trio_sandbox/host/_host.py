@@ -188,7 +188,7 @@ class Host:
 
     @asynccontextmanager
     async def _keep(
-        self, services: Services, held: HeldMachine[Vm], image: str, config: SandboxConfig
+        self, services: Services, held: HeldMachine[Vm], image: str, config: SandboxConfig, beside: int = 1
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine, which may be replaced by others of *services*."""
         lifecycle = Lifecycle(
@@ -200,6 +200,8 @@ class Host:
             named=self._named,
             config=config,
             timeouts=self._config.timeouts,
+            open_child=lambda machine, beside: self._open_copy(machine, image, config, beside),
+            beside=beside,
         )
         if config.hibernate_after is not None:
             await services.start(lifecycle.serve_idleness, config.hibernate_after)
@@ -210,6 +212,16 @@ class Host:
         finally:
             lifecycle.close()
             self._open -= 1
+
+    @asynccontextmanager
+    async def _open_copy(
+        self, machine: AbstractAsyncContextManager[Vm], image: str, config: SandboxConfig, beside: int
+    ) -> AsyncGenerator[Sandbox]:
+        """Yield the sandbox of a machine that goes on from that of another sandbox."""
+        async with open_services("Sandbox.fork()") as services:
+            held = await hold_machine(services, machine)
+            async with self._keep(services, held, image, config, beside) as sandbox:
+                yield sandbox
 
     async def _machine(
         self, image: str, config: SandboxConfig, saved: NamedTemplate | None

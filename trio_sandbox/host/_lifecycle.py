@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, final
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -25,11 +25,15 @@ from ..image import Image
 from ..qemu import Snapshot, Vm
 from ._admission import Admission
 from ._failures import check_open, guest_failures, open_stream
+from ._fork import check_count, open_together
 from ._launcher import Launcher
 from ._machines import HeldMachine, hold_machine
 from ._named import NamedTemplateStore
 from ._slot import Slot
 from ._templates import sync_files
+
+if TYPE_CHECKING:
+    from ._sandbox import Sandbox
 
 _log = logging.getLogger("trio_sandbox.sandbox")
 
@@ -79,6 +83,8 @@ class Lifecycle:
       named: Where to save.
       config: What the sandbox was opened with.
       timeouts: Bounds on going back when a transaction fails.
+      open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside.
+      beside: How many sandboxes like this one there are, itself included, that are open for as long as it.
 
     """
 
@@ -93,6 +99,8 @@ class Lifecycle:
         named: NamedTemplateStore,
         config: SandboxConfig,
         timeouts: Timeouts,
+        open_child: Callable[[AbstractAsyncContextManager[Vm], int], AbstractAsyncContextManager[Sandbox]],
+        beside: int = 1,
     ) -> None:
         self.slot: Slot = Slot(held.vm)
         self.reverts: int = 0
@@ -111,6 +119,8 @@ class Lifecycle:
         self._named = named
         self._config = config
         self._timeouts = timeouts
+        self._open_child = open_child
+        self._beside = beside
         self._changing = trio.Lock()
         self._checkpoints: list[Checkpoint] = []
         self._asleep: Snapshot | None = None
@@ -217,6 +227,32 @@ class Lifecycle:
                 await trio.to_thread.run_sync(staged.fill, template)
             finally:
                 snapshot.discard()
+
+    # --- Being copied ---
+
+    @asynccontextmanager
+    async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:
+        """What `Sandbox.fork` does."""
+        count = check_count(count)
+        await self.slot.resolve("forking")
+        check_open(self._vm, "forking")
+        async with self._admission.admit_together(self._config, count, beside=self._beside) as shares:
+            async with self._awake("forking"):
+                snapshot = await self._snapshot("forking")
+            try:
+                beside = self._beside + count
+                openings = [self._open_child(self._restored(snapshot, share), beside) for share in shares]
+                async with open_together(openings) as children:
+                    snapshot.discard()
+                    yield children
+            finally:
+                snapshot.discard()
+
+    @asynccontextmanager
+    async def _restored(self, snapshot: Snapshot, share: AbstractContextManager[None]) -> AsyncGenerator[Vm]:
+        with share:
+            async with self._launcher.open_restored(snapshot) as vm:
+                yield vm
 
     # --- Sleep ---
 
