@@ -31,6 +31,12 @@ def python_image(image_store: ImageStore) -> Image:
 
 
 @pytest.fixture(scope="session")
+def node_image(image_store: ImageStore) -> Image:
+    """The image `node`, built now if need be."""
+    return trio.run(functools.partial(image_store.ensure, "node", build=True, progress=_show))
+
+
+@pytest.fixture(scope="session")
 def system_disk(image_store: ImageStore) -> SystemDisk:
     """The system disk, built now if need be."""
     return trio.run(functools.partial(image_store.ensure_system, build=True, progress=_show))

@@ -217,8 +217,8 @@ class SandboxConfig:
     a thread, that a run has left in the background. None: never.
     """
     warmup: str = attrs.field(default="", validator=v.instance_of(str))
-    """Python code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
-    defines is there. With `HostConfig.templates` it runs once, and not once for each sandbox.
+    """Code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
+    defines is there. It is in the language that the image is for. With `HostConfig.templates` it runs once, and not once for each sandbox.
 
     What it leaves is the same in all of them. `random` and the other generators of the standard library, and
     NumPy's global one, are seeded anew, so that seeding them here is of no use; the seed of `hash`, and generators

@@ -219,7 +219,14 @@ class TemplateUnusableError(TemplateError):
 
 
 class RunRefusedError(SandboxError):
-    """The guest did not start the run, for instance because the image has no interpreter of that language."""
+    """The guest did not start the run, for instance because the image has no interpreter of that language.
+
+    `errno` is the guest's reason where it is one of those, else 0.
+    """
+
+    def __init__(self, message: str, *, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class OutputLimitError(SandboxError):

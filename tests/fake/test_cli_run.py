@@ -72,7 +72,9 @@ class FakeHost:
             self.log.append("sandbox closed")
 
     @asynccontextmanager
-    async def stream(self, code: str, /) -> AsyncGenerator[AsyncIterator[OutputChunk | Display | RunResult]]:
+    async def stream(
+        self, code: str, /, *, language: str | None
+    ) -> AsyncGenerator[AsyncIterator[OutputChunk | Display | RunResult]]:
         self.log.append(f"run: {code}")
         events = self.play()
         try:

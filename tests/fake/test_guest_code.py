@@ -528,7 +528,11 @@ async def test_a_second_run_at_the_same_time_is_refused(host: Host) -> None:
 async def test_a_language_that_does_not_exist_is_refused(host: Host) -> None:
     async with host.open_run("x", language="klingon") as run:
         failure = await run.failure()
-    assert failure == {"errno": errno.EINVAL, "strerror": "no language 'klingon'; there are: python", "filename": None}
+    assert failure == {
+        "errno": errno.EINVAL,
+        "strerror": "no language 'klingon'; there are: python, javascript, shell",
+        "filename": None,
+    }
 
 
 @pytest.mark.parametrize(

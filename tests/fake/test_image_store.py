@@ -47,6 +47,10 @@ class TinyRecipe:
     def files(self) -> tuple[str, ...]:
         return (IMAGE_NAME,)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return ("python",)
+
     def digest(self) -> str:
         return f"{self.contents * 64}"[:64]
 

@@ -46,6 +46,10 @@ class TinyTree:
     def files(self) -> tuple[str, ...]:
         return (IMAGE_NAME,)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return ()
+
     def digest(self) -> str:
         return "0" * 64
 

@@ -60,8 +60,10 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
         "guest.file_helper",
         "guest.messages",
         "guest.mounts",
+        "guest.porter",
         "guest.terminals",
     },
+    "guest.porter": {"guest.messages"},  # a fork of the spawner that stays one
     "guest.terminals": set(),
     "guest.trees": set(),
     "guest.python_worker": set(),  # its text is run by the image's Python, and that of the next

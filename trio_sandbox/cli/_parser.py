@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     _fill_run(
         commands.add_parser(
             "run",
-            help="run Python code in a fresh virtual machine",
-            description="Run Python code in a fresh virtual machine, and show what it prints while it prints it.",
+            help="run code in a fresh virtual machine",
+            description="Run code in a fresh virtual machine, and show what it prints while it prints it.",
             epilog=EXIT_STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -108,6 +108,11 @@ def _fill_run(run: argparse.ArgumentParser) -> None:
     source = run.add_mutually_exclusive_group()
     source.add_argument("-c", dest="code", metavar="CODE", help="the code itself")
     source.add_argument("file", nargs="?", metavar="FILE", help="a file of code; - (as without FILE): standard input")
+    run.add_argument(
+        "--language",
+        metavar="NAME",
+        help="python, javascript or shell (default: what the image is for)",
+    )
     _add_machine(run)
     run.add_argument(
         "--timeout",
@@ -204,7 +209,9 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser, *, templates: bool = True) -> None:
-    parser.add_argument("--image", default="python", metavar="NAME", help="what is seen inside (default: %(default)s)")
+    parser.add_argument(
+        "--image", default="python", metavar="NAME", help="what is seen inside: python or node (default: %(default)s)"
+    )
     parser.add_argument(
         "--memory",
         type=memory_mib,

@@ -37,7 +37,9 @@ class _Sandbox(Protocol):
     @property
     def accelerator(self) -> str: ...
 
-    def stream(self, code: str, /) -> AbstractAsyncContextManager[AsyncIterable[OutputChunk | Display | RunResult]]: ...
+    def stream(
+        self, code: str, /, *, language: str | None
+    ) -> AbstractAsyncContextManager[AsyncIterable[OutputChunk | Display | RunResult]]: ...
 
 
 class _Host(Protocol):
@@ -62,6 +64,8 @@ class RunRequest:
 
     code: str
     image: str
+    language: str | None = None
+    """None: what the image is for."""
     host: HostConfig
     sandbox: SandboxConfig
     timeout: float = math.inf
@@ -116,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
         request = RunRequest(
             code=read_source(options.code, options.file),
             image=options.image,
+            language=options.language,
             host=host_config(options),
             sandbox=sandbox_config(options),
             timeout=options.timeout,
@@ -217,7 +222,7 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write)
                 timings.lap(f"booting ({sandbox.accelerator})")
                 display.close()  # what the code prints has the terminal to itself
                 with trio.move_on_after(request.timeout):
-                    async with sandbox.stream(request.code) as events:
+                    async with sandbox.stream(request.code, language=request.language) as events:
                         async for event in events:
                             if isinstance(event, RunResult):
                                 status = event.exit_code

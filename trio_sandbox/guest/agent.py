@@ -41,6 +41,7 @@ async def serve(
     on_hello: Callable[[Mapping[str, object]], None] | None = None,
     machine: Machine | None = None,
     mounts_disk: str | None = None,
+    user: int | None = None,
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
 
@@ -53,6 +54,7 @@ async def serve(
       on_hello: Called with what a host introduces itself with, before any request is served.
       machine: What there is to be saved; None: nothing.
       mounts_disk: The device with what the host has mounted here; None: there is none.
+      user: Number of the user that code runs as; None: ours.
 
     Raises:
       SpawnerGoneError: if the spawner ended first.
@@ -60,7 +62,7 @@ async def serve(
 
     """
     pipes = ParkedPipes()
-    code = CodeService(children, pipes)
+    code = CodeService(children, pipes, user)
     files = FileService(children)
 
     async def wake(stream: ChannelStream, header: dict[str, object]) -> None:

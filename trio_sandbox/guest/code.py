@@ -66,11 +66,13 @@ class CodeService:
     Args:
       children: Where interpreters come from.
       pipes: Where their input comes from.
+      user: Number of the user that they run as; None: ours.
 
     """
 
-    def __init__(self, children: Children, pipes: ParkedPipes) -> None:
+    def __init__(self, children: Children, pipes: ParkedPipes, user: int | None) -> None:
         self._children = children
+        self._user = user
         self._pipes = pipes
         self._keepers: dict[str, _Keeper] = {}
         self._nursery: trio.Nursery | None = None
@@ -80,16 +82,17 @@ class CodeService:
         """Keep the interpreters until cancelled.
 
         Args:
-          prestarted: An interpreter of the first language that was asked for before we were there; it is
-            the first child that *children* adopted.
+          prestarted: An interpreter that was asked for before we were there; it is the first child that
+            *children* adopted.
           task_status: Tells when runs can be served.
 
         """
         async with trio.open_nursery() as self._nursery:
             for language in LANGUAGES.values():
-                keeper = self._keepers[language.name] = _Keeper(language, self._children, self._keep_reading)
-                self._nursery.start_soon(keeper.keep, prestarted)
-                prestarted = None
+                keeper = _Keeper(language, self._children, self._user, self._keep_reading)
+                self._keepers[language.name] = keeper
+                is_first = prestarted is not None and prestarted.language is language
+                self._nursery.start_soon(keeper.keep, prestarted if is_first else None)
             task_status.started()
 
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
@@ -171,9 +174,12 @@ def _unknown_language(request: dict[str, object]) -> OSError:
 class _Keeper:
     """Keeps an interpreter of one language, and starts another when it ends."""
 
-    def __init__(self, language: Language, children: Children, keep_reading: Callable[[int], None]) -> None:
+    def __init__(
+        self, language: Language, children: Children, user: int | None, keep_reading: Callable[[int], None]
+    ) -> None:
         self._language = language
         self._children = children
+        self._user = user
         self._keep_reading = keep_reading
         self._interpreter: Interpreter | None = None
         self._wanted = trio.Event()
@@ -190,7 +196,7 @@ class _Keeper:
             else:
                 await self._wanted.wait()
                 child, started = self._spawn()
-            interpreter = Interpreter(self._language, child, started, self._keep_reading)
+            interpreter = Interpreter(self._language, child, started, self._user, self._keep_reading)
             self._set(interpreter)
             await interpreter.serve()
             self._set(None)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from . import mounts, spawner
-from .languages import PYTHON, StartedInterpreter, start_interpreter
+from .languages import LANGUAGES, StartedInterpreter, start_interpreter
 from .messages import send_message
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ PORT_NAME = "org.trio-sandbox.agent"
 #: The user that code and processes run as unless asked otherwise.
 DEFAULT_USER = 1000
 
+#: What the kernel's command line calls the language whose interpreter is started at once.
+_LANGUAGE_ARGUMENT = "trio_sandbox.language"
 _IMAGE_DEVICE = "/dev/vdb"
 _MOUNTS_DEVICE = "/dev/vdc"
 _IMAGE = "/image"
@@ -79,6 +81,7 @@ def main() -> None:
             on_hello=lambda hello: _adopt_identity(random, hello),
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
+            user=DEFAULT_USER,
         )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has
@@ -164,7 +167,17 @@ def _start_interpreter(sock: socket.socket) -> StartedInterpreter:
     def spawn(request: Request, descriptors: list[int]) -> None:
         send_message(sock, ("spawn", 0, request), descriptors)
 
-    return start_interpreter(PYTHON, spawn)
+    return start_interpreter(LANGUAGES[_main_language()], spawn)
+
+
+def _main_language() -> str:
+    """Return the language that the image is for: the host says so on the kernel's command line."""
+    with open("/proc/cmdline", "rb") as file:
+        for argument in file.read().decode().split():
+            name, _, value = argument.partition("=")
+            if name == _LANGUAGE_ARGUMENT and value in LANGUAGES:
+                return value
+    return "python"
 
 
 def _open_port() -> int:

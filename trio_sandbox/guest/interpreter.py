@@ -158,12 +158,18 @@ class Interpreter:
       language: What it interprets.
       child: Its process.
       started: Our ends of what it was started with, owned from now on.
+      user: Number of the user that it runs as; None: ours.
       keep_reading: Takes a pipe over that something of the run's holds after its end.
 
     """
 
     def __init__(
-        self, language: Language, child: Child, started: StartedInterpreter, keep_reading: Callable[[int], None]
+        self,
+        language: Language,
+        child: Child,
+        started: StartedInterpreter,
+        user: int | None,
+        keep_reading: Callable[[int], None],
     ) -> None:
         self.used: bool = False
         """A run was handed to it."""
@@ -174,6 +180,7 @@ class Interpreter:
         self._control = started.control
         self._complaints = started.stderr
         self._complaint = b""
+        self._user = user
         self._keep_reading = keep_reading
         self._ready = False
         self._dying = False
@@ -238,7 +245,7 @@ class Interpreter:
         theirs: list[int] = []
         try:
             if run.stdin is not None:
-                run.stdin_pipe, reader = open_pipe(for_writing=True)
+                run.stdin_pipe, reader = open_pipe(for_writing=True, user=self._user)
                 theirs.append(reader)
             self._make_pipes()
             for ours, tag, writer in self._spare:
@@ -264,7 +271,7 @@ class Interpreter:
     def _make_pipes(self) -> None:
         """Have pipes for what a run prints; `OSError` if that can't be."""
         for tag in (STDOUT, STDERR)[len(self._spare) :]:
-            ours, writer = open_pipe(for_writing=False)
+            ours, writer = open_pipe(for_writing=False, user=self._user)
             self._spare.append((ours, tag, writer))
             self._epoll.register(ours, select.EPOLLIN)
 

@@ -1,4 +1,9 @@
-"""The languages whose interpreters take code, and how each one is started. Stdlib only: used before Trio is there."""
+"""The languages whose interpreters take code, and how each one is started. Stdlib only: used before Trio is there.
+
+To add one, add a `Language` here and its worker beside this file. A worker that can take messages of `messages` with
+their descriptors speaks with the agent itself, as Python's does; any other has a `porter`, and reads one of its dialects: JSON if it can.
+And an image needs the interpreter: `trio_sandbox.image` lists which has what.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .messages import send_message
+from .porter import ANSWERS, CONTROL, SOURCE
 
 if TYPE_CHECKING:
     from .spawner import Request
-
-#: The descriptor that a worker finds its control socket on.
-CONTROL = 3
 
 # Nothing but the worker's own dictionary holds its names: those of `__main__` are for the code of runs.
 _PYTHON_BOOT = (
@@ -26,31 +29,50 @@ _PYTHON_BOOT = (
 )
 
 
+_NODE_BOOT = (
+    f"require('node:vm').runInThisContext(require('node:fs').readFileSync(`/proc/${{process.ppid}}/fd/{SOURCE}`, 'utf8'), "
+    f"{{filename: 'trio-sandbox worker'}})(require, `/proc/${{process.ppid}}/fd/{ANSWERS}`)"
+)
+
+
 class Language:
     """How to start an interpreter of a language and what to send it first."""
 
-    __slots__ = ("argv", "library", "name", "worker")
+    __slots__ = ("argv", "dialect", "library", "name", "worker")
 
-    def __init__(self, name: str, argv: list[str], worker: str, *, library: str | None = None) -> None:
+    def __init__(
+        self, name: str, argv: list[str], worker: str, *, library: str | None = None, dialect: str | None = None
+    ) -> None:
         self.name: str = name
         self.argv: list[str] = argv
         self.worker: str = worker
         """File beside this one with the text that the interpreter is to run."""
         self.library: str | None = library
         """Another with text that the worker takes from its control socket next, if it does."""
+        self.dialect: str | None = dialect
+        """What its porter speaks with it, one of `porter.DIALECTS`; None: it has none, and speaks with the agent."""
 
 
 PYTHON = Language("python", ["python3", "-c", _PYTHON_BOOT], "python_worker.py", library="python_displays.py")
 
-LANGUAGES = {language.name: language for language in (PYTHON,)}
+LANGUAGES = {
+    language.name: language
+    for language in (
+        PYTHON,
+        # Its own parser is what finds the imports in a run's code.
+        Language("javascript", ["node", "--expose-internals", "-e", _NODE_BOOT], "node_worker.js", dialect="json"),
+        Language("shell", ["bash", "--noprofile", "--norc", "--noediting", "-i"], "bash_worker.sh", dialect="shell"),
+    )
+}
 
 
 class StartedInterpreter:
     """What is left in the agent's hands once a spawner has been asked for an interpreter."""
 
-    __slots__ = ("control", "stderr")
+    __slots__ = ("control", "language", "stderr")
 
-    def __init__(self, control: socket.socket, stderr: int) -> None:
+    def __init__(self, language: Language, control: socket.socket, stderr: int) -> None:
+        self.language: Language = language
         self.control: socket.socket = control
         """Our end of its control socket."""
         self.stderr: int = stderr
@@ -73,11 +95,13 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             # Its worker unblocks it for the code of a run only; an interpreter that is still starting would die of it.
             "blocked": [int(signal.SIGINT)],
         }
+        if language.dialect is not None:
+            request["dialect"] = language.dialect
         spawn(request, [errors, theirs.fileno()])
     for name in filter(None, (language.worker, language.library)):
         with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
             ours.send(file.read())
-    return StartedInterpreter(ours, stderr)
+    return StartedInterpreter(language, ours, stderr)
 
 
 def send_code(

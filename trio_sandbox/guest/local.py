@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from trio.testing import memory_stream_pair
@@ -57,7 +58,7 @@ async def open_local_agent(
         host, guest = memory_stream_pair()
         children = Children(sock)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.serve, guest, children)  # noqa: ASYNC113  who talks to it waits for its hello
+            nursery.start_soon(partial(agent.serve, user=user), guest, children)  # noqa: ASYNC113  who talks to it waits for its hello
             yield host
             await trio.aclose_forcefully(host)
     finally:

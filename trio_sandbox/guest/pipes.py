@@ -157,9 +157,14 @@ async def discard(descriptor: int) -> None:
             pass
 
 
-def open_pipe(for_writing: bool) -> tuple[int, int]:
-    """Return our end of a new pipe, which does not block, and the end for a process."""
+def open_pipe(for_writing: bool, user: int | None = None) -> tuple[int, int]:
+    """Return our end of a new pipe, which does not block, and the end for a process.
+
+    The process may open it by name (/dev/stdout) if it is *user*'s; None: leave it ours.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    if user is not None:
+        os.fchown(writer, user, -1)
     ours, theirs = (writer, reader) if for_writing else (reader, writer)
     os.set_blocking(ours, False)
     return ours, theirs

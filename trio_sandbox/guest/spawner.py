@@ -37,7 +37,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from . import file_helper
+from . import file_helper, porter
 from .cgroups import Group, Groups
 from .messages import receive_message, send_message
 from .terminals import control_terminal, open_terminal
@@ -63,6 +63,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """Signals that it starts with blocked."""
         terminal: NotRequired[tuple[int, int, str]]
         """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
+        dialect: NotRequired[str]
+        """It is to be the child of a `porter`, which speaks this one of its dialects with it."""
 
 
 #: Seconds after which we look for who keeps what was killed from ending.
@@ -452,6 +454,10 @@ def _become(
             control_terminal(end)
         if user is not None:
             _forgo_protection()
+            for descriptor in descriptors:
+                # It may open its own output by name: /dev/stderr.
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.fchown(descriptor, user.uid, -1)
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
@@ -471,6 +477,8 @@ def _become(
         environment = _login_environment(user) if request["env"] is None else request["env"]
         if "terminal" in request and (request["env"] is None or "TERM" not in environment):
             environment["TERM"] = request["terminal"][2]
+        if "dialect" in request:
+            porter.divide(porter.DIALECTS[request["dialect"]], report)
         _exec(request["argv"], environment)
     except OSError as exc:
         os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))

@@ -208,7 +208,8 @@ class Host:
         self._open += 1
         self._opened += 1
         try:
-            yield Sandbox(lifecycle.slot, image, config, self._config.timeouts, lifecycle)
+            language = self._images[image][0].languages[0]
+            yield Sandbox(lifecycle.slot, image, config, self._config.timeouts, lifecycle, language)
         finally:
             lifecycle.close()
             self._open -= 1

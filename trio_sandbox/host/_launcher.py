@@ -51,7 +51,7 @@ _log = logging.getLogger("trio_sandbox.templates")
 #: What a machine has in its directory: the overlay that it starts with, and others.
 _OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
 #: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
-_TRIVIAL_RUN: Final = "print(1)"
+_TRIVIAL_RUNS: Final = {"python": "print(1)", "javascript": "console.log(1)", "shell": "echo 1"}
 #: Bytes that a warm-up may print.
 _WARMUP_OUTPUT: Final = 2**20
 #: Seconds to wait for another process that makes the template we want, which is about to be done
@@ -133,7 +133,7 @@ class Launcher:
             if vm is None:
                 vm = await stack.enter_async_context(self._open_vm(machine))
                 if config.warmup:
-                    await _run(vm, config.warmup, self._timeouts)
+                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
             yield vm
@@ -224,7 +224,8 @@ class Launcher:
         return MachineConfig(
             kernel=system.kernel,
             initrd=system.initrd,
-            kernel_args=system.kernel_args,
+            # The guest starts the interpreter that will be wanted while the rest of it boots.
+            kernel_args=(*system.kernel_args, f"trio_sandbox.language={image.languages[0]}"),
             system_disk=system.disk,
             image=image.path,
             overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own
@@ -378,8 +379,8 @@ class Launcher:
             async with self._machines.open_vm(original) as vm:
                 if config.warmup:
                     report("warming up")
-                    await _run(vm, config.warmup, self._timeouts)
-                await run_trivial_code(vm, self._timeouts)
+                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
+                await run_trivial_code(vm, image.languages[0], self._timeouts)
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
@@ -391,24 +392,24 @@ class Launcher:
         return templates.find(key)
 
 
-async def run_trivial_code(vm: Vm, timeouts: Timeouts) -> None:
+async def run_trivial_code(vm: Vm, language: str, timeouts: Timeouts) -> None:
     """Do what every run does, which leaves nothing but what makes the next one faster.
 
     Raises:
       WarmupError: if it fails.
 
     """
-    await _run(vm, _TRIVIAL_RUN, timeouts)
+    await _run(vm, language, _TRIVIAL_RUNS[language], timeouts)
 
 
-async def _run(vm: Vm, code: str, timeouts: Timeouts) -> None:
-    """Run *code* in the interpreter.
+async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:
+    """Run *code* in the interpreter of *language*.
 
     Raises:
       WarmupError: if it fails.
 
     """
-    request = code_request(code, language="python", env=None, cwd=None)
+    request = code_request(code, language=language, env=None, cwd=None)
     async with open_run(
         vm, request, display_limit=_WARMUP_OUTPUT, grace=timeouts.interrupt_grace, patience=timeouts.kill
     ) as events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Literal, final
@@ -14,6 +15,7 @@ from .._display import Display
 from .._errors import DeadlinePassedError, GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
 from .._nurseries import open_services
 from ..constants import MAXIMUM_DISPLAYS
+from ..image import images_with
 from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
@@ -83,8 +85,9 @@ class RunEvents:
     stdin: GuestInput | None = None
     """What the code reads from its standard input, if it was asked for by ``stdin=True``; close it to end that."""
 
-    def __init__(self, vm: Machine, records: RecordStream, display_limit: int) -> None:
+    def __init__(self, vm: Machine, records: RecordStream, language: str, display_limit: int) -> None:
         self._vm = vm
+        self._language = language
         self._records = records
         self._display_limit = display_limit
         self._display: tuple[Shown, bytearray] | None = None  # some of whose bytes are still to come
@@ -132,7 +135,7 @@ class RunEvents:
         if isinstance(message, Shown):
             return self._start_of_display(message)
         if isinstance(message, Failed):
-            raise RunRefusedError(message.reason)
+            raise self._refusal(message)
         if not isinstance(message, Finished):
             raise GuestProtocolError(f"the guest answered a run with {message!r}")
         if message.expired:
@@ -148,6 +151,14 @@ class RunEvents:
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
         )
+
+    def _refusal(self, failed: Failed) -> RunRefusedError:
+        reason = failed.reason
+        # A directory for the run would be an absolute path.
+        if failed.errno == errno.ENOENT and failed.filename and not failed.filename.startswith("/"):
+            names = ", ".join(images_with(self._language)) or "none"
+            reason += f": {failed.filename}. Images that have it: {names}"
+        return RunRefusedError(reason, errno=failed.errno)
 
     def _start_of_display(self, shown: Shown) -> Display | None:
         if shown.size > self._display_limit:
@@ -245,7 +256,7 @@ async def open_run(
         header = {"service": "code", "request": request} if fits else {"service": "code"}
         records = RecordStream(open_stream(vm, header, "the run", flush=fits))
         stack.callback(records.stream.close)
-        events = RunEvents(vm, records, display_limit)
+        events = RunEvents(vm, records, str(request["language"]), display_limit)
         if not fits:
             await events.send_request(request)
         if pipe is not None and isinstance(stdin, bool):

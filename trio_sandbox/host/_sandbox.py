@@ -57,10 +57,17 @@ class Sandbox:
     """A virtual machine of your own, for the block that opened it. Made by `open_sandbox`."""
 
     def __init__(
-        self, slot: Slot, image: str, config: SandboxConfig, timeouts: Timeouts, lifecycle: Lifecycle | None = None
+        self,
+        slot: Slot,
+        image: str,
+        config: SandboxConfig,
+        timeouts: Timeouts,
+        lifecycle: Lifecycle | None = None,
+        language: str = "python",
     ) -> None:
         self._slot = slot
         self._lifecycle_or_none = lifecycle
+        self._language = language
         self._image = image
         self._config = config
         self._timeouts = timeouts
@@ -82,6 +89,11 @@ class Sandbox:
     def image(self) -> str:
         """The name of the image it was opened with."""
         return self._image
+
+    @property
+    def language(self) -> str:
+        """The language of runs that do not name one: what the image is for."""
+        return self._language
 
     @property
     def config(self) -> SandboxConfig:
@@ -276,7 +288,7 @@ class Sandbox:
         self,
         code: str,
         *,
-        language: str = "python",
+        language: str | None = None,
         stdin: bytes | bytearray | memoryview | bool = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
@@ -295,7 +307,7 @@ class Sandbox:
         - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
         """
-        request = code_request(code, language=language, env=env, cwd=cwd)
+        request = code_request(code, language=language or self._language, env=env, cwd=cwd)
         takes_input(stdin)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
@@ -311,14 +323,14 @@ class Sandbox:
         self,
         code: str,
         *,
-        language: str = "python",
+        language: str | None = None,
         stdin: bytes | bytearray | memoryview = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
     ) -> RunResult:
         """Run *code* in the sandbox's interpreter and wait for its end.
 
-        There is one interpreter a sandbox: variables, imports and functions persist from run to run,
+        There is one interpreter of each language: variables, imports and functions persist from run to run,
         and runs of several tasks take turns. An exception in the code is a result, not an error here.
 
         Cancelling stops the code in the guest: with SIGINT at first, which keeps the interpreter's
@@ -330,7 +342,7 @@ class Sandbox:
 
         Args:
           code: Source text, at most 4 MiB as UTF-8.
-          language: The interpreter's language; "python".
+          language: "python", "javascript" or "shell"; None: the one that the image is for, `Sandbox.language`.
           stdin: What the code reads from its standard input, by `input` for instance, before end of file.
           env: Environment variables to set in the interpreter before the code runs.
           cwd: An absolute directory in the guest to change to before the code runs.

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, final
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -39,6 +40,7 @@ class WarmVms:
         self._prepared = prepared
         self._launcher = launcher
         self._timeouts = timeouts
+        self._languages: WeakKeyDictionary[Vm, str] = WeakKeyDictionary()
 
     async def prepare(self, image: str) -> None:
         """Have the image and the system disk ready, building them if need be."""
@@ -49,13 +51,14 @@ class WarmVms:
         """Open a machine as for a sandbox."""
         disk, system = await self._prepared(image)
         async with self._launcher.open_machine(disk, system, config) as vm:
+            self._languages[vm] = disk.languages[0]
             yield vm
 
     async def settle(self, vm: Vm) -> None:  # noqa: ASYNC910 - each run is one
         """Have the code of a hand-over and of a run translated."""
         for _ in range(_REHEARSALS):
             await _wake(vm, self._timeouts.boot)
-            await run_trivial_code(vm, self._timeouts)
+            await run_trivial_code(vm, self._languages[vm], self._timeouts)
 
     async def wake(self, vm: Vm) -> None:
         """Give the guest the time, which proves that all of it works.

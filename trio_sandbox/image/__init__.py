@@ -6,6 +6,7 @@ from ._debian_image import DebianImage as DebianImage
 from ._lock import try_lock as try_lock
 from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
+from ._recipes import images_with as images_with
 from ._store import (
     Image as Image,
     ImageStore as ImageStore,

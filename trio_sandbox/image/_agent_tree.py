@@ -23,6 +23,8 @@ _DISTRIBUTIONS = {
 }
 #: Directories that nothing imports at run time.
 _LEFT_OUT = frozenset({"__pycache__", "_tests", "testing", "_tools"})
+#: Python, and the languages of workers.
+_SUFFIXES = (".py", ".js", ".sh")
 _MAIN = b"from trio_sandbox.guest import init\n\ninit.main()\n"
 
 
@@ -53,9 +55,9 @@ def _sources(directory: Path, target: str) -> Iterator[tuple[str, bytes]]:
         raise ImageBuildError(
             f"the guest's agent needs the Python package {directory}, which is not there as ordinary files"
         )
-    for path in sorted(directory.rglob("*.py")):
+    for path in sorted(directory.rglob("*")):
         relative = path.relative_to(directory)
-        if not _LEFT_OUT.intersection(relative.parts):
+        if path.suffix in _SUFFIXES and not _LEFT_OUT.intersection(relative.parts):
             yield f"{target}/{relative.as_posix()}", path.read_bytes()
 
 

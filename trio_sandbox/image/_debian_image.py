@@ -43,6 +43,8 @@ class DebianImage:
     """Debian's name of the release."""
     packages: tuple[str, ...]
     """Installed besides the essential ones, with what they depend on."""
+    languages: tuple[str, ...]
+    """Whose interpreters are among them, the main one first."""
     virtual_size: int = 8 * 2**30
     """What programs see as the size of the disk, in bytes. Only what is used takes room."""
 
@@ -58,7 +60,9 @@ class DebianImage:
 
     def digest(self) -> str:
         """Return the digest of the recipe. Newer versions of the packages do not change it."""
-        return digest_of(attrs.asdict(self), _ADD_USER, _CLEAN, _MAKE_DISK, mke2fs_script("", ""))
+        # What it is used for does not change what is built.
+        contents = attrs.asdict(self, filter=lambda field, _: field.name != "languages")
+        return digest_of(contents, _ADD_USER, _CLEAN, _MAKE_DISK, mke2fs_script("", ""))
 
     async def build(self, context: BuildContext) -> Mapping[str, object]:
         """Make the disk."""

@@ -51,6 +51,11 @@ class Recipe(Protocol):
         """What has to be in the store before this can be built."""
         ...
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that it has an interpreter of, the main one first."""
+        ...
+
     def digest(self) -> str:
         """Return a digest of everything that decides what is built. May read files: call it in a thread."""
         ...

@@ -28,6 +28,20 @@ _PYTHON = DebianImage(
         "xz-utils",
         "zip",
     ),
+    languages=("python", "shell"),
 )
 
-IMAGES: Mapping[str, DebianImage] = MappingProxyType({image.name: image for image in (_PYTHON,)})
+# No npm: Debian's comes as hundreds of packages. What a project needs can be uploaded with its node_modules.
+_NODE = DebianImage(
+    name="node",
+    suite="trixie",
+    packages=("bash", "ca-certificates", "curl", "less", "nodejs", "procps"),
+    languages=("javascript", "shell"),
+)
+
+IMAGES: Mapping[str, DebianImage] = MappingProxyType({image.name: image for image in (_NODE, _PYTHON)})
+
+
+def images_with(language: str) -> tuple[str, ...]:
+    """Return the names of the images that have an interpreter of *language*."""
+    return tuple(image.name for image in IMAGES.values() if language in image.languages)

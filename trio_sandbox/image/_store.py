@@ -40,6 +40,8 @@ class Image:
     virtual_size: int
     """What programs inside see as the size of the disk, in bytes."""
     manifest: Manifest
+    languages: tuple[str, ...] = ("python",)
+    """Languages that it has an interpreter of, the main one first."""
 
 
 @attrs.frozen(kw_only=True)
@@ -157,6 +159,7 @@ class ImageStore:
             size_bytes=_disk_usage(path),
             virtual_size=virtual_size if isinstance(virtual_size, int) else 0,
             manifest=manifest,
+            languages=recipe.languages,
         )
 
     async def ensure_system(

@@ -55,6 +55,11 @@ class SystemRecipe:
         """What a VM is booted with."""
         return (KERNEL_NAME, INITRD_NAME, DISK_NAME)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None: no user sees it."""
+        return ()
+
     def digest(self) -> str:
         """Return a digest that covers the agent's sources and all that it imports."""
         agent = hashlib.sha256(agent_archive()).hexdigest()

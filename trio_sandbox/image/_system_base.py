@@ -107,6 +107,11 @@ class SystemBase:
         """Nothing."""
         return
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None: no user sees it."""
+        return ()
+
     def digest(self) -> str:
         """Return the digest of the recipe. Newer versions of the packages do not change it."""
         return digest_of(attrs.asdict(self), _MODULES, _LIBRARIES, _COPY_KERNEL, _COPY_PYTHON, _INIT)

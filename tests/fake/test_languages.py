@@ -1,0 +1,392 @@
+"""The service "code" in the languages whose interpreters have a porter: shell and JavaScript, with this machine's own bash and Node.js."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from ._agent import Host, Ran, open_agent
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here; tests/qemu has one")
+LANGUAGES = [
+    pytest.param("shell", marks=pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")),
+    pytest.param("javascript", marks=needs_node),
+]
+
+
+@pytest.fixture
+async def host() -> AsyncGenerator[Host]:
+    async with open_agent() as host:
+        yield host
+
+
+def ran(stdout: str = "", stderr: str = "", exit_code: int = 0, value: str | None = None) -> Ran:
+    """A run that the interpreter survived, as those before."""
+    return Ran(stdout, stderr, exit_code, restarted=False, state_kept=True, value=value)
+
+
+#: Code, and what it comes to. In one interpreter, one after the other.
+SHELL: dict[str, tuple[str, Ran | None]] = {
+    "output": ("echo out; echo err >&2", ran("out\n", "err\n")),
+    "by name": ("echo out >/dev/stdout; echo err >/dev/stderr", ran("out\n", "err\n")),
+    "status": ("(exit 5)", ran(exit_code=5)),
+    "return": ("echo a; return 3; echo b", ran("a\n", "", 3)),
+    "unknown": ("no-such-command", ran("", "bash: no-such-command: command not found\n", 127)),
+    "syntax": (
+        "echo a\nif )",
+        ran("a\n", "bash: FILE: line 2: syntax error near unexpected token `)'\nbash: FILE: line 2: `if )'\n", 2),
+    ),
+    "unfinished": (
+        "echo 'a",
+        ran("", "bash: FILE: line 1: unexpected EOF while looking for matching `''\n", 2),
+    ),
+    "define": ("x='a  b'; f() { echo \"f: $1\"; }; alias hi='echo hello'; shopt -s nullglob; cd /", ran()),
+    "use": ('echo "$x"; f 1; hi; shopt nullglob; pwd', ran("a  b\nf: 1\nhello\nnullglob       \ton\n/\n")),
+    "exclamation": ("echo 'wow!' \"!x\" $((1!=2))", ran("wow! !x 1\n")),
+    "no input": ("cat; read line; echo $?", ran("1\n")),
+    "redirected for good": ("exec >/dev/null 2>&1; echo gone", ran()),
+    "not for the next": ("echo here", ran("here\n")),
+    "own functions": ("printf() { :; }; cd() { :; }; source() { :; }; export() { :; }; eval() { :; }", ran()),
+    "as before": ("unset -f printf cd source export eval; printf '%s\\n' fine", ran("fine\n")),
+    "unset variable": ("set -u; echo $nope", ran("", "bash: nope: unbound variable\n", 1)),
+    "prompts": ("set +u; PS1='$ '; PS2='> '; PROMPT_COMMAND='echo prompt'", ran()),
+    "no prompts": ("echo a\necho b", ran("a\nb\n")),
+    "traps": (
+        "unset PROMPT_COMMAND; trap 'echo debug' DEBUG; trap 'echo err' ERR; trap 'echo ret' RETURN",
+        ran("debug\ndebug\ndebug\nret\n"),
+    ),
+    "look-alikes": ("trap - DEBUG ERR RETURN; echo 'D 0123456789abcdef 7'; echo R", ran("D 0123456789abcdef 7\nR\n")),
+    "closed": ("exec 0<&- 1>&- 2>&-", ran()),
+    "open again": ("echo open", ran("open\n")),
+    "tracing": ("set -x; x=1", ran("", "++ x=1\n")),
+    "no more": ("{ set +x; } 2>/dev/null; echo $x", ran("1\n")),
+}
+
+JAVASCRIPT: dict[str, tuple[str, Ran | None]] = {
+    "output": (
+        "console.log('out'); console.error('err'); process.stdout.write('more')",
+        ran("out\nmore", "err\n", value="true"),
+    ),
+    "by name": ("require('fs').writeFileSync('/dev/stdout', 'x')", ran("x")),
+    "value": ("({a: [1, 'b']})", ran(value="{ a: [ 1, 'b' ] }")),
+    "no value": ("undefined", ran()),
+    "numbers": ("[NaN, -0, 1n, Infinity]", ran(value="[ NaN, -0, 1n, Infinity ]")),
+    "a big one": ("-10n", ran(value="-10n")),
+    "a symbol": ("Symbol('s')", ran(value="Symbol(s)")),
+    "exception": (
+        "function f() {\n  throw new TypeError('no')\n}\nf()",
+        ran("", "TypeError: no\n    at f (<run>:2:9)\n    at <run>:4:1\n", 1),
+    ),
+    "no error": ("throw {a: 1}", ran("", "Uncaught { a: 1 }\n", 1)),
+    "syntax": (
+        "let a = 1\nlet b = )",
+        ran("", "<run>:2\nlet b = )\n        ^\n\nSyntaxError: Unexpected token ')'\n", 1),
+    ),
+    "rejection": ("Promise.reject(new Error('no')); 1", ran("", "Error: no\n    at <run>:1:16\n", 1)),
+    "rejected value": (
+        "(async () => { throw new Error('no') })()",
+        ran("", "Error: no\n    at <run>:1:22\n    at <run>:1:40\n", 1),
+    ),
+    "let": ("let a = 1; const b = 2; class C {}; var d = 4; function e() { return 5 }", ran()),
+    "again": ("let a = 10; const b = 20; class C { x = 1 }; var d = 40; function e() { return 50 }", ran()),
+    "as another": ("var a = 11; let d = 41, {f, g = [...'xy']} = {f: 6}; const e = () => 51", ran()),
+    "all": ("[a, b, new C(), d, e(), f, g]", ran(value="[ 11, 20, C { x: 1 }, 41, 51, 6, [ 'x', 'y' ] ]")),
+    "function for let": ("function a() { return 12 }; a()", ran(value="12")),
+    "await": ("const later = await new Promise((done) => setTimeout(done, 1, 7)); later", ran(value="7")),
+    "a promise": (
+        "async function main() { await null; console.log('main'); return 8 }\nmain()",
+        ran("main\n", value="8"),
+    ),
+    "require": ("const path = require('path'); path.basename('/a/b')", ran(value="'b'")),
+    "import": (
+        (
+            "import fs, { readFileSync as read } from 'node:fs'\nimport * as os from 'os'\nimport 'node:http'\n"
+            "console.log(typeof fs.openSync, typeof read, typeof os.cpus)"
+        ),
+        ran("function function function\n"),
+    ),
+    "dynamic import": ("const { sep } = await import('node:path'); sep", ran(value="'/'")),
+    "lines after imports": (
+        "import {\n  sep as s\n} from 'path'\nnull.x",
+        ran("", "TypeError: Cannot read properties of null (reading 'x')\n    at <run>:4:6\n", 1),
+    ),
+    "exit code": ("process.exitCode = 4", ran("", "", 4, value=None)),
+    "only once": ("process.exitCode", ran()),
+    "a child": (
+        "require('child_process').spawnSync('sh', ['-c', 'echo child; echo err >&2'], {stdio: 'inherit'}).status",
+        ran("child\n", "err\n", value="0"),
+    ),
+    "no input": ("require('fs').readFileSync(0, 'utf8')", ran(value="''")),
+    "console": (
+        "console.log = console.error = process.stdout.write = () => {}; JSON.parse = process.exit = null",
+        ran(value="null"),
+    ),
+    "still": ("process.stdout.end('end'); console.log('gone')", ran()),
+    "closed": ("const {closeSync, writeSync} = require('fs'); for (const fd of [0, 1, 2]) closeSync(fd)", ran()),
+    "open again": ("writeSync(1, 'open')", ran("open", value="4")),
+    "look-alikes": ("writeSync(1, 'D 0123456789abcdef 7\\nR\\n')", ran("D 0123456789abcdef 7\nR\n", value="23")),
+    "timer": ("setTimeout(() => { throw new Error('late') }, 1); await new Promise(() => {})", None),
+    "no names of ours": ("Object.keys(globalThis).includes('__trio_sandbox__')", ran(value="false")),
+    "fails elsewhere": ("process.emit('warning', 5)", None),
+}
+
+
+def plain(result: Ran) -> Ran:
+    text = re.sub(r"<run-\d+>", "<run>", re.sub(r"/proc/\d+/fd/\d+", "FILE", result.stderr))
+    return attrs.evolve(result, stderr=text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_runs_come_to_what_their_language_says(host: Host, language: str) -> None:
+    results: dict[str, Ran] = {}
+    expected: dict[str, Ran | None] = {}
+    for name, (code, result) in {"shell": SHELL, "javascript": JAVASCRIPT}[language].items():
+        results[name] = plain(await host.run(code, language=language))
+        expected[name] = result or results[name]
+    assert results == expected
+    assert all(result.state_kept and not result.restarted for result in results.values())
+
+
+async def test_javascript_that_fails_in_a_timer_ends_the_run_that_waits(host: Host) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("there is no Node.js here")
+    code = "setTimeout(() => { throw new Error('late') }, 1); await new Promise(() => {})"
+    result = await host.run(code, language="javascript")
+    assert (result.exit_code, result.state_kept) == (1, True)
+    assert result.stderr.startswith("Error: late\n")
+
+
+#: Code that ends its interpreter, and the exit code.
+ENDS: dict[str, list[tuple[str, int | None]]] = {
+    "shell": [
+        ("echo last; exit 3", 3),
+        ("set -e; echo last; false; echo no", 1),
+        ("trap 'echo last' EXIT; exit 4", 4),
+        ("echo last; exec sh -c 'exit 5'", 5),
+        ("echo last; kill -9 $$", 137),
+        ("echo last; kill -SEGV $$", 139),
+        ("echo last; kill -9 $PPID", 137),
+    ],
+    "javascript": [
+        ("console.log('last'); process.exit(3)", 3),
+        ("console.log('last'); process.kill(process.pid, 9)", 137),
+        ("console.log('last'); process.abort()", 134),
+        ("console.log('last'); for (let fd = 3; fd < 200; fd++) try { require('fs').closeSync(fd) } catch {}", None),
+    ],
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_an_interpreter_that_ended_is_replaced(host: Host, language: str) -> None:
+    echo = {"shell": "x=1; echo $$", "javascript": "x = 1; console.log(process.pid)"}[language]
+    for code, status in ENDS[language]:
+        await host.run(echo, language=language)
+        result = await host.run(code, language=language)
+        assert (result.stdout, result.restarted, result.state_kept) == ("last\n", False, False), code
+        assert status is None or result.exit_code == status, code
+        result = await host.run({"shell": "echo $x", "javascript": "typeof x"}[language], language=language)
+        assert (result.stdout.strip(), result.restarted, result.state_kept) == ("", True, True)
+
+
+#: Code that never ends by itself, and keeps its interpreter when it is interrupted.
+ENDLESS = {
+    "shell": [
+        "f() { while :; do :; done; }; f",
+        "sleep 1000",
+        "while :; do sleep 1000; done",
+        "sleep 1000 | cat",
+    ],
+    "javascript": [
+        "while (true);",
+        "await new Promise(() => {})",
+        "require('child_process').execSync('sleep 1000')",
+        "(function f() { for (;;) { try { for (;;); } catch {} } })()",
+    ],
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_an_interrupt_ends_the_run_and_keeps_the_state(host: Host, language: str) -> None:
+    keep = {"shell": "kept=7; echo go; ", "javascript": "kept = 7; console.log('go'); "}[language]
+    show = {"shell": "echo $kept", "javascript": "console.log(kept)"}[language]
+    for code in ENDLESS[language]:
+        async with host.open_run(keep + code, language=language) as run:
+            await run.until(b"go\n")
+            await run.interrupt()
+            result = await run.finish()
+        assert (result.exit_code, result.restarted, result.state_kept) == (130, False, True), code
+        assert await host.run(show, language=language) == ran("7\n"), code
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_an_interrupt_at_any_instant_hits_its_own_run_or_nothing(host: Host, language: str) -> None:
+    code = {
+        "shell": "echo a; for i in {1..%d}; do :; done; echo b",
+        "javascript": "console.log('a'); for (let i = 0; i < %d * 10; i++);",
+    }
+    for number in range(20):
+        async with host.open_run(code[language] % (number * 4 + 1), language=language) as run:
+            if number % 2:
+                await run.until(b"a\n")
+            await run.interrupt()
+            result = await run.finish()
+        assert result.exit_code in (0, 130)
+        # Node gives SIGINT back to its handlers after each script: in that instant it would end the process.
+        assert result.state_kept or language == "javascript"
+        result = await host.run(
+            {"shell": "echo $((6 * 7))", "javascript": "console.log(6 * 7)"}[language], language=language
+        )
+        assert (result.stdout, result.exit_code) == ("42\n", 0)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_code_that_ignores_an_interrupt_can_be_killed(host: Host, language: str) -> None:
+    code = {
+        "shell": "trap '' INT; echo go; while :; do :; done",
+        "javascript": "process.on('SIGINT', () => {}); setTimeout(() => console.log('go'), 1); await new Promise(() => {})",
+    }[language]
+    async with host.open_run(code, language=language) as run:
+        await run.until(b"go\n")
+        await run.interrupt()
+        await run.kill()
+        assert await run.finish() == Ran("go\n", "", 137, restarted=False, state_kept=False)
+    assert (
+        await host.run({"shell": "echo 1", "javascript": "console.log(1)"}[language], language=language)
+    ).stdout == "1\n"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_input_environment_and_directory(host: Host, language: str, tmp_path: Path) -> None:
+    read = {
+        "shell": 'read line; echo "1: $line"; cat',
+        "javascript": "let text = ''; for await (const chunk of process.stdin) text += chunk; process.stdout.write(text.replace('one', '1: one')); 0",
+    }[language]
+    for rest in ("two\n", "three\n"):
+        pipe = host.open_pipe()
+        async with host.open_run(read, language=language, stdin=pipe.id) as run:
+            await pipe.send_all(b"one\n" + rest.encode())
+            await pipe.send_eof()
+            assert (await run.finish()).stdout == f"1: one\n{rest}"
+        pipe.close()
+    show = {"shell": 'echo "$GREETING|$PWD"', "javascript": "console.log(`${process.env.GREETING}|${process.cwd()}`)"}[
+        language
+    ]
+    greeting = 'it\'s\n"ü" \\ $HOME !'
+    (directory := tmp_path / "it's a 'dir' $x").mkdir()
+    expected = ran(f"{greeting}|{directory}\n")
+    assert await host.run(show, language=language, env={"GREETING": greeting}, cwd=str(directory)) == expected
+    assert await host.run(show, language=language) == expected
+    async with host.open_run(show, language=language, cwd=str(tmp_path / "none")) as run:
+        assert await run.failure() == {
+            "errno": errno.ENOENT,
+            "strerror": os.strerror(errno.ENOENT),
+            "filename": str(tmp_path / "none"),
+        }
+    async with host.open_run(show, language=language, env={"": "x"}) as run:
+        assert (await run.failure())["errno"] == errno.EINVAL
+    assert await host.run(show, language=language) == expected
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_code_and_output_of_several_megabytes(host: Host, language: str) -> None:
+    text = "e" * 1_000_000
+    code = {
+        "shell": f"text='{text}'; echo ${{#text}}",
+        "javascript": f"const text = '{text}'; console.log(text.length)",
+    }
+    assert await host.run(code[language], language=language) == ran("1000000\n")
+    code = {
+        "shell": 'for i in {1..4}; do echo "$text"; done',
+        "javascript": "for (let i = 0; i < 4; i++) console.log(text)",
+    }
+    assert (await host.run(code[language], language=language)).stdout == f"{text}\n" * 4
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_what_is_left_in_the_background_lives_on_and_has_no_say_in_later_runs(
+    host: Host, language: str, tmp_path: Path
+) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    os.mkfifo(go)
+    child = f"read x <{go}; seq 100000; echo $? >{done}"
+    code = {
+        "shell": f"{{ {child}; }} & echo run",
+        "javascript": f"child = require('child_process').spawn('sh', ['-c', {child!r}], {{stdio: 'inherit'}}); console.log('run')",
+    }[language]
+    assert (await host.run(code, language=language)).stdout == "run\n"
+    code = {
+        "shell": f"echo >{go}; wait; echo after",
+        "javascript": f"const ended = new Promise((done) => child.on('exit', done)); require('fs').writeFileSync({str(go)!r}, '\\n'); await ended; console.log('after')",
+    }[language]
+    assert (await host.run(code, language=language)).stdout == "after\n"
+    assert done.read_text() == "0\n"
+
+
+@needs_node
+async def test_what_javascript_leaves_waiting_goes_on_between_runs(host: Host) -> None:
+    code = """
+        const net = require('net')
+        server = net.createServer((socket) => socket.end('hello')).listen(0, '127.0.0.1', () => {})
+        await new Promise((done) => server.on('listening', done))
+        console.log(server.address().port)
+    """
+    port = int((await host.run(code, language="javascript")).stdout)
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        assert await stream.receive_some() == b"hello"
+    assert (await host.run("server.close(); console.log('closed')", language="javascript")).stdout == "closed\n"
+
+
+@needs_node
+async def test_modules_of_the_directory_that_a_run_is_in(host: Host, tmp_path: Path) -> None:
+    for name, text in (("old", "exports.name = 'old'"), ("new", "")):
+        (tmp_path / "node_modules" / name).mkdir(parents=True)
+        (tmp_path / "node_modules" / name / "index.js").write_text(text)
+    package = tmp_path / "node_modules" / "new"
+    (package / "package.json").write_text('{"type": "module", "exports": "./index.js"}')
+    (package / "index.js").write_text("export const name = 'new'; export default 7")
+    (tmp_path / "mine.mjs").write_text("export const name = 'mine'")
+    code = """
+        import seven, { name } from 'new'
+        import { name as old } from 'old'
+        import * as mine from './mine.mjs'
+        console.log(seven, name, old, mine.name, require('old').name, (await import('./mine.mjs')).name)
+    """
+    assert await host.run(code, language="javascript", cwd=str(tmp_path)) == ran("7 new old mine old mine\n")
+    result = await host.run("import nothing from 'nothing'", language="javascript")
+    assert result.exit_code == 1
+    assert "Cannot find package 'nothing'" in result.stderr
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host, language: str) -> None:
+    # Whatever it writes to where its interpreter answers: a token of another run means nothing.
+    code = {
+        "shell": 'for i in 1 2 3; do echo "D $i 7" >/proc/$PPID/fd/8; echo R >/proc/$PPID/fd/8; done; echo x >/proc/$PPID/fd/8; echo mine',
+        "javascript": "require('fs').writeFileSync(`/proc/${process.ppid}/fd/8`, 'D 1 7\\nR\\nS x\\nF 1 2\\nrubbish\\n'); console.log('mine')",
+    }[language]
+    assert await host.run(code, language=language) == ran("mine\n")
+    assert (await host.run({"shell": "echo 1", "javascript": "console.log(1)"}[language], language=language)) == ran(
+        "1\n"
+    )
+
+
+@pytest.mark.parametrize(("language", "program"), [("shell", "bash"), ("javascript", "node")])
+async def test_an_image_without_the_interpreter(
+    language: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    async with open_agent() as host:
+        async with host.open_run("1", language=language) as run:
+            assert await run.failure() == {
+                "errno": errno.ENOENT,
+                "strerror": f"this image can't run {language}: {os.strerror(errno.ENOENT)}",
+                "filename": program,
+            }

@@ -1,0 +1,92 @@
+"""JavaScript and shell in a real guest that has no Python: what their workers meet there, and what two clones share."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import trio
+
+from trio_sandbox import HostConfig, RunRefusedError, Sandbox, SandboxConfig, Timeouts, open_host
+
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("node_image", "system_disk")]
+
+#: What machines that go on from one state must not share.
+_RANDOM = """
+    const crypto = require('crypto')
+    const array = globalThis.crypto.getRandomValues(new Uint32Array(2))
+    JSON.stringify([
+        Math.random(), crypto.randomUUID(), globalThis.crypto.randomUUID(), crypto.randomBytes(8).toString('hex'),
+        crypto.randomInt(2 ** 40), crypto.randomFillSync(Buffer.alloc(8)).toString('hex'), array.join(),
+        await new Promise((done) => crypto.randomBytes(8, (error, bytes) => done(bytes.toString('hex')))),
+    ])
+"""
+
+
+async def test_javascript_and_shell_in_an_image_without_python() -> None:
+    config = SandboxConfig(warmup="warm = Math.random()")
+    # Of a busy machine's guest an interrupt may take a while.
+    async with open_host(HostConfig(timeouts=Timeouts(interrupt_grace=30))) as host:
+        async with host.open_sandbox("node", config) as sandbox:
+            assert sandbox.language == "javascript"
+            drawn = await sandbox.run(_RANDOM)
+            warm = await sandbox.run("warm")
+            await _check_javascript(sandbox)
+            await _check_shell(sandbox)
+            with pytest.raises(RunRefusedError, match=r"Images that have it: python$") as caught:
+                await sandbox.run("print(1)", language="python")
+            assert caught.value.errno == errno.ENOENT
+            with pytest.raises(RunRefusedError, match="no language 'typescript'"):
+                await sandbox.run("1", language="typescript")
+        async with host.open_sandbox("node", config) as sandbox:
+            again = await sandbox.run(_RANDOM)
+            assert (await sandbox.run("warm")).value == warm.value, "the warm-up ran once"
+            assert drawn.value is not None
+            assert again.value is not None
+            # As JavaScript writes the text of some JSON.
+            pairs = zip(json.loads(drawn.value[1:-1]), json.loads(again.value[1:-1]), strict=True)
+            assert all(one != other for one, other in pairs)
+
+
+async def _check_javascript(sandbox: Sandbox) -> None:
+    result = await sandbox.run(
+        "import { basename } from 'node:path'\nconst { uptime } = await import('os')\n"
+        "console.log(process.getuid(), typeof uptime(), require('path') !== undefined)\nbasename('/a/b')"
+    )
+    assert (result.stdout, result.stderr, result.value) == ("1000 number true\n", "", "'b'")
+    result = await sandbox.run("require('fs').writeFileSync('/dev/stderr', 'by name'); null.x")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("by nameTypeError: Cannot read properties of null")
+    assert (await sandbox.run("basename('/c/d')")).value == "'d'"
+    with trio.move_on_after(1) as scope:
+        await sandbox.run("kept = 1; while (true);")
+    assert scope.cancelled_caught
+    assert (await sandbox.run("kept")).value == "1"
+    # The port of a server that a run left behind is there for tunnels.
+    code = "server = require('http').createServer((_, answer) => answer.end('hello')).listen(8080, '127.0.0.1'); 0"
+    await sandbox.run(code)
+    await sandbox.wait_port(8080)
+    async with await sandbox.open_tcp_stream(8080) as stream:
+        await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        async for data in stream:
+            answer += data
+    assert answer.endswith(b"hello")
+
+
+async def _check_shell(sandbox: Sandbox) -> None:
+    result = await sandbox.run("x=1; cd /tmp; id -u; echo err >/dev/stderr; false", language="shell")
+    assert (result.stdout, result.stderr, result.exit_code) == ("1000\n", "err\n", 1)
+    with trio.move_on_after(0.5) as scope:
+        await sandbox.run("x=2; while :; do :; done", language="shell")
+    assert scope.cancelled_caught
+    assert (await sandbox.run("echo $x $PWD", language="shell")).stdout == "2 /tmp\n"
+    # The kernel ends the child that takes all memory, and the shell goes on.
+    result = await sandbox.run("tail /dev/zero; echo $? $x", language="shell")
+    assert result.stdout == "137 2\n"
+    result = await sandbox.run("ulimit -u 50; f() { f | f & }; f 2>/dev/null; kill -SEGV $$", language="shell")
+    assert (result.exit_code, result.state_kept) == (139, False)
+    result = await sandbox.run("echo ${x-new}", language="shell")
+    assert (result.stdout, result.restarted) == ("new\n", True)
+    assert (await sandbox.run("kept")).value == "1", "the other interpreter has its state"

@@ -1,0 +1,535 @@
+// The program that Node.js in an image runs to take code, by way of its porter (see porter.py). Node 18.19, 20.8 or later.
+//
+// It runs in the process of code that nobody trusts, and guards itself against accidents only: what it uses it has
+// taken at the start. Each run has pipes of its own on descriptors 0 to 2; in between these are /dev/null.
+//
+// Code is evaluated as in a browser's console: names persist and can be declared again, `await` works at the top, and
+// the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
+(function worker(require, answers) {
+  'use strict';
+  const fs = require('node:fs');
+  const { createRequire } = require('node:module');
+  const { Socket } = require('node:net');
+  const { Writable } = require('node:stream');
+  const { inspect, types } = require('node:util');
+  const crypto = require('node:crypto');
+  const vm = require('node:vm');
+  const { Session } = require('node:inspector');
+  const { closeSync, fstatSync, openSync, readSync, writeSync, ReadStream } = fs;
+  const { O_APPEND, O_RDONLY, O_WRONLY } = fs.constants;
+  const { chdir, cwd, exit, kill } = process;
+  const { parse: parseJson } = JSON;
+  const later = setImmediate;
+  const CONTROL = 3;
+  const VALUE_LIMIT = 65536;
+  const SIGINT_STATUS = 130;
+  const EX_SOFTWARE = 70;
+
+  let acorn = null;
+  try {
+    acorn = require('internal/deps/acorn/acorn/dist/acorn');
+  } catch {
+    // Code with imports then fails as it would in Node's own console.
+  }
+
+  // What started us is nobody's argument.
+  process.argv.length = 1;
+  process.execArgv = [];
+
+  function pause(milliseconds) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+  }
+
+  function writeAll(descriptor, data) {
+    for (let position = 0; position < data.length; ) {
+      try {
+        position += writeSync(descriptor, data, position);
+      } catch (error) {
+        // A child of the code may have made the pipe one that does not block.
+        if (error.code !== 'EAGAIN') return;
+        pause(1);
+      }
+    }
+  }
+
+  function answer(text) {
+    const descriptor = openSync(answers, O_WRONLY | O_APPEND);
+    writeSync(descriptor, `${text}\n`);
+    closeSync(descriptor);
+  }
+
+  // --- Descriptors 0 to 2 ---
+
+  // Node has no dup2: the lowest number that is free is the next that is given out. If a thread of the code's
+  // takes it first, it has to give it back before we go on.
+  function place(path, number) {
+    try {
+      closeSync(number);
+    } catch {
+      // the code has
+    }
+    for (let tries = 0; tries < 2000; tries++) {
+      const descriptor = openSync(path, number === 0 ? O_RDONLY : O_WRONLY);
+      if (descriptor === number) return;
+      closeSync(descriptor);
+      pause(1);
+    }
+    exit(EX_SOFTWARE);
+  }
+
+  // Written to at once, and past all of the stream's own state: an interrupt at any point must not leave it stuck.
+  function makeOutput(descriptor) {
+    const stream = new Writable();
+    stream.write = function write(chunk, encoding, done) {
+      writeAll(descriptor, typeof chunk === 'string' ? Buffer.from(chunk, typeof encoding === 'string' ? encoding : 'utf8') : chunk);
+      const callback = typeof encoding === 'function' ? encoding : done;
+      if (typeof callback === 'function') process.nextTick(callback);
+      return true;
+    };
+    // Like Node's own, it can't be closed.
+    stream.end = function end(chunk, encoding, done) {
+      if (typeof chunk === 'function') process.nextTick(chunk);
+      else if (chunk != null) stream.write(chunk, encoding, done);
+      return stream;
+    };
+    stream.destroy = () => stream;
+    stream.fd = descriptor;
+    stream._type = 'pipe';
+    stream._isStdio = true;
+    return stream;
+  }
+
+  let input = null;
+  function closeInput() {
+    if (input !== null) input.destroy();
+    input = null;
+  }
+  const stdout = makeOutput(1);
+  const stderr = makeOutput(2);
+  for (const [name, get] of [
+    ['stdin', () => (input ??= new ReadStream(null, { fd: 0, autoClose: false }))],
+    ['stdout', () => stdout],
+    ['stderr', () => stderr],
+  ]) {
+    Object.defineProperty(process, name, { configurable: true, enumerable: true, get });
+  }
+
+  // --- Randomness, which two machines that were made from one state must not share ---
+
+  // OpenSSL notices a fork, and not this; V8 draws once. The kernel's generator is each machine's own.
+  let pool = Buffer.alloc(0);
+  let used = 0;
+  function entropy(size) {
+    const bytes = Buffer.alloc(size);
+    const descriptor = openSync('/dev/urandom', O_RDONLY);
+    for (let position = 0; position < size; ) position += readSync(descriptor, bytes, position, size - position, null);
+    closeSync(descriptor);
+    return bytes;
+  }
+  function mix(view) {
+    const bytes = ArrayBuffer.isView(view) ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(view);
+    const ours = entropy(bytes.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] ^= ours[i];
+    return view;
+  }
+  function slice(buffer, offset, size) {
+    const unit = buffer.BYTES_PER_ELEMENT ?? 1;
+    const start = (offset ?? 0) * unit;
+    const length = size === undefined ? buffer.byteLength - start : size * unit;
+    return new Uint8Array(buffer.buffer ?? buffer, (buffer.byteOffset ?? 0) + start, length);
+  }
+  function uuid() {
+    const bytes = entropy(16);
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    const text = bytes.toString('hex');
+    return `${text.slice(0, 8)}-${text.slice(8, 12)}-${text.slice(12, 16)}-${text.slice(16, 20)}-${text.slice(20)}`;
+  }
+  function forget() {
+    pool = Buffer.alloc(0);
+    used = 0;
+  }
+  Math.random = function random() {
+    if (used + 8 > pool.length) {
+      pool = entropy(4096);
+      used = 0;
+    }
+    const high = pool.readUInt32LE(used) >>> 5;
+    const low = pool.readUInt32LE(used + 4) >>> 6;
+    used += 8;
+    return (high * 67108864 + low) / 9007199254740992;
+  };
+  const { randomBytes, randomFill, randomFillSync, randomInt, webcrypto } = crypto;
+  // Node's own look at the arguments, and what they give is mixed with the kernel's.
+  crypto.randomBytes = function (size, callback) {
+    if (callback === undefined) return mix(randomBytes(size));
+    return randomBytes(size, (error, bytes) => callback(error, bytes && mix(bytes)));
+  };
+  crypto.randomFillSync = function (buffer, offset, size) {
+    randomFillSync(buffer, offset, size);
+    mix(slice(buffer, offset, size));
+    return buffer;
+  };
+  crypto.randomFill = function (buffer, offset, size, callback) {
+    const done = [offset, size, callback].find((value) => typeof value === 'function');
+    const [from, length] = [offset, size].map((value) => (typeof value === 'number' ? value : undefined));
+    const rest = [from, length].filter((value) => value !== undefined);
+    return randomFill(buffer, ...rest, (error) => {
+      if (!error) mix(slice(buffer, from, length));
+      done(error, error ? undefined : buffer);
+    });
+  };
+  crypto.randomInt = function (low, high, callback) {
+    if (high === undefined || typeof high === 'function') [low, high, callback] = [0, low, high];
+    if (callback === undefined) randomInt(low, high);
+    else randomInt(low, high, () => {});
+    const range = high - low;
+    const limit = 281474976710656 - (281474976710656 % range);
+    let drawn;
+    do drawn = entropy(6).readUIntLE(0, 6);
+    while (drawn >= limit);
+    const result = low + (drawn % range);
+    if (callback === undefined) return result;
+    process.nextTick(callback, undefined, result);
+  };
+  crypto.randomUUID = uuid;
+  const { getRandomValues } = webcrypto;
+  const Crypto = Object.getPrototypeOf(webcrypto);
+  Crypto.getRandomValues = function (array) {
+    return mix(getRandomValues.call(webcrypto, array));
+  };
+  Crypto.randomUUID = uuid;
+  require('node:module').syncBuiltinESMExports();
+
+  // --- Evaluating ---
+
+  const session = new Session();
+  session.connect();
+  const post = session.post.bind(session);
+
+  let taken;
+  let go = null;
+  const { emitWarning } = process;
+  process.emitWarning = () => {}; // that a constant below is new, which the first import says
+  const importer = new vm.Script('(specifier, options) => import(specifier, options)', {
+    filename: '[run]',
+    importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+  }).runInThisContext();
+  importer('node:os').catch(() => {});
+  process.emitWarning = emitWarning;
+  const HIDDEN = '__trio_sandbox__';
+  Object.defineProperty(globalThis, HIDDEN, {
+    value: Object.freeze({ import: importer, take: (value) => (taken = value), go: () => go?.() }),
+  });
+  // SIGINT ends what this script does, at any point.
+  const guard = new vm.Script(`${HIDDEN}.go()`, { filename: 'trio-sandbox worker' });
+  let takeId;
+  post('Runtime.evaluate', { expression: `${HIDDEN}.take`, objectGroup: 'worker' }, (error, { result }) => {
+    takeId = result.objectId;
+  });
+
+  function fetchValue(remote) {
+    if (remote.objectId === undefined) {
+      return 'unserializableValue' in remote ? vm.runInThisContext(`(${remote.unserializableValue})`) : remote.value;
+    }
+    post('Runtime.callFunctionOn', {
+      functionDeclaration: 'function (value) { this(value) }',
+      objectId: takeId,
+      arguments: [{ objectId: remote.objectId }],
+    });
+    const value = taken;
+    taken = undefined;
+    return value;
+  }
+
+  const PARSING = { ecmaVersion: 'latest', sourceType: 'script', allowImportExportEverywhere: true, allowAwaitOutsideFunction: true, allowHashBang: true };
+  const declared = new Set(); // by let, const, class or import, which a var or function can't declare again
+
+  function isFixed(name) {
+    return Object.getOwnPropertyDescriptor(globalThis, name)?.configurable === false;
+  }
+
+  function bound(pattern, names = []) {
+    switch (pattern?.type) {
+      case 'Identifier':
+        names.push(pattern.name);
+        break;
+      case 'ObjectPattern':
+        for (const property of pattern.properties) bound(property.value ?? property.argument, names);
+        break;
+      case 'ArrayPattern':
+        for (const element of pattern.elements) bound(element, names);
+        break;
+      case 'AssignmentPattern':
+        bound(pattern.left, names);
+        break;
+      case 'RestElement':
+        bound(pattern.argument, names);
+        break;
+    }
+    return names;
+  }
+
+  function importText(node, code) {
+    const options = node.attributes?.length
+      ? `, { with: { ${node.attributes.map(({ key, value }) => `${key.raw ?? key.name}: ${value.raw}`).join(', ')} } }`
+      : '';
+    let text = `await ${HIDDEN}.import(${node.source.raw}${options})`;
+    const named = [];
+    let namespace = null;
+    for (const { type, local, imported } of node.specifiers) {
+      declared.add(local.name);
+      if (type === 'ImportNamespaceSpecifier') namespace = local.name;
+      else named.push(`${type === 'ImportDefaultSpecifier' ? 'default' : imported.raw ?? imported.name}: ${local.name}`);
+    }
+    if (namespace !== null) text = `const ${namespace} = ${text}`;
+    if (named.length) text = namespace === null ? `const { ${named.join(', ')} } = ${text}` : `${text}, { ${named.join(', ')} } = ${namespace}`;
+    return `${text};${'\n'.repeat(code.slice(node.start, node.end).split('\n').length - 1)}`;
+  }
+
+  // Source text that a console takes: imports become calls, and what can't be declared again is.
+  function prepare(code) {
+    if (acorn === null) return code;
+    let tree;
+    try {
+      tree = acorn.parse(code, PARSING);
+    } catch {
+      return code; // V8 says what is wrong with it, or knows better
+    }
+    const edits = [];
+    const edit = (start, end, text) => edits.push([start, end, text]);
+    for (const node of tree.body) {
+      if (node.type === 'ImportDeclaration') {
+        edit(node.start, node.end, importText(node, code));
+      } else if (node.type === 'VariableDeclaration') {
+        const names = node.declarations.flatMap(({ id }) => bound(id));
+        if (node.kind === 'var') {
+          if (names.some((name) => declared.has(name))) {
+            edit(node.start, node.start + 3, 'let');
+            for (const name of names) declared.add(name);
+          }
+        } else if (names.some(isFixed)) {
+          edit(node.start, node.declarations[0].start, ';');
+          for (const { start, end, init } of node.declarations) {
+            edit(start, start, '(');
+            edit(end, end, init === null ? ' = undefined)' : ')');
+          }
+        } else {
+          for (const name of names) declared.add(name);
+        }
+      } else if (node.type === 'FunctionDeclaration' && declared.has(node.id.name)) {
+        edit(node.start, node.start, `let ${node.id.name} = `);
+        edit(node.end, node.end, ';');
+      } else if (node.type === 'ClassDeclaration') {
+        if (isFixed(node.id.name)) {
+          edit(node.start, node.start, `${node.id.name} = `);
+          edit(node.end, node.end, ';');
+        } else {
+          declared.add(node.id.name);
+        }
+      }
+    }
+    if (code.includes('import')) {
+      const nodes = [...tree.body];
+      while (nodes.length) {
+        const node = nodes.pop();
+        if (node.type === 'ImportExpression') edit(node.start, node.start + 6, `${HIDDEN}.import`);
+        for (const key in node) {
+          const value = node[key];
+          if (Array.isArray(value)) nodes.push(...value.filter((child) => typeof child?.type === 'string'));
+          else if (typeof value?.type === 'string') nodes.push(value);
+        }
+      }
+    }
+    edits.sort((one, other) => other[0] - one[0] || other[1] - one[1]);
+    for (const [start, end, text] of edits) code = code.slice(0, start) + text + code.slice(end);
+    return code;
+  }
+
+  // What Node prints of an error that nobody caught.
+  function describe(error, details, code, name) {
+    let text;
+    try {
+      text = types.isNativeError(error) ? inspect(error) : `Uncaught ${inspect(error)}`;
+    } catch {
+      text = 'Uncaught exception';
+    }
+    // From here on it is us who called.
+    text = text.replace(/\n +at process\.processTicksAndRejections \(node:internal[^\n]*$/, '');
+    text = text.replace(/\n +at (?:async )?Session\.post \(node:inspector[^\n]*(?:\n +at [^\n]*)*/g, '');
+    if (details && types.isNativeError(error) && error.name === 'SyntaxError' && !/\n +at /.test(text)) {
+      const line = code.split('\n')[details.lineNumber];
+      if (line !== undefined) text = `${name}:${details.lineNumber + 1}\n${line}\n${' '.repeat(details.columnNumber)}^\n\n${text}`;
+    }
+    return text;
+  }
+
+  function describeValue(value) {
+    if (value === undefined) return '';
+    try {
+      const bytes = Buffer.from(inspect(value));
+      if (bytes.length <= VALUE_LIMIT) return bytes.toString('hex');
+      const note = Buffer.from(`... (${bytes.length} bytes)`);
+      return Buffer.concat([bytes.subarray(0, VALUE_LIMIT - note.length), note]).toString('hex');
+    } catch {
+      return '';
+    }
+  }
+
+  // --- Runs ---
+
+  let current = null;
+  let required = null;
+  const control = fstatSync(CONTROL).ino;
+
+  function isControlOurs() {
+    try {
+      return fstatSync(CONTROL).ino === control;
+    } catch {
+      return false;
+    }
+  }
+
+  function finish(run, status, value) {
+    if (run !== current || run.over) return;
+    run.over = true;
+    conclude(run, status, value);
+  }
+
+  function conclude(run, status, value) {
+    // What the run left to be done at once belongs to it, an unhandled rejection above all.
+    later(() =>
+      later(() => {
+        if (run !== current) return;
+        if (status === 0 && run.failed) status = 1;
+        if (process.exitCode !== undefined) status = process.exitCode & 0xff;
+        process.exitCode = undefined;
+        const text = status === 0 ? describeValue(value) : '';
+        if (!isControlOurs()) exit(status); // the code closed it: our exit status is the run's
+        current = null;
+        closeInput();
+        for (const number of [0, 1, 2]) place('/dev/null', number);
+        answer(`D ${run.token} ${status} ${text}`.trimEnd());
+      }),
+    );
+  }
+
+  function fail(error, details) {
+    writeAll(2, Buffer.from(`${describe(error, details, current?.code ?? '', current?.name)}\n`));
+    if (current === null) return;
+    current.failed = true;
+    finish(current, 1);
+  }
+
+  function interrupt(run) {
+    if (run.over) return conclude(run, SIGINT_STATUS); // it may have been us who were stopped
+    writeAll(2, Buffer.from('Interrupted\n'));
+    finish(run, SIGINT_STATUS);
+  }
+
+  function settle(run, { result, exceptionDetails }) {
+    if (exceptionDetails) {
+      fail(fetchValue(exceptionDetails.exception ?? result), exceptionDetails);
+      return;
+    }
+    const value = fetchValue(result);
+    if (types.isPromise(value)) {
+      value.then(
+        (settled) => finish(run, 0, settled),
+        (error) => run === current && !run.over && fail(error),
+      );
+    } else {
+      finish(run, 0, value);
+    }
+  }
+
+  function begin(request) {
+    const { run: token, number, env, cwd: directory, files } = request;
+    try {
+      if (directory !== null) chdir(directory);
+    } catch (error) {
+      answer(`F ${token} ${-error.errno}`);
+      return;
+    }
+    for (const [name, value] of env) process.env[name] = value;
+    files.slice(0, 3).forEach(place);
+    const name = `<run-${number}>`;
+    const run = (current = { token, name, code: request.code, over: false, failed: false });
+    const here = `${cwd()}/`;
+    if (required?.here !== here && (required === null || globalThis.require === required.require)) {
+      required = { here, require: createRequire(here) };
+      Object.defineProperty(globalThis, 'require', { value: required.require, configurable: true, writable: true });
+    }
+    const expression = `${prepare(request.code)}\n//# sourceURL=${name}`;
+    go = () => {
+      go = null;
+      answer(`B ${token}`);
+      const settings = { expression, replMode: true, silent: true, objectGroup: 'run' };
+      post('Runtime.evaluate', settings, (error, result) => {
+        if (run !== current) return;
+        settle(run, error ? { exceptionDetails: { exception: { value: error.message } } } : result);
+        post('Runtime.releaseObjectGroup', { objectGroup: 'run' });
+      });
+    };
+    try {
+      guard.runInThisContext({ breakOnSigint: true, displayErrors: false });
+    } catch (error) {
+      if (error?.code !== 'ERR_SCRIPT_EXECUTION_INTERRUPTED') fail(error);
+      else interrupt(run);
+    }
+  }
+
+  process.on('SIGINT', () => {
+    // As for any process, a handler of the code's own decides.
+    if (current !== null && !current.over && process.listenerCount('SIGINT') === 1) interrupt(current);
+  });
+  process.on('uncaughtException', (error) => fail(error));
+  process.on('unhandledRejection', (error) => fail(error));
+
+  function obey(line) {
+    const request = parseJson(line);
+    if (request.run !== undefined) begin(request);
+    else if (request.renew) forget();
+    // Signals are told of at the end of a turn of the event loop.
+    else later(() => later(() => forgetSignals(request.ask)));
+  }
+
+  // Node's watchdog may have a SIGINT left over from the script before: it would end the next one.
+  function forgetSignals(token) {
+    for (let left = true; left; ) {
+      left = false;
+      go = () => {
+        go = null;
+        pause(10);
+      };
+      try {
+        guard.runInThisContext({ breakOnSigint: true, displayErrors: false });
+      } catch {
+        left = true;
+      }
+    }
+    answer(`S ${token}`);
+  }
+
+  const socket = new Socket({ fd: CONTROL, readable: true, writable: false });
+  let unfinished = [];
+  socket.on('data', (data) => {
+    for (let start = 0; ; ) {
+      const end = data.indexOf(10, start);
+      if (end < 0) {
+        if (start < data.length) unfinished.push(data.subarray(start));
+        return;
+      }
+      const line = Buffer.concat([...unfinished, data.subarray(start, end)]).toString();
+      unfinished = [];
+      start = end + 1;
+      obey(line);
+    }
+  });
+  socket.on('close', () => {
+    current = null; // our porter is gone, and nothing that is said of its run means anything
+    kill(process.pid, 'SIGKILL');
+  });
+  for (const number of [0, 1, 2]) place('/dev/null', number);
+  answer('R');
+});
