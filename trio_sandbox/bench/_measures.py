@@ -193,10 +193,36 @@ async def warm(lab: Lab, n: int, rounds: int) -> list[float]:
     async with lab.open(n, config) as host:
         for round_ in range(rounds):
             with trio.fail_after(_FILLED):  # noqa: ASYNC912 (the loop waits, or there is nothing to wait for)
-                while host.statistics().warm.ready < n:
+                while True:  # the pool tells nobody
+                    if host.statistics().warm.ready >= n:
+                        break
                     await trio.sleep(_LOOK)
             async with lab.open_answering(host, n) as sandboxes:
                 samples += (1000 * seconds for seconds in sandboxes.values())
+            lab.tick((round_ + 1) / rounds)
+    return samples
+
+
+async def forks(lab: Lab, n: int, rounds: int) -> list[float]:
+    """*n* copies of a running sandbox: seconds until all had answered."""
+    return await _fork(lab, n, rounds, lambda _, seconds: seconds)
+
+
+async def pauses(lab: Lab, n: int, rounds: int) -> list[float]:
+    """*n* copies of a running sandbox: milliseconds that its guest stood still for them."""
+    return await _fork(lab, n, rounds, lambda parent, _: 1000 * (parent.statistics().last_pause or 0))
+
+
+async def _fork(lab: Lab, n: int, rounds: int, sample: Callable[[Sandbox, float], float]) -> list[float]:
+    samples: list[float] = []
+    async with lab.open(n + 1) as host, lab.open_answering(host, 1) as (parent,):
+        for round_ in range(rounds):
+            start = time.perf_counter()
+            async with parent.fork(n) as children:
+                async with trio.open_nursery() as nursery:
+                    for child in children:
+                        nursery.start_soon(answer, child)
+                samples.append(sample(parent, time.perf_counter() - start))
             lab.tick((round_ + 1) / rounds)
     return samples
 
@@ -243,6 +269,12 @@ MEASURES: Mapping[str, Measure] = {
         samples=20,
         quick_samples=3,
         limits={1: 15},
+    ),
+    "fork": Measure(
+        title="fork(n) until all have answered", unit="s", take=forks, samples=5, quick_samples=2, limits={4: 1.5}
+    ),
+    "pause": Measure(
+        title="fork(n), pause of the parent", unit="ms", take=pauses, samples=5, quick_samples=2, limits={0: 100}
     ),
     "checkpoint": Measure(title="checkpoint", unit="ms", take=checkpoints, samples=10, quick_samples=2),
     "revert": Measure(

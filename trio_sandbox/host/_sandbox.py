@@ -49,7 +49,7 @@ class SandboxStatistics:
     hibernated: bool = False
     """Whether it is asleep."""
     last_pause: float | None = None
-    """Seconds that its guest stood still when its state was last saved, for a checkpoint, for sleep or under a name."""
+    """Seconds that its guest stood still when its state was last saved, for a fork, a checkpoint, for sleep or under a name."""
 
 
 @final
