@@ -242,7 +242,7 @@ async def open_scripted_sandbox(answer: Answerer, *, config: SandboxConfig | Non
     ours, theirs = trio.testing.memory_stream_pair()
     guest = _Guest(answer)
 
-    async def run_guest(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run_guest(*, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC910 (the suppressed error is a checkpoint)
         task_status.started()
         with contextlib.suppress(PeerGoneError):  # cancelled before we had said hello
             async with open_channel(theirs, role=Role.GUEST, hello={"version": 1}, handler=guest.serve) as channel:
