@@ -91,7 +91,7 @@ class Site:
             machine = MachineConfig(
                 kernel=system.kernel,
                 initrd=system.initrd,
-                kernel_args=system.kernel_args,
+                kernel_args=(*system.kernel_args, "trio_sandbox.language=python"),
                 system_disk=system.disk,
                 image=image.path,
                 overlay="overlay",
