@@ -193,7 +193,7 @@ async def warm(lab: Lab, n: int, rounds: int) -> list[float]:
     async with lab.open(n, config) as host:
         for round_ in range(rounds):
             with trio.fail_after(_FILLED):  # noqa: ASYNC912 (the loop waits, or there is nothing to wait for)
-                while True:  # noqa: ASYNC110 (the pool tells nobody)
+                while True:  # the pool tells nobody
                     if host.statistics().warm.ready >= n:
                         break
                     await trio.sleep(_LOOK)
