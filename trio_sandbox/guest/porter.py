@@ -359,6 +359,10 @@ class _Porter:
                     pass
 
     def _finish_run(self, status: int, value: bytes) -> None:
+        if not self._can_be_told():
+            # The code has closed what we write to. It would not hear of the next run, or take what is left for its end.
+            os.killpg(self._pid, signal.SIGKILL)
+            os._exit(status)
         try:
             text = bytes.fromhex(value.decode("ascii"))[:_VALUE_LIMIT].decode("utf-8", "ignore")
         except ValueError:
@@ -367,3 +371,11 @@ class _Porter:
             self._finish(b"V", bytes([status]) + text.encode())
         else:
             self._finish(b"D", bytes([status]))
+
+    def _can_be_told(self) -> bool:
+        """Whether the interpreter still has the pipe to read from that it was started with."""
+        try:
+            theirs = os.stat(f"/proc/{self._pid}/fd/{self._dialect.descriptor}")
+        except OSError:
+            return False
+        return os.path.samestat(theirs, os.fstat(self._script))
