@@ -45,6 +45,15 @@ LANGUAGES = {
             "import glob\nfor name in glob.glob('/tmp/full*'): os.remove(name)",
             "print('go', flush=True)\nwhile True: pass",
         ),
+        Language(
+            "shell",
+            "shell",
+            "python",
+            "kept=kept",
+            'builtin printf %s "${kept-lost}"',
+            "rm -f /tmp/full*",
+            "echo go\nwhile :; do :; done",
+        ),
     ]
 }
 
@@ -80,19 +89,25 @@ def _state(kept: bool) -> str:
 
 
 Outcome = Result | Raised
+#: Code, and all that may come of it.
+Case = tuple[str, tuple[Outcome, ...]]
 
 
 @attrs.frozen
 class Row:
-    """Something that can happen, in each language: code, and all that may come of it."""
+    """Something that can happen, in each language."""
 
     what: str
-    cases: Mapping[str, tuple[str, tuple[Outcome, ...]]]
+    cases: Mapping[str, Case]
     by: Literal["itself", "deadline", "cancel", "panic", "kill"] = "itself"
     """What ends it: the code or a limit; a deadline; once it has printed "go", a cancellation, or what ends the machine."""
 
 
-def _python(code: str, *outcomes: Outcome) -> dict[str, tuple[str, tuple[Outcome, ...]]]:
+def _case(code: str, *outcomes: Outcome) -> Case:
+    return code, outcomes
+
+
+def _python(code: str, *outcomes: Outcome) -> dict[str, Case]:
     return {"python": (code, outcomes)}
 
 
@@ -125,8 +140,8 @@ if os.fork() == 0:
 sys.exit('refused' if os.read(attached, 1) == b'n' else None)
 """
 
-#: What happens to code that means no harm.
-ACCIDENTS = [
+#: What happens to code that means no harm, and how it does in Python.
+_ACCIDENTS = [
     Row(
         "an exception",
         _python("1 / 0", Result(1, True, "ZeroDivisionError: division by zero\n", "a traceback in `stderr`")),
@@ -189,8 +204,8 @@ ACCIDENTS = [
     ),
 ]
 
-#: What code can do on purpose.
-ATTACKS = [
+#: What code can do on purpose, and how it does in Python.
+_ATTACKS = [
     Row(
         "it closes all of its descriptors",
         _python("import os\nos.closerange(0, 100_000)", Result(0, False)),
@@ -242,6 +257,74 @@ ATTACKS = [
         ),
     ),
 ]
+
+_ENDLESS_SHELL = LANGUAGES["shell"].endless
+
+#: The same in shell, by line.
+_SHELL = {
+    "an exception": _case("cat /nowhere", Result(1, True, "No such file", "that of the last command")),
+    "a syntax error": _case("if then", Result(2, True, "syntax error", "the error in `stderr`")),
+    "`exit(n)`": _case("exit 7", Result(7, False)),
+    "the process ends: `os._exit(n)`": _case("exec sh -c 'exit 5'", Result(5, False)),
+    "a crash: SIGSEGV": _case("kill -SEGV $$", Result(139, False)),
+    "a crash: SIGABRT": _case("kill -ABRT $$", Result(134, False)),
+    "a crash: SIGBUS": _case("kill -BUS $$", Result(135, False)),
+    "a crash: SIGFPE": _case("kill -FPE $$", Result(136, False)),
+    "a crash: SIGILL": _case("kill -ILL $$", Result(132, False)),
+    "SIGTERM": _case("kill -TERM $$", Result(0, True, says="since bash ignores it")),
+    "SIGKILL": _case("kill -KILL $$", Result(137, False)),
+    "out of memory in the guest, little by little": _case(
+        "x=x; while :; do x=$x$x; done", Result(137, False), Result(2, False)
+    ),
+    "out of memory in the guest, at once": _case(
+        "dd if=/dev/zero of=/dev/null bs=1T count=1",
+        Result(1, True, "memory exhausted", "the command's error in `stderr`"),
+    ),
+    "more output than allowed": _case(f"while :; do echo {'x' * 1000}; done", Raised("OutputLimitError", True)),
+    "the deadline passes": _case(_ENDLESS_SHELL, Raised("TooSlowError", True)),
+    "the caller is cancelled": _case(_ENDLESS_SHELL, Raised("Cancelled", True)),
+    "the same, in native code that takes no SIGINT": _case(
+        """sh -c 'trap "" INT; echo go; while :; do :; done'""", Raised("Cancelled", False)
+    ),
+    "the same, where SIGINT is ignored": _case(f"trap '' INT\n{_ENDLESS_SHELL}", Raised("Cancelled", False)),
+    "a fork bomb": _case(
+        "trap '' INT; f() { f & f & sleep 1000; }; f 2>/dev/null; while :; do :; done",
+        Raised("TooSlowError", False),
+        Result(137, False),
+    ),
+    "the guest's disk is full": _case(
+        "fallocate -l $(($(stat -f -c '%a*%S' /tmp))) /tmp/full; cat /dev/zero >/tmp/full2",
+        Result(1, True, "No space left on device", "the command's error in `stderr`"),
+    ),
+    "it closes all of its descriptors": _case('for n in {0..300}; do eval "exec $n>&-"; done', Result(0, False)),
+    "it writes to all of its descriptors": _case(
+        "for file in /proc/$$/fd/*; do echo : >$file; done",
+        Result(141, False),  # one is a pipe that nobody reads
+    ),
+    "it prints look-alikes of what we send": _case(
+        """printf 'J\\0\\0\\0\\2{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0'; (exit 3)""", Result(3, True)
+    ),
+    "it stops itself (SIGSTOP)": _case("trap '' INT; kill -STOP $$", Raised("TooSlowError", False)),
+    "it kills all that it can": _case("kill -KILL -1; kill -KILL $$", Result(137, False)),
+    "it redefines `print`, `exit`, and what it finds in its builtins and in `sys`": _case(
+        'for name in printf echo exit exec eval read source cd trap; do eval "$name() { :; }"; done', Result(0, True)
+    ),
+}
+_OTHERS = {"shell": _SHELL}
+
+
+def _in_every_language(rows: list[Row]) -> list[Row]:
+    return [
+        attrs.evolve(
+            row,
+            cases={**row.cases, **{name: cases[row.what] for name, cases in _OTHERS.items() if row.what in cases}},
+        )
+        for row in rows
+    ]
+
+
+ACCIDENTS = _in_every_language(_ACCIDENTS)
+ATTACKS = _in_every_language(_ATTACKS)
 
 _ENDS: list[tuple[str, Literal["panic", "kill"]]] = [("the guest's kernel panics", "panic"), ("QEMU is killed", "kill")]
 
