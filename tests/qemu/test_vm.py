@@ -61,7 +61,7 @@ def _check_files(vm: Vm, config: MachineConfig) -> None:
     named: dict[str, int] = {}
     for fd in os.listdir(f"/proc/{vm.pid}/fd"):
         target = os.readlink(f"/proc/{vm.pid}/fd/{fd}")
-        if target.startswith("/"):
+        if target.startswith("/") and not target.startswith("/memfd:"):
             assert stat.S_ISREG(os.stat(target).st_mode) or target in ("/dev/null", "/dev/kvm"), target
             info = Path(f"/proc/{vm.pid}/fdinfo/{fd}").read_text(encoding="ascii")
             flags = int(next(line for line in info.splitlines() if line.startswith("flags:")).split()[1], 8)
@@ -83,6 +83,8 @@ async def _check_devices(vm: Vm) -> None:
         "system": True,
         "image-file": True,
         "image": True,
+        "mounts-file": True,
+        "mounts": True,
         "overlay-file": False,
         "overlay": False,
     }

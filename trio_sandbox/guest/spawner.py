@@ -137,6 +137,8 @@ class Spawner:
         """Serve until the agent closes its end."""
         # A child may get one before it has become what it is to be. It then waits until that says who takes it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # In the background of a shell it is ignored, and children would inherit that.
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)

@@ -22,9 +22,9 @@ class Slot:
     """
 
     def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+        self.machine: Machine = machine
         """The machine that is in it, or was the last."""
-        self.last_request = trio.current_time()
+        self.last_request: float = trio.current_time()
         """When a request last asked for the machine, on Trio's clock."""
         self._gate: Gate | None = None
         self._changed = trio.Event()
