@@ -28,6 +28,9 @@ nox.options.default_venv_backend = "uv|virtualenv"
 HERE = Path(__file__).resolve().parent
 PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
+#: Files of tests side by side: a virtual machine under emulation keeps one processor busy, and waits a lot.
+IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
+
 #: What `tests` runs as well, unless it is given arguments of its own.
 CHECKS = ("lint", "typing", "docs")
 
@@ -53,7 +56,7 @@ def tests(session: nox.Session) -> None:
     if not session.posargs:
         for name in CHECKS:
             session.notify(name)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or IN_PARALLEL))
 
 
 @nox.session
