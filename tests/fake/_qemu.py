@@ -44,10 +44,12 @@ def serve(kind, stream, payload):
     if kind == 2:
         header = json.loads(payload)
         services[stream] = header["service"]
-        if services[stream] == "snapshot" and "never-frozen" not in modes:
+        if services[stream] == "snapshot" and "refuses-to-freeze" in modes:
+            agent.sendall(frame(5, b"not now", stream))
+        if services[stream] == "snapshot" and not {"never-frozen", "refuses-to-freeze"} & set(modes):
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
     elif kind == 3 and services.get(stream) == "snapshot" and "never-goes-on" not in modes:
-        agent.sendall(frame(4, b"", stream))
+        agent.sendall(frame(5, b"enough", stream) if "gives-up" in modes else frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "mounts":
         wanted = json.loads(payload[5:])["mounts"]
         failed = {"errno": 20, "strerror": "Not a directory", "filename": wanted[0]["target"]}
@@ -86,6 +88,12 @@ while True:
                 if command["execute"] == "flood":
                     for _ in range(300):
                         console.sendall(b"x" * 1023 + b"\n")
+                if f"refuses-{command['execute']}" in modes:
+                    error = {"class": "CommandNotFound", "desc": "no such command"}
+                    qmp.sendall(json.dumps({"error": error, "id": command.get("id")}).encode() + b"\r\n")
+                    continue
+                if f"dies-at-{command['execute']}" in modes:
+                    sys.exit(5)
                 qmp.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
                 if command["execute"] == "migrate-incoming" and "load-fails" in modes:
                     sys.exit("qemu: load of migration failed")

@@ -118,7 +118,7 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
       patience: Seconds that it has for getting ready, and again for going on.
 
     Raises:
-      SnapshotError: if it does not get ready.
+      SnapshotError: if it does not get ready, or gives up.
       trio.TooSlowError: if it does not go on.
       trio.BrokenResourceError, trio.ClosedResourceError, StreamLimitError: as streams do.
 
@@ -139,9 +139,14 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
         finally:
             # In any case: it may be just about to hold still for what is not wanted any more.
             with trio.fail_after(patience, shield=True):
-                await stream.send_all(token)
-                while ready and await stream.receive_some():
-                    pass
+                try:
+                    await stream.send_all(token)
+                    while ready and await stream.receive_some():
+                        pass
+                except StreamResetError as exc:
+                    # Before it was ready it has said no, which is on its way to the caller.
+                    if ready:
+                        raise SnapshotError(f"the guest gave up while its state was saved: {exc.reason}") from exc
 
 
 async def _wait_frozen(stream: ChannelStream) -> None:  # noqa: ASYNC910 - receiving is a checkpoint
