@@ -64,7 +64,7 @@ _SETTLE: Final = 0.05
 _ATTEMPTS: Final = 2
 
 #: What going on from a template that is no good can raise.
-_RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
+RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
 
 
 @final
@@ -316,7 +316,7 @@ class Launcher:
         saved = SavedState(template.devices, template.marker)
         try:
             return await stack.enter_async_context(self._open_vm(clone, saved))
-        except _RESTORE_FAILURES as exc:
+        except RESTORE_FAILURES as exc:
             self._failures[key] += 1
             templates.discard(key, f"a machine could not go on from it: {exc}")
             return None

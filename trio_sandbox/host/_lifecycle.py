@@ -12,13 +12,10 @@ import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import (
-    GuestProtocolError,
-    QemuStorageDaemonError,
     SandboxClosedError,
     SandboxError,
     SandboxHibernatedError,
     SnapshotError,
-    VmError,
 )
 from .._nurseries import Services
 from ..image import Image
@@ -26,7 +23,7 @@ from ..qemu import Snapshot, Vm
 from ._admission import Admission
 from ._failures import check_open, guest_failures, open_stream
 from ._fork import check_count, open_together
-from ._launcher import Launcher
+from ._launcher import RESTORE_FAILURES, Launcher
 from ._machines import HeldMachine, hold_machine
 from ._named import NamedTemplateStore
 from ._slot import Slot
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_sandbox.sandbox")
 
-#: What going on from a snapshot can raise.
-_RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
 #: Seconds for the guest to close its ends of streams whose requests are over, and between two looks.
 _STREAMS_PATIENCE: Final = 1.0
 _STREAMS_LOOK: Final = 0.01
@@ -157,7 +152,7 @@ class Lifecycle:
                     await self._wake(snapshot)
                 else:
                     await self._replace(snapshot)
-            except _RESTORE_FAILURES as exc:
+            except RESTORE_FAILURES as exc:
                 raise SnapshotError(f"the sandbox was not reverted, and is as it was: {exc}") from exc
             self.reverts += 1
 
@@ -356,7 +351,7 @@ class Lifecycle:
         assert self._asleep is not None
         try:
             await self._wake(self._asleep)
-        except _RESTORE_FAILURES as exc:
+        except RESTORE_FAILURES as exc:
             raise SnapshotError(f"the sandbox did not wake up, and goes on hibernating: {exc}") from exc
 
     async def _wake(self, snapshot: Snapshot) -> None:

@@ -9,7 +9,6 @@ directory is locked while it is being made: one that is not, and that no manifes
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -24,8 +23,9 @@ from typing import Any, Final, final
 import attrs
 
 from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from ..image import try_lock_directory
 from ..qemu import copy_memory, link_file
-from ._templates import disk_usage, sync_files
+from ._templates import disk_usage, file_identities, sync_files
 
 #: Changes with whatever the files mean.
 _FORMAT: Final = 1
@@ -221,7 +221,7 @@ class NamedTemplateStore:
                 directory.mkdir(mode=0o700)
                 with suppress(FileNotFoundError):
                     # Before it is locked, another process may take it for a leftover.
-                    if stack.enter_context(_locked(directory)) and directory.exists():
+                    if stack.enter_context(try_lock_directory(directory)) and directory.exists():
                         break
             try:
                 yield directory
@@ -250,7 +250,7 @@ class NamedTemplateStore:
             file.write(_to_json(template))
             file.flush()
             os.fsync(file.fileno())
-        _sync_directory(template.directory)
+        sync_files([template.directory])
         if replace:
             os.rename(temporary, self._manifest(template.name))
         else:
@@ -260,7 +260,7 @@ class NamedTemplateStore:
                 self._check_free(template.name, replace=False)
                 raise
             temporary.unlink()
-        _sync_directory(self._directory)
+        sync_files([self._directory])
 
     def remove(self, name: str) -> int:
         """Remove a template; return the bytes that came free. Machines that go on from it are not disturbed.
@@ -284,7 +284,7 @@ class NamedTemplateStore:
     def _remove_leftovers(self, name: str) -> int:
         freed = 0
         for directory in self._directories(name):
-            with suppress(OSError), _locked(directory) as locked:  # somebody else may be faster
+            with suppress(OSError), try_lock_directory(directory) as locked:  # somebody else may be faster
                 # Looked at only now: it may have been finished before we had the lock.
                 if locked and not self._is_used(name, directory):
                     freed += disk_usage(directory)
@@ -344,7 +344,11 @@ class NamedTemplateStore:
                 created=float(value["created"]),
                 size_bytes=disk_usage(directory),
             )
-            changed = [file for file, identity in _identities(template).items() if value["files"].get(file) != identity]
+            changed = [
+                file
+                for file, identity in file_identities(template.files).items()
+                if value["files"].get(file) != identity
+            ]
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"its manifest is damaged: {exc!r}") from exc
         if changed:
@@ -369,36 +373,6 @@ def _to_json(template: NamedTemplate) -> str:
         "mounted": template.mounted,
         "layer_count": template.layer_count,
         "created": template.created,
-        "files": _identities(template),
+        "files": file_identities(template.files),
     }
     return json.dumps(value, indent=2) + "\n"
-
-
-def _identities(template: NamedTemplate) -> dict[str, list[int]]:
-    # Times tell of any change, and cost nothing to look at. Hashing the RAM takes longer than restoring it.
-    statuses = {path.name: os.stat(path) for path in template.files}
-    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
-
-
-@contextmanager
-def _locked(directory: Path) -> Generator[bool]:
-    """Hold the lock of *directory* for the block if nobody else does; yields whether it is so."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locked = False
-        else:
-            locked = True
-        yield locked
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

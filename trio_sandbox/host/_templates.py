@@ -290,14 +290,15 @@ def _has_image(template: Template) -> bool:
     return image is None or os.path.exists(image)
 
 
-def _identities(directory: Path) -> dict[str, list[int]]:
+def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Return what tells by a file's name whether it is as it was. Raises `OSError` if one is missing."""
     # Times tell of any change, and cost nothing to look at. Hashing the RAM takes longer than restoring it.
-    statuses = {name: os.stat(directory / name) for name in _FILES}
+    statuses = {path.name: os.stat(path) for path in paths}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
 
 
 def sync_files(paths: Iterable[Path]) -> None:
-    """Bring files to the disk, so that a power failure can't leave them in parts. Takes a while."""
+    """Bring files, or directories, to the disk, so that a power failure can't leave them in parts. Takes a while."""
     for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -316,7 +317,7 @@ def _write_manifest(template: Template) -> None:
         "warmup": template.warmup,
         "marker": template.marker.hex(),
         "created": template.created,
-        "files": _identities(template.directory),
+        "files": file_identities(template.directory / name for name in _FILES),
     }
     with open(template.directory / _MANIFEST, "x", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
@@ -352,7 +353,8 @@ def _read(directory: Path) -> Template:
         files = value["files"]
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"its manifest is damaged: {exc!r}") from exc
-    changed: Sequence[str] = [name for name, identity in _identities(directory).items() if files.get(name) != identity]
+    identities = file_identities(directory / name for name in _FILES)
+    changed: Sequence[str] = [name for name, identity in identities.items() if files.get(name) != identity]
     if changed:
         raise ValueError(f"changed since it was made: {', '.join(changed)}")
     return template

@@ -50,8 +50,24 @@ def try_lock(path: Path) -> Generator[bool]:
     Raises:
       OSError: if the file can't be made or locked.
     """
+    with _try_flock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)) as held:
+        yield held
+
+
+@contextmanager
+def try_lock_directory(path: Path) -> Generator[bool]:
+    """Hold the lock of the directory *path* itself for the block if nobody else does; yields whether it is so.
+
+    Raises:
+      OSError: if there is no such directory, or it can't be locked.
+    """
+    with _try_flock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as held:
+        yield held
+
+
+@contextmanager
+def _try_flock(fd: int) -> Generator[bool]:
     # Nothing that we start may inherit it: the lock would live on with the child.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
