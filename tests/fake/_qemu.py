@@ -1,5 +1,7 @@
 """A fake QEMU: speaks QMP and the guest's hello over the descriptors that it inherits, and misbehaves.
 
+It keeps count of what a snapshot asks it for: descriptors, nodes, and whether the machine runs.
+
 `fake_build` makes the program; words ``fake=...`` in the kernel's arguments choose what it does. That the
 real one is like it, as far as it goes, is what tests/qemu/test_vm.py shows.
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 from trio_sandbox.qemu import Accelerator, Confinement, MachineConfig, QemuBuild
 
 _SCRIPT = r"""
-import json, os, re, selectors, socket, struct, sys, time
+import json, mmap, os, re, selectors, socket, struct, sys, time
 
 argv = " ".join(sys.argv)
 modes = re.findall(r"fake=(\S+)", argv)
@@ -37,6 +39,49 @@ incoming = "-incoming defer" in argv
 if "no-hello" not in modes and not incoming:
     agent.sendall(b"\xff" * 64 if "garbage" in modes else frame(1, b'{"version":1,"agent":"fake"}'))
 
+if memory := re.search(r'"mem-path":"(/proc/self/fd/\d+)","share":false', argv):
+    if "hides-memory" not in modes:
+        with open(memory[1], "r+b") as file:
+            ram = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
+        ram[4096] = 1
+
+state = {"status": "inmigrate" if incoming else "running", "fdsets": {}, "nodes": ["overlay"], "received": []}
+
+def obey(command, arguments):
+    # Do what a snapshot asks for, and return the answer.
+    match command:
+        case "add-fd":
+            state["fdsets"].setdefault(arguments["fdset-id"], []).append(state["received"].pop(0))
+        case "remove-fd":
+            for fd in state["fdsets"].pop(arguments["fdset-id"]):
+                os.close(fd)
+        case "getfd":
+            state["file"] = state["received"].pop(0)
+        case "xen-save-devices-state":
+            number = int(arguments["filename"].rpartition("/")[2])
+            os.pwrite(state["fdsets"][number][0], bytes(4096), 0)
+        case "migrate" | "migrate-incoming":
+            fd = state.pop("file")
+            if command == "migrate":
+                os.pwrite(fd, bytes(4096), 0)
+                state["status"] = "postmigrate"
+            os.close(fd)
+        case "stop":
+            state["status"] = "paused"
+        case "cont":
+            state["status"] = "running"
+        case "blockdev-add":
+            state["nodes"].append(arguments["node-name"])
+        case "blockdev-del":
+            state["nodes"].remove(arguments["node-name"])
+        case "query-status":
+            return {"status": state["status"], "running": state["status"] == "running"}
+        case "query-fdsets":
+            return [{"fdset-id": number, "fds": [{"fd": fd} for fd in fds]} for number, fds in state["fdsets"].items()]
+        case "query-named-block-nodes":
+            return [{"node-name": name} for name in state["nodes"]]
+    return {}
+
 services = {}
 
 def serve(kind, stream, payload):
@@ -48,6 +93,8 @@ def serve(kind, stream, payload):
             agent.sendall(frame(5, b"not now", stream))
         if services[stream] == "snapshot" and not {"never-frozen", "refuses-to-freeze"} & set(modes):
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
+        if services[stream] == "idle":
+            agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "snapshot" and "never-goes-on" not in modes:
         agent.sendall(frame(5, b"enough", stream) if "gives-up" in modes else frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "mounts":
@@ -71,7 +118,8 @@ for sock in buffers:
 while True:
     for key, _ in selector.select():
         sock = key.fileobj
-        data = sock.recv(65536)
+        data, fds, _, _ = socket.recv_fds(sock, 65536, 4)
+        state["received"] += fds
         if not data:
             # Like the real one, it goes on without its peers.
             selector.unregister(sock)
@@ -94,7 +142,12 @@ while True:
                     continue
                 if f"dies-at-{command['execute']}" in modes:
                     sys.exit(5)
-                qmp.sendall(json.dumps({"return": {}, "id": command.get("id")}).encode() + b"\r\n")
+                try:
+                    answer = {"return": obey(command["execute"], command.get("arguments", {}))}
+                except (OSError, KeyError, ValueError) as exc:
+                    desc = os.strerror(exc.errno) if isinstance(exc, OSError) else f"no such thing: {exc}"
+                    answer = {"error": {"class": "GenericError", "desc": desc}}
+                qmp.sendall(json.dumps({**answer, "id": command.get("id")}).encode() + b"\r\n")
                 if command["execute"] == "migrate-incoming" and "load-fails" in modes:
                     sys.exit("qemu: load of migration failed")
                 if command["execute"] in ("migrate", "migrate-incoming"):

@@ -7,25 +7,35 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
+import trio
 
-from tests._leaks import nothing_left
+from tests._leaks import cancel_at_every_step, nothing_left, open_fds
 from trio_sandbox import SnapshotError, Timeouts
-from trio_sandbox.qemu import Vm, open_runtime, open_vm_manager
+from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, open_runtime, open_vm_manager
 
 from ._qemu import fake_accelerator, fake_config
 
 
 @asynccontextmanager
-async def open_machine(directory: Path, *modes: str) -> AsyncGenerator[Vm]:
+async def open_machine(directory: Path, *modes: str, restored: bool = False) -> AsyncGenerator[Vm]:
+    """Open a machine that has booted, or goes on from a state, and has the RAM's file mapped privately then."""
     accelerator = fake_accelerator(directory)
     (directory / "new").touch()
     (directory / "snapshot").mkdir()
+    config, saved = fake_config(directory, *modes), None
+    if restored:
+        with open(directory / "ram", "xb") as ram:
+            ram.truncate(config.memory_mib * 2**20)
+        (directory / "state").touch()
+        config = attrs.evolve(config, memory_file=directory / "ram")
+        saved = SavedState(directory / "state", b"m" * 16)
     async with open_runtime(Path("/tmp")) as runtime:
         timeouts = Timeouts(kill=1)
         async with open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=timeouts) as manager:
             with nothing_left(directory):
-                async with manager.open_vm(fake_config(directory, *modes)) as vm:
+                async with manager.open_vm(config, saved=saved) as vm:
                     yield vm
 
 
@@ -97,3 +107,50 @@ async def test_qemu_that_ends_in_the_middle(tmp_path: Path, command: str) -> Non
         with pytest.raises(SnapshotError, match=r"the virtual machine (was )?ended"):
             await take(vm, tmp_path)
         assert await vm.wait_ended() is not None
+
+
+@pytest.mark.parametrize("every_task", [False, True], ids=["its task", "every task"])
+@pytest.mark.parametrize("memory", ["shared", "private", "out of reach"])
+async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
+    tmp_path: Path, memory: str, *, every_task: bool
+) -> None:
+    """It took the snapshot or not; QEMU has no descriptor and no disk of ours too many, and nothing is held back."""
+    taken: list[Snapshot] = []
+    number = 0
+
+    async def take_one() -> None:
+        nonlocal number
+        number += 1
+        (directory := tmp_path / f"taken/{number}").mkdir()
+        (overlay := tmp_path / f"taken/{number}.qcow2").touch()
+        before = vm.config
+        try:
+            taken.append(await vm.snapshot(directory, overlay))
+        finally:
+            with trio.CancelScope(shield=True):
+                await check_that_it_goes_on(before, overlay)
+
+    async def check_that_it_goes_on(before: MachineConfig, overlay: Path) -> None:
+        assert vm.failure is None
+        await vm.guest.ping()
+        assert (await vm.qmp.execute("query-status"))["status"] == "running"
+        assert await vm.qmp.execute("query-fdsets") == []
+        if vm.config.overlay == overlay:
+            nodes.append("the new one")
+            assert vm.config.layers == (*before.layers, before.overlay)
+        else:
+            assert vm.config == before
+        assert len(await vm.qmp.execute("query-named-block-nodes")) == len(nodes)
+
+    (tmp_path / "taken").mkdir()
+    modes = ("hides-memory",) if memory == "out of reach" else ()
+    async with open_machine(tmp_path, *modes, restored=memory != "shared") as vm:
+        nodes = ["the first one"]
+        fds = open_fds()
+        steps = await cancel_at_every_step(
+            take_one, check=lambda: pytest.fail("left") if open_fds() != fds else None, every_task=every_task
+        )
+        assert steps > 3
+        snapshot = taken[-1]
+        assert snapshot.saved.with_memory == (memory == "out of reach")
+        assert snapshot.saved.devices.stat().st_size == 4096

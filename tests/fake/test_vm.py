@@ -43,7 +43,7 @@ async def test_a_machine_from_boot_to_end(manager: VmManager, tmp_path: Path) ->
     with nothing_left(tmp_path):
         async with manager.open_vm(fake_config(tmp_path)) as vm:
             assert vm.guest.peer_hello["agent"] == "fake"
-            assert await vm.qmp.execute("query-status") == {}
+            assert await vm.qmp.execute("query-status") == {"status": "running", "running": True}
             assert await vm.guest.ping() >= 0
             assert manager.statistics().open == 1
             assert vm.failure is None
