@@ -83,6 +83,7 @@ def obey(command, arguments):
     return {}
 
 services = {}
+still = set()  # streams for which it holds still, and reads nothing but their ends
 
 def serve(kind, stream, payload):
     # The services of the guest: code, getting ready for being saved, and mounting.
@@ -92,10 +93,12 @@ def serve(kind, stream, payload):
         if services[stream] == "snapshot" and "refuses-to-freeze" in modes:
             agent.sendall(frame(5, b"not now", stream))
         if services[stream] == "snapshot" and not {"never-frozen", "refuses-to-freeze"} & set(modes):
+            still.update([stream] if "token" in header else [])
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
         if services[stream] == "idle":
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "snapshot" and "never-goes-on" not in modes:
+        still.discard(stream)
         agent.sendall(frame(5, b"enough", stream) if "gives-up" in modes else frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "mounts":
         wanted = json.loads(payload[5:])["mounts"]
@@ -169,6 +172,8 @@ while True:
                 payload = buffers[agent][9 : 9 + length]
                 buffers[agent] = buffers[agent][9 + length :]
                 serve(kind, stream, payload)
+                if kind == 7 and still:
+                    sys.exit("spoken to while it held still")
                 if kind == 7 and "silent" not in modes:
                     agent.sendall(frame(8, payload))
 """

@@ -126,6 +126,15 @@ async def test_one_that_can_not_be_entered() -> None:
     assert (blocks.inside, blocks.entering) == (0, 0)
 
 
+async def test_several_that_can_not_be_entered_are_one_error() -> None:
+    blocks = Blocks()
+    with pytest.raises(OSError, match="it could not be opened") as caught:
+        async with open_together([blocks.open(number, fails=number < 2) for number in range(2)]):
+            pytest.fail("entered")
+    assert caught.value.__notes__ == ["Sandbox.fork(): another one could not be opened either: it could not be opened"]
+    assert (blocks.inside, blocks.entering) == (0, 0)
+
+
 async def test_blocks_are_left_at_every_cancellation() -> None:
     blocks = Blocks()
 

@@ -14,18 +14,28 @@ import attrs
 import pytest
 import trio
 
+from tests._disks import filled, small_disk
 from tests._leaks import cancel_at_every_step, nothing_left
-from trio_sandbox import MountError, Progress, SandboxConfig, TemplateUnusableError, Timeouts, WarmupError
+from trio_sandbox import (
+    MountError,
+    Progress,
+    QemuStorageDaemonError,
+    SandboxConfig,
+    TemplateUnusableError,
+    Timeouts,
+    WarmupError,
+)
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
 from trio_sandbox.host._launcher import Launcher
 from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
-from trio_sandbox.host._templates import TemplateStore
+from trio_sandbox.host._templates import Template, TemplateStore
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.qemu import (
     Accelerator,
     MachineConfig,
     OverlayPool,
+    Runtime,
     SavedState,
     Snapshot,
     Vm,
@@ -37,11 +47,16 @@ from ._qemu import fake_accelerator
 
 
 class FakeOverlays:
-    """Makes empty files: the fake QEMU does not read them."""
+    """Makes files of one block, and needs room for it: the fake QEMU does not read them."""
 
     async def acquire(self, base: Path, target: Path) -> bool:
         assert base.exists()
-        target.touch(exist_ok=False)
+        try:
+            target.touch(exist_ok=False)
+            target.write_bytes(bytes(4096))
+        except OSError as exc:
+            target.unlink(missing_ok=True)
+            raise QemuStorageDaemonError(f"can't write the overlay {target}: {exc.strerror}") from exc
         await trio.lowlevel.checkpoint()
         return True
 
@@ -52,12 +67,13 @@ class Site:
     def __init__(
         self,
         directory: Path,
+        runtime: Runtime,
         accelerator: Accelerator,
         launcher: Launcher,
         store: TemplateStore,
         progress: list[Progress],
     ) -> None:
-        self.directory, self.accelerator = directory, accelerator
+        self.directory, self.runtime, self.accelerator = directory, runtime, accelerator
         self.launcher, self.store, self.progress = launcher, store, progress
 
     @asynccontextmanager
@@ -135,7 +151,7 @@ async def open_site(
                 timeouts=Timeouts(),
                 progress=progress.append,
             )
-            yield Site(directory, accelerator, launcher, store, progress)
+            yield Site(directory, runtime, accelerator, launcher, store, progress)
 
 
 @pytest.fixture
@@ -224,6 +240,47 @@ async def test_a_disk_that_has_no_room(
     monkeypatch.setattr(os, "statvfs", statvfs)
     assert not await site.is_clone()
     assert "no room for 128 MiB" in caplog.text
+
+
+async def test_a_disk_that_is_full_is_no_reason_to_remove_a_template(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path, 132 * 2**20) as directory:
+        async with open_site(directory) as site:
+            assert await site.is_clone()
+            for _ in range(3):
+                with filled(directory), nothing_left(directory / "overlays"):
+                    with pytest.raises(
+                        QemuStorageDaemonError, match=r"can't write the overlay .*: No space left"
+                    ) as caught:
+                        await site.is_clone()
+                    assert caught.value.retry_safe
+            assert "can't be used now, and a machine boots: can't write the overlay" in caplog.text
+            assert await site.is_clone()
+            assert site.boots() == 1
+
+
+@pytest.mark.parametrize("part", ["memory", "devices", "overlay"])
+async def test_a_template_that_goes_while_it_is_used(
+    site: Site, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process has just evicted it, or somebody removes its files: it is made anew."""
+    assert await site.is_clone()
+    find = TemplateStore.find
+
+    def find_and_break(store: TemplateStore, key: str) -> Template | None:
+        template = find(store, key)
+        if template is not None:
+            getattr(template, part).unlink()
+        return template
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TemplateStore, "find", find_and_break)
+        assert not await site.is_clone()
+    assert "could not go on from it: [Errno 2]" in caplog.text
+    assert site.store.list() == []
+    assert await site.is_clone()
+    assert site.boots() == 2
 
 
 async def test_more_memory_than_the_budget(tmp_path: Path) -> None:

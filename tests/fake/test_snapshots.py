@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -26,9 +27,9 @@ async def open_machine(directory: Path, *modes: str, restored: bool = False) -> 
     (directory / "snapshot").mkdir()
     config, saved = fake_config(directory, *modes), None
     if restored:
-        with open(directory / "ram", "xb") as ram:
-            ram.truncate(config.memory_mib * 2**20)
-        (directory / "state").touch()
+        for name in ("ram", "state"):
+            (directory / name).touch()
+        os.truncate(directory / "ram", config.memory_mib * 2**20)
         config = attrs.evolve(config, memory_file=directory / "ram")
         saved = SavedState(directory / "state", b"m" * 16)
     async with open_runtime(Path("/tmp")) as runtime:
@@ -97,6 +98,8 @@ async def test_a_command_that_qemu_refuses(tmp_path: Path, command: str) -> None
         said = asked(vm)
         assert said.count("cont") == said.count("xen-save-devices-state")
         assert said[-3:] == ["blockdev-del", "remove-fd", "remove-fd"]
+        assert await vm.qmp.execute("query-fdsets") == []
+        assert await vm.qmp.execute("query-named-block-nodes") == [{"node-name": "overlay"}]
         assert vm.config.overlay == tmp_path / "overlay"
         await vm.guest.ping()
 

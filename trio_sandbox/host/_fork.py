@@ -40,21 +40,32 @@ async def open_together(openings: Sequence[AbstractAsyncContextManager[T]]) -> A
     If one fails, or this is cancelled, those that have been entered are left again.
 
     Raises:
-      Exception: what entering one raised; a group if more than one failed.
+      Exception: what entering the first that failed raised. What more of them raised before they were given up, as a
+        rule for the same reason, is in its notes.
 
     """
     async with open_services(_OWNER) as services:
         held: dict[int, HeldMachine[T]] = {}
+        failures: list[Exception] = []
         limiter = trio.CapacityLimiter(_OPENINGS_PER_PROCESSOR * len(os.sched_getaffinity(0)))
 
         async def enter(number: int) -> None:
             async with limiter:
-                held[number] = await hold_machine(services, openings[number])
+                try:
+                    held[number] = await hold_machine(services, openings[number])
+                except Exception as exc:  # noqa: BLE001 - it is raised below
+                    failures.append(exc)
+                    nursery.cancel_scope.cancel(reason="another one could not be opened")
 
         with hide_nursery(_OWNER):
             async with trio.open_nursery() as nursery:
                 for number in range(len(openings)):
                     nursery.start_soon(enter, number)
+        if failures:
+            first, *others = failures
+            for other in others:
+                first.add_note(f"{_OWNER}: another one could not be opened either: {other}")
+            raise first
         try:
             yield tuple(held[number].vm for number in range(len(openings)))
         finally:

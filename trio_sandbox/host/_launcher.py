@@ -317,6 +317,10 @@ class Launcher:
         try:
             return await stack.enter_async_context(self._open_vm(clone, saved))
         except RESTORE_FAILURES as exc:
+            if isinstance(exc, (QemuStorageDaemonError, OSError)) and all(path.exists() for path in template.files):
+                # Our side's: a full disk, or too many open files. The next one may go on from it.
+                _log.warning("the template %s can't be used now, and a machine boots: %s", key, exc)
+                return None
             self._failures[key] += 1
             templates.discard(key, f"a machine could not go on from it: {exc}")
             return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import (
+    QemuStorageDaemonError,
     SandboxClosedError,
     SandboxError,
     SandboxHibernatedError,
@@ -246,7 +247,11 @@ class Lifecycle:
     @asynccontextmanager
     async def _restored(self, snapshot: Snapshot, share: AbstractContextManager[None]) -> AsyncGenerator[Vm]:
         with share:
-            async with self._launcher.open_restored(snapshot) as vm:
+            async with AsyncExitStack() as stack:
+                try:
+                    vm = await stack.enter_async_context(self._launcher.open_restored(snapshot))
+                except (QemuStorageDaemonError, OSError) as exc:
+                    raise SnapshotError(f"a copy could not be opened, and the sandbox goes on: {exc}") from exc
                 yield vm
 
     # --- Sleep ---

@@ -159,7 +159,8 @@ class Sandbox:
         Raises:
           TypeError, ValueError: if *count* is no such number; nothing was done.
           CapacityError: at once, if so many can never fit beside this one and those that it was forked from.
-          SnapshotError: if the state can't be saved. The sandbox goes on, unless the message says otherwise.
+          SnapshotError: if the state can't be saved, or there is no room for a copy. The sandbox goes on, unless the
+            message says otherwise.
           VmBootError: if a copy did not come up; the others were destroyed.
           SandboxHibernatedError: if the sandbox hibernates.
           SandboxClosedError: if the sandbox is closed or its VM gone.
