@@ -62,6 +62,7 @@ async def test_a_machine_from_boot_to_end(manager: VmManager, tmp_path: Path) ->
 async def test_a_clone_s_balloon_is_refused_before_qemu_is_asked(manager: VmManager, tmp_path: Path) -> None:
     (tmp_path / "memory").touch()
     clone = attrs.evolve(fake_config(tmp_path), memory_file=tmp_path / "memory")
+    os.truncate(tmp_path / "memory", clone.memory_mib * 2**20)
     async with manager.open_vm(clone) as vm:
         asked = vm.qmp_log()
         for operation in (vm.balloon.set_target(128), vm.balloon.inflate(128), vm.balloon.deflate(256)):
