@@ -365,6 +365,34 @@ async def test_modules_of_the_directory_that_a_run_is_in(host: Host, tmp_path: P
     assert "Cannot find package 'nothing'" in result.stderr
 
 
+@needs_node
+async def test_typescript_is_refused_with_the_way_out(host: Host) -> None:
+    for code in (
+        "let x: number = 1",
+        "const f = (x: number, y?: string) => x",
+        "function f(a): string { return a }",
+        "function f<T>(a: T) {}",
+        "interface Point {\n  x: number\n}",
+        "1\nenum Color { Red }",
+        "const enum Color { Red }",
+        "namespace A { export const b = 1 }",
+        "type Name = string | number",
+        "import type { Stats } from 'fs'",
+        "class Point {\n  x: number\n}",
+        "class Point { private x = 1 }",
+        "class Point implements Shape {}",
+        "let a = 1 as number",
+        "let b = {} satisfies object",
+    ):
+        result = await host.run(code, language="javascript")
+        assert result.exit_code == 1, code
+        assert "SyntaxError: " in result.stderr, code
+        assert "If this is TypeScript: Node.js " in result.stderr, code
+        assert "Compile it first (tsc, esbuild), and run the JavaScript.\n" in result.stderr, code
+    for code in ("let a = )", "let b = {c: 1, d: }", "for (const e f) {}", "null.f"):
+        assert "TypeScript" not in (await host.run(code, language="javascript")).stderr, code
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host, language: str) -> None:
     # Whatever it writes to where its interpreter answers: a token of another run means nothing.

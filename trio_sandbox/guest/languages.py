@@ -30,8 +30,9 @@ _PYTHON_BOOT = (
 
 
 _NODE_BOOT = (
-    f"require('node:vm').runInThisContext(require('node:fs').readFileSync(`/proc/${{process.ppid}}/fd/{SOURCE}`, 'utf8'), "
-    f"{{filename: 'trio-sandbox worker'}})(require, `/proc/${{process.ppid}}/fd/{ANSWERS}`)"
+    "const files = `/proc/${process.ppid}/fd/`; "
+    f"require('node:vm').runInThisContext(require('node:fs').readFileSync(files + {SOURCE}, 'utf8'), "
+    f"{{filename: 'trio-sandbox worker'}})(require, files + {ANSWERS}, files + {SOURCE})"
 )
 
 

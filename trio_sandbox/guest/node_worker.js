@@ -5,7 +5,7 @@
 //
 // Code is evaluated as in a browser's console: names persist and can be declared again, `await` works at the top, and
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
-(function worker(require, answers) {
+(function worker(require, answers, scratch) {
   'use strict';
   const fs = require('node:fs');
   const { createRequire } = require('node:module');
@@ -16,8 +16,8 @@
   const vm = require('node:vm');
   const { Session } = require('node:inspector');
   const { closeSync, fstatSync, openSync, readSync, writeSync, ReadStream } = fs;
-  const { O_APPEND, O_RDONLY, O_WRONLY } = fs.constants;
-  const { chdir, cwd, exit, kill } = process;
+  const { O_APPEND, O_RDONLY, O_TRUNC, O_WRONLY } = fs.constants;
+  const { chdir, cwd, dlopen, exit, kill } = process;
   const { parse: parseJson } = JSON;
   const later = setImmediate;
   const CONTROL = 3;
@@ -116,7 +116,7 @@
 
   // --- Randomness, which two machines that were made from one state must not share ---
 
-  // OpenSSL notices a fork, and not this; V8 draws once. The kernel's generator is each machine's own.
+  // V8's generator is seeded once. The kernel's is each machine's own.
   let pool = Buffer.alloc(0);
   let used = 0;
   function entropy(size) {
@@ -125,29 +125,6 @@
     for (let position = 0; position < size; ) position += readSync(descriptor, bytes, position, size - position, null);
     closeSync(descriptor);
     return bytes;
-  }
-  function mix(view) {
-    const bytes = ArrayBuffer.isView(view) ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(view);
-    const ours = entropy(bytes.length);
-    for (let i = 0; i < bytes.length; i++) bytes[i] ^= ours[i];
-    return view;
-  }
-  function slice(buffer, offset, size) {
-    const unit = buffer.BYTES_PER_ELEMENT ?? 1;
-    const start = (offset ?? 0) * unit;
-    const length = size === undefined ? buffer.byteLength - start : size * unit;
-    return new Uint8Array(buffer.buffer ?? buffer, (buffer.byteOffset ?? 0) + start, length);
-  }
-  function uuid() {
-    const bytes = entropy(16);
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    const text = bytes.toString('hex');
-    return `${text.slice(0, 8)}-${text.slice(8, 12)}-${text.slice(12, 16)}-${text.slice(16, 20)}-${text.slice(20)}`;
-  }
-  function forget() {
-    pool = Buffer.alloc(0);
-    used = 0;
   }
   Math.random = function random() {
     if (used + 8 > pool.length) {
@@ -159,46 +136,63 @@
     used += 8;
     return (high * 67108864 + low) / 9007199254740992;
   };
-  const { randomBytes, randomFill, randomFillSync, randomInt, webcrypto } = crypto;
-  // Node's own look at the arguments, and what they give is mixed with the kernel's.
-  crypto.randomBytes = function (size, callback) {
-    if (callback === undefined) return mix(randomBytes(size));
-    return randomBytes(size, (error, bytes) => callback(error, bytes && mix(bytes)));
-  };
-  crypto.randomFillSync = function (buffer, offset, size) {
-    randomFillSync(buffer, offset, size);
-    mix(slice(buffer, offset, size));
-    return buffer;
-  };
-  crypto.randomFill = function (buffer, offset, size, callback) {
-    const done = [offset, size, callback].find((value) => typeof value === 'function');
-    const [from, length] = [offset, size].map((value) => (typeof value === 'number' ? value : undefined));
-    const rest = [from, length].filter((value) => value !== undefined);
-    return randomFill(buffer, ...rest, (error) => {
-      if (!error) mix(slice(buffer, from, length));
-      done(error, error ? undefined : buffer);
-    });
-  };
-  crypto.randomInt = function (low, high, callback) {
-    if (high === undefined || typeof high === 'function') [low, high, callback] = [0, low, high];
-    if (callback === undefined) randomInt(low, high);
-    else randomInt(low, high, () => {});
-    const range = high - low;
-    const limit = 281474976710656 - (281474976710656 % range);
-    let drawn;
-    do drawn = entropy(6).readUIntLE(0, 6);
-    while (drawn >= limit);
-    const result = low + (drawn % range);
-    if (callback === undefined) return result;
-    process.nextTick(callback, undefined, result);
-  };
-  crypto.randomUUID = uuid;
-  const { getRandomValues } = webcrypto;
-  const Crypto = Object.getPrototypeOf(webcrypto);
-  Crypto.getRandomValues = function (array) {
-    return mix(getRandomValues.call(webcrypto, array));
-  };
-  Crypto.randomUUID = uuid;
+
+  // A library for x86-64 (System V ABI, ELF) that jumps to OpenSSL's RAND_poll when it is loaded, and does nothing else.
+  function makeLibrary() {
+    const [CODE, SYMBOLS, STRINGS, RELOCATION, SLOT, DYNAMIC, END] = [0xe8, 0xf0, 0x120, 0x130, 0x148, 0x150, 0x1e0];
+    const file = Buffer.alloc(END);
+    const words = (at, ...values) => values.forEach((value, i) => file.writeUInt32LE(value, at + 4 * i));
+    const longs = (at, ...values) => values.forEach((value, i) => file.writeBigUInt64LE(BigInt(value), at + 8 * i));
+    file.write('7f454c46020101', 'hex');
+    words(16, 3 | (62 << 16), 1); // ET_DYN, EM_X86_64
+    longs(24, 0, 64);
+    words(52, 64 | (56 << 16), 3 | (64 << 16));
+    words(64, 1, 7); // PT_LOAD: all of it
+    longs(72, 0, 0, 0, END, END, 4096);
+    words(120, 2, 6); // PT_DYNAMIC
+    longs(128, DYNAMIC, DYNAMIC, DYNAMIC, END - DYNAMIC, END - DYNAMIC, 8);
+    words(176, 0x6474e551, 6); // PT_GNU_STACK: not executable
+    file.write('ff25', CODE, 'hex'); // jmp *SLOT(%rip)
+    words(CODE + 2, SLOT - CODE - 6);
+    words(SYMBOLS + 24, 1, 0x12); // a global function, undefined
+    file.write('RAND_poll', STRINGS + 1);
+    longs(RELOCATION, SLOT, 0x100000006, 0); // R_X86_64_GLOB_DAT of symbol 1
+    // DT_INIT, STRTAB, STRSZ, SYMTAB, SYMENT, RELA, RELASZ, RELAENT
+    longs(DYNAMIC, 12, CODE, 5, STRINGS, 10, 11, 6, SYMBOLS, 11, 24, 7, RELOCATION, 8, 24, 9, 24);
+    return file;
+  }
+
+  // OpenSSL takes new entropy when it sees that it was forked, and does not see this; Node has no way to tell it.
+  // RAND_poll reseeds the generator that those of all threads are reseeded from, before they are drawn from again.
+  function renew() {
+    used = pool.length;
+    const descriptor = openSync(scratch, O_WRONLY | O_TRUNC);
+    writeSync(descriptor, library);
+    closeSync(descriptor);
+    try {
+      dlopen({ exports: {} }, scratch);
+    } catch (error) {
+      // It is no addon: Node says so, and unloads it. Anything else, and two machines may draw the same keys.
+      if (!error.message.includes('did not self-register')) exit(EX_SOFTWARE);
+    }
+    // So many may be left, at most.
+    if (stocked) {
+      for (let i = 0; i < 128; i++) randomUUID();
+      for (let i = 0; i < 1024; i++) randomInt(2);
+    }
+  }
+  const library = makeLibrary();
+
+  // These draw for later calls as well. To draw it all again takes a while.
+  let stocked = false;
+  const { randomInt, randomUUID, webcrypto } = crypto;
+  for (const [owner, name] of [[crypto, 'randomInt'], [crypto, 'randomUUID'], [Object.getPrototypeOf(webcrypto), 'randomUUID']]) {
+    const draw = owner[name];
+    owner[name] = function (...rest) {
+      stocked = true;
+      return draw.apply(this, rest);
+    };
+  }
   require('node:module').syncBuiltinESMExports();
 
   // --- Evaluating ---
@@ -346,6 +340,22 @@
     return code;
   }
 
+  // What a line of TypeScript has that one of JavaScript has not, which is known to be wrong.
+  const TYPESCRIPT = new RegExp(
+    [
+      /^\s*(?:export\s+)?(?:declare|abstract|enum|const\s+enum|interface|namespace|module|type)\s+[\w$]/,
+      /\b(?:let|const|var)\s+[\w$]+!?\s*:/, // variables
+      /\([^(){}]*[\w$]\??\s*:/, // parameters
+      /\)\s*:\s*[\w$]/, // results
+      /^\s*(?:(?:static|declare|override)\s+)*[\w$]+[?!]?\s*:\s*[\w$<>[\]| ]+(?:[;=]|$)/, // fields
+      /\b(?:as|satisfies|implements)\s+[\w${]/,
+      /\b(?:import|export)\s+type\b/,
+      /\b(?:public|private|protected|readonly)\s+[\w$]/,
+    ]
+      .map(({ source }) => source)
+      .join('|'),
+  );
+
   // What Node prints of an error that nobody caught.
   function describe(error, details, code, name) {
     let text;
@@ -359,7 +369,12 @@
     text = text.replace(/\n +at (?:async )?Session\.post \(node:inspector[^\n]*(?:\n +at [^\n]*)*/g, '');
     if (details && types.isNativeError(error) && error.name === 'SyntaxError' && !/\n +at /.test(text)) {
       const line = code.split('\n')[details.lineNumber];
-      if (line !== undefined) text = `${name}:${details.lineNumber + 1}\n${line}\n${' '.repeat(details.columnNumber)}^\n\n${text}`;
+      if (line !== undefined) {
+        text = `${name}:${details.lineNumber + 1}\n${line}\n${' '.repeat(details.columnNumber)}^\n\n${text}`;
+        if (TYPESCRIPT.test(line)) {
+          text += `\nIf this is TypeScript: Node.js ${process.versions.node} can't strip types. Compile it first (tsc, esbuild), and run the JavaScript.`;
+        }
+      }
     }
     return text;
   }
@@ -489,7 +504,7 @@
   function obey(line) {
     const request = parseJson(line);
     if (request.run !== undefined) begin(request);
-    else if (request.renew) forget();
+    else if (request.renew) renew();
     // Signals are told of at the end of a turn of the event loop.
     else later(() => later(() => forgetSignals(request.ask)));
   }
