@@ -325,6 +325,33 @@ async def test_a_message_that_no_host_sends_ends_the_process(host: Host, message
         await wait_gone(pid)
 
 
+@pytest.mark.parametrize("size", [[0, 80], [24, 65536], [-1, 80]])
+async def test_a_size_that_no_terminal_has_ends_the_process_alone(host: Host, size: list[int]) -> None:
+    stdio = host.open_pipe()
+    terminal = {"stdio": stdio.id, "rows": 24, "columns": 80, "term": "dumb"}
+    async with host.open_process(["sleep", "1000"], terminal=terminal) as process:
+        pid = await process.started()
+        await process.records.send_json({"resize": size})
+        with pytest.raises(StreamResetError, match="a terminal has from 1 to 65535 rows and columns, not"):
+            await process.records.receive()
+        await wait_gone(pid)
+    # Everything else goes on.
+    assert await host.run_process(["echo", "on"]) == (0, b"on\n")
+
+
+@pytest.mark.parametrize(
+    ("deadline", "complaint"), [("now", "some seconds or null, not 'now'"), (-(10**400), "out of range")]
+)
+async def test_a_deadline_that_is_no_time_ends_the_process_alone(host: Host, deadline: object, complaint: str) -> None:
+    async with host.open_process(["sleep", "1000"]) as process:
+        pid = await process.started()
+        await process.records.send_json({"deadline": deadline})
+        with pytest.raises(StreamResetError, match=f"deadline .*{complaint}"):
+            await process.records.receive()
+        await wait_gone(pid)
+    assert await host.run_process(["echo", "on"]) == (0, b"on\n")
+
+
 async def test_a_pipe_serves_one_process(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     async with host.open_process(["cat"], stdin=True) as process:
         assert process.stdin is not None

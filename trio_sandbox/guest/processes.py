@@ -176,20 +176,27 @@ class _Process:
                 self._expired = self._child.returncode is None
                 self._kill()
                 continue
-            match request:
-                case None:
-                    return
-                case {"signal": int(signum)} if 0 < signum <= _HIGHEST_SIGNAL:
-                    self._child.signal(signum)
-                case {"kill": True}:
-                    self._kill()
-                case {"deadline": int() | float() | None as seconds}:
-                    self._deadline = trio.current_time() + parse_seconds(seconds, "deadline")
-                case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
-                    self._terminal.resize(_parse_edge(rows), _parse_edge(columns))
-                case _:
-                    self._records.stream.reset(f"not a request to a running process: {request!r:.80}")
-                    return
+            if request is None:
+                return
+            try:
+                self._grant(request)
+            except BadRequestError as exc:
+                # Told here: from the nursery that we run in, it would come as a group.
+                self._records.stream.reset(str(exc))
+                return
+
+    def _grant(self, request: dict[str, object]) -> None:
+        match request:
+            case {"signal": int(signum)} if 0 < signum <= _HIGHEST_SIGNAL:
+                self._child.signal(signum)
+            case {"kill": True}:
+                self._kill()
+            case {"deadline": seconds}:
+                self._deadline = trio.current_time() + parse_seconds(seconds, "deadline")
+            case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
+                self._terminal.resize(_parse_edge(rows), _parse_edge(columns))
+            case _:
+                raise BadRequestError(f"not a request to a running process: {request!r:.80}")
 
     def _kill(self) -> None:
         self._killed = True
@@ -250,7 +257,10 @@ def parse_seconds(value: object, what: str) -> float:
         case None:
             return math.inf
         case int(seconds) | float(seconds):
-            return seconds
+            try:
+                return float(seconds)
+            except OverflowError as exc:
+                raise BadRequestError(f"{what} is out of range") from exc
         case _:
             raise BadRequestError(f"{what} must be some seconds or null, not {value!r:.80}")
 
