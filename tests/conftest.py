@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from hypothesis import settings
 
 from trio_sandbox import Progress
 from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
@@ -16,6 +17,11 @@ from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_dire
 #: Seconds that a test may take on the slowest machine. A hang then fails by itself, with a traceback
 #: of where it hung and with its cleanup done, instead of taking the whole run with it.
 HANG_LIMIT = 240
+
+
+# No example is late on a machine that others use, too.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
+import socket
 import stat
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
 
+from trio_sandbox.guest.interpreter import Interpreter, Run
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
 from ._agent import Host, Ran, open_agent, read_all, send_for_ever
@@ -134,6 +138,52 @@ async def test_runs_come_to_what_scripts_would(host: Host) -> None:
         result = await host.run(code)
         results[name] = attrs.evolve(result, stderr=re.sub(r"<run \d+>", "<run 1>", result.stderr))
     assert results == {name: expected for name, (_, expected) in RESULTS.items()}
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every agent wait a moment whenever it has handed code over: short runs are over then, as with one processor."""
+    hand_over = Interpreter._hand_over
+
+    def hand_over_and_wait(self: Interpreter, run: Run) -> bool:
+        accepted = hand_over(self, run)
+        # What it was told before must not count.
+        while accepted and select.select([self._control], [], [], 1)[0]:
+            if self._control.recv(1, socket.MSG_PEEK) != b"R":
+                break
+            self._receive()
+        return accepted
+
+    monkeypatch.setattr(Interpreter, "_hand_over", hand_over_and_wait)
+
+
+@pytest.mark.usefixtures("waits")
+async def test_runs_that_are_over_at_once_come_to_the_same(host: Host, tmp_path: Path) -> None:
+    for name, (code, expected) in RESULTS.items():
+        result = await host.run(code)
+        assert attrs.evolve(result, stderr=re.sub(r"<run \d+>", "<run 1>", result.stderr)) == expected, name
+    # More than is left to the channel, and more than a pipe holds.
+    for size in (20_000, 200_000):
+        assert await host.run(f"print('x' * {size})") == ran("x" * size + "\n")
+    # Something goes on to hold the pipes.
+    assert await host.run("import subprocess; child = subprocess.Popen(['sleep', '60']); print(1)") == ran("1\n")
+    assert await host.run("child.kill()") == ran()
+    async with host.open_run("print(1)", cwd=str(tmp_path / "none")) as run:
+        assert (await run.failure())["errno"] == errno.ENOENT
+    assert await host.run("import os; print('last'); os._exit(3)") == Ran(
+        "last\n", "", 3, restarted=False, state_kept=False
+    )
+    assert await host.run("print(1)") == Ran("1\n", "", 0, restarted=True, state_kept=True)
+
+
+@pytest.mark.usefixtures("waits")
+async def test_a_host_that_reads_late_gets_all_that_runs_printed_at_once(host: Host) -> None:
+    await host.run("pass")
+    # All are sent in one write, so that the agent reads the next while the last one's end has yet to be written.
+    async with AsyncExitStack() as stack:
+        runs = [await stack.enter_async_context(host.open_run(f"print({number})")) for number in range(50)]
+        results = [await run.finish() for run in runs]
+    assert results == [ran(f"{number}\n") for number in range(50)]
 
 
 async def test_source_that_can_not_be_encoded_is_an_error_of_the_code(host: Host) -> None:

@@ -80,7 +80,7 @@ async def meet(sent: bytes) -> None:
             nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(anything)
 def test_whatever_a_guest_sends_the_calls_end_in_errors_of_ours(sent: bytes) -> None:
     trio.run(meet, sent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,6 +18,7 @@ from trio_sandbox.wire import (
     PeerGoneError,
     PeerSilentError,
     Role,
+    StreamHandler,
     StreamLimitError,
     StreamResetError,
     WireError,
@@ -35,7 +36,7 @@ def opened(stream_id: int) -> bytes:
 
 @asynccontextmanager
 async def open_raw(
-    handler: Callable[[ChannelStream, dict[str, object]], Awaitable[None]] | None = None,
+    handler: StreamHandler | None = None,
     silence_timeout: float = math.inf,
 ) -> AsyncGenerator[tuple[Channel, RawPeer]]:
     """Open the host's channel to a peer that the test plays, hellos done."""
@@ -49,7 +50,7 @@ async def open_raw(
         yield channel, peer
 
 
-async def run_handler(handler: Callable[[ChannelStream, dict[str, object]], Awaitable[None]]) -> None:
+async def run_handler(handler: StreamHandler) -> None:
     async with open_raw(handler) as (_, peer):
         await peer.say(opened(2))
         await trio.sleep_forever()
@@ -137,6 +138,28 @@ async def test_a_handler_that_returns_closes_its_stream() -> None:
         assert await peer.next_frame() == (Kind.DATA, 2, b"done")
         assert await peer.next_frame() == (Kind.END, 2, b"")
         assert await peer.next_frame() == (Kind.RESET, 2, b"closed")
+
+
+async def test_a_handler_may_have_served_its_stream_when_it_is_called() -> None:
+    def handler(stream: ChannelStream, header: dict[str, object]) -> None:
+        stream.send_and_close_nowait(b"done")
+
+    async with open_raw(handler) as (channel, peer):
+        await peer.say(opened(2))
+        assert await peer.next_frame() == (Kind.DATA, 2, b"done")
+        assert await peer.next_frame() == (Kind.END, 2, b"")
+        assert await peer.next_frame() == (Kind.RESET, 2, b"")
+        await peer.say(frame(Kind.RESET, 2))
+        await trio.testing.wait_all_tasks_blocked()
+        assert channel.statistics().open_streams == 0
+
+
+async def test_a_bug_in_what_a_handler_does_when_it_is_called_comes_out_of_the_block() -> None:
+    def handler(stream: ChannelStream, header: dict[str, object]) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await run_handler(handler)
 
 
 async def test_a_bug_in_a_handler_comes_out_of_the_block() -> None:
@@ -445,7 +468,7 @@ async def test_as_many_own_streams_as_allowed() -> None:
 
 
 @given(data=st.binary(max_size=300), valid=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_arbitrary_bytes_fail_the_channel_or_do_nothing(data: bytes, valid: bool) -> None:
     """Whatever comes: one failure of the right kind, and everybody who waited knows it."""
 

@@ -275,6 +275,38 @@ async def test_send_and_close_cancelled_is_closed_and_reset() -> None:
             await other.receive_some()
 
 
+async def test_what_is_sent_and_closed_without_waiting_is_complete() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        before = pair.host.statistics()
+        assert stream.send_and_close_nowait(b"all of it")
+        assert repr(stream) == f"<ChannelStream {stream.id}: closed>"
+        with pytest.raises(trio.ClosedResourceError):
+            stream.send_and_close_nowait(b"more")
+        assert await receive_all(other) == b"all of it"
+        assert pair.host.statistics().writes - before.writes == 1
+        await other.aclose()
+        await pair.guest.ping()
+        assert pair.host.statistics().open_streams == 0
+
+
+async def test_without_credit_nothing_is_sent_and_closed() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        assert not stream.send_and_close_nowait(bytes(INITIAL_CREDIT + 1))
+        await stream.send_all(b"as before")
+        assert await other.receive_some() == b"as before"
+
+
+async def test_nothing_is_sent_and_closed_on_a_stream_that_was_reset() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        other.reset("enough")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(StreamResetError, match="enough"):
+            stream.send_and_close_nowait(b"late")
+
+
 # --- The channel's end ---
 
 

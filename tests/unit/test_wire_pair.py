@@ -225,5 +225,5 @@ class TwoEngines(RuleBasedStateMachine):
                     stream.taken = len(stream.received)
 
 
-TwoEngines.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TwoEngines.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestTwoEngines = TwoEngines.TestCase

@@ -71,10 +71,10 @@ async def serve(
             on_hello(header)
         await stream.send_all(b"awake", end=True)
 
-    services: dict[object, Callable[[ChannelStream, dict[str, object]], Awaitable[None]]] = {
+    services: dict[object, Callable[[ChannelStream, dict[str, object]], Awaitable[None] | None]] = {
         "pipe": pipes.serve,
         "process": ProcessService(children, pipes).serve,
-        "code": code.serve,
+        "code": code.begin,
         "file": files.serve,
         "tcp": tunnels.serve,
         "mounts": MountService(children, mounts_disk).serve,
@@ -85,15 +85,20 @@ async def serve(
     hello = _hello()
     greeted = trio.Event()
 
-    async def handle(stream: ChannelStream, header: dict[str, object]) -> None:
-        if not greeted.is_set():  # even a wait for what has happened is a turn of the scheduler
-            await greeted.wait()
+    def handle(stream: ChannelStream, header: dict[str, object]) -> Awaitable[None] | None:
+        if not greeted.is_set():
+            return handle_greeted(stream, header)
         name = header.get("service")
         service = snapshots.serve if name == "snapshot" else services.get(name)
         if service is None:
             stream.reset(f"no such service: {name!r:.80}")
-        else:
-            await service(stream, header)
+            return None
+        return service(stream, header)
+
+    async def handle_greeted(stream: ChannelStream, header: dict[str, object]) -> None:
+        await greeted.wait()
+        if (serving := handle(stream, header)) is not None:
+            await serving
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(children.serve)

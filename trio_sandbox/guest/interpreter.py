@@ -15,7 +15,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable
-from typing import final
+from typing import NamedTuple, TypeAlias, final
 
 import trio
 
@@ -47,6 +47,21 @@ _SHOWN = struct.Struct(">cII")
 _JSON = {False: "false", True: "true"}
 #: Longer than any of these.
 _MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
+#: Bytes of output that may wait in memory for the host to take them.
+_LITTLE = 1 << 14
+
+
+class _End(NamedTuple):
+    """How a run ended that left its interpreter as it should."""
+
+    status: int
+    value: str | None
+
+
+#: What a worker has to say about its run: its end, something that it shows, or why it was not begun.
+_Message: TypeAlias = "_End | Display | OSError"
+#: What there was to read of an interpreter: what the run printed, and then at most one message.
+_News: TypeAlias = "tuple[list[tuple[bytes, bytes]], _Message | None]"
 
 
 @final
@@ -58,7 +73,6 @@ class Run:
       code: Source text.
       env: Variables to set in the interpreter's environment.
       cwd: Directory to change to, or None.
-      stdin: What it reads, or None for nothing.
       display_limit: Bytes of one display that the host takes.
       deadline: When something is to be done about it: SIGINT, and after that SIGKILL; infinity for never.
       grace: Seconds from SIGINT to SIGKILL, at most; infinity to wait for its host.
@@ -71,7 +85,6 @@ class Run:
         code: str,
         env: dict[str, str] | None,
         cwd: str | None,
-        stdin: ChannelStream | None,
         display_limit: int,
         deadline: float,
         grace: float,
@@ -80,7 +93,8 @@ class Run:
         self.code = code
         self.env = env
         self.cwd = cwd
-        self.stdin = stdin
+        self.stdin: ChannelStream | None = None
+        """What it reads; None for nothing."""
         self.display_limit = display_limit
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
@@ -130,16 +144,30 @@ class Run:
         oom: bool = False,
     ) -> None:
         """Send the last of the output and how it ended."""
+        end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom)
+        self.over.set()
+        await self.send([*output, (JSON, end)], end=True)
+
+    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None) -> bool:
+        """Do what `finish` does, of a run that left its interpreter as it should, if it can be done at once."""
+        end = self._describe_end(status, value, state_kept=True, oom=False)
+        try:
+            if not self.records.send_and_close_nowait([*output, (JSON, end)]):
+                return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # as in `send`
+        self.over.set()
+        return True
+
+    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool) -> bytes:
         # Put together by hand: a JSON encoder takes several times as long, at the end of every run.
         text = "null" if value is None else json.dumps(value)
-        end = (
+        return (
             f'{{"finished":{{"exit_code":{shell_status(returncode)},"value":{text},'
             f'"restarted":{_JSON[self.restarted]},"state_kept":{_JSON[state_kept]},'
             f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},'
             f'"duration":{time.perf_counter() - self._started_at:.6f}}}}}'
-        )
-        self.over.set()
-        await self.send([*output, (JSON, end.encode())], end=True)
+        ).encode()
 
     async def fail(self, error: OSError) -> None:
         """Say why nothing was run."""
@@ -193,8 +221,9 @@ class Interpreter:
         self._number = 0
         self._interrupts: list[trio.Event] = []
         self._synced = trio.Event()
-        self._turn_taken = trio.Event()
-        self._turn_taken.set()
+        self._news: _News | None = None
+        """What was taken when a run began, for whoever attends to that to pass on."""
+        self._news_passed_on = trio.Event()
         self._exit = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         for descriptor in (self._control.fileno(), self._complaints, self._exit):
@@ -206,7 +235,7 @@ class Interpreter:
     # --- For the tasks that have runs ---
 
     async def accept(self, run: Run) -> bool:
-        """Start *run*; False if the interpreter turns out to be over, or can't be trusted to begin a run."""
+        """Do what `start` does, once it can be done; False also if the interpreter can't be trusted to begin a run."""
         if self._interrupts:
             # The last run's SIGINT may still be on its way. It must not hit this one.
             with trio.move_on_after(_SYNC_PATIENCE) as patience:
@@ -219,27 +248,51 @@ class Interpreter:
             if patience.cancelled_caught:
                 self.kill()
             self._interrupts.clear()
-        if not self._dying and self._start(run):
-            await self._finish_if_over()
+        if not self._dying and self.start(run):
             return True
         self.kill()
         await self._over.wait()
         return False
 
-    async def _finish_if_over(self) -> None:
-        """Save the turn of the scheduler that waking the task below takes.
+    @property
+    def is_free(self) -> bool:
+        """Whether `start` can be called; `accept` otherwise."""
+        return not (self._dying or self._interrupts or self._over.is_set())
 
-        With one processor a short run is over by now, since a worker that wakes up goes first.
+    def start(self, run: Run) -> bool:
+        """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over.
+
+        Unless it is over, call `pass_news_on` next.
         """
+        if not self._hand_over(run):
+            return False
+        # With one processor a short run is over by now, since a worker that wakes up goes first.
         ready = self._epoll.poll(0)
         if any(descriptor == self._control.fileno() for descriptor, _ in ready):
-            self._turn_taken = trio.Event()
-            try:
-                await self._take_turn(ready)
-            finally:
-                self._turn_taken.set()
+            output, message = news = self._take_news(ready)
+            # All that it printed is there if nobody can print any more, and little can be left to the channel to send.
+            if (
+                isinstance(message, _End)
+                and not self._pipes
+                and sum(len(data) for _, data in output) <= _LITTLE
+                and run.finish_nowait(output, message.status, message.value)
+            ):
+                self._run = None
+                self._get_ready()
+            else:
+                self._news, self._news_passed_on = news, trio.Event()
+        return True
 
-    def _start(self, run: Run) -> bool:
+    async def pass_news_on(self) -> None:
+        """Send on what `start` took and could not send itself."""
+        if self._news is not None:
+            try:
+                await self._pass_on(*self._news)
+            finally:
+                self._news = None
+                self._news_passed_on.set()
+
+    def _hand_over(self, run: Run) -> bool:
         self.used = True
         self._number = next(self._numbers)
         theirs: list[int] = []
@@ -298,10 +351,10 @@ class Interpreter:
         try:
             while self._child.returncode is None and self._child.failure is None:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                if self._turn_taken.is_set():
-                    await self._take_turn(self._epoll.poll(0))
+                if self._news is None:
+                    await self._pass_on(*self._take_news(self._epoll.poll(0)))
                 else:
-                    await self._turn_taken.wait()
+                    await self._news_passed_on.wait()
             await self._end()
         finally:
             self._close()
@@ -309,7 +362,7 @@ class Interpreter:
     def _on_exit(self) -> None:
         os.eventfd_write(self._exit, 1)
 
-    async def _take_turn(self, ready: list[tuple[int, int]]) -> None:
+    def _take_news(self, ready: list[tuple[int, int]]) -> _News:
         output: list[tuple[bytes, bytes]] = []
         message = None
         for descriptor, events in ready:
@@ -324,28 +377,34 @@ class Interpreter:
                 message = self._receive()
             elif descriptor == self._complaints:
                 self._hear_complaint()
+        return output, message
+
+    async def _pass_on(self, output: list[tuple[bytes, bytes]], message: _Message | None) -> None:
         run = self._run
         if run is None:
             assert not output
         elif isinstance(message, Display):
             with message:
                 await run.show(await self._read_out(run, output), message)
-        elif message is not None and not message.startswith(b"F"):
+        elif isinstance(message, _End):
             self._run = None
-            value = message[_DONE.size :].decode() if message.startswith(b"V") else None
-            await run.finish(await self._rest(run, output), message[_DONE.size - 1], value=value, state_kept=True)
-            # Now that the host has its answer, rather than when it waits for the next one.
-            if not self._over.is_set():
-                with contextlib.suppress(OSError):
-                    self._make_pipes()
+            await run.finish(await self._rest(run, output), message.status, value=message.value, state_kept=True)
+            self._get_ready()
         elif message is not None:
             self._run = None
             self._close_pipes()
-            await run.fail(OSError(error := int(message[_FAILED.size :]), os.strerror(error), run.cwd))
+            message.filename = run.cwd
+            await run.fail(message)
         elif output:
             await run.send(output)
 
-    def _receive(self) -> bytes | Display | None:
+    def _get_ready(self) -> None:
+        """Prepare for the next run, now that the host has its answer, rather than when it waits for the next one."""
+        if not self._over.is_set():
+            with contextlib.suppress(OSError):
+                self._make_pipes()
+
+    def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
         try:
             message, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
@@ -369,8 +428,8 @@ class Interpreter:
             self._stop_listening_to_complaints()
         elif message == _SYNCED and self._run is None:
             self._synced.set()
-        elif self._run is not None and self._is_end(message):
-            return message
+        elif self._run is not None and (end := self._parse_end(message)) is not None:
+            return end
         else:
             self.kill()  # our worker says no such thing
         return None
@@ -386,15 +445,19 @@ class Interpreter:
         display.close()  # a thread of a past run's
         return None
 
-    def _is_end(self, message: bytes) -> bool:
+    def _parse_end(self, message: bytes) -> _End | OSError | None:
+        """Return what *message* says about the end of the run, or why it was not begun; None if it is neither."""
         if message[1:5] != self._number.to_bytes(4, "big"):
-            return False
+            return None
         kind, rest = message[:1], message[_FAILED.size :]
-        if kind == b"D":
-            return len(message) == _DONE.size
-        if kind == b"V":
-            return 0 < len(rest) <= 1 + _VALUE_LIMIT and _is_text(rest[1:])
-        return kind == b"F" and rest.isdigit() and len(rest) <= 3
+        if kind == b"D" and len(rest) == 1:
+            return _End(rest[0], None)
+        if kind == b"V" and 0 < len(rest) <= 1 + _VALUE_LIMIT:
+            with contextlib.suppress(UnicodeDecodeError):
+                return _End(rest[0], rest[1:].decode())
+        if kind == b"F" and rest.isdigit() and len(rest) <= 3:
+            return OSError(int(rest), os.strerror(int(rest)))
+        return None
 
     async def _read_out(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Send what the pipes hold now, which is all that the run printed so far, and return the last of it unsent."""
@@ -503,14 +566,6 @@ def _read(descriptor: int, size: int) -> bytes:
         return os.read(descriptor, size)
     except BlockingIOError:
         return b""
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

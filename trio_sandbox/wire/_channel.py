@@ -28,8 +28,10 @@ from ._events import (
 from ._port import PortStream
 from ._stream import ChannelStream, Waiter
 
-#: Called in a task of its own for each stream that the peer opens, with OPEN's header, which is not to be trusted.
-StreamHandler: TypeAlias = "Callable[[ChannelStream, dict[str, object]], Awaitable[object]]"
+#: Called with each stream that the peer opens, and with OPEN's header, which is not to be trusted. It is called in the task that
+#: reads and must not wait; what it returns is awaited in a task of its own, so that it can be any async function. None: it
+#: has served the stream, and closed it, already.
+StreamHandler: TypeAlias = "Callable[[ChannelStream, dict[str, object]], Awaitable[object] | None]"
 
 #: Seconds between two looks whether the peer has read what was sent.
 _LOOK = 0.001
@@ -323,13 +325,15 @@ class Channel:
             return
         stream = ChannelStream(self, stream_id)
         self._streams[stream_id] = stream
-        self._handlers.start_soon(self._handle, self._handler, stream, header)
+        serving = self._handler(stream, header)
+        if serving is not None:
+            self._handlers.start_soon(self._handle, serving, stream)
 
     async def _handle(  # noqa: ASYNC910 - the handler's checkpoints are its own affair
-        self, handler: StreamHandler, stream: ChannelStream, header: dict[str, object]
+        self, serving: Awaitable[object], stream: ChannelStream
     ) -> None:
         try:
-            await handler(stream, header)
+            await serving
         except (trio.BrokenResourceError, BaseExceptionGroup) as exc:
             stream.reset("the handler failed")
             # Not a bug where the stream broke and the handler only did not care.
@@ -427,8 +431,8 @@ async def open_channel(
       stream: The connection to the peer. It is closed in any case.
       role: Which side this is; the peer must be the other.
       hello: A JSON object, at most 64 KiB, to introduce this side with; "version" is added.
-      handler: Called in a task of its own with each stream that the peer opens, and its header. When it
-        returns the stream is closed. An exception is a bug: it cancels the block and comes out of it,
+      handler: Called with each stream that the peer opens, and its header; see `StreamHandler`. When what it returned
+        is through the stream is closed. An exception is a bug: it cancels the block and comes out of it,
         unless it only says that the stream broke. None: such streams are reset ("refused").
       silence_timeout: Seconds that the peer may leave a ping unanswered before the channel fails;
         `math.inf` to send none.

@@ -246,10 +246,10 @@ class Connection:
         """Streams of both sides that are not over."""
         return len(self._streams)
 
-    def can_send(self, stream_id: int) -> bool:
-        """Whether there is credit for a byte of data; True as well where sending would fail at once."""
+    def can_send(self, stream_id: int, size: int = 1) -> bool:
+        """Whether there is credit for *size* bytes of data; True as well where sending would fail at once."""
         stream = self._streams.get(stream_id)
-        return stream is None or stream.done or stream.send_credit > 0
+        return stream is None or stream.done or stream.send_credit >= size
 
     def next_write(self) -> tuple[bytes | bytearray, list[int]]:
         """Return the bytes to write next, and the streams whose pending piece is used up by them.

@@ -124,6 +124,10 @@ class RecordStream(trio.abc.AsyncResource):
         """Send several records and close, all in one write where there is room: `ChannelStream.send_and_close`."""
         await self.stream.send_and_close(b"".join([encode_record(*record) for record in records]))
 
+    def send_and_close_nowait(self, records: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Send several records, which are little, and close: `ChannelStream.send_and_close_nowait`."""
+        return self.stream.send_and_close_nowait(b"".join([encode_record(*record) for record in records]))
+
     async def send_eof(self) -> None:
         """Like `ChannelStream.send_eof`."""
         await self.stream.send_eof()

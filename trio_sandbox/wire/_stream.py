@@ -135,6 +135,27 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         finally:
             self.close()
 
+    def send_and_close_nowait(self, data: bytes) -> bool:
+        """Do what `send_and_close` does, and leave it to the channel to write *data* when it can.
+
+        For what is little: it stays in memory until the peer takes it. Nobody else may be sending on the stream.
+
+        Returns:
+          False if there is no credit for all of it; then nothing was done.
+
+        Raises:
+          trio.ClosedResourceError, StreamResetError, trio.BrokenResourceError: as `send_all`.
+
+        """
+        self._check_send()
+        if not self._connection.can_send(self.id, len(data)):
+            return False
+        self._connection.send(self.id, data, close=True)
+        self._closed = True
+        self._channel._forget(self)
+        self._channel._flush()
+        return True
+
     def send_blocking(self, data: bytes) -> None:
         """Send a few bytes, and let no other task run until they are written. Call `Channel.wait_written` just before.
 
