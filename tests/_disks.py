@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 from collections.abc import Generator
@@ -13,7 +12,6 @@ from typing import Final
 #: Makes a mount namespace, and mounts there. An ordinary user needs a user namespace around it.
 _WAYS: Final = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
 _MOUNT: Final = 'mount -t tmpfs -o size="$1",mode=0700 tmpfs "$2" && echo mounted && read -r _'
-_PIECE: Final = 64 * 2**10
 
 
 @contextmanager
@@ -47,16 +45,11 @@ def small_disk(mount_point: Path, size: int) -> Generator[Path]:
 
 @contextmanager
 def filled(directory: Path, *, leave: int = 0) -> Generator[None]:
-    """Fill the disk that *directory* is on for the block, but for *leave* bytes."""
+    """Fill the small disk that *directory* is on for the block, but for *leave* bytes."""
     filler = directory / "filler"
-    with open(filler, "xb", buffering=0) as file:
-        try:
-            while file.write(bytes(_PIECE)):
-                pass
-        except OSError as exc:
-            if exc.errno != errno.ENOSPC:
-                raise
-        file.truncate(max(0, os.fstat(file.fileno()).st_size - leave))
+    with open(filler, "xb") as file:
+        status = os.statvfs(directory)
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
     try:
         yield
     finally:

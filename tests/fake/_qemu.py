@@ -63,19 +63,25 @@ def obey(command, arguments):
         case "migrate" | "migrate-incoming":
             fd = state.pop("file")
             if command == "migrate":
+                # Like the real one, it says that it is done a moment before it is.
+                state["status"] = "finish-migrate"
                 os.pwrite(fd, bytes(4096), 0)
-                state["status"] = "postmigrate"
             os.close(fd)
         case "stop":
             state["status"] = "paused"
         case "cont":
+            if state["status"] == "finish-migrate":
+                raise ValueError("Migration is not finalized yet")
             state["status"] = "running"
         case "blockdev-add":
             state["nodes"].append(arguments["node-name"])
         case "blockdev-del":
             state["nodes"].remove(arguments["node-name"])
         case "query-status":
-            return {"status": state["status"], "running": state["status"] == "running"}
+            status = state["status"]
+            if status == "finish-migrate":
+                state["status"] = "postmigrate"
+            return {"status": status, "running": status == "running"}
         case "query-fdsets":
             return [{"fdset-id": number, "fds": [{"fd": fd} for fd in fds]} for number, fds in state["fdsets"].items()]
         case "query-named-block-nodes":
@@ -97,7 +103,9 @@ def serve(kind, stream, payload):
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
         if services[stream] == "idle":
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
-    elif kind == 3 and services.get(stream) == "snapshot" and "never-goes-on" not in modes:
+    elif kind == 3 and services.get(stream) == "snapshot":
+        if "never-goes-on" in modes or state["status"] != "running":
+            return
         still.discard(stream)
         agent.sendall(frame(5, b"enough", stream) if "gives-up" in modes else frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "mounts":
@@ -148,8 +156,10 @@ while True:
                 try:
                     answer = {"return": obey(command["execute"], command.get("arguments", {}))}
                 except (OSError, KeyError, ValueError) as exc:
-                    desc = os.strerror(exc.errno) if isinstance(exc, OSError) else f"no such thing: {exc}"
+                    desc = os.strerror(exc.errno) if isinstance(exc, OSError) else str(exc)
                     answer = {"error": {"class": "GenericError", "desc": desc}}
+                if f"hangs-after-{command['execute']}" in modes:
+                    continue
                 qmp.sendall(json.dumps({**answer, "id": command.get("id")}).encode() + b"\r\n")
                 if command["execute"] == "migrate-incoming" and "load-fails" in modes:
                     sys.exit("qemu: load of migration failed")

@@ -20,7 +20,9 @@ from ._qemu import fake_accelerator, fake_config
 
 
 @asynccontextmanager
-async def open_machine(directory: Path, *modes: str, restored: bool = False) -> AsyncGenerator[Vm]:
+async def open_machine(
+    directory: Path, *modes: str, restored: bool = False, timeouts: Timeouts | None = None
+) -> AsyncGenerator[Vm]:
     """Open a machine that has booted, or goes on from a state, and has the RAM's file mapped privately then."""
     accelerator = fake_accelerator(directory)
     (directory / "new").touch()
@@ -33,7 +35,7 @@ async def open_machine(directory: Path, *modes: str, restored: bool = False) -> 
         config = attrs.evolve(config, memory_file=directory / "ram")
         saved = SavedState(directory / "state", b"m" * 16)
     async with open_runtime(Path("/tmp")) as runtime:
-        timeouts = Timeouts(kill=1)
+        timeouts = timeouts or Timeouts(kill=1)
         async with open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=timeouts) as manager:
             with nothing_left(directory):
                 async with manager.open_vm(config, saved=saved) as vm:
@@ -110,6 +112,22 @@ async def test_qemu_that_ends_in_the_middle(tmp_path: Path, command: str) -> Non
         with pytest.raises(SnapshotError, match=r"the virtual machine (was )?ended"):
             await take(vm, tmp_path)
         assert await vm.wait_ended() is not None
+
+
+async def test_qemu_that_does_not_let_the_machine_go_on(tmp_path: Path) -> None:
+    async with open_machine(tmp_path, "refuses-cont") as vm:
+        with pytest.raises(SnapshotError, match="was ended, as it did not go on: cont: no such command"):
+            await take(vm, tmp_path)
+        assert "after a snapshot was begun: cont: no such command" in str(await vm.wait_ended())
+
+
+async def test_qemu_that_does_not_answer_any_more(tmp_path: Path) -> None:
+    """What it was asked last is said, not what else it would have been asked."""
+    async with open_machine(tmp_path, "hangs-after-stop", timeouts=Timeouts(kill=1, qmp_command=0.2)) as vm:
+        with pytest.raises(SnapshotError, match=r"was ended, as it did not go on: stop: no answer within 0.2 s"):
+            await take(vm, tmp_path)
+        assert asked(vm)[-1] == "stop"
+        assert "after a snapshot was begun: stop: no answer" in str(await vm.wait_ended())
 
 
 @pytest.mark.parametrize("every_task", [False, True], ids=["its task", "every task"])

@@ -16,6 +16,7 @@ PANIC = "[    1.5] Kernel panic - not syncing: Attempted to kill init!\n"
         (0, "", f"...\n{PANIC}...", "the guest's kernel panicked: Kernel panic - not syncing: Attempted to kill init!"),
         (1, "qemu: no\n", "", "QEMU exited with status 1: qemu: no"),
         (-9, "", "...", "QEMU was ended by SIGKILL"),
+        (-7, "", "", "QEMU was ended by SIGBUS: the disk that its RAM's file is on is full, or that file was cut off"),
     ],
 )
 def test_describe_end(returncode: int, output: str, console: str, words: str) -> None:

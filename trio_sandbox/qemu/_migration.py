@@ -18,6 +18,8 @@ from ._qmp import QMPChannel
 
 #: The descriptor's name inside QEMU.
 _FD_NAME: Final = "state"
+#: Seconds between two looks whether a migration is over for good, of which no event tells.
+_LOOK: Final = 0.005
 #: Bytes a second: none of ours goes over a network that others want to use.
 _NO_LIMIT: Final = 2**40
 
@@ -51,7 +53,12 @@ async def save_with_memory(qmp: QMPChannel, fd: int) -> None:
     Arguments and errors are those of `save_state`. The machine may go on afterwards.
     """
     await qmp.execute("migrate-set-parameters", {"max-bandwidth": _NO_LIMIT})
-    await _migrate(qmp, fd, "migrate", with_memory=True)
+    try:
+        await _migrate(qmp, fd, "migrate", with_memory=True)
+    except MigrationError:
+        await _wait_finalized(qmp)
+        raise
+    await _wait_finalized(qmp)
 
 
 async def load_state(qmp: QMPChannel, fd: int, *, with_memory: bool = False) -> None:
@@ -91,6 +98,12 @@ async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool)
                 case _:
                     pass
     raise QMPClosedError(f"the connection to QEMU was lost during {command}")
+
+
+async def _wait_finalized(qmp: QMPChannel) -> None:
+    """Wait for what QEMU does after it has said that a migration is over: until then it refuses to let the machine go on."""
+    while (await qmp.execute("query-status")).get("status") == "finish-migrate":
+        await trio.sleep(_LOOK)
 
 
 async def _reason(qmp: QMPChannel) -> str:

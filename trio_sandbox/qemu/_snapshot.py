@@ -39,6 +39,9 @@ _log = logging.getLogger("trio_sandbox.snapshot")
 _COPIES: Final = 2
 _limiter: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("copying")
 
+#: Bytes of free room with which a disk is full for us: more than the devices' state takes.
+_FULL: Final = 2**20
+
 #: What the agent says when it holds still; see `trio_sandbox.guest.snapshot`.
 _FROZEN: Final = b"frozen"
 _MEMORY, _DEVICES, _MOUNTS = "memory", "devices", "mounts"
@@ -160,8 +163,17 @@ async def _wait_frozen(stream: ChannelStream) -> None:  # noqa: ASYNC910 - recei
         raise SnapshotError(f"the guest did not get ready for being saved, but said {answer!r:.80}")
 
 
+def note_full_disk(directory: Path) -> str:
+    """Return what to add to QEMU's "An IO error has occurred" where the disk of *directory* is full; else ""."""
+    with suppress(OSError):
+        status = os.statvfs(directory)
+        if status.f_bavail * status.f_frsize < _FULL:
+            return f"; the disk of {directory} is full"
+    return ""
+
+
 class MonitorLostError(Exception):
-    """QEMU did not answer, and nobody knows what it has done."""
+    """QEMU did not answer, and nobody knows what it has done; or it does not let the machine go on."""
 
 
 @final
@@ -194,12 +206,13 @@ class Taking:
         """The machine as it is now: with the new overlay once that is in its place."""
         self.node: str = node
         """QEMU's name for its overlay, as it is now."""
+        self.lost: MonitorLostError | None = None
+        """Why QEMU is not asked for anything more."""
         self._qmp = qmp
         self._overlay = overlay
         self._directory = directory
         self._marker = marker
         self._patience = patience
-        self._lost = False
         self._stack = ExitStack()
         self._layers: tuple[Path, ...] = ()
         self._devices = self._new_overlay = self._memory = -1
@@ -261,7 +274,7 @@ class Taking:
 
         Raises:
           QMPCommandError, MigrationError, OSError: if the state can't be saved; the machine goes on.
-          MonitorLostError: if QEMU does not answer.
+          MonitorLostError: if QEMU does not answer, or refuses to let the machine go on.
 
         """
         config, fdsets = self.config, [1 << 30 | secrets.randbits(30) for _ in range(2)]
@@ -283,13 +296,14 @@ class Taking:
                     await self._change_overlay(node)
                     await self._save_with_memory()
             finally:
-                await self._execute("cont")  # noqa: ASYNC102 - the caller shields us, and each command is bounded
+                if self.lost is None:
+                    await self._go_on()  # noqa: ASYNC102 - the caller shields us, and each command is bounded
             pause = trio.current_time() - begin
         finally:
             undo: list[tuple[str, dict[str, object]]] = [("remove-fd", {"fdset-id": number}) for number in fdsets]
             if self.node != node:
                 undo.insert(0, ("blockdev-del", {"node-name": node}))
-            for command, arguments in undo:
+            for command, arguments in undo if self.lost is None else ():
                 with suppress(QMPCommandError):  # it may not be there yet
                     await self._execute(command, arguments)  # noqa: ASYNC102 - as above
         memory = None if self._memory < 0 else self._directory / _MEMORY
@@ -305,6 +319,13 @@ class Taking:
             SavedState(self._directory / _DEVICES, self._marker, with_memory=memory is None),
             pause,
         )
+
+    async def _go_on(self) -> None:
+        try:
+            await self._execute("cont")
+        except QMPCommandError as exc:
+            self.lost = MonitorLostError(str(exc))
+            raise self.lost from exc
 
     async def _change_overlay(self, node: str) -> None:
         await self._execute("blockdev-snapshot", {"node": self.node, "overlay": node})
@@ -325,17 +346,15 @@ class Taking:
 
     @contextmanager
     def _bounded(self, command: str) -> Generator[None]:
-        if self._lost:
-            raise MonitorLostError(f"QEMU was not asked for {command} any more")
         try:
             with trio.fail_after(self._patience):
                 yield
         except QMPCommandError:
             raise
         except (QMPError, trio.TooSlowError) as exc:
-            self._lost = True
             why = f"no answer within {self._patience:g} s" if isinstance(exc, trio.TooSlowError) else exc
-            raise MonitorLostError(f"{command}: {why}") from exc
+            self.lost = MonitorLostError(f"{command}: {why}")
+            raise self.lost from exc
 
 
 def _copying() -> trio.CapacityLimiter:

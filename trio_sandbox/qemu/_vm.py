@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -36,7 +37,7 @@ from ._migration import MigrationError, load_state, save_state
 from ._process import BoundedTail, InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qmp import QMPChannel, open_qmp
 from ._runtime import Runtime
-from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still
+from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still, note_full_disk
 
 _CONSOLE_BYTES: Final = 64 * 2**10
 #: How much of the console goes into an error's message.
@@ -110,6 +111,8 @@ def describe_end(returncode: int, output: str, console: str) -> str:
             return f"the guest's kernel panicked: {line[line.index(_PANIC) :].strip()}"
     if returncode == 0:
         return "the guest shut down or rebooted"
+    if returncode == -signal.SIGBUS:
+        return "QEMU was ended by SIGBUS: the disk that its RAM's file is on is full, or that file was cut off"
     said = f": {output.strip()}" if output.strip() else ""
     return f"QEMU {describe_exit(returncode)}{said}"
 
@@ -234,7 +237,7 @@ class Vm:
             with trio.fail_after(self._timeouts.qmp_command):
                 await save_state(self.qmp, fd)
         except (MigrationError, QMPError, trio.TooSlowError) as exc:
-            why = "it took too long" if isinstance(exc, trio.TooSlowError) else exc
+            why = "it took too long" if isinstance(exc, trio.TooSlowError) else f"{exc}{note_full_disk(devices.parent)}"
             raise VmError(f"the machine's state could not be saved: {why}", console=self._console.excerpt()) from exc
         finally:
             os.close(fd)
@@ -275,12 +278,16 @@ class Vm:
                         with trio.CancelScope(shield=True):
                             return await taking.take()
                 raise AssertionError("nobody cancels that scope")
-            except (QMPCommandError, MigrationError, OSError, StreamLimitError) as exc:
+            except (QMPCommandError, MigrationError) as exc:
+                full = note_full_disk(directory)
+                raise SnapshotError(f"the machine's state could not be saved: {exc}{full}") from exc
+            except (OSError, StreamLimitError) as exc:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}") from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 raise SnapshotError("the virtual machine ended before its state was saved") from (self._failure or exc)
             except (MonitorLostError, trio.TooSlowError) as exc:
-                why = exc if isinstance(exc, MonitorLostError) else "the guest's agent did not go on"
+                # Where QEMU does not let the machine go on its agent can't, and says nothing either.
+                why = taking.lost or "the guest's agent did not go on"
                 self.retire(f"after a snapshot was begun: {why}")
                 raise SnapshotError(f"the virtual machine was ended, as it did not go on: {why}") from exc
             finally:
