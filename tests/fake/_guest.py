@@ -17,6 +17,7 @@ from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
 from trio_sandbox.host import Sandbox
 from trio_sandbox.host._slot import Slot
 from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
+from trio_sandbox.qemu._clock import GuestClock
 from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, encode_json, encode_record, open_channel
 
 Service = Callable[[RecordStream], Awaitable[None]]
@@ -41,6 +42,7 @@ class FakeMachine:
     accelerator: Accelerator = ACCELERATOR
     pid: int = attrs.field(factory=os.getpid)
     ended: trio.Event = attrs.field(factory=trio.Event)
+    clock: GuestClock = attrs.field(factory=GuestClock)
 
     def retire(self, reason: str) -> None:
         """End the guest, as killing QEMU does: our side of the channel reads end of file."""

@@ -10,14 +10,14 @@ import trio
 from tests._leaks import nothing_left
 from trio_sandbox import CapacityError, OutputChunk, Sandbox, SandboxClosedError, open_host
 
-from .test_templates import IDENTITY
+from .test_templates import IDENTITY, check_clock
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
 _PREPARE = """
 import os, random, secrets, socket, subprocess, time, uuid
 random.random(), uuid.uuid1(), uuid.getnode()
-x = 41
+x, begun = 41, time.monotonic()
 open("/home/user/file", "w").write("from the parent")
 background = subprocess.Popen(["sh", "-c", "while :; do date +%s.%N > /home/user/tick; sleep 0.05; done"])
 """
@@ -25,7 +25,7 @@ _TICK = """
 import time
 before = open("/home/user/tick").read()
 while (tick := open("/home/user/tick").read()) in ("", before): time.sleep(0.01)
-print(time.time(), background.poll())
+print(time.time(), time.monotonic() - begun, background.poll())
 """
 _LINES = 400
 
@@ -40,10 +40,12 @@ async def test_four_forks_and_one_of_a_fork() -> None:
     async def use(child: Sandbox, number: int) -> None:
         assert await run(child, "x += 1; print(x, open('/home/user/file').read())") == "42 from the parent\n"
         before = time.time()
-        clock, ended = (await run(child, _TICK)).split()
+        clock, since, ended = (await run(child, _TICK)).split()
+        assert 0 < float(since) < 60, "the monotonic clock goes on where it was"
         assert ended == "None", "what a run left in the background goes on"
         assert before - 0.5 < float(clock) < time.time() + 0.5, "the clock is the host's"
         identities.append((await run(child, IDENTITY)).split())
+        await check_clock(child)
         await run(child, f"x = {number}; open('/home/user/file', 'w').write('{number}')")
         wrote[number].set()
         for event in wrote:
@@ -77,6 +79,7 @@ async def test_four_forks_and_one_of_a_fork() -> None:
         assert host.statistics().admission == before.admission
         assert host.statistics().sandboxes_open == 1
         identities.append((await run(sandbox, IDENTITY)).split())
+        await check_clock(sandbox)  # it stood still for its forks
         with pytest.raises(CapacityError, match="1000 forks"):
             async with sandbox.fork(1000):
                 pytest.fail("forked")

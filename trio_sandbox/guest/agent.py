@@ -12,6 +12,7 @@ import trio
 from ..wire import ChannelStream, Role, open_channel
 from . import tunnels
 from .children import Children
+from .clock import ClockService
 from .code import CodeService
 from .files import FileService
 from .host_mounts import MountService
@@ -42,6 +43,7 @@ async def serve(
     machine: Machine | None = None,
     mounts_disk: str | None = None,
     user: int | None = None,
+    own_clock: bool = False,
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
 
@@ -55,6 +57,7 @@ async def serve(
       machine: What there is to be saved; None: nothing.
       mounts_disk: The device with what the host has mounted here; None: there is none.
       user: Number of the user that code runs as; None: ours.
+      own_clock: Whether the host may set the clock.
 
     Raises:
       SpawnerGoneError: if the spawner ended first.
@@ -79,6 +82,7 @@ async def serve(
         "tcp": tunnels.serve,
         "mounts": MountService(children, mounts_disk).serve,
         "wake": wake,
+        "clock": ClockService(settable=own_clock).serve,
         "idle": IdleService(machine, lambda: code.count_idle() + files.count_idle(), code.has_only_python).serve,
     }
     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)

@@ -82,6 +82,7 @@ def main() -> None:
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
             user=DEFAULT_USER,
+            own_clock=True,
         )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has

@@ -133,6 +133,11 @@ class Lifecycle:
         """How many checkpoints there are to go back to."""
         return sum(not checkpoint.discarded for checkpoint in self._checkpoints)
 
+    @property
+    def clock_error(self) -> float | None:
+        """Seconds that the guest's clock is off at most; None: unknown."""
+        return None if self.slot.shut else self._vm.clock.bound
+
     # --- Going back ---
 
     async def checkpoint(self) -> Checkpoint:

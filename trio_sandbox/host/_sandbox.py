@@ -50,6 +50,9 @@ class SandboxStatistics:
     """Whether it is asleep."""
     last_pause: float | None = None
     """Seconds that its guest stood still when its state was last saved, for a fork, a checkpoint, for sleep or under a name."""
+    clock_error: float | None = None
+    """Seconds that the guest's clock was off at most when it was last compared with the host's; None: not yet, since the
+    sandbox was opened, reverted or its state saved."""
 
 
 @final
@@ -127,6 +130,7 @@ class Sandbox:
             hibernations=life.hibernations,
             hibernated=life.hibernated,
             last_pause=life.last_pause,
+            clock_error=life.clock_error,
         )
 
     @property

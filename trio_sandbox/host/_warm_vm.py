@@ -69,6 +69,8 @@ class WarmVms:
 
         """
         await _wake(vm, _WAKE_PATIENCE)
+        # It may have heard it late.
+        vm.clock.disturb()
 
 
 async def _wake(vm: Vm, patience: float) -> None:

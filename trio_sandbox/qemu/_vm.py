@@ -31,6 +31,7 @@ from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, StreamLimitError, WireError, open_channel
 from ._accelerator import Accelerator
 from ._balloon import BalloonClient
+from ._clock import GuestClock
 from ._confinement import kvm_access
 from ._machine import OVERLAY_NODE, MachineConfig, MachineFds, machine_argv, stand_in_kernel
 from ._migration import MigrationError, load_state, save_state
@@ -128,6 +129,8 @@ class Vm:
     def __init__(
         self, config: MachineConfig, accelerator: Accelerator, timeouts: Timeouts, console: Console, memory: int
     ) -> None:
+        self.clock: GuestClock = GuestClock()
+        """The guest's clock, which is kept right."""
         self._config = config
         self._memory = memory  # a descriptor of the RAM's file, the manager's
         self._node = OVERLAY_NODE
@@ -292,6 +295,8 @@ class Vm:
                 raise SnapshotError(f"the virtual machine was ended, as it did not go on: {why}") from exc
             finally:
                 self._config, self._node = taking.config, taking.node
+                # It stood still, too.
+                self.clock.disturb()
 
     def _fail(self, failure: VmDiedError | GuestProtocolError) -> None:
         if self._failure is None and not self._closed:
@@ -396,6 +401,7 @@ class Vm:
                     await self._load(saved)
                 marker = None if saved is None else saved.marker
                 self._guest = await services.start(self._serve_guest, guest_socket, hostname, marker)
+                await services.start(self.clock.serve, self._guest)
         except WireError as exc:
             raise _protocol_error(exc) from exc
         except (QMPError, MigrationError, ChannelError, trio.BrokenResourceError, trio.TooSlowError) as exc:
