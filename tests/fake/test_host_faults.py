@@ -5,10 +5,13 @@ All else is real: the host, its admission, the launcher, machines and snapshots.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import trio
@@ -26,6 +29,7 @@ from trio_sandbox import (
     SnapshotError,
 )
 from trio_sandbox.constants import VM_OVERHEAD_MIB
+from trio_sandbox.host import _lifecycle, _named
 from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.qemu import Vm
 
@@ -151,6 +155,25 @@ async def test_a_full_disk_is_a_clear_error_and_nothing_is_left(tmp_path: Path, 
             assert all(re.search("No space left on device|no room for 128 MiB", text) for text in failures)
             assert not any("no retry" in text for text in failures)
             assert 0 < len(failures) < 20
+
+
+@pytest.mark.parametrize(("operation", "module"), [(sleep, _lifecycle), (save, _named)], ids=["sleep", "save"])
+async def test_a_disk_that_turns_out_to_be_full_when_files_are_brought_to_it(
+    tmp_path: Path, operation: Operation, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems that take what there is no room for, and say so at the end."""
+
+    def fail(paths: Iterable[Path]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(next(iter(paths))))
+
+    async with open_fixture(tmp_path) as fixture:
+        with monkeypatch.context() as patches, pytest.raises(OSError, match="No space left on device"):
+            patches.setattr(module, "sync_files", fail)
+            await operation(fixture.sandbox)
+        await fixture.check()
+        assert not list((tmp_path / "cache/saved").glob("*"))
+        await operation(fixture.sandbox)
+        await fixture.check()
 
 
 async def test_what_can_not_be_done_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, open_fds
-from trio_sandbox import SnapshotError, Timeouts
+from trio_sandbox import QMPClosedError, SnapshotError, Timeouts
 from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, open_runtime, open_vm_manager
 
 from ._qemu import fake_accelerator, fake_config
@@ -111,7 +112,7 @@ async def test_qemu_that_ends_in_the_middle(tmp_path: Path, command: str) -> Non
     async with open_machine(tmp_path, f"dies-at-{command}") as vm:
         with pytest.raises(SnapshotError, match=r"the virtual machine (was )?ended"):
             await take(vm, tmp_path)
-        assert await vm.wait_ended() is not None
+        assert str(await vm.wait_ended()).startswith("QEMU exited with status 5")
 
 
 async def test_qemu_that_does_not_let_the_machine_go_on(tmp_path: Path) -> None:
@@ -175,3 +176,57 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
         snapshot = taken[-1]
         assert snapshot.saved.with_memory == (memory == "out of reach")
         assert snapshot.saved.devices.stat().st_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("mode", "end"),
+    [
+        ("never-frozen", None),
+        ("gives-up", None),
+        ("never-goes-on", "the guest's agent did not go on"),
+        ("hangs-after-stop", "no answer within 0.2 s"),
+        ("dies-at-stop", "QEMU exited with status 5"),
+    ],
+)
+async def test_cancelled_anywhere_while_somebody_does_not_do_his_part(
+    tmp_path: Path, mode: str, end: str | None
+) -> None:
+    """The machine goes on, or was ended and says why; it never stands still."""
+    # Short ones only where they pass: a slow machine must not be taken for one that hangs.
+    timeouts = Timeouts(kill=0.2, qmp_command=0.2 if mode == "hangs-after-stop" else 20)
+    if mode in ("gives-up", "dies-at-stop"):
+        timeouts = Timeouts()
+    accelerator = fake_accelerator(tmp_path)
+    outcomes: set[str | None] = set()
+
+    async def take_one() -> None:
+        for name in ("snapshot", "new"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        (tmp_path / "snapshot").mkdir()
+        with trio.CancelScope(shield=True) as opening:
+            async with manager.open_vm(fake_config(tmp_path, mode)) as vm:
+                opening.shield = False
+                try:
+                    with pytest.raises(SnapshotError):
+                        await vm.snapshot(tmp_path / "snapshot", tmp_path / "new")
+                finally:
+                    with trio.CancelScope(shield=True):
+                        outcomes.add(await outcome(vm))
+
+    async def outcome(vm: Vm) -> str | None:
+        try:
+            await vm.guest.ping()
+            assert (await vm.qmp.execute("query-status"))["status"] == "running"
+            assert await vm.qmp.execute("query-fdsets") == []
+        except (trio.BrokenResourceError, QMPClosedError):
+            return str(await vm.wait_ended()).splitlines()[0].removeprefix("the virtual machine was ended: ")
+        return None
+
+    (tmp_path / "new").touch()
+    async with (
+        open_runtime(Path("/tmp")) as runtime,
+        open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=timeouts) as manager,
+    ):
+        with nothing_left():
+            assert await cancel_at_every_step(take_one) > 3
+    assert {outcome and outcome.rpartition(": ")[2] for outcome in outcomes} == {None, end}

@@ -287,6 +287,7 @@ class Vm:
             except (OSError, StreamLimitError) as exc:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}") from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                await self._is_gone()  # then the failure tells why
                 raise SnapshotError("the virtual machine ended before its state was saved") from (self._failure or exc)
             except (MonitorLostError, trio.TooSlowError) as exc:
                 # Where QEMU does not let the machine go on its agent can't, and says nothing either.
