@@ -4,5 +4,3 @@ shopt -u checkwinsize
 unset HISTFILE MAILCHECK
 PS1= PS2=
 exec >/dev/null 2>/dev/null
-# Its own copy of the descriptor that it complained on until now; SIGINT makes it write there.
-exec 255>/dev/null

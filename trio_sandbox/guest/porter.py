@@ -44,8 +44,6 @@ _SOURCE_LIMIT = 1 << 17
 #: Bytes of the text of a value, and of a line that has one in it.
 _VALUE_LIMIT = 1 << 16
 _LINE_LIMIT = 2 * _VALUE_LIMIT + 100
-#: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again.
-_RETRIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 _PR_SET_DUMPABLE = 4
 _EINVAL = 22
 _EX_SOFTWARE = 70
@@ -60,6 +58,9 @@ class Dialect:
 
     #: The descriptor that it reads it from.
     descriptor: int = 3
+    #: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again. Node.js dies of one
+    #: that comes while it puts its handler back from breaking a script, which takes milliseconds where it is emulated.
+    retries: tuple[float, ...] = (0.5, 0.5)
 
     def begin(self, files: str) -> str:
         """Make it run what is in SOURCE of the directory *files*; "" if its command line says so."""
@@ -108,6 +109,7 @@ class ShellDialect(Dialect):
     """Lines for an interactive bash: SIGINT then brings it back to its next line, whatever it is in the middle of."""
 
     descriptor = 0
+    retries = (0.05, 0.1, 0.2, 0.4, 0.8)
 
     def begin(self, files: str) -> str:
         """Say it."""
@@ -262,7 +264,7 @@ class _Porter:
             self._signalled = False
             self._disturbed = True
             os.killpg(self._pid, signal.SIGINT)
-            self._retries = list(_RETRIES)
+            self._retries = list(self._dialect.retries)
 
     def _repeat(self) -> None:
         if self._question:
@@ -297,7 +299,7 @@ class _Porter:
             self._signalled = False
             if self._disturbed:
                 self._question = os.urandom(8).hex()
-                self._retries = list(_RETRIES)
+                self._retries = list(self._dialect.retries)
                 self._write(self._dialect.ask(self._files, self._question))
             else:
                 self._control.send(b"S")
