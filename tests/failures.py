@@ -46,6 +46,15 @@ LANGUAGES = {
             "print('go', flush=True)\nwhile True: pass",
         ),
         Language(
+            "javascript",
+            "JavaScript",
+            "node",
+            "var kept = 'kept'",
+            "require('fs').writeSync(1, globalThis.kept ?? 'lost'); 0",
+            "for (const name of ['/tmp/full', '/tmp/full2']) require('fs').rmSync(name, {force: true})",
+            "console.log('go')\nfor (;;) {}",
+        ),
+        Language(
             "shell",
             "shell",
             "python",
@@ -99,6 +108,8 @@ class Row:
 
     what: str
     cases: Mapping[str, Case]
+    like: str = ""
+    """How it is called in the page, in whose way it goes in a language where it is no case of its own."""
     by: Literal["itself", "deadline", "cancel", "panic", "kill"] = "itself"
     """What ends it: the code or a limit; a deadline; once it has printed "go", a cancellation, or what ends the machine."""
 
@@ -139,6 +150,8 @@ if os.fork() == 0:
     time.sleep(1000)
 sys.exit('refused' if os.read(attached, 1) == b'n' else None)
 """
+#: The same for an image without Python: attach to the parent, or end.
+_PERL_PTRACE = "syscall(101, 16, getppid(), 0, 0) == 0 or die; sleep 1000"
 
 #: What happens to code that means no harm, and how it does in Python.
 _ACCIDENTS = [
@@ -148,9 +161,9 @@ _ACCIDENTS = [
     ),
     Row("a syntax error", _python("def f(:", Result(1, True, "SyntaxError", "the error in `stderr`"))),
     Row("`exit(n)`", _python("import sys\nsys.exit(7)", Result(7, True))),
-    Row("the process ends: `os._exit(n)`", _python("import os\nos._exit(5)", Result(5, False))),
+    Row("the process ends: `os._exit(n)`", _python("import os\nos._exit(5)", Result(5, False)), like="`exit(n)`"),
     Row("a crash: SIGSEGV", _python("import ctypes\nctypes.string_at(0)", Result(139, False))),
-    Row("a crash: SIGABRT", _python("import os\nos.abort()", Result(134, False))),
+    Row("a crash: SIGABRT", _python("import os\nos.abort()", Result(134, False)), like="SIGSEGV"),
     Row(
         "a crash: SIGBUS",
         _python(
@@ -158,11 +171,12 @@ _ACCIDENTS = [
             "page = mmap.mmap(file.fileno(), 4096)\nfile.truncate(0)\npage[0]",
             Result(135, False),
         ),
+        like="SIGSEGV",
     ),
-    Row("a crash: SIGFPE", _python(_NATIVE.format(code="31c9f7f1"), Result(136, False))),
-    Row("a crash: SIGILL", _python(_NATIVE.format(code="0f0b"), Result(132, False))),
-    Row("SIGTERM", _python("import os\nos.kill(os.getpid(), 15)", Result(143, False))),
-    Row("SIGKILL", _python("import os\nos.kill(os.getpid(), 9)", Result(137, False))),
+    Row("a crash: SIGFPE", _python(_NATIVE.format(code="31c9f7f1"), Result(136, False)), like="SIGSEGV"),
+    Row("a crash: SIGILL", _python(_NATIVE.format(code="0f0b"), Result(132, False)), like="SIGSEGV"),
+    Row("SIGTERM", _python("import os\nos.kill(os.getpid(), 15)", Result(143, False)), like="SIGSEGV"),
+    Row("SIGKILL", _python("import os\nos.kill(os.getpid(), 9)", Result(137, False)), like="SIGSEGV"),
     Row(
         "out of memory in the guest, little by little",
         _python("data = []\nwhile True: data.append(b'x' * (1 << 20))", Result(137, False)),
@@ -299,18 +313,83 @@ _SHELL = {
     "it closes all of its descriptors": _case('for n in {0..300}; do eval "exec $n>&-"; done', Result(0, False)),
     "it writes to all of its descriptors": _case(
         "for file in /proc/$$/fd/*; do echo : >$file; done",
-        Result(141, False),  # one is a pipe that nobody reads
+        Result(141, False),  # its own 255 is a pipe that nobody reads any more; it takes no redirection of that
     ),
     "it prints look-alikes of what we send": _case(
         """printf 'J\\0\\0\\0\\2{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0'; (exit 3)""", Result(3, True)
     ),
+    "a child of it stops it by ptrace": _case(f"trap '' INT; perl -e '{_PERL_PTRACE}'", Raised("TooSlowError", False)),
     "it stops itself (SIGSTOP)": _case("trap '' INT; kill -STOP $$", Raised("TooSlowError", False)),
     "it kills all that it can": _case("kill -KILL -1; kill -KILL $$", Result(137, False)),
     "it redefines `print`, `exit`, and what it finds in its builtins and in `sys`": _case(
         'for name in printf echo exit exec eval read source cd trap; do eval "$name() { :; }"; done', Result(0, True)
     ),
 }
-_OTHERS = {"shell": _SHELL}
+_ENDLESS_JAVASCRIPT = LANGUAGES["javascript"].endless
+#: Waiting for a child is native code, and SIGINT does not end this one.
+_NATIVE_JAVASCRIPT = (
+    """require('child_process').spawnSync('sh', ['-c', 'trap "" INT; echo go; exec sleep 1000'], {stdio: 'inherit'})"""
+)
+
+#: The same in JavaScript. Its interpreter takes seconds to start again, and so what ends it in one way is done once.
+_JAVASCRIPT = {
+    "an exception": _case("throw new Error('boom')", Result(1, True, "Error: boom", "a stack in `stderr`")),
+    "a syntax error": _case("let x = ;", Result(1, True, "SyntaxError", "the error in `stderr`")),
+    "`exit(n)`": _case("process.exit(7)", Result(7, False)),
+    "a crash: SIGSEGV": _case("process.kill(process.pid, 'SIGSEGV')\nfor (;;) {}", Result(139, False)),
+    "out of memory in the guest, little by little": _case(
+        "const data = []\nfor (;;) data.push(Buffer.alloc(1 << 20, 1))", Result(137, False)
+    ),
+    "out of memory in the guest, at once": _case(
+        "new ArrayBuffer(2 ** 45)", Result(1, True, "RangeError", "`RangeError` in `stderr`")
+    ),
+    "more output than allowed": _case("for (;;) console.log('x'.repeat(1000))", Raised("OutputLimitError", True)),
+    "the deadline passes": _case(_ENDLESS_JAVASCRIPT, Raised("TooSlowError", True)),
+    "the caller is cancelled": _case(_ENDLESS_JAVASCRIPT, Raised("Cancelled", True)),
+    "the same, in native code that takes no SIGINT": _case(_NATIVE_JAVASCRIPT, Raised("Cancelled", False)),
+    "the same, where SIGINT is ignored": _case(
+        f"process.on('SIGINT', () => {{}})\nawait null\n{_ENDLESS_JAVASCRIPT}", Raised("Cancelled", False)
+    ),
+    "a fork bomb": _case(
+        "require('child_process').spawn('bash', ['-c', 'f() { f & f & sleep 1000; }; f'], {stdio: 'ignore'})\n"
+        + _NATIVE_JAVASCRIPT,
+        Raised("TooSlowError", False),
+        Result(137, False),
+    ),
+    "the guest's disk is full": _case(
+        "const fs = require('fs'), space = fs.statfsSync('/tmp')\n"
+        "require('child_process').spawnSync('fallocate', ['-l', String(space.bavail * space.bsize), '/tmp/full'])\n"
+        "for (;;) fs.appendFileSync('/tmp/full2', Buffer.alloc(1 << 20))",
+        Result(1, True, "ENOSPC", "`ENOSPC` in `stderr`"),
+    ),
+    "it closes all of its descriptors": _case(
+        "for (let n = 0; n < 1000; n++) try { require('fs').closeSync(n) } catch {}", Result(134, False)
+    ),
+    "it writes to all of its descriptors": _case(
+        "for (let n = 3; n < 1000; n++) try { require('fs').writeSync(n, 'x'.repeat(64)) } catch {}\nawait new Promise(() => {})",
+        Result(139, False),
+    ),
+    "it prints look-alikes of what we send": _case(
+        """process.stdout.write('J\\0\\0\\0\\x02{}{"finished":{"exit_code":9}}D\\0\\0\\0\\x01\\0')\nprocess.exitCode = 3""",
+        Result(3, True),
+    ),
+    "a child of it stops it by ptrace": _case(
+        f"const tracer = require('child_process').spawn('perl', ['-e', {_PERL_PTRACE!r}])\n"
+        "await new Promise((done) => tracer.on('exit', done))",
+        Raised("TooSlowError", False),
+    ),
+    "it stops itself (SIGSTOP)": _case(
+        f"process.kill(process.pid, 'SIGSTOP')\n{_NATIVE_JAVASCRIPT}", Raised("TooSlowError", False)
+    ),
+    "it kills all that it can": _case("process.kill(-1, 'SIGKILL')\nfor (;;) {}", Result(137, False)),
+    "it redefines `print`, `exit`, and what it finds in its builtins and in `sys`": _case(
+        "console.log = process.exit = JSON.parse = JSON.stringify = null\n"
+        "for (const name of Object.getOwnPropertyNames(globalThis))\n"
+        "    try { if (!['kept', 'require', 'globalThis'].includes(name)) globalThis[name] = null } catch {}\n0",
+        Result(0, True),
+    ),
+}
+_OTHERS = {"javascript": _JAVASCRIPT, "shell": _SHELL}
 
 
 def _in_every_language(rows: list[Row]) -> list[Row]:
@@ -339,12 +418,18 @@ ENDS = [
 ]
 
 
+def _cell(row: Row, language: str) -> str:
+    if language in row.cases:
+        return " or ".join(map(str, row.cases[language][1]))
+    return f"as {row.like}" if row.like else "-"
+
+
 def table(rows: list[Row], *, lives: bool) -> str:
     """Show rows as a table of the page."""
     head = ["", *(language.title for language in LANGUAGES.values()), "sandbox"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [" or ".join(map(str, row.cases[name][1])) if name in row.cases else "-" for name in LANGUAGES]
+        cells = [_cell(row, name) for name in LANGUAGES]
         lines.append("| " + " | ".join([row.what, *cells, "lives on" if lives else "has ended"]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -25,7 +25,7 @@ from trio_sandbox import (
     open_host,
 )
 
-pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
+pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "node_image", "system_disk")]
 
 #: Little, for what takes all of it to be done with soon.
 CONFIG = SandboxConfig(memory_mib=192, max_output_bytes=2**18)

@@ -7,6 +7,7 @@
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
 (function worker(require, answers, scratch) {
   'use strict';
+  const { Atomics, Buffer, Int32Array, Math, Object, SharedArrayBuffer, process } = globalThis;
   const fs = require('node:fs');
   const { createRequire } = require('node:module');
   const { Socket } = require('node:net');
