@@ -103,6 +103,8 @@ def serve(kind, stream, payload):
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
         if services[stream] == "idle":
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
+        if services[stream] == "clock":
+            agent.sendall(frame(3, time.time_ns().to_bytes(8, "big"), stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "snapshot":
         if "never-goes-on" in modes or state["status"] != "running":
             return
