@@ -229,17 +229,16 @@ async def test_a_directory_that_can_not_be_written(site: Site, caplog: pytest.Lo
     assert "no template can be made" in caplog.text
 
 
-async def test_a_disk_that_has_no_room(
-    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 0, 0, 0, 255))
-
-    def statvfs(path: object) -> os.statvfs_result:
-        return full
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    assert not await site.is_clone()
-    assert "no room for 128 MiB" in caplog.text
+async def test_a_template_is_made_as_soon_as_there_is_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with small_disk(tmp_path, 132 * 2**20) as directory:
+        async with open_site(directory) as site:
+            with filled(directory, leave=16 * 2**20):
+                for _ in range(2):
+                    assert not await site.is_clone()
+            assert "no room for 128 MiB" in caplog.text
+            assert site.boots() == 0
+            assert await site.is_clone()
+            assert site.boots() == 1
 
 
 async def test_a_disk_that_is_full_is_no_reason_to_remove_a_template(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -361,7 +362,9 @@ class Launcher:
             except WarmupError:
                 raise
             except (SandboxError, OSError) as exc:
-                self._failures[key] = _ATTEMPTS
+                # A full disk, which is noticed before anything is started, may have room the next time.
+                if not (isinstance(exc, OSError) and exc.errno == errno.ENOSPC):
+                    self._failures[key] = _ATTEMPTS
                 _log.warning("no template can be made, and machines like this one boot: %s", exc)
             return None
 

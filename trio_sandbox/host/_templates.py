@@ -8,6 +8,7 @@ one. Nothing here starts a machine.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -185,7 +186,7 @@ class TemplateStore:
         # Where the disk fills up under a running machine's RAM, that machine dies of SIGBUS.
         status = os.statvfs(self._directory)
         if status.f_bavail * status.f_frsize < memory_mib * 2**20:
-            raise OSError(f"no room for {memory_mib} MiB of RAM in {self._directory}")
+            raise OSError(errno.ENOSPC, f"no room for {memory_mib} MiB of RAM", str(self._directory))
 
     def discard(self, key: str, reason: str) -> None:
         """Remove a template that proved to be of no use, and say so in the log."""
