@@ -374,7 +374,8 @@ _JAVASCRIPT = {
         Result(3, True),
     ),
     "a child of it stops it by ptrace": _case(
-        f"const tracer = require('child_process').spawn('perl', ['-e', {_PERL_PTRACE!r}])\n"
+        # A handler of its own, for SIGINT not to come first.
+        f"process.on('SIGINT', () => {{}})\nconst tracer = require('child_process').spawn('perl', ['-e', {_PERL_PTRACE!r}])\n"
         "await new Promise((done) => tracer.on('exit', done))",
         Raised("TooSlowError", False),
     ),
