@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
+import trio
 
 from trio_sandbox import Sandbox
 
@@ -52,4 +54,23 @@ async def test_a_process_that_takes_all_there_are_leaves_others_their_share(sand
         assert await process.stdout.receive_some() == b"go\n"
         assert (await sandbox.run("print(2)")).stdout == "2\n"
     assert await lines(sandbox, "echo on") == ["on"]
+    assert (await sandbox.run("print(3)")).stdout == "3\n"
+
+
+@pytest.mark.sandbox(memory_mib=256)
+async def test_what_takes_all_memory_little_by_little_is_killed(sandbox: Sandbox) -> None:
+    # The kernel alone would let it wait for its own program's pages, again and again, for minutes.
+    grow = "l = []\nwhile True: l.append(bytes(50_000))"
+    for argv in (["tail", "/dev/zero"], ["python3", "-c", grow]):
+        with trio.fail_after(180):
+            completed = await sandbox.run_process(argv, check=False)
+        assert completed.returncode == -signal.SIGKILL
+        assert await lines(sandbox, "echo on") == ["on"]
+    # A child of a persistent interpreter goes alone; the interpreter itself with its state.
+    with trio.fail_after(180):
+        result = await sandbox.run("x=1; tail /dev/zero; echo $? $x", language="shell")
+    assert result.stdout == "137 1\n"
+    with trio.fail_after(180):
+        result = await sandbox.run(grow)
+    assert (result.exit_code, result.state_kept) == (137, False)
     assert (await sandbox.run("print(3)")).stdout == "3\n"

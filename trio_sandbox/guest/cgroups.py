@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .pressure import Pressure
+
 #: Empty groups that are kept for the next processes: to make one takes a tenth of a process's start.
 _SPARE_GROUPS = 8
 
@@ -77,6 +79,10 @@ class Groups:
             self._spare.append(group)
         else:
             group.remove()
+
+    def watch_pressure(self, proc: int) -> Pressure:
+        """Watch how long the processes in all of them wait for memory; see `Pressure`."""
+        return Pressure(self._directory, proc)
 
     def has_oom_kill_happened(self) -> bool:
         """Whether the kernel has killed in any of them, for want of memory, since this was last asked."""

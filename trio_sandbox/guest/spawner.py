@@ -46,6 +46,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
     from collections.abc import Sequence
     from typing import NotRequired, TypedDict
 
+    from .pressure import Pressure
+
     class Request(TypedDict):
         """What to run, and as whom."""
 
@@ -101,7 +103,7 @@ class _User:
 
 
 class _Process:
-    __slots__ = ("failure", "group", "kill_sent", "number", "pid", "reaped", "terminal")
+    __slots__ = ("failure", "group", "kill_sent", "number", "oom_killed", "pid", "reaped", "terminal")
 
     def __init__(self, number: int, pid: int, failure: int, group: Group | None, terminal: list[int]) -> None:
         self.number = number
@@ -112,6 +114,8 @@ class _Process:
         self.terminal = terminal
         """Our end of its terminal, if it has one, until it has started."""
         self.kill_sent = False
+        self.oom_killed = False
+        """We have killed it for want of memory."""
         self.reaped = False
 
 
@@ -149,6 +153,7 @@ class Spawner:
         # Opened before any user is there to put something in its place.
         with contextlib.suppress(FileNotFoundError):
             self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pressure = self._watch_pressure()
         # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
         gc.collect()
         gc.freeze()
@@ -166,6 +171,8 @@ class Spawner:
                         self._reap()
                     elif descriptor in self._by_descriptor:
                         self._child_reported(descriptor)
+                    elif pressure is not None and descriptor == pressure.descriptor:
+                        self._relieve(pressure)
                     elif descriptor == agent:
                         if events & select.POLLOUT:
                             self._flush()
@@ -174,6 +181,21 @@ class Spawner:
         finally:
             for process in list(self._processes.values()):
                 self._kill(process)
+
+    def _watch_pressure(self) -> Pressure | None:
+        if self._groups is None or self._proc < 0:
+            return None
+        try:
+            pressure = self._groups.watch_pressure(self._proc)
+        except OSError:
+            return None  # a kernel that can't tell; its own killer is left
+        self._poll.register(pressure.descriptor, select.POLLPRI)
+        return pressure
+
+    def _relieve(self, pressure: Pressure) -> None:
+        process = self._by_pid.get(pressure.relieve())
+        if process is not None:
+            process.oom_killed = True
 
     # --- Requests ---
 
@@ -337,8 +359,8 @@ class Spawner:
             process.reaped = True
             returncode = os.waitstatus_to_exitcode(status)
             was_killed = returncode == -signal.SIGKILL and not process.kill_sent
-            oom = was_killed and self._groups is not None and self._groups.has_oom_kill_happened()
-            self._send("exited", process.number, returncode, oom)
+            by_kernel = was_killed and self._groups is not None and self._groups.has_oom_kill_happened()
+            self._send("exited", process.number, returncode, by_kernel or (was_killed and process.oom_killed))
             self._finish_if_empty(process)
 
     def _finish_if_empty(self, process: _Process) -> None:
