@@ -53,15 +53,19 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     "guest.file_helper": {"guest.messages", "guest.trees"},  # runs in a fork of the spawner
     "guest.messages": set(),
     "guest.mounts": set(),
-    "guest.cgroups": set(),
+    "guest.becoming": {"guest.cgroups", "guest.file_helper", "guest.porter", "guest.terminals", "guest.users"},
+    "guest.cgroups": {"guest.pressure"},
+    "guest.pressure": set(),
+    "guest.users": set(),
     # Forks, and must have no Trio in it when it does.
     "guest.spawner": {
+        "guest.becoming",
         "guest.cgroups",
-        "guest.file_helper",
         "guest.messages",
         "guest.mounts",
-        "guest.porter",
+        "guest.pressure",
         "guest.terminals",
+        "guest.users",
     },
     "guest.porter": {"guest.messages"},  # a fork of the spawner that stays one
     "guest.terminals": set(),

@@ -14,7 +14,7 @@ import trio
 from .messages import receive_message, send_message
 
 if TYPE_CHECKING:
-    from .spawner import Request
+    from .becoming import Request
 
 
 class SpawnerGoneError(Exception):

@@ -23,7 +23,7 @@ from .file_helper import CONTROL, IDLE
 from .messages import send_message
 
 if TYPE_CHECKING:
-    from .spawner import Request
+    from .becoming import Request
 
 #: Helpers of one user that are kept for further sessions, and users that they are kept for.
 _IDLE_LIMIT = 4

@@ -25,7 +25,7 @@ from .languages import LANGUAGES, StartedInterpreter, start_interpreter
 from .messages import send_message
 
 if TYPE_CHECKING:
-    from .spawner import Request
+    from .becoming import Request
 
 #: The name of the virtio-serial port that the host listens at.
 PORT_NAME = "org.trio-sandbox.agent"

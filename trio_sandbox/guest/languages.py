@@ -17,7 +17,7 @@ from .messages import send_message
 from .porter import ANSWERS, CONTROL, SOURCE
 
 if TYPE_CHECKING:
-    from .spawner import Request
+    from .becoming import Request
 
 # Nothing but the worker's own dictionary holds its names: those of `__main__` are for the code of runs.
 _PYTHON_BOOT = (

@@ -31,42 +31,22 @@ import os
 import select
 import signal
 import socket
-import stat
-import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, cast
 
-from . import file_helper, porter
+from .becoming import Becoming
 from .cgroups import Group, Groups
 from .messages import receive_message, send_message
-from .terminals import control_terminal, open_terminal
+from .terminals import open_terminal
+from .users import find_user
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
     from collections.abc import Sequence
-    from typing import NotRequired, TypedDict
 
+    from .becoming import Request
     from .pressure import Pressure
-
-    class Request(TypedDict):
-        """What to run, and as whom."""
-
-        argv: list[str]
-        """Empty for a file helper, which is forked off us and needs no program."""
-        env: dict[str, str] | None
-        """None: what a login of the user would give it."""
-        cwd: str | None
-        """None: the user's home directory, or / if there is none."""
-        user: str | int | None
-        """None: the default user of the `Confinement`."""
-        targets: list[int]
-        """What number each of the descriptors gets; 0 to 2 are /dev/null unless named."""
-        blocked: list[int]
-        """Signals that it starts with blocked."""
-        terminal: NotRequired[tuple[int, int, str]]
-        """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
-        dialect: NotRequired[str]
-        """It is to be the child of a `porter`, which speaks this one of its dialects with it."""
+    from .users import User
 
 
 #: Seconds after which we look for who keeps what was killed from ending.
@@ -75,9 +55,6 @@ _TRACED_PATIENCE = 0.2
 _TRACED_LIMIT = 64
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
 _RESERVED_DESCRIPTORS = 10
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: Nobody's user database is longer; a longer one is cut rather than read into memory.
-_DATABASE_LIMIT = 1 << 20
 
 
 class Confinement:
@@ -92,14 +69,6 @@ class Confinement:
         """Directory of a cgroup v2 in which each process gets a group; None: KILL reaches no further than its session."""
         self.user: int | None = user
         """Who runs what does not say who it runs as; None: processes keep our identity, and none can be named."""
-
-
-class _User:
-    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
-
-    def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
-        self.uid, self.gid, self.name, self.home, self.shell = uid, gid, name, home, shell
-        self.groups = [gid]
 
 
 class _Process:
@@ -141,8 +110,9 @@ class Spawner:
         """Serve until the agent closes its end."""
         # A child may get one before it has become what it is to be. It then waits until that says who takes it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # In the background of a shell it is ignored, and children would inherit that.
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        # Children inherit what is ignored: by Python itself, and in the background of a shell.
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT):
+            signal.signal(ignored, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)
@@ -239,11 +209,12 @@ class Spawner:
                 ours, theirs = [ends[0]], [ends[1]]
             if self._groups is not None:
                 group = self._groups.take()
+            becoming = Becoming(request, descriptors, user, group, theirs)
             failure, report = os.pipe2(os.O_CLOEXEC)
             try:
                 pid = os.fork()
                 if pid == 0:
-                    _become(request, descriptors, user, group, report, theirs)
+                    becoming.become(report)
             except BaseException:
                 os.close(failure)
                 raise
@@ -320,6 +291,18 @@ class Spawner:
                         tracer = int(file.readall().partition(b"\nTracerPid:")[2].split(None, 1)[0])
                     if tracer:
                         os.kill(tracer, signal.SIGKILL)
+
+    def _find_user(self, wanted: str | int | None) -> User | None:
+        if wanted is None:
+            wanted = self._default_user
+            if wanted is None:
+                return None
+        elif self._default_user is None:
+            raise PermissionError(errno.EPERM, "processes can't change their user here", str(wanted))
+        user = find_user(wanted)
+        if user is None:
+            raise FileNotFoundError(errno.ENOENT, "no such user", str(wanted))
+        return user
 
     # --- Events ---
 
@@ -401,27 +384,6 @@ class Spawner:
                 os.close(descriptor)
         self._poll.modify(self._sock, select.POLLIN)
 
-    # --- The user database ---
-
-    def _find_user(self, wanted: str | int | None) -> _User | None:
-        if wanted is None:
-            wanted = self._default_user
-            if wanted is None:
-                return None
-        elif self._default_user is None:
-            raise PermissionError(errno.EPERM, "processes can't change their user here", str(wanted))
-        # Not by `pwd`: libc would load code that the image provides into this process.
-        for fields in _read_database("/etc/passwd", 7):
-            if str(wanted) in (fields[0], fields[2]):
-                user = _User(int(fields[2]), int(fields[3]), fields[0], fields[5], fields[6])
-                user.groups += [
-                    int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")
-                ]
-                return user
-        if isinstance(wanted, str):
-            raise FileNotFoundError(errno.ENOENT, "no such user", wanted)
-        return _User(wanted, wanted, str(wanted), "/", "/bin/sh")
-
 
 def _other_members(leader: int) -> list[int]:
     """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
@@ -438,132 +400,6 @@ def _other_members(leader: int) -> list[int]:
 
 def _ignore(signum: int, frame: object) -> None:
     """Let the signal interrupt poll(2); the work is done there."""
-
-
-def _read_database(path: str, width: int) -> list[list[str]]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return []
-    with open(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return []
-        text = os.fsdecode(file.read(_DATABASE_LIMIT) or b"")
-    lines = (line.split(":") for line in text.splitlines())
-    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
-
-
-# --- In the child ---
-
-
-def _become(
-    request: Request,
-    descriptors: list[int],
-    user: _User | None,
-    group: Group | None,
-    report: int,
-    terminal: list[int],
-) -> NoReturn:
-    """Turn this process into what was asked for, or report why not."""
-    what = ""
-    try:
-        signal.set_wakeup_fd(-1)
-        # exec keeps what is ignored, and Python ignores these two.
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(ignored, signal.SIG_DFL)
-        if group is not None:
-            group.join()
-        os.setsid()
-        for end in terminal:
-            control_terminal(end)
-        if user is not None:
-            _forgo_protection()
-            for descriptor in descriptors:
-                # It may open its own output by name: /dev/stderr.
-                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                    os.fchown(descriptor, user.uid, -1)
-            os.setgroups(user.groups)
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
-        _change_directory(request["cwd"], user)
-        # Ours are /dev/null, but for stderr, which is the console.
-        os.dup2(0, 2)
-        for target, descriptor in zip(request["targets"], descriptors, strict=True):
-            os.dup2(descriptor, target)
-        for end in terminal:
-            for target in (0, 1, 2):
-                os.dup2(end, target)
-        if not request["argv"]:
-            signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
-            file_helper.main()
-        what = request["argv"][0]
-        signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
-        environment = _login_environment(user) if request["env"] is None else request["env"]
-        if "terminal" in request and (request["env"] is None or "TERM" not in environment):
-            environment["TERM"] = request["terminal"][2]
-        if "dialect" in request:
-            porter.divide(porter.DIALECTS[request["dialect"]], report)
-        _exec(request["argv"], environment)
-    except OSError as exc:
-        os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
-    except ValueError:  # not an argument or a variable that execve(2) could take
-        os.write(report, b"%d %s" % (errno.EINVAL, os.fsencode(what)))
-    except BaseException as exc:  # noqa: BLE001  a bug of ours: say so on the console rather than run our loop twice
-        sys.excepthook(type(exc), exc, exc.__traceback__)
-        os.write(report, b"%d %s" % (errno.EIO, os.fsencode(what)))
-    finally:
-        os._exit(127)
-
-
-def _forgo_protection() -> None:
-    """Be as good for the kernel to kill as anybody, when memory is short; the spawner itself is not."""
-    try:
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    except FileNotFoundError:
-        return  # no /proc: then the spawner has no such privilege either
-    os.write(descriptor, b"0")
-    os.close(descriptor)
-
-
-def _change_directory(cwd: str | None, user: _User | None) -> None:
-    if cwd is not None:
-        os.chdir(cwd)
-    elif user is not None:
-        try:
-            os.chdir(user.home)
-        except OSError:
-            os.chdir("/")
-
-
-def _login_environment(user: _User | None) -> dict[str, str]:
-    if user is None:
-        return dict(os.environ)
-    return {
-        "HOME": user.home,
-        "LANG": "C.UTF-8",
-        "LOGNAME": user.name,
-        "PATH": _PATH,
-        "SHELL": user.shell,
-        "USER": user.name,
-    }
-
-
-def _exec(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """execve(2) with the PATH of *env*, as a shell would; in Python's own a lazy import would fail in the users' root."""
-    name = argv[0]
-    if "/" in name:
-        os.execve(name, argv, env)
-    refusal: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    for directory in env.get("PATH", _PATH).split(":"):
-        try:
-            os.execve(f"{directory or '.'}/{name}", argv, env)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except PermissionError as exc:  # a later directory may have one that can be run
-            refusal = OSError(exc.errno, exc.strerror, name)
-        except OSError as exc:
-            raise OSError(exc.errno, exc.strerror, name) from None
-    raise refusal
 
 
 def main(sock: socket.socket, confinement: Confinement) -> None:

@@ -1,0 +1,60 @@
+"""The users of the image, by its own database."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+#: Where programs are looked for unless a process has a PATH of its own.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Nobody's user database is longer; a longer one is cut rather than read into memory.
+_DATABASE_LIMIT = 1 << 20
+
+
+class User:
+    """Who a process runs as."""
+
+    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
+
+    def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
+        self.uid, self.gid, self.name, self.home, self.shell = uid, gid, name, home, shell
+        self.groups: list[int] = [gid]
+
+    def environment(self) -> dict[str, str]:
+        """Return what a login would give it."""
+        return {
+            "HOME": self.home,
+            "LANG": "C.UTF-8",
+            "LOGNAME": self.name,
+            "PATH": PATH,
+            "SHELL": self.shell,
+            "USER": self.name,
+        }
+
+
+def find_user(wanted: str | int) -> User | None:
+    """Return the user with a name or number; a number need not be in the database, a name that is not gives None."""
+    # Not by `pwd`: libc would load code that the image provides into this process.
+    for fields in _read_database("/etc/passwd", 7):
+        if str(wanted) in (fields[0], fields[2]):
+            user = User(int(fields[2]), int(fields[3]), fields[0], fields[5], fields[6])
+            user.groups += [
+                int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")
+            ]
+            return user
+    if isinstance(wanted, str):
+        return None
+    return User(wanted, wanted, str(wanted), "/", "/bin/sh")
+
+
+def _read_database(path: str, width: int) -> list[list[str]]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return []
+        text = os.fsdecode(file.read(_DATABASE_LIMIT) or b"")
+    lines = (line.split(":") for line in text.splitlines())
+    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
