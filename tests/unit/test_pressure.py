@@ -41,7 +41,8 @@ class Guest:
         (self.path / f"proc/{pid}").mkdir(exist_ok=True)
         (self.path / f"proc/{pid}/oom_score").write_text(f"{score}\n")
 
-    def fill(self, files: int) -> None:
+    def fill(self, files: int, current: int = 159 * MIB) -> None:
+        (self.path / "users/memory.current").write_text(f"{current}\n")
         text = f"anon {159 * MIB}\nactive_file {files // 2}\ninactive_file {files - files // 2}\nfile 0\n"
         (self.path / "users/memory.stat").write_text(text)
 
@@ -81,6 +82,15 @@ def test_who_waits_for_files_while_there_is_memory_is_left_alone(
 ) -> None:
     guest.score(processes[0].pid, 950)
     guest.fill(20 * MIB)
+    assert guest.pressure.relieve() == 0
+    assert processes[0].poll() is None
+
+
+def test_a_balloon_that_took_the_memory_costs_nobody_his_process(
+    guest: Guest, processes: list[subprocess.Popen[bytes]]
+) -> None:
+    guest.score(processes[0].pid, 950)
+    guest.fill(MIB, current=80 * MIB)
     assert guest.pressure.relieve() == 0
     assert processes[0].poll() is None
 

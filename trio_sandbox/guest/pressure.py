@@ -13,8 +13,9 @@ import signal
 
 #: Tell us when any process has waited for memory for this many microseconds of this many, and no more often than that.
 _TRIGGER = b"some 500000 1000000\0"
-#: Share of the users' memory that is left for files where programs thrash. With more, what waits is what reads much.
-_FILES_SHARE = 16
+#: Where programs thrash, less than this part of the users' memory is left for files, and less than it is free. With more for files,
+#: what waits is what reads much; with more that is free, the balloon has taken the machine's, and the host is to give it back.
+_SHARE = 16
 
 
 class Pressure:
@@ -29,13 +30,13 @@ class Pressure:
 
     """
 
-    __slots__ = ("_directory", "_enough", "_proc", "descriptor")
+    __slots__ = ("_directory", "_limit", "_proc", "descriptor")
 
     def __init__(self, directory: int, proc: int) -> None:
         self._directory = directory
         self._proc = proc
         limit = _read("memory.max", directory).strip()
-        self._enough = 0 if limit == b"max" else int(limit) // _FILES_SHARE
+        self._limit = 0 if limit == b"max" else int(limit)
         self.descriptor: int = os.open("memory.pressure", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         """On this, poll(2) reports as POLLPRI that they wait for most of the time."""
         os.write(self.descriptor, _TRIGGER)
@@ -44,7 +45,8 @@ class Pressure:
         """Kill the process that the kernel would kill, and return its id; 0 if there is memory left that it can take back."""
         statistics = dict(line.split() for line in _read("memory.stat", self._directory).splitlines())
         files = int(statistics[b"active_file"]) + int(statistics[b"inactive_file"])
-        if files > self._enough:
+        free = self._limit - int(_read("memory.current", self._directory))
+        if max(free, files) >= self._limit // _SHARE:
             return 0
         victim = max(self._scores(), default=(0, 0))[1]
         if victim:
