@@ -115,6 +115,12 @@ async def test_runs_and_memory() -> None:
     assert 1 < memory.value < 10_000
 
 
+async def test_idle_sandboxes_are_all_alive_when_they_are_asked() -> None:
+    host = LocalHost()
+    (figure,) = await take(Plan(measures=("idle",), counts=(3,), quick=True), host)
+    assert (figure.measure, figure.n, figure.samples, figure.unit, host.most_alive) == ("idle", 3, 3, "ms", 3)
+
+
 async def test_progress_tells_what_is_measured_and_how_far_it_is() -> None:
     steps: list[Progress] = []
     await take(Plan(measures=("run",), counts=(2,), quick=True), LocalHost(), steps.append)

@@ -21,7 +21,7 @@ ACCELERATOR = Accelerator(
     qemu=QemuBuild(path="qemu", size=0, modified_ns=0, version=(7, 2, 22)),
     confinement=Confinement(network_namespace=False, other_user=False, uid_per_vm=False, no_new_privileges=False),
 )
-LOAD = Load(before=(0.25, 0.5, 0.75), after=(1.0, 0.5, 0.75), others_share=0.02)
+LOAD = Load(before=(0.25, 0.5, 0.75), after=(1.0, 0.5, 0.75), others_share=0.02, loop_ms=(20.5, 21.0))
 
 
 def cells(line: str) -> list[str]:
@@ -144,7 +144,13 @@ def test_the_json_is_what_the_reference_says() -> None:
             "meaning": "tcg (software emulation: slow, and no security boundary); a test",
             "qemu": "7.2.22",
         },
-        "load": {"before": [0.25, 0.5, 0.75], "after": [1.0, 0.5, 0.75], "others_share": 0.02, "quiet": True},
+        "load": {
+            "before": [0.25, 0.5, 0.75],
+            "after": [1.0, 0.5, 0.75],
+            "others_share": 0.02,
+            "loop_ms": [20.5, 21.0],
+            "quiet": True,
+        },
         "sandbox": {"image": "python", "memory_mib": 512, "vcpus": 1},
         "quick": True,
         "figures": [
@@ -202,5 +208,14 @@ def test_load_of_others_is_a_share_and_our_own_is_none_of_it() -> None:
     assert 0 <= load.others_share <= 1
     assert load.quiet is (load.others_share < 0.1)
     assert len(load.before) == len(load.after) == 3
-    busy = attrs.evolve(load, others_share=0.5)
+    assert min(load.loop_ms) > 0
+    busy = attrs.evolve(load, others_share=0.5, loop_ms=(20.0, 41.25))
     assert str(busy).startswith("NOT QUIET: other programs took 50%")
+    assert str(busy).endswith("a loop of 200000 steps in Python took 20.0 ms before, 41.2 after")
+
+
+def test_forks_are_measured_with_the_number_that_has_a_limit_as_well() -> None:
+    assert MEASURES["fork"].counts((1, 8), quick=False) == [1, 4, 8]
+    assert MEASURES["fork"].counts((4,), quick=False) == [4]
+    assert MEASURES["fork"].counts((1,), quick=True) == [1]
+    assert MEASURES["run"].counts((8, 1), quick=False) == [8, 1]

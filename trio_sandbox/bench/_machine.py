@@ -14,6 +14,8 @@ from ..qemu import Accelerator
 
 #: With more than this share of all processors taken by other programs, a machine is not quiet.
 QUIET_SHARE = 0.1
+#: Steps of the loop that tells how fast the processor is, and how often it is run for the best of them.
+_STEPS, _TRIES = 200_000, 5
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +73,8 @@ class Load:
     after: tuple[float, float, float]
     others_share: float
     """What other programs took of all processors meanwhile, from 0 to 1; the kernel's own work is in it."""
+    loop_ms: tuple[float, float]
+    """What a loop in Python took at the beginning, and at the end: virtual processors get slower and faster by themselves."""
 
     @property
     def quiet(self) -> bool:
@@ -80,7 +84,8 @@ class Load:
     def __str__(self) -> str:
         return (
             f"{'quiet' if self.quiet else 'NOT QUIET'}: other programs took {self.others_share:.0%} of the processors; "
-            f"load average {self.before[0]:.2f} before, {self.after[0]:.2f} after"
+            f"load average {self.before[0]:.2f} before, {self.after[0]:.2f} after; "
+            f"a loop of {_STEPS} steps in Python took {self.loop_ms[0]:.1f} ms before, {self.loop_ms[1]:.1f} after"
         )
 
 
@@ -89,6 +94,7 @@ class LoadWatch:
 
     def __init__(self) -> None:
         self._before = os.getloadavg()
+        self._loop_ms = loop_ms()
         self._start = time.monotonic()
         self._busy, self._ours = _busy_seconds(), _our_seconds()
 
@@ -98,7 +104,18 @@ class LoadWatch:
         others = (_busy_seconds() - self._busy) - (_our_seconds() - self._ours)
         # Times are of different clocks, with 10 ms between two ticks of one of them.
         share = min(1.0, max(0.0, others / total)) if total > 0 else 0.0
-        return Load(before=self._before, after=os.getloadavg(), others_share=share)
+        return Load(before=self._before, after=os.getloadavg(), others_share=share, loop_ms=(self._loop_ms, loop_ms()))
+
+
+def loop_ms() -> float:
+    """Return the milliseconds that a fixed piece of work takes here, in whatever Python this is; the best of a few tries."""
+    tries: list[float] = []
+    for _ in range(_TRIES):
+        start, total = time.perf_counter(), 0
+        for number in range(_STEPS):
+            total += number * number & 7
+        tries.append((time.perf_counter() - start) * 1000)
+    return min(tries)
 
 
 def _busy_seconds() -> float:

@@ -35,10 +35,17 @@ class Measure:
     """The same when it has to be quick."""
     limits: Mapping[int, float] = attrs.field(factory=dict[int, float])
     """What the median may be at most, for so many at once; 0: for any number."""
+    besides: tuple[int, ...] = ()
+    """Numbers of sandboxes at once with which it is measured in any case, unless it has to be quick."""
 
     def limit(self, n: int) -> float | None:
         """Return what the median may be at most, or None."""
         return self.limits.get(n, self.limits.get(0))
+
+    def counts(self, wanted: tuple[int, ...], *, quick: bool) -> list[int]:
+        """Return with how many at once to measure it, where *wanted* was asked for."""
+        more = set() if quick else set(self.besides) - set(wanted)
+        return sorted({*wanted, *more}) if more else list(wanted)
 
     def rounds(self, n: int, *, quick: bool) -> int:
         """Return how often *n* at once make enough samples."""
@@ -123,6 +130,16 @@ async def memory(lab: Lab, n: int, rounds: int) -> list[float]:
                 samples += [private_mib(sandbox) for sandbox in sandboxes]
             lab.tick((round_ + 1) / rounds)
     return samples
+
+
+async def idlers(lab: Lab, n: int, rounds: int) -> list[float]:
+    """Idle sandboxes of a template, *n* alive at once, that are all asked at the same moment: milliseconds until each had answered."""
+
+    async def rest(_: Sandbox) -> None:
+        await trio.sleep(_REST)
+
+    seconds = await _together(lab, n, rounds, rest, answer)
+    return [1000 * sample for sample in seconds]
 
 
 async def reverts(lab: Lab, n: int, rounds: int) -> list[float]:
@@ -262,6 +279,9 @@ MEASURES: Mapping[str, Measure] = {
     "memory": Measure(
         title="private memory of an idle clone", unit="MiB", take=memory, samples=3, quick_samples=1, limits={0: 64}
     ),
+    "idle": Measure(
+        title='run("print(1)") after a second of rest', unit="ms", take=idlers, samples=10, quick_samples=2
+    ),
     "warm": Measure(
         title="start from the warm pool to first output",
         unit="ms",
@@ -271,10 +291,22 @@ MEASURES: Mapping[str, Measure] = {
         limits={1: 15},
     ),
     "fork": Measure(
-        title="fork(n) until all have answered", unit="s", take=forks, samples=5, quick_samples=2, limits={4: 1.5}
+        title="fork(n) until all have answered",
+        unit="s",
+        take=forks,
+        samples=5,
+        quick_samples=2,
+        limits={4: 1.5},
+        besides=(4,),
     ),
     "pause": Measure(
-        title="fork(n), pause of the parent", unit="ms", take=pauses, samples=5, quick_samples=2, limits={0: 100}
+        title="fork(n), pause of the parent",
+        unit="ms",
+        take=pauses,
+        samples=5,
+        quick_samples=2,
+        limits={0: 100},
+        besides=(4,),
     ),
     "checkpoint": Measure(title="checkpoint", unit="ms", take=checkpoints, samples=10, quick_samples=2),
     "revert": Measure(

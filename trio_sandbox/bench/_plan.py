@@ -154,7 +154,7 @@ async def measure(plan: Plan, *, progress: Callable[[Progress], object], open_ho
     figures: list[Figure | Skipped] = []
     watch = LoadWatch()
     for key, wanted in MEASURES.items():
-        for n in plan.counts if key in plan.measures else ():
+        for n in wanted.counts(plan.counts, quick=plan.quick) if key in plan.measures else ():
 
             def tick(fraction: float, stage: str = f"{key}, n = {n}") -> None:
                 progress(Progress(stage, "measuring", fraction))
