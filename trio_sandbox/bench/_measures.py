@@ -44,8 +44,8 @@ class Measure:
 
     def counts(self, wanted: tuple[int, ...], *, quick: bool) -> list[int]:
         """Return with how many at once to measure it, where *wanted* was asked for."""
-        more = set() if quick else set(self.besides) - set(wanted)
-        return sorted({*wanted, *more}) if more else list(wanted)
+        more = () if quick else tuple(count for count in self.besides if count not in wanted)
+        return sorted((*wanted, *more)) if more else list(wanted)
 
     def rounds(self, n: int, *, quick: bool) -> int:
         """Return how often *n* at once make enough samples."""
