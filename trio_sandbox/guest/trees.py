@@ -264,8 +264,10 @@ class TreeWriter:
     def _make_file(self, mode: int, name: str, data: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with _nothing_there(name):
-            self._file = os.open(name, flags, 0o600, dir_fd=self._directory)
-        os.fchmod(self._file, mode)
+            self._file = os.open(name, flags, mode, dir_fd=self._directory)
+        # As a rule the umask took nothing away; looking costs a fraction of what setting it does.
+        if stat.S_IMODE(os.fstat(self._file).st_mode) != mode:
+            os.fchmod(self._file, mode)
         self.files += 1
         self._complete = not self._directories
         self._write(data)
