@@ -12,6 +12,7 @@ import trio
 
 from tests._leaks import child_pids, nothing_left, wait_until
 from trio_sandbox import (
+    Checkpoint,
     HostConfig,
     Sandbox,
     SandboxClosedError,
@@ -23,6 +24,8 @@ from trio_sandbox import (
 )
 from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.qemu import Vm
+from trio_sandbox.qemu._chain import MOST_LAYERS
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
@@ -120,6 +123,57 @@ async def test_a_host_that_keeps_no_templates_saves_and_sleeps_too(short_path: P
             assert await run(sandbox, "print(x)") == "2"
             await sandbox.revert()
             assert await run(sandbox, "print(x)") == "1"
+
+
+async def test_the_layers_of_many_checkpoints_are_merged_and_those_that_are_kept_go_on(short_path: Path) -> None:
+    async def nodes(sandbox: Sandbox) -> int:
+        machine = sandbox._slot.machine  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(machine, Vm)
+        assert len(machine.config.layers) <= MOST_LAYERS
+        return len(await machine.qmp.execute("query-named-block-nodes"))
+
+    def files() -> int:
+        return len(list(short_path.rglob("*.qcow2")))
+
+    with nothing_left(short_path):
+        async with open_host(HostConfig(runtime_dir=short_path)) as host, host.open_sandbox() as sandbox:
+            first, most_nodes, most_files = await nodes(sandbox), 0, 0
+            files_before = files()
+            await run(sandbox, "import os, random\ndata = random.randbytes(300_000)\nopen('first', 'wb').write(data)")
+            kept: Checkpoint | None = None
+            for number in range(40):
+                # Each layer has something of its own, and hides something of those below.
+                await run(
+                    sandbox,
+                    f"open('last', 'w').write('{number}'); open('only{number}', 'w').write('{number}'); os.sync()\n"
+                    + (f"os.remove('only{number - 1}')" if number % 2 else ""),
+                )
+                if number == 10:
+                    kept = await sandbox.checkpoint()
+                else:
+                    (await sandbox.checkpoint()).discard()
+                most_nodes, most_files = max(most_nodes, await nodes(sandbox)), max(most_files, files())
+            assert most_nodes <= first + 2 * (MOST_LAYERS + 1)
+            kept_files = 12
+            assert most_files <= files_before + kept_files + MOST_LAYERS + 1
+            # Read from the disk, and not from the guest's memory.
+            look = (
+                "for each in os.listdir():\n"
+                "    if os.path.isfile(each):\n"
+                "        with open(each) as file: os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)\n"
+                "print(open('first', 'rb').read() == data, open('last').read(),"
+                " sorted(int(open(each).read()) for each in os.listdir() if each.startswith('only')))"
+            )
+            assert await run(sandbox, look) == f"True 39 {[n for n in range(40) if n % 2]}"
+            async with sandbox.fork(1) as (child,):
+                assert (await run(child, look)).startswith("True 39 ")
+            await sandbox.revert(kept)
+            assert await run(sandbox, look) == "True 10 [1, 3, 5, 7, 9, 10]"
+            # Going back and forth makes no long chain either.
+            for _ in range(MOST_LAYERS + 2):
+                await sandbox.revert(await sandbox.checkpoint())
+                await nodes(sandbox)
+            assert await run(sandbox, look) == "True 10 [1, 3, 5, 7, 9, 10]"
 
 
 @pytest.fixture

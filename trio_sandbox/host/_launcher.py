@@ -262,7 +262,14 @@ class Launcher:
             if vm.config.overlay != overlay:
                 overlay.unlink(missing_ok=True)
 
-        with ExitStack() as undo:
+        disks = {*vm.config.layers, vm.config.overlay}
+
+        def remove_merged_layers() -> None:
+            for disk in disks - {*vm.config.layers, vm.config.overlay}:
+                disk.unlink(missing_ok=True)
+
+        with ExitStack() as always, ExitStack() as undo:
+            always.callback(remove_merged_layers)
             undo.callback(remove_unused_overlay)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
             try:

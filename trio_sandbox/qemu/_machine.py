@@ -222,7 +222,8 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
     overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | _OVERLAY_OPTIONS
     top, layers = "image", list[str]()
     for number, fd in enumerate(fds.layers):
-        file, name = f"layer{number}-file", f"layer{number}"
+        name = layer_node(number)
+        file = f"{name}-file"
         layer: dict[str, object] = {
             "driver": "qcow2",
             "node-name": name,
@@ -249,6 +250,11 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         *_blockdev(overlay),
         *_disk(OVERLAY_NODE),
     ]
+
+
+def layer_node(number: int) -> str:
+    """Return QEMU's name for one of the layers that a machine starts with."""
+    return f"layer{number}"
 
 
 def _mounts_disk(fds: MachineFds) -> list[str]:

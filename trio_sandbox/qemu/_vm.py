@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -31,14 +32,17 @@ from .._nurseries import Services, open_services
 from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, StreamLimitError, WireError, open_channel
 from ._accelerator import Accelerator
 from ._balloon import BalloonClient
+from ._chain import MOST_LAYERS, Merging
 from ._clock import GuestClock
 from ._confinement import kvm_access
-from ._machine import OVERLAY_NODE, MachineConfig, MachineFds, machine_argv, stand_in_kernel
+from ._machine import OVERLAY_NODE, MachineConfig, MachineFds, layer_node, machine_argv, stand_in_kernel
 from ._migration import MigrationError, load_state, save_state
 from ._process import BoundedTail, InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qmp import QMPChannel, open_qmp
 from ._runtime import Runtime
 from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still, note_full_disk
+
+_log = logging.getLogger("trio_sandbox.snapshot")
 
 _CONSOLE_BYTES: Final = 64 * 2**10
 #: How much of the console goes into an error's message.
@@ -134,6 +138,7 @@ class Vm:
         self._config = config
         self._memory = memory  # a descriptor of the RAM's file, the manager's
         self._node = OVERLAY_NODE
+        self._layer_nodes = [layer_node(number) for number in range(len(config.layers))]
         self._snapshots = trio.Lock()
         self._accelerator = accelerator
         self._timeouts = timeouts
@@ -249,7 +254,9 @@ class Vm:
         """Save the machine's state, for others to go on from, and let it go on; it writes to *overlay* from then on.
 
         The machine stands still for some 30 ms, and longer the more memory it has written to: 1 GiB takes about a second.
-        Its runs and processes notice nothing else. One snapshot is taken at a time, and others wait.
+        Its runs and processes notice nothing else. One snapshot is taken at a time, and others wait. When there are
+        many layers under the machine's disk, what they have is copied into its overlay first, and their files are in
+        its `config` no more.
 
         Cancelled before it stands still, or failed, it leaves files in *directory*, which are of no use, and maybe
         *overlay* in use. While the machine stands still a cancellation waits.
@@ -264,6 +271,7 @@ class Vm:
 
         """
         async with self._snapshots:
+            await self._merge_layers()
             marker = secrets.token_bytes(16)
             taking = Taking(
                 self.qmp,
@@ -295,9 +303,28 @@ class Vm:
                 self.retire(f"after a snapshot was begun: {why}")
                 raise SnapshotError(f"the virtual machine was ended, as it did not go on: {why}") from exc
             finally:
+                if taking.node != self._node:
+                    self._layer_nodes.append(self._node)
                 self._config, self._node = taking.config, taking.node
                 # It stood still, too.
                 self.clock.disturb()
+
+    async def _merge_layers(self) -> None:
+        """Have few layers under the disk."""
+        if len(self._config.layers) < MOST_LAYERS:
+            return
+        merging = Merging(self.qmp, self._node, self._layer_nodes, patience=self._timeouts.qmp_command)
+        try:
+            await merging.run()
+        except (QMPError, trio.TooSlowError) as exc:
+            # It works with many, too. If QEMU is gone, the snapshot will say so.
+            _log.warning(
+                "the layers of a machine's disk could not be made fewer, and are %d: %s", len(self._config.layers), exc
+            )
+        finally:
+            if merging.done:
+                self._config = attrs.evolve(self._config, layers=self._config.layers[:1])
+                del self._layer_nodes[1:]
 
     def _fail(self, failure: VmDiedError | GuestProtocolError) -> None:
         if self._failure is None and not self._closed:
