@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set as AbstractSet
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import attrs
 from attrs import validators as v
@@ -72,9 +72,19 @@ def _ignore_progress(progress: Progress) -> None:
     """Take no notice: what `HostConfig.progress` does unless asked otherwise."""
 
 
-def _warm(counts: Mapping[str | tuple[str, SandboxConfig], int]) -> Mapping[tuple[str, SandboxConfig], int]:
+class _Counts(Protocol):
+    """What type checkers take for `HostConfig.warm`: a mapping, whose keys they would have invariant otherwise.
+
+    So the field's own type, each kind of key alone and both in one mapping are all good, and `HostConfig` is a function
+    without necessary parameters, as in ``attrs.field(factory=HostConfig)``.
+    """
+
+    def items(self) -> AbstractSet[tuple[str | tuple[str, SandboxConfig], int]]: ...
+
+
+def _warm(counts: _Counts) -> Mapping[tuple[str, SandboxConfig], int]:
     """Check the counts of a pool, and give each its whole configuration; a copy, so that nobody can change it."""
-    if not isinstance(counts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(counts, Mapping):
         raise TypeError(f"`warm` must be a mapping from images to numbers, not {counts!r}")
     checked: dict[tuple[str, SandboxConfig], int] = {}
     for key, count in cast("Mapping[object, object]", counts).items():

@@ -30,6 +30,22 @@ def test_a_configuration_is_a_value_that_travels() -> None:
     assert pickle.loads(pickle.dumps(config.warm)) == config.warm
 
 
+@attrs.frozen
+class Service:
+    """What a program's own configuration may look like: the type checkers read this, too."""
+
+    host: HostConfig = attrs.field(factory=HostConfig)
+
+
+def test_it_is_a_field_of_other_configurations_and_takes_each_kind_of_mapping() -> None:
+    assert Service() == Service(HostConfig())
+    names: dict[str, int] = {"python": 2}
+    whole: dict[tuple[str, SandboxConfig], int] = {("python", SandboxConfig()): 2}
+    assert Service(HostConfig(warm=names)) == Service(HostConfig(warm=whole))
+    copied = HostConfig(warm=HostConfig(warm=names).warm)
+    assert copied.warm == whole
+
+
 @pytest.mark.parametrize(
     ("warm", "message"),
     [
