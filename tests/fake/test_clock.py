@@ -51,7 +51,7 @@ async def keep(handler: _Handler) -> AsyncGenerator[GuestClock]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)  # noqa: ASYNC113 - what is sent before it runs waits in the stream
         async with open_channel(ours, role=Role.HOST, hello={}) as channel:
-            await nursery.start(clock.serve, channel)
+            await nursery.start(clock.serve, channel)  # noqa: ASYNC111 - it ends with the channel
             yield clock
             nursery.cancel_scope.cancel()
 
@@ -99,7 +99,7 @@ async def test_a_guest_that_is_gone_ends_the_service() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_hello_and_go, theirs)  # noqa: ASYNC113 - as above
         async with open_channel(ours, role=Role.HOST, hello={}) as channel:
-            await nursery.start(clock.serve, channel)
+            await nursery.start(clock.serve, channel)  # noqa: ASYNC111 - as above
             await channel.wait_closed()
         assert clock.bound is None
 

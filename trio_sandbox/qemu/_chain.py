@@ -75,7 +75,7 @@ class Merging:
                 await self._follow(events)
                 ended = True
             finally:
-                with trio.move_on_after(2 * self._patience, shield=True):
+                with trio.move_on_after(2 * self._patience, shield=True):  # noqa: ASYNC912 - each command is one
                     if not ended:
                         await self._cancel(events)
                     if self.done:
@@ -102,12 +102,14 @@ class Merging:
                 return
         await self._execute("query-status")  # the connection is lost, and this says why
 
-    async def _cancel(self, events: trio.MemoryReceiveChannel[QMPEvent]) -> None:
+    async def _cancel(  # noqa: ASYNC910 - each command is a checkpoint
+        self, events: trio.MemoryReceiveChannel[QMPEvent]
+    ) -> None:
         with suppress(QMPError, trio.TooSlowError):  # it may have ended, or not have begun
             await self._execute("block-job-cancel", {"device": self._job, "force": True})
             await self._wait_ended(events)
 
-    async def _forget_layers(self) -> None:
+    async def _forget_layers(self) -> None:  # noqa: ASYNC910 - as above
         """Have QEMU close what it does not need any more."""
         for layer in reversed(self._layers[1:]):
             # The machine's first nodes have names for their files, too.

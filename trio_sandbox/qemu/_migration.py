@@ -18,7 +18,7 @@ from ._qmp import QMPChannel
 
 #: The descriptor's name inside QEMU.
 _FD_NAME: Final = "state"
-#: Seconds between two looks whether a migration is over for good, of which no event tells.
+#: Seconds between two looks whether a migration is over for good.
 _LOOK: Final = 0.005
 #: Bytes a second: none of ours goes over a network that others want to use.
 _NO_LIMIT: Final = 2**40
@@ -53,12 +53,14 @@ async def save_with_memory(qmp: QMPChannel, fd: int) -> None:
     Arguments and errors are those of `save_state`. The machine may go on afterwards.
     """
     await qmp.execute("migrate-set-parameters", {"max-bandwidth": _NO_LIMIT})
+    failure = None
     try:
         await _migrate(qmp, fd, "migrate", with_memory=True)
-    except MigrationError:
-        await _wait_finalized(qmp)
-        raise
+    except MigrationError as exc:
+        failure = exc
     await _wait_finalized(qmp)
+    if failure is not None:
+        raise failure
 
 
 async def load_state(qmp: QMPChannel, fd: int, *, with_memory: bool = False) -> None:
@@ -102,7 +104,7 @@ async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool)
 
 async def _wait_finalized(qmp: QMPChannel) -> None:
     """Wait for what QEMU does after it has said that a migration is over: until then it refuses to let the machine go on."""
-    while (await qmp.execute("query-status")).get("status") == "finish-migrate":
+    while (await qmp.execute("query-status")).get("status") == "finish-migrate":  # noqa: ASYNC110 - no event tells
         await trio.sleep(_LOOK)
 
 

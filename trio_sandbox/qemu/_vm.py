@@ -295,7 +295,7 @@ class Vm:
             except (OSError, StreamLimitError) as exc:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}") from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                await self._is_gone()  # then the failure tells why
+                await self._is_gone()  # noqa: ASYNC120 - bounded; it is for the failure to tell why
                 raise SnapshotError("the virtual machine ended before its state was saved") from (self._failure or exc)
             except (MonitorLostError, trio.TooSlowError) as exc:
                 # Where QEMU does not let the machine go on its agent can't, and says nothing either.
@@ -311,6 +311,7 @@ class Vm:
 
     async def _merge_layers(self) -> None:
         """Have few layers under the disk."""
+        await trio.lowlevel.checkpoint()
         if len(self._config.layers) < MOST_LAYERS:
             return
         merging = Merging(self.qmp, self._node, self._layer_nodes, patience=self._timeouts.qmp_command)
