@@ -226,6 +226,11 @@ class SandboxConfig:
     wakes it up, and takes longer by that. Idle is a sandbox with no request under way and no process in its guest, nor
     a thread, that a run has left in the background. None: never.
     """
+    reclaim_after: float | None = attrs.field(default=constants.RECLAIM_AFTER, validator=v.optional(_seconds))
+    """When the sandbox was idle for so many seconds, idle as for `hibernate_after`, have its guest give the host what it keeps
+    in caches. That is for sandboxes with all of their memory for themselves, those of a host without `HostConfig.templates`; others
+    share it with their template. The sandbox has its whole memory all the time but for some seconds, which a request ends. None: never.
+    """
     warmup: str = attrs.field(default="", validator=v.instance_of(str))
     """Code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
     defines is there. It is in the language that the image is for. With `HostConfig.templates` it runs once, and not once for each sandbox.

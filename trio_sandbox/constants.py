@@ -10,6 +10,10 @@ DEFAULT_MEMORY_MIB = 256
 MINIMUM_MEMORY_MIB = 128
 #: What an idle guest is shrunk to by the balloon.
 BALLOON_INFLATE_TARGET_MIB = 96
+#: What a guest keeps of the memory that it says is available when it gives back what it does not need, in MiB.
+BALLOON_SPARE_MIB = 32
+#: Seconds of idleness after which a guest is asked for that.
+RECLAIM_AFTER: float | None = 30.0
 #: Enough for any guest we build for; QEMU's own limit on q35 is higher.
 MAXIMUM_VCPUS = 64
 

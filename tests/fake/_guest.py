@@ -43,6 +43,8 @@ class FakeMachine:
     pid: int = attrs.field(factory=os.getpid)
     ended: trio.Event = attrs.field(factory=trio.Event)
     clock: GuestClock = attrs.field(factory=GuestClock)
+    config: object = None
+    balloon: object = None
 
     def retire(self, reason: str) -> None:
         """End the guest, as killing QEMU does: our side of the channel reads end of file."""

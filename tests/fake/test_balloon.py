@@ -29,6 +29,10 @@ class Machine:
         self.asked = trio.Event()
         self.follows = True
         self.no_balloon = False
+        self.available = 120 * MIB
+        self.reports = True
+        self.polled: list[int] = []
+        self.last_report = 0
 
     async def serve(self) -> None:
         while message := await self.peer.receive():
@@ -48,6 +52,13 @@ class Machine:
             self.asked.set()
             if self.follows:
                 await self.move(message["arguments"]["value"])
+        elif command == "qom-set":
+            self.polled.append(message["arguments"]["value"])
+            await self.peer.reply(message)
+        elif command == "qom-get":
+            self.last_report += self.reports
+            stats = {"stat-free-memory": 7, "stat-available-memory": self.available}
+            await self.peer.reply(message, {"last-update": self.last_report, "stats": stats})
         else:
             await self.peer.refuse(message, "CommandNotFound", command)
 
@@ -101,6 +112,57 @@ async def test_inflate_and_deflate_go_there_and_back() -> None:
         await balloon.deflate(256)
         assert machine.targets == [BALLOON_INFLATE_TARGET_MIB, 256]
         assert await balloon.query() == 256
+
+
+async def test_a_guest_gives_what_it_can_spare_and_gets_it_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_machine() as (balloon, machine):
+        assert await balloon.query_available() == 120
+        assert await balloon.reclaim(spare_mib=20) == 100
+        assert machine.targets == [156, 256]
+        assert await balloon.query() == 256
+        # It is asked for reports only as long as somebody waits for one.
+        assert machine.polled == [1, 0, 1, 0]
+        assert await balloon.reclaim(spare_mib=120) == 0
+        assert machine.targets == [156, 256]
+
+
+@pytest.mark.parametrize("available", [2**64 - 1, -1, "much", None])
+async def test_a_guest_that_does_not_say_what_it_can_spare_is_left_alone(
+    autojump_clock: trio.testing.MockClock, available: object
+) -> None:
+    async with open_machine() as (balloon, machine):
+        machine.available = available  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        assert await balloon.query_available() is None
+        assert await balloon.reclaim() == 0
+        assert machine.targets == []
+
+
+async def test_a_guest_that_says_too_much_is_asked_for_no_more_than_it_has(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_machine() as (balloon, machine):
+        machine.available = 2**60
+        assert await balloon.reclaim(spare_mib=32) == 223
+        assert machine.targets == [33, 256]
+
+
+async def test_no_report_is_an_error(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_machine(Timeouts(balloon=3)) as (balloon, machine):
+        machine.reports = False
+        with pytest.raises(BalloonError, match="did not report within 3 s") as caught:
+            await balloon.reclaim()
+        assert isinstance(caught.value.__cause__, trio.TooSlowError)
+        assert (machine.targets, machine.polled) == ([], [1, 0])
+
+
+async def test_whoever_is_cancelled_while_a_guest_gives_leaves_it_all_it_had(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_machine() as (balloon, machine):
+        machine.follows = False
+        with trio.move_on_after(10):
+            await balloon.reclaim()
+        assert machine.targets == [168, 256]
 
 
 async def test_guest_that_is_there_already_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step, wait_until
 from trio_sandbox import (
+    BalloonError,
     Checkpoint,
     HostConfig,
     OutcomeUnknownError,
@@ -520,6 +522,67 @@ async def test_one_that_can_not_fall_asleep_goes_on(tmp_path: Path, caplog: pyte
         assert await site.run("first") == "first"
         site.launcher.saving = lambda: None
         await wait_until(lambda: site.lifecycle.hibernated)
+
+
+@attrs.define
+class FakeBalloon:
+    """What `Vm.balloon` is for an idle sandbox."""
+
+    balloon: bool = True
+    given: int = 0
+    cancelled: int = 0
+    failure: Exception | None = None
+    slow: bool = False
+
+    async def reclaim(self) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        try:
+            await trio.sleep(math.inf if self.slow else 0)
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        self.given += 1
+        return 64
+
+
+@asynccontextmanager
+async def open_reclaiming(directory: Path) -> AsyncGenerator[tuple[Site, FakeBalloon]]:
+    balloon = FakeBalloon()
+    async with open_site(directory) as site, open_services("reclaiming") as services:
+        (machine,) = site.launcher.open
+        machine.balloon = machine.config = balloon
+        await services.start(site.lifecycle.serve_reclaiming, 0.05)
+        yield site, balloon
+
+
+async def test_an_idle_sandbox_gives_memory_back_once_for_each_time(tmp_path: Path) -> None:
+    async with open_reclaiming(tmp_path) as (site, balloon):
+        await wait_until(lambda: balloon.given == 1)
+        await trio.sleep(0.2)
+        assert balloon.given == 1
+        assert await site.run("first") == "first"
+        await wait_until(lambda: balloon.given == 2)
+
+
+async def test_a_request_ends_the_giving(tmp_path: Path) -> None:
+    async with open_reclaiming(tmp_path) as (site, balloon):
+        balloon.slow = True
+        await wait_until(site.lifecycle._changing.locked)
+        assert await site.run("first") == "first"
+        await wait_until(lambda: balloon.cancelled == 1)
+        balloon.slow = False
+        await wait_until(lambda: balloon.given == 1)
+
+
+async def test_one_that_can_not_give_is_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_reclaiming(tmp_path) as (site, balloon):
+        balloon.failure = BalloonError("not now")
+        await wait_until(lambda: "an idle sandbox did not give memory back: not now" in caplog.text)
+        balloon.failure = None
+        await wait_until(lambda: balloon.given == 1)
+        assert await site.run("first") == "first"
 
 
 async def test_requests_that_come_together_wake_it_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests._leaks import wait_until
-from trio_sandbox import BalloonError, QMPClosedError, Timeouts
+from trio_sandbox import BalloonError, HostConfig, QMPClosedError, SandboxConfig, Timeouts, open_host
 from trio_sandbox.host._messages import code_request
 from trio_sandbox.host._run import collect, open_run
 from trio_sandbox.qemu import BalloonClient, MachineConfig, Vm, VmManager
@@ -64,6 +64,23 @@ async def test_balloon_of_a_running_guest(manager: VmManager, config: MachineCon
             nursery.start_soon(inflate)
             await trio.testing.wait_all_tasks_blocked(0.01)
             os.kill(vm.pid, signal.SIGKILL)
+
+
+async def test_an_idle_sandbox_gives_back_what_its_guest_caches() -> None:
+    config = SandboxConfig(reclaim_after=1)
+    async with open_host(HostConfig(templates=False)) as host, host.open_sandbox(config=config) as sandbox:
+        pid = sandbox.statistics().qemu_pid
+        assert pid is not None
+
+        async def cache_and_give_back() -> None:
+            await sandbox.run("import os; open('cached', 'wb').write(os.urandom(64 * 2**20)); os.sync()")
+            least = _resident_mib(pid) - 32
+            await wait_until(lambda: _resident_mib(pid) < least)
+
+        for _ in range(2):
+            await cache_and_give_back()
+        result = await sandbox.run("data = b'x' * (96 * 2**20); print(os.stat('cached').st_size, len(data))")
+        assert result.stdout == f"{64 * 2**20} {96 * 2**20}\n"
 
 
 async def _run(vm: Vm, code: str) -> None:

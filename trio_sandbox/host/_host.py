@@ -205,6 +205,8 @@ class Host:
         )
         if config.hibernate_after is not None:
             await services.start(lifecycle.serve_idleness, config.hibernate_after)
+        if config.reclaim_after is not None and held.vm.config.balloon:
+            await services.start(lifecycle.serve_reclaiming, config.reclaim_after)
         self._open += 1
         self._opened += 1
         try:

@@ -18,7 +18,7 @@ from .._errors import (
     SandboxHibernatedError,
     SnapshotError,
 )
-from .._nurseries import Services
+from .._nurseries import Services, hide_nursery
 from ..image import Image
 from ..qemu import Snapshot, Vm
 from ._admission import Admission
@@ -279,26 +279,63 @@ class Lifecycle:
     async def serve_idleness(self, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
         """Have the sandbox fall asleep whenever it was idle for so many *seconds*."""
         task_status.started()
-        busy_at = trio.current_time()
-        while True:
-            await trio.sleep(seconds / _LOOKS)
-            now, vm = trio.current_time(), self._vm
-            if self._asleep is not None or vm.failure is not None or self._changing.locked():
-                busy_at = now
-                continue
+        while True:  # noqa: ASYNC913 - it begins with a sleep
             try:
-                if await _count_streams(vm):
-                    busy_at = now
-                elif now - max(busy_at, self.slot.last_request) >= seconds:
-                    busy_at = now
-                    async with self._changing:
-                        if self._asleep is None:
-                            await self._fall_asleep()
-                            self._by_call = False
+                await self._wait_idle(seconds)
+                async with self._changing:
+                    if self._asleep is None:
+                        await self._fall_asleep()
+                        self._by_call = False
             except trio.BusyResourceError:
                 pass
             except (SandboxError, OSError) as exc:
                 _log.warning("an idle sandbox did not fall asleep: %s", exc)
+
+    async def serve_reclaiming(self, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have the machine give memory back, once, whenever the sandbox was idle for so many *seconds*."""
+        task_status.started()
+        while True:  # noqa: ASYNC913 - as above
+            try:
+                await self._wait_idle(seconds)
+                if await self._reclaim():
+                    await self.slot.wait_request()
+            except (SandboxError, OSError) as exc:
+                _log.warning("an idle sandbox did not give memory back: %s", exc)
+
+    async def _wait_idle(self, seconds: float) -> None:
+        """Wait until nothing was asked of the sandbox for so many *seconds*, and nothing is under way."""
+        busy_at = trio.current_time()
+        while True:
+            await trio.sleep(seconds / _LOOKS)
+            now, vm = trio.current_time(), self._vm
+            if (
+                self._asleep is not None
+                or vm.failure is not None
+                or self._changing.locked()
+                or await _count_streams(vm)
+            ):
+                busy_at = now
+            elif now - max(busy_at, self.slot.last_request) >= seconds:
+                return
+
+    async def _reclaim(self) -> bool:
+        """Have the machine give memory back; False if a request came meanwhile."""
+        done = False
+
+        async def end_with_request() -> None:
+            await self.slot.wait_request()
+            nursery.cancel_scope.cancel(reason="the sandbox is wanted")
+
+        async with self._changing:
+            if self._asleep is None:
+                with hide_nursery("an idle sandbox"):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(end_with_request)
+                        given = await self._vm.balloon.reclaim()
+                        _log.debug("an idle sandbox gave %d MiB back", given)
+                        done = True
+                        nursery.cancel_scope.cancel(reason="done")
+        return done
 
     async def _fall_asleep(self) -> None:
         vm = self._vm

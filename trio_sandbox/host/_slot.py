@@ -27,6 +27,7 @@ class Slot:
         self.last_request: float = trio.current_time()
         """When a request last asked for the machine, on Trio's clock."""
         self._gate: Gate | None = None
+        self._requested: trio.Event | None = None
         self._changed = trio.Event()
 
     @property
@@ -44,7 +45,16 @@ class Slot:
         while self._gate is not None:
             await self._gate(what)
         self.last_request = trio.current_time()
+        if self._requested is not None:
+            self._requested.set()
+            self._requested = None
         return self.machine  # noqa: ASYNC910 - a run is too short for one more checkpoint
+
+    async def wait_request(self) -> None:
+        """Wait until a request asks for the machine."""
+        if self._requested is None:
+            self._requested = trio.Event()
+        await self._requested.wait()
 
     def shut_off(self, gate: Gate) -> None:
         """Send further requests through *gate* until `reopen`; those that have their machine are not disturbed."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, final
 
 import trio
 
 from .._config import Timeouts
 from .._errors import BalloonError, QMPClosedError, QMPCommandError, QMPError
-from ..constants import BALLOON_INFLATE_TARGET_MIB
+from ..constants import BALLOON_INFLATE_TARGET_MIB, BALLOON_SPARE_MIB
 from ._qmp import QMPChannel
 from ._qmp_codec import QMPEvent
 
 _log = logging.getLogger("trio_sandbox.balloon")
 
 _MIB: Final = 2**20
+#: Where the balloon is among QEMU's objects; see `machine_argv`.
+_PATH: Final = "/machine/peripheral/balloon0"
+#: Seconds between two of the guest's reports; whole ones only.
+_REPORTS: Final = 1
 #: The class of QEMU's error where a machine has no balloon.
 _NO_BALLOON: Final = "DeviceNotActive"
 
@@ -130,6 +134,66 @@ class BalloonClient:
             previous = await self._require_size()
             if previous < mib:
                 await self._move(previous, mib, tolerance_mib)
+
+    async def query_available(self) -> int | None:
+        """Give the MiB that the guest says it has for whoever wants them, caches included; None if it does not say so.
+
+        The guest is asked for a report, which takes a second or two. It is the guest's word: nothing else speaks for it.
+
+        Raises:
+          BalloonError: if there is no balloon, or no report within `Timeouts.balloon` (then `trio.TooSlowError` is the cause).
+          QMPClosedError: if the machine is gone.
+
+        Source: QEMU's docs/interop/virtio-balloon-stats.rst.
+
+        """
+        polling = {"path": _PATH, "property": "guest-stats-polling-interval"}
+        await self._execute("qom-set", {**polling, "value": _REPORTS})
+        try:
+            before = (await self._statistics())["last-update"]
+            with trio.fail_after(self._timeouts.balloon):
+                while True:
+                    await trio.sleep(_REPORTS / 4)
+                    report = await self._statistics()
+                    if report["last-update"] != before:
+                        break
+        except trio.TooSlowError as exc:
+            raise BalloonError(f"the guest did not report within {self._timeouts.balloon:g} s") from exc
+        finally:
+            with trio.move_on_after(self._timeouts.qmp_command, shield=True):  # noqa: ASYNC912 # `execute` is a checkpoint
+                with suppress(QMPError):
+                    await self._channel.execute("qom-set", {**polling, "value": 0})
+        available = report["stats"].get("stat-available-memory", -1)
+        # QEMU's word for "not told" is the largest number there is.
+        return _mib(available) if isinstance(available, int) and 0 <= available < 2**63 else None
+
+    async def _statistics(self) -> Any:
+        return await self._execute("qom-get", {"path": _PATH, "property": "guest-stats"})
+
+    async def reclaim(self, *, spare_mib: int = BALLOON_SPARE_MIB) -> int:
+        """Have the guest give back what it does not need, and let it have it again; return how many MiB that was.
+
+        The host does not hold what the guest has got back until the guest writes to it: caches are gone, and free memory
+        is what it was. Takes some seconds. Failing and cancelling are as for `inflate`.
+
+        Args:
+          spare_mib: What the guest keeps, in MiB, of what is available in it.
+
+        Raises:
+          BalloonError, QMPClosedError, trio.BusyResourceError: as `inflate` and `query_available`.
+
+        """
+        available = await self.query_available()
+        full = await self._require_size()
+        given = min(available or 0, full - 1) - spare_mib
+        if given <= 0:
+            return 0
+        await self.inflate(full - given)
+        # Whatever comes now: until then the guest has too little.
+        with trio.CancelScope(shield=True):
+            await self.set_target(full)
+        await self.wait_actual(full)
+        return given
 
     async def _move(self, previous: int, mib: int, tolerance_mib: int) -> None:
         with self._channel.subscribe("BALLOON_CHANGE") as events:
