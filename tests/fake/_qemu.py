@@ -45,7 +45,7 @@ if memory := re.search(r'"mem-path":"(/proc/self/fd/\d+)","share":false', argv):
             ram = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
         ram[4096] = 1
 
-state = {"status": "inmigrate" if incoming else "running", "fdsets": {}, "nodes": ["overlay"], "received": []}
+state = {"status": "inmigrate" if incoming else "running", "fdsets": {}, "nodes": ["overlay"], "received": [], "job": None}
 
 def obey(command, arguments):
     # Do what a snapshot asks for, and return the answer.
@@ -77,6 +77,12 @@ def obey(command, arguments):
             state["nodes"].append(arguments["node-name"])
         case "blockdev-del":
             state["nodes"].remove(arguments["node-name"])
+        case "block-stream":
+            state["job"] = arguments["job-id"]
+        case "block-job-cancel" if state["job"] != arguments["device"]:
+            raise ValueError("no such job")
+        case "query-block-jobs":
+            return [{"device": state["job"], "offset": 0}]
         case "query-status":
             status = state["status"]
             if status == "finish-migrate":
@@ -168,6 +174,11 @@ while True:
                 if command["execute"] in ("migrate", "migrate-incoming"):
                     status = "failed" if "save-fails" in modes else "completed"
                     event = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 0, "microseconds": 0}}
+                    qmp.sendall(json.dumps(event).encode() + b"\r\n")
+                if command["execute"] == "block-stream" and "stream-hangs" not in modes or command["execute"] == "block-job-cancel":
+                    name = "BLOCK_JOB_CANCELLED" if command["execute"] == "block-job-cancel" else "BLOCK_JOB_COMPLETED"
+                    about = {"device": state["job"], **({"error": "no space"} if "stream-fails" in modes else {})}
+                    event = {"event": name, "data": about, "timestamp": {"seconds": 0, "microseconds": 0}}
                     qmp.sendall(json.dumps(event).encode() + b"\r\n")
                 if command["execute"] == "guest-garbage":
                     agent.sendall(b"\xff" * 64)  # Only now: it is the end of us.

@@ -15,7 +15,7 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, open_fds
 from trio_sandbox import QMPClosedError, SnapshotError, Timeouts
-from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, open_runtime, open_vm_manager
+from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, _vm, open_runtime, open_vm_manager
 
 from ._qemu import fake_accelerator, fake_config
 
@@ -115,6 +115,33 @@ async def test_qemu_that_ends_in_the_middle(tmp_path: Path, command: str) -> Non
         assert str(await vm.wait_ended()).startswith("QEMU exited with status 5")
 
 
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("stream-hangs", "nothing was copied for 0.2 s"),
+        ("stream-fails", "no space"),
+        ("refuses-block-stream", "no such"),
+    ],
+)
+async def test_layers_that_can_not_be_merged_cost_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, why: str
+) -> None:
+    monkeypatch.setattr(_vm, "MOST_LAYERS", 1)
+    timeouts = Timeouts(qmp_command=0.2) if mode == "stream-hangs" else None
+    (machine := tmp_path / "machine").mkdir()
+    async with open_machine(machine, mode, timeouts=timeouts) as vm:
+        for number in range(3):
+            (directory := tmp_path / f"taken{number}").mkdir()
+            (tmp_path / f"overlay{number}").touch()
+            await vm.snapshot(directory, tmp_path / f"overlay{number}")
+            shutil.rmtree(directory)
+        assert len(vm.config.layers) == 3
+        assert "block-job-cancel" in asked(vm) or mode != "stream-hangs"
+        assert vm.failure is None
+    assert "could not be made fewer, and are 2:" in caplog.text
+    assert why in caplog.text
+
+
 async def test_qemu_that_does_not_let_the_machine_go_on(tmp_path: Path) -> None:
     async with open_machine(tmp_path, "refuses-cont") as vm:
         with pytest.raises(SnapshotError, match="was ended, as it did not go on: cont: no such command"):
@@ -134,7 +161,7 @@ async def test_qemu_that_does_not_answer_any_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every_task", [False, True], ids=["its task", "every task"])
 @pytest.mark.parametrize("memory", ["shared", "private", "out of reach"])
 async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
-    tmp_path: Path, memory: str, *, every_task: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str, *, every_task: bool
 ) -> None:
     """It took the snapshot or not; QEMU has no descriptor and no disk of ours too many, and nothing is held back."""
     taken: list[Snapshot] = []
@@ -157,6 +184,9 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
         await vm.guest.ping()
         assert (await vm.qmp.execute("query-status"))["status"] == "running"
         assert await vm.qmp.execute("query-fdsets") == []
+        if len(vm.config.layers) < len(before.layers):  # they were merged
+            before = attrs.evolve(before, layers=before.layers[:1])
+            del nodes[2:]
         if vm.config.overlay == overlay:
             nodes.append("the new one")
             assert vm.config.layers == (*before.layers, before.overlay)
@@ -164,6 +194,8 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
             assert vm.config == before
         assert len(await vm.qmp.execute("query-named-block-nodes")) == len(nodes)
 
+    # Before every third snapshot layers are merged.
+    monkeypatch.setattr(_vm, "MOST_LAYERS", 3)
     (tmp_path / "taken").mkdir()
     modes = ("hides-memory",) if memory == "out of reach" else ()
     async with open_machine(tmp_path, *modes, restored=memory != "shared") as vm:
