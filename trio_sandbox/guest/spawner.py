@@ -110,8 +110,8 @@ class Spawner:
         """Serve until the agent closes its end."""
         # A child may get one before it has become what it is to be. It then waits until that says who takes it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Children inherit what is ignored: by Python itself, and in the background of a shell.
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT):
+        # Children inherit what is ignored: by Python itself, in the background of a shell, and under nohup(1).
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
