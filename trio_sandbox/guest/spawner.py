@@ -49,8 +49,9 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
     from .users import User
 
 
-#: Seconds after which we look for who keeps what was killed from ending.
+#: Seconds after which we look for who keeps what was killed from ending; again after twice as many, and so on up to the limit.
 _TRACED_PATIENCE = 0.2
+_TRACED_PATIENCE_LIMIT = 2.0
 #: Threads of a control group that are looked at each time.
 _TRACED_LIMIT = 64
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
@@ -101,6 +102,7 @@ class Spawner:
         self._by_descriptor: dict[int, _Process] = {}
         self._dying: set[_Process] = set()
         self._proc = -1
+        self._patience = _TRACED_PATIENCE
         self._look_at = 0.0
         """When to look for the tracers of those."""
         # We never block on the agent, so the agent may block on us.
@@ -130,11 +132,12 @@ class Spawner:
         gc.disable()
         try:
             while True:
-                polled = self._poll.poll(_TRACED_PATIENCE * 1000 if self._dying else None)
+                polled = self._poll.poll(self._patience * 1000 if self._dying else None)
                 if self._dying and time.monotonic() >= self._look_at:
                     self._kill_tracers()
                 # Failures first: "failed" is to come before the "exited" that follows from it.
                 ready = sorted(polled, key=lambda event: event[0] not in self._by_descriptor)
+                pressed = False
                 for descriptor, events in ready:
                     if descriptor == wakeup:
                         os.read(wakeup, 512)
@@ -142,12 +145,15 @@ class Spawner:
                     elif descriptor in self._by_descriptor:
                         self._child_reported(descriptor)
                     elif pressure is not None and descriptor == pressure.descriptor:
-                        self._relieve(pressure)
+                        pressed = True
                     elif descriptor == agent:
                         if events & select.POLLOUT:
                             self._flush()
                         if events & ~select.POLLOUT and not self._serve_request():
                             return
+                # Last, as it may be about what a request ends; then its end is what gives memory back.
+                if pressed and pressure is not None and not self._dying:
+                    self._relieve(pressure)
         finally:
             for process in list(self._processes.values()):
                 self._kill(process)
@@ -247,7 +253,8 @@ class Spawner:
     def _kill(self, process: _Process) -> None:
         process.kill_sent = True
         if not self._dying:
-            self._look_at = time.monotonic() + _TRACED_PATIENCE
+            self._patience = _TRACED_PATIENCE
+            self._look_at = time.monotonic() + self._patience
         self._dying.add(process)
         if process.group is not None:
             process.group.kill()
@@ -278,7 +285,9 @@ class Spawner:
 
     def _kill_tracers(self) -> None:
         """End those who trace what was killed: until they let go, it can stay stopped at its end, or be a zombie of theirs."""
-        self._look_at = time.monotonic() + _TRACED_PATIENCE
+        # Looking takes a while as well, of what those need to end who are many.
+        self._patience = min(2 * self._patience, _TRACED_PATIENCE_LIMIT)
+        self._look_at = time.monotonic() + self._patience
         for process in self._dying:
             threads = [] if process.group is None else process.group.threads()[:_TRACED_LIMIT]
             if not process.reaped:
