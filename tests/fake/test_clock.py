@@ -122,7 +122,9 @@ async def test_the_agent_answers_and_refuses() -> None:
         nursery.start_soon(serve)  # noqa: ASYNC113 - what is sent before it runs waits in the stream
         async with open_channel(ours, role=Role.HOST, hello={}) as channel:
             for step in (None, 5, "five", 1.5):
-                header: dict[str, object] = {"service": "clock"} | ({} if step is None else {"step": step})
+                header: dict[str, object] = {"service": "clock"}
+                if step is not None:
+                    header["step"] = step
                 answer = b""
                 before = time.time_ns()
                 try:
