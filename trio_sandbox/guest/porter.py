@@ -109,7 +109,7 @@ class ShellDialect(Dialect):
     """Lines for an interactive bash: SIGINT then brings it back to its next line, whatever it is in the middle of."""
 
     descriptor = 0
-    retries = (0.05, 0.1, 0.2, 0.4, 0.8)
+    retries: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
 
     def begin(self, files: str) -> str:
         """Say it."""

@@ -17,7 +17,11 @@ class User:
     __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
 
     def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
-        self.uid, self.gid, self.name, self.home, self.shell = uid, gid, name, home, shell
+        self.uid: int = uid
+        self.gid: int = gid
+        self.name: str = name
+        self.home: str = home
+        self.shell: str = shell
         self.groups: list[int] = [gid]
 
     def environment(self) -> dict[str, str]:
