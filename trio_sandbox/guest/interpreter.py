@@ -257,7 +257,7 @@ class Interpreter:
     @property
     def is_free(self) -> bool:
         """Whether `start` can be called; `accept` otherwise."""
-        return not (self._dying or self._interrupts or self._over.is_set())
+        return not (self._dying or self._interrupts)
 
     def start(self, run: Run) -> bool:
         """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over.

@@ -187,13 +187,7 @@ class Admission:
         """
         claim = Claim(self.amount(config))
         try:
-            self._budget.submit(claim)
-            if claim.granted:
-                await trio.lowlevel.checkpoint()
-            else:
-                event = self._events[claim] = trio.Event()
-                self.on_wait()
-                await event.wait()
+            await self._wait_granted(claim)
             yield
         finally:
             self._withdraw(claim)
@@ -244,18 +238,22 @@ class Admission:
             )
         whole, parts = Claim(amount * count), [Claim(amount, granted=True) for _ in range(count)]
         try:
-            self._budget.submit(whole)
-            if whole.granted:
-                await trio.lowlevel.checkpoint()
-            else:
-                event = self._events[whole] = trio.Event()
-                self.on_wait()
-                await event.wait()
+            await self._wait_granted(whole)
             self._budget.split(whole, parts)
             yield [self._hold(part) for part in parts]
         finally:
             for claim in (whole, *parts):
                 self._withdraw(claim)
+
+    async def _wait_granted(self, claim: Claim) -> None:
+        """Submit *claim*, and wait for its turn; whoever does is to withdraw it in any case."""
+        self._budget.submit(claim)
+        if claim.granted:
+            await trio.lowlevel.checkpoint()
+        else:
+            event = self._events[claim] = trio.Event()
+            self.on_wait()
+            await event.wait()
 
     @contextmanager
     def _hold(self, claim: Claim) -> Generator[None]:
