@@ -13,6 +13,8 @@ import attrs
 import pytest
 import trio
 
+from trio_sandbox.guest.porter import GATE
+
 from ._agent import Host, Ran, open_agent
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here; tests/qemu has one")
@@ -224,6 +226,33 @@ async def test_an_interrupt_ends_the_run_and_keeps_the_state(host: Host, languag
             result = await run.finish()
         assert (result.exit_code, result.restarted, result.state_kept) == (130, False, True), code
         assert await host.run(show, language=language) == ran("7\n"), code
+
+
+@needs_node
+async def test_node_is_sent_no_interrupt_while_it_could_not_stand_one(host: Host) -> None:
+    gate = f"const gate = require('fs').openSync(`/proc/${{process.ppid}}/fd/{GATE}`, 'r+'); "
+    write = "require('fs').writeSync(gate, Buffer.of({}), 0, 1, 0); "
+    code = (
+        f"kept = 7; {gate}setTimeout(() => {{ {write.format(1)}console.log('closed') }}); "
+        f"setTimeout(() => {{ console.log('open'); {write.format(0)}}}, 300); await new Promise(() => {{}})"
+    )
+    async with host.open_run(code, language="javascript") as run:
+        await run.until(b"closed\n")
+        await run.interrupt()
+        result = await run.finish()
+    assert (result.stdout, result.stderr, result.exit_code) == ("closed\nopen\n", "Interrupted\n", 130)
+    assert await host.run("console.log(kept)", language="javascript") == ran("7\n")
+
+
+@needs_node
+async def test_an_interrupt_when_code_begins_to_wait_keeps_the_state(host: Host) -> None:
+    for number in range(40):
+        async with host.open_run("console.log('go'); await new Promise(() => {})", language="javascript") as run:
+            await run.until(b"go\n")
+            await trio.sleep(number * 5e-5)
+            await run.interrupt()
+            result = await run.finish()
+        assert (result.exit_code, result.state_kept) == (130, True)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

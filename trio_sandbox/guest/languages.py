@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .messages import send_message
-from .porter import ANSWERS, CONTROL, SOURCE
+from .porter import ANSWERS, CONTROL, GATE, SOURCE
 
 if TYPE_CHECKING:
     from .becoming import Request
@@ -32,7 +32,7 @@ _PYTHON_BOOT = (
 _NODE_BOOT = (
     "const files = `/proc/${process.ppid}/fd/`; "
     f"require('node:vm').runInThisContext(require('node:fs').readFileSync(files + {SOURCE}, 'utf8'), "
-    f"{{filename: 'trio-sandbox worker'}})(require, files + {ANSWERS}, files + {SOURCE})"
+    f"{{filename: 'trio-sandbox worker'}})(require, files + {ANSWERS}, files + {SOURCE}, files + {GATE})"
 )
 
 

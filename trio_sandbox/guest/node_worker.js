@@ -5,7 +5,7 @@
 //
 // Code is evaluated as in a browser's console: names persist and can be declared again, `await` works at the top, and
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
-(function worker(require, answers, scratch) {
+(function worker(require, answers, scratch, gate) {
   'use strict';
   const { Atomics, Buffer, Int32Array, Math, Object, SharedArrayBuffer, process } = globalThis;
   const fs = require('node:fs');
@@ -17,7 +17,7 @@
   const vm = require('node:vm');
   const { Session } = require('node:inspector');
   const { closeSync, fstatSync, openSync, readSync, writeSync, ReadStream } = fs;
-  const { O_APPEND, O_RDONLY, O_TRUNC, O_WRONLY } = fs.constants;
+  const { O_APPEND, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = fs.constants;
   const { chdir, cwd, dlopen, exit, kill } = process;
   const { parse: parseJson } = JSON;
   const later = setImmediate;
@@ -56,6 +56,21 @@
   function answer(text) {
     const descriptor = openSync(answers, O_WRONLY | O_APPEND);
     writeSync(descriptor, `${text}\n`);
+    closeSync(descriptor);
+  }
+
+  // While Node puts back its own handler of SIGINT, which a script that can be broken off has replaced, a SIGINT is its end.
+  function closeGate() {
+    const descriptor = openSync(gate, O_RDWR);
+    const sending = Buffer.alloc(1);
+    writeSync(descriptor, Buffer.of(1), 0, 1, 0);
+    while (readSync(descriptor, sending, 0, 1, 1) === 1 && sending[0] !== 0) pause(1);
+    closeSync(descriptor);
+  }
+
+  function openGate() {
+    const descriptor = openSync(gate, O_WRONLY);
+    writeSync(descriptor, Buffer.of(0), 0, 1, 0);
     closeSync(descriptor);
   }
 
@@ -486,13 +501,17 @@
         settle(run, error ? { exceptionDetails: { exception: { value: error.message } } } : result);
         post('Runtime.releaseObjectGroup', { objectGroup: 'run' });
       });
+      closeGate();
     };
+    let error = null;
     try {
       guard.runInThisContext({ breakOnSigint: true, displayErrors: false });
-    } catch (error) {
-      if (error?.code !== 'ERR_SCRIPT_EXECUTION_INTERRUPTED') fail(error);
-      else interrupt(run);
+    } catch (thrown) {
+      error = thrown;
     }
+    openGate();
+    if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') interrupt(run);
+    else if (error !== null) fail(error);
   }
 
   process.on('SIGINT', () => {

@@ -13,7 +13,8 @@ What it is told by the interpreter, one line each, by way of /proc/PID/fd/ANSWER
     F TOKEN ERRNO           nothing was run
     S TOKEN                 it has no SIGINT to take any more
 
-What it tells the interpreter is a `Dialect`'s affair. The interpreter has a process group of its own: SIGINT comes to us, and
+What it tells the interpreter is a `Dialect`'s affair, but for GATE, a file of two bytes: while the first is not 0 the interpreter
+could not stand a SIGINT, and none is sent; the second is not 0 while we send one, which the interpreter waits for. The interpreter has a process group of its own: SIGINT comes to us, and
 goes on to a run that has begun, or not at all. Code that writes here can end its own run early and break its own interpreter, as
 any code can in its own process; for the next run there is another token, or another interpreter.
 """
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-#: Descriptors of ours that the interpreter opens by name: where it answers, and what it is to begin with.
-ANSWERS, SOURCE = 8, 9
+#: Descriptors of ours that the interpreter opens by name: where it answers, what it is to begin with, and when it can take SIGINT.
+ANSWERS, SOURCE, GATE = 8, 9, 10
 #: The agent's socket, which is an interpreter's own if it needs no porter.
 CONTROL = 3
 
@@ -47,6 +48,8 @@ _LINE_LIMIT = 2 * _VALUE_LIMIT + 100
 _PR_SET_DUMPABLE = 4
 _EINVAL = 22
 _EX_SOFTWARE = 70
+#: Seconds after which a closed gate is looked at again.
+_GATE_PATIENCE = 0.01
 
 
 class RefusedError(Exception):
@@ -58,8 +61,8 @@ class Dialect:
 
     #: The descriptor that it reads it from.
     descriptor: int = 3
-    #: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again. Node.js dies of one
-    #: that comes while it puts its handler back from breaking a script, which takes milliseconds where it is emulated.
+    #: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again. Node.js that breaks
+    #: a script off has no handler for some milliseconds, where it is emulated, and can't close the gate before.
     retries: tuple[float, ...] = (0.5, 0.5)
 
     def begin(self, files: str) -> str:
@@ -174,7 +177,7 @@ def divide(dialect: Dialect, report: int) -> None:
     source = control.recv(_SOURCE_LIMIT)
     text = _memory_file(source)
     answers, answering = os.pipe()
-    for descriptor, target in ((answering, ANSWERS), (text, SOURCE)):
+    for descriptor, target in ((answering, ANSWERS), (text, SOURCE), (_memory_file(b"\0\0"), GATE)):
         os.dup2(descriptor, target, inheritable=False)
         os.close(descriptor)
     script, ours = os.pipe()
@@ -237,8 +240,9 @@ class _Porter:
             poll.register(descriptor, select.POLLIN)
         self._write(self._dialect.begin(self._files))
         while True:
-            timeout = self._retries[0] * 1000 if self._retries else None
-            ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+            held = self._signalled and self._begun
+            patience = _GATE_PATIENCE if held else self._retries[0] if self._retries else None
+            ready = {descriptor for descriptor, _ in poll.poll(None if patience is None else patience * 1000)}
             if wakeup in ready:
                 os.read(wakeup, 512)
             if self._answers in ready:
@@ -250,8 +254,7 @@ class _Porter:
             if self._control.fileno() in ready:
                 self._take_message()
             self._pass_signal_on()
-            if not ready and self._retries:
-                self._retries.pop(0)
+            if not ready and not held and self._retries:
                 self._repeat()
 
     def _note(self, signum: int, frame: object) -> None:
@@ -260,19 +263,29 @@ class _Porter:
     def _pass_signal_on(self) -> None:
         if not self._token:
             self._signalled = False
-        elif self._signalled and self._begun:
+        elif self._signalled and self._begun and self._interrupt():
             self._signalled = False
             self._disturbed = True
-            os.killpg(self._pid, signal.SIGINT)
             self._retries = list(self._dialect.retries)
 
     def _repeat(self) -> None:
         if self._question:
             self._write(self._dialect.ask(self._files, self._question))
-            return
         # It may wait for a child that was not there yet.
-        os.killpg(self._pid, signal.SIGINT)
-        self._write(self._dialect.remind(self._files, self._token))
+        elif self._interrupt():
+            self._write(self._dialect.remind(self._files, self._token))
+        self._retries.pop(0)
+
+    def _interrupt(self) -> bool:
+        """Send SIGINT, unless the gate is closed; it can't be closed meanwhile."""
+        os.pwrite(GATE, b"\1", 1)
+        try:
+            if os.pread(GATE, 1, 0) != b"\0":
+                return False
+            os.killpg(self._pid, signal.SIGINT)
+            return True
+        finally:
+            os.pwrite(GATE, b"\0", 1)
 
     def _end(self) -> NoReturn:
         """End as the interpreter ended: the agent sees only us."""
