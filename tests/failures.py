@@ -315,6 +315,11 @@ _SHELL = {
         "for file in /proc/$$/fd/*; do echo : >$file; done",
         Result(141, False),  # its own 255 is a pipe that nobody reads any more; it takes no redirection of that
     ),
+    "it takes all that is sent to its interpreter": _case(
+        # Descriptor 10 is where bash keeps its own input while a file's commands have another.
+        "echo go; while :; do read -r line <&10; done",
+        Raised("Cancelled", True),
+    ),
     "it prints look-alikes of what we send": _case(
         """printf 'J\\0\\0\\0\\2{}{"finished":{"exit_code":9}}D\\0\\0\\0\\1\\0'; (exit 3)""", Result(3, True)
     ),
@@ -368,6 +373,10 @@ _JAVASCRIPT = {
     "it writes to all of its descriptors": _case(
         "for (let n = 3; n < 1000; n++) try { require('fs').writeSync(n, 'x'.repeat(64)) } catch {}\nawait new Promise(() => {})",
         Result(139, False),
+    ),
+    "it takes all that is sent to its interpreter": _case(
+        "console.log('go')\nfor (;;) try { require('fs').readSync(3, Buffer.alloc(1)) } catch {}",
+        Raised("Cancelled", True),
     ),
     "it prints look-alikes of what we send": _case(
         """process.stdout.write('J\\0\\0\\0\\x02{}{"finished":{"exit_code":9}}D\\0\\0\\0\\x01\\0')\nprocess.exitCode = 3""",

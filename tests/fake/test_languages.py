@@ -256,6 +256,16 @@ async def test_an_interrupt_when_code_begins_to_wait_keeps_the_state(host: Host)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+async def test_what_is_sent_to_an_interpreter_has_no_name_to_be_read_by(host: Host, language: str) -> None:
+    code = {
+        "shell": "exec 9</proc/$$/fd/10",
+        "javascript": "require('fs').openSync('/proc/self/fd/3')",
+    }
+    result = await host.run(code[language], language=language)
+    assert os.strerror(errno.ENXIO).lower() in result.stderr.lower()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_an_interrupt_at_any_instant_hits_its_own_run_or_nothing(host: Host, language: str) -> None:
     code = {
         "shell": "echo a; for i in {1..%d}; do :; done; echo b",

@@ -180,21 +180,23 @@ def divide(dialect: Dialect, report: int) -> None:
     for descriptor, target in ((answering, ANSWERS), (text, SOURCE), (_memory_file(b"\0\0"), GATE)):
         os.dup2(descriptor, target, inheritable=False)
         os.close(descriptor)
-    script, ours = os.pipe()
+    # A pipe could be read by anything of that user's, by its name.
+    script, ours = socket.socketpair()
     # A process that changed its user hides its descriptors from that user.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
         os.close(control.detach())
-        os.dup2(script, dialect.descriptor)
+        os.dup2(script.fileno(), dialect.descriptor)
         # It takes SIGINT as it likes: none comes before it has begun a run.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         return
     os.close(report)
-    os.close(script)
+    theirs = os.fstat(script.fileno())
+    script.close()
     try:
-        _Porter(dialect, control, pid, ours, answers).serve()
+        _Porter(dialect, control, pid, ours, theirs, answers).serve()
     except BaseException:  # noqa: BLE001  the agent is gone, or the code got hold of us
         os.killpg(pid, signal.SIGKILL)
         os._exit(_EX_SOFTWARE)
@@ -209,11 +211,20 @@ def _memory_file(data: bytes) -> int:
 
 
 class _Porter:
-    def __init__(self, dialect: Dialect, control: socket.socket, pid: int, script: int, answers: int) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        control: socket.socket,
+        pid: int,
+        script: socket.socket,
+        theirs: os.stat_result,
+        answers: int,
+    ) -> None:
         self._dialect = dialect
         self._control = control
         self._pid = pid
         self._script = script
+        self._theirs = theirs
         self._answers = answers
         self._files = f"/proc/{os.getpid()}/fd"
         self._ready = False
@@ -297,9 +308,7 @@ class _Porter:
         os._exit(returncode & 0xFF)
 
     def _write(self, text: str) -> None:
-        view = memoryview(text.encode("utf-8", "surrogatepass"))
-        while view:
-            view = view[os.write(self._script, view) :]
+        self._script.sendall(text.encode("utf-8", "surrogatepass"))
 
     # --- The agent ---
 
@@ -388,9 +397,9 @@ class _Porter:
             self._finish(b"D", bytes([status]))
 
     def _can_be_told(self) -> bool:
-        """Whether the interpreter still has the pipe to read from that it was started with."""
+        """Whether the interpreter still has what it was started with to read from."""
         try:
-            theirs = os.stat(f"/proc/{self._pid}/fd/{self._dialect.descriptor}")
+            read = os.stat(f"/proc/{self._pid}/fd/{self._dialect.descriptor}")
         except OSError:
             return False
-        return os.path.samestat(theirs, os.fstat(self._script))
+        return os.path.samestat(read, self._theirs)
