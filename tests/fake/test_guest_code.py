@@ -18,7 +18,8 @@ import attrs
 import pytest
 import trio
 
-from trio_sandbox.guest.interpreter import Interpreter, Run
+from trio_sandbox.guest.interpreter import Interpreter
+from trio_sandbox.guest.run import Run
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
 from ._agent import Host, Ran, open_agent, read_all, send_for_ever

@@ -38,7 +38,7 @@ import trio
 
 from ..wire import ChannelStream, RecordStream
 from .children import Child, Children
-from .interpreter import Interpreter, Run
+from .interpreter import Interpreter
 from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
 from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
 from .processes import (
@@ -52,6 +52,7 @@ from .processes import (
     parse_text,
     receive_before,
 )
+from .run import Run
 
 #: Seconds for a run to heed its being interrupted, once nobody wants it any more, before its interpreter is killed.
 _ABANDON_GRACE = 5.0
