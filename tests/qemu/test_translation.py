@@ -35,3 +35,19 @@ async def test_another_start_of_a_program_needs_no_more_translated_code() -> Non
         for _ in range(_STARTS):
             await sandbox.run_process(["/bin/true"])
         assert 0 <= await translated() - before < _MOST
+
+
+async def test_the_interpreter_runs_from_the_agents_python_for_as_long_as_it_is_the_same() -> None:
+    where = "import os; print(os.stat('/proc/self/exe').st_dev == os.stat('/usr/bin/python3').st_dev, sys.executable)"
+    async with open_sandbox() as sandbox:
+        await sandbox.run("import sys")
+        assert (await sandbox.run(where)).stdout == "False /usr/bin/python3\n"
+        assert (await sandbox.run("print(open('/proc/self/comm').read())")).stdout == "python3\n\n"
+        # What is in its place is another file, though it is no different.
+        program = "/usr/bin/python3.13"
+        await sandbox.run_process(["cp", program, f"{program}.new"], user="root")
+        await sandbox.run_process(["mv", f"{program}.new", program], user="root")
+        await sandbox.run("import os; os._exit(1)")
+        await sandbox.run("import sys")
+        assert (await sandbox.run(where)).stdout == "True /usr/bin/python3\n"
+        assert (await sandbox.run("print(open('/proc/self/comm').read())")).stdout == "python3\n\n"

@@ -53,7 +53,14 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     "guest.file_helper": {"guest.messages", "guest.trees"},  # runs in a fork of the spawner
     "guest.messages": set(),
     "guest.mounts": set(),
-    "guest.becoming": {"guest.cgroups", "guest.file_helper", "guest.porter", "guest.terminals", "guest.users"},
+    "guest.becoming": {
+        "guest.cgroups",
+        "guest.file_helper",
+        "guest.porter",
+        "guest.terminals",
+        "guest.twin",
+        "guest.users",
+    },
     "guest.cgroups": {"guest.pressure"},
     "guest.pressure": set(),
     "guest.users": set(),
@@ -65,11 +72,13 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
         "guest.mounts",
         "guest.pressure",
         "guest.terminals",
+        "guest.twin",
         "guest.users",
     },
     "guest.porter": {"guest.messages"},  # a fork of the spawner that stays one
     "guest.terminals": set(),
     "guest.trees": set(),
+    "guest.twin": set(),
     "guest.python_worker": set(),  # its text is run by the image's Python, and that of the next
     "guest.python_displays": set(),
     "qemu._reaper_main": set(),  # runs with -I -S

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
     from typing import NotRequired, TypedDict
 
     from .cgroups import Group
+    from .twin import Twin
     from .users import User
 
     class Request(TypedDict):
@@ -46,6 +47,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
         dialect: NotRequired[str]
         """It is to be the child of a `porter`, which speaks this one of its dialects with it."""
+        shared: NotRequired[bool]
+        """Its program may be run from our own file if it is the same (see `twin`); it gives itself its name then."""
 
 
 class Becoming:
@@ -57,18 +60,26 @@ class Becoming:
       user: Who it is to be; None: who we are.
       group: The control group to be in, if there is one.
       terminal: Its end of its terminal, if it has one, alone in a list.
+      twin: What is the same program as ours, if there is one.
 
     """
 
-    __slots__ = ("_descriptors", "_environment", "_group", "_request", "_terminal", "_user")
+    __slots__ = ("_descriptors", "_environment", "_group", "_request", "_terminal", "_twin", "_user")
 
     def __init__(
-        self, request: Request, descriptors: list[int], user: User | None, group: Group | None, terminal: list[int]
+        self,
+        request: Request,
+        descriptors: list[int],
+        user: User | None,
+        group: Group | None,
+        terminal: list[int],
+        twin: Twin | None = None,
     ) -> None:
         self._request = request
         self._user = user
         self._group = group
         self._terminal = terminal
+        self._twin = twin if "shared" in request else None
         # Ours are /dev/null, but for stderr, which is the console.
         self._descriptors = [(0, 2), *zip(descriptors, request["targets"], strict=True)]
         self._descriptors += [(end, target) for end in terminal for target in (0, 1, 2)]
@@ -109,7 +120,7 @@ class Becoming:
             what = request["argv"][0]
             if "dialect" in request:
                 porter.divide(porter.DIALECTS[request["dialect"]], report)
-            _exec(request["argv"], self._environment)
+            _exec(request["argv"], self._environment, self._twin)
         except OSError as exc:
             os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
         except ValueError:  # not an argument or a variable that execve(2) could take
@@ -141,15 +152,16 @@ def _change_directory(cwd: str | None, user: User | None) -> None:
             os.chdir("/")
 
 
-def _exec(argv: list[str], env: dict[str, str]) -> NoReturn:
+def _exec(argv: list[str], env: dict[str, str], twin: Twin | None) -> NoReturn:
     """execve(2) with the PATH of *env*, as a shell would; in Python's own a lazy import would fail in the users' root."""
     name = argv[0]
     if "/" in name:
         os.execve(name, argv, env)
     refusal: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     for directory in env.get("PATH", PATH).split(":"):
+        path = f"{directory or '.'}/{name}"
         try:
-            os.execve(f"{directory or '.'}/{name}", argv, env)
+            os.execve(path if twin is None or not twin.is_at(path) else twin.descriptor, argv, env)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except PermissionError as exc:  # a later directory may have one that can be run

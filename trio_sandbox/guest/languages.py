@@ -96,6 +96,8 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             # Its worker unblocks it for the code of a run only; an interpreter that is still starting would die of it.
             "blocked": [int(signal.SIGINT)],
         }
+        if language is PYTHON:
+            request["shared"] = True
         if language.dialect is not None:
             request["dialect"] = language.dialect
         spawn(request, [errors, theirs.fileno()])

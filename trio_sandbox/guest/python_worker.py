@@ -223,6 +223,7 @@ class _Worker:
         _modules["builtins"].display = self._displays.display  # type: ignore[attr-defined]
         sys.argv = [""]  # instead of how we were started, as where code is typed in
         os.register_at_fork(after_in_child=self._close_control)
+        _take_name()
 
     def _is_control_ours(self) -> bool:
         try:
@@ -466,6 +467,15 @@ def _renew_uuid(uuid: Any) -> None:
 
 def _renew_authkey(process: Any) -> None:
     process._current_process._config["authkey"] = process.AuthenticationString(urandom(32))
+
+
+def _take_name() -> None:
+    """Be called what we are in lists of processes: the kernel calls what it starts from a descriptor by that one's number."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(os.path.basename(sys.executable))
+    except OSError:
+        pass
 
 
 def _is_usable(stream: Any) -> bool:

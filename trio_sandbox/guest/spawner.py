@@ -39,13 +39,14 @@ from .becoming import Becoming
 from .cgroups import Group, Groups
 from .messages import receive_message, send_message
 from .terminals import open_terminal
-from .users import find_user
+from .users import PATH, find_user
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
     from collections.abc import Sequence
 
     from .becoming import Request
     from .pressure import Pressure
+    from .twin import Twin
     from .users import User
 
 
@@ -93,6 +94,8 @@ class Spawner:
     """Serves one agent until the agent is gone; then everything it started is killed."""
 
     def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
+        self.twin: Twin | None = None
+        """The users' Python, if it is the same program as ours."""
         self._sock = sock
         self._default_user = confinement.user
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
@@ -215,7 +218,7 @@ class Spawner:
                 ours, theirs = [ends[0]], [ends[1]]
             if self._groups is not None:
                 group = self._groups.take()
-            becoming = Becoming(request, descriptors, user, group, theirs)
+            becoming = Becoming(request, descriptors, user, group, theirs, self.twin)
             failure, report = os.pipe2(os.O_CLOEXEC)
             try:
                 pid = os.fork()
@@ -427,11 +430,13 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
     spawner = Spawner(sock, confinement)
     identity: list[int] = []
     if confinement.root is not None:
-        from . import mounts
+        from . import mounts, twin
 
+        program = twin.open_own_program()
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
         identity = mounts.bind_identity_files()
+        spawner.twin = twin.find_twin(program, (f"{directory}/python3" for directory in PATH.split(":")))
     send_message(sock, ("ready",), identity)
     for descriptor in identity:
         os.close(descriptor)
