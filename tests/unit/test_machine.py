@@ -99,6 +99,12 @@ def test_a_raw_image_has_no_backing_file_to_deny() -> None:
     assert {"driver": "raw", "node-name": "image", "file": "image-file", "read-only": True} in nodes
 
 
+def test_what_boots_no_kernel_reads_no_initial_ram_disk() -> None:
+    argv = machine_argv(CONFIG, "tcg", attrs.evolve(FDS, initrd=None), incoming=True)
+    assert "-kernel" in argv
+    assert "-initrd" not in argv
+
+
 def test_no_path_of_the_hosts_is_named() -> None:
     """QEMU opens its own firmware and libraries by name, and nothing else."""
     argv = " ".join(machine_argv(CONFIG, "tcg", FDS))

@@ -211,7 +211,9 @@ class Children:
         with contextlib.suppress(OSError):
             for descriptor, text in zip(self._identity_files, texts, strict=True):
                 os.pwrite(descriptor, text, 0)
-                os.ftruncate(descriptor, len(text))
+                # Names are of one length, and cutting off nothing takes longer than writing.
+                if os.lseek(descriptor, 0, os.SEEK_END) > len(text):
+                    os.ftruncate(descriptor, len(text))
 
     def post(self, request: tuple[object, ...], descriptors: Sequence[int] = ()) -> None:
         """Send the spawner a request."""

@@ -209,8 +209,8 @@ def _open_port() -> int:
 def _adopt_identity(random: int, hello: Mapping[str, object]) -> None:
     """Take the time, some randomness, for the descriptor *random* of /dev/random, and the name that the host gives us."""
     match hello.get("time"):
-        case int(seconds) | float(seconds):
-            time.clock_settime(time.CLOCK_REALTIME, seconds)
+        case int(nanoseconds):  # a float would be one more thing to have translated
+            time.clock_settime_ns(time.CLOCK_REALTIME, nanoseconds)
         case _:
             pass
     match hello.get("entropy"):

@@ -45,7 +45,8 @@ class Machine:
     def __init__(self, port: int, cgroup: str | None) -> None:
         self._port = port
         self._cgroup = cgroup
-        self._frozen = False
+        self._freezer = -1
+        """While the users' processes are held up, what lets them go on: a machine that goes on from here need not open it."""
         self._stream: PortStream | None = None
         self._unheard = b""
 
@@ -85,8 +86,9 @@ class Machine:
         """
         if self._cgroup is None:
             return
-        self._set_frozen(True)
-        self._frozen = True
+        if self._freezer < 0:
+            self._freezer = os.open(f"{self._cgroup}/cgroup.freeze", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(self._freezer, b"1")
         deadline = time.monotonic() + _FREEZE_PATIENCE
         while not self._is_frozen():
             if time.monotonic() > deadline:
@@ -96,9 +98,10 @@ class Machine:
 
     def thaw(self) -> None:
         """Let the users' processes go on."""
-        if self._frozen:
-            self._set_frozen(False)
-            self._frozen = False
+        if self._freezer >= 0:
+            os.write(self._freezer, b"0")
+            os.close(self._freezer)
+            self._freezer = -1
 
     def count_threads(self) -> int:
         """Tell how many threads the users have."""
@@ -116,10 +119,6 @@ class Machine:
             with open(f"{directory}/{name}", "rb") as file:
                 count += len(file.readlines())
         return count
-
-    def _set_frozen(self, frozen: bool) -> None:
-        with open(f"{self._cgroup}/cgroup.freeze", "wb", buffering=0) as file:
-            file.write(b"1" if frozen else b"0")
 
     def _is_frozen(self) -> bool:
         with open(f"{self._cgroup}/cgroup.events", "rb", buffering=0) as file:

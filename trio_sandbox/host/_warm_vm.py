@@ -77,7 +77,7 @@ async def _wake(vm: Vm, patience: float) -> None:
     answer = b""
     with trio.move_on_after(patience):
         # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
-        request = {"service": "wake", "time": time.time()}
+        request = {"service": "wake", "time": time.time_ns()}
         async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
             while data := await stream.receive_some():
                 answer += data

@@ -92,7 +92,8 @@ class MachineFds:
     """The numbers of the descriptors that QEMU inherits: it opens no file by its name."""
 
     kernel: int
-    initrd: int
+    initrd: int | None
+    """None: none is read, which is for machines that go on from a state."""
     system_disk: int
     image: int
     layers: tuple[int, ...] = ()
@@ -157,7 +158,9 @@ def machine_argv(
     if incoming:
         argv += ["-incoming", "defer"]
     # Loaded with plain open(2), which knows nothing of descriptor sets.
-    argv += ["-kernel", f"/proc/self/fd/{fds.kernel}", "-initrd", f"/proc/self/fd/{fds.initrd}"]
+    argv += ["-kernel", f"/proc/self/fd/{fds.kernel}"]
+    if fds.initrd is not None:
+        argv += ["-initrd", f"/proc/self/fd/{fds.initrd}"]
     argv += ["-append", " ".join([*config.kernel_args, *(_TCG_KERNEL_ARGS if accelerator == "tcg" else ())])]
 
     argv += ["-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"]

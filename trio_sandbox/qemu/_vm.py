@@ -382,7 +382,7 @@ class Vm:
                 stream.close()
                 raise
         hello = {
-            "time": time.time(),
+            "time": time.time_ns(),
             "entropy": secrets.token_hex(32),
             "hostname": hostname,
             "machine_id": secrets.token_hex(16),
@@ -555,7 +555,7 @@ class VmManager:
                 kernel=inherited.open(config.kernel, os.O_RDONLY)
                 if saved is None
                 else _lend_stand_in_kernel(inherited),
-                initrd=inherited.open(config.initrd, os.O_RDONLY),
+                initrd=inherited.open(config.initrd, os.O_RDONLY) if saved is None else None,
                 system_disk=inherited.open(config.system_disk, os.O_RDONLY),
                 image=inherited.open(config.image, os.O_RDONLY),
                 layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
