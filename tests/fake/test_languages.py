@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from trio_sandbox.guest.porter import GATE
 from ._agent import Host, Ran, open_agent
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here; tests/qemu has one")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 LANGUAGES = [
-    pytest.param("shell", marks=pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")),
+    pytest.param("shell", marks=needs_bash),
     pytest.param("javascript", marks=needs_node),
 ]
 
@@ -443,6 +445,35 @@ async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host, language: 
     assert (await host.run({"shell": "echo 1", "javascript": "console.log(1)"}[language], language=language)) == ran(
         "1\n"
     )
+
+
+#: Prints which of the two the process argv[1] has in memory. This text is there as well, with the second of them in pieces only.
+SEARCH = """
+import re, sys
+mine, theirs = "own text", "other" + " process"
+found = set()
+with open(f"/proc/{sys.argv[1]}/maps") as maps, open(f"/proc/{sys.argv[1]}/mem", "rb", buffering=0) as memory:
+    for start, end in re.findall(r"^(\\w+)-(\\w+) rw", maps.read(), re.MULTILINE):
+        memory.seek(int(start, 16))
+        data = memory.read(int(end, 16) - int(start, 16))
+        found |= {name for name in (mine, theirs) if name.encode() in data}
+print(*sorted(found), sep=", ")
+"""
+
+
+@needs_bash
+async def test_an_interpreters_parent_has_seen_no_process(host: Host) -> None:
+    secret = "other" + " process"
+    for many in (secret, secret * 9_000):
+        env = {"SECRET": many, "PATH": os.environ["PATH"]}
+        assert await host.run_process(["true", many], env=env, cwd="/tmp") == (0, b"")
+    for argv, cwd in ([f"no {secret}"], "/"), ([f"/no {secret}"], "/"), (["true"], f"/no {secret}"):
+        async with host.open_process(argv, cwd=cwd, stdout=True) as process:
+            failed = (await process.message())["failed"]
+            assert failed["filename"] == (argv[0] if cwd == "/" else cwd)
+    # The interpreter, and with it its parent, is started now.
+    code = f"{sys.executable} -c '{SEARCH}' $PPID"
+    assert await host.run(code, language="shell") == ran("own text\n")
 
 
 @pytest.mark.parametrize(("language", "program"), [("shell", "bash"), ("javascript", "node")])

@@ -36,6 +36,8 @@ async def test_the_world_of_users(sandbox: Sandbox) -> None:
     for name in ("/agent", "/image"):
         assert (await lines(sandbox, f"ls {name} 2>&1 >/dev/null | grep -c 'No such'")) == ["1"]
     assert await lines(sandbox, "kill -9 1; ls / | grep -c agent; echo alive", user="root") == ["0", "alive"]
+    result = await sandbox.run("import os; open(f'/proc/{os.getppid()}/mem', 'rb')")
+    assert "PermissionError: [Errno 13] Permission denied: '/proc/1/mem'" in result.stderr
     # No network but the machine's own.
     assert await lines(sandbox, "ls /sys/class/net") == ["lo"]
     result = await sandbox.run(

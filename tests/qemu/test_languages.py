@@ -31,6 +31,27 @@ _RANDOM = """
 """
 
 
+#: Say which of the two texts the interpreter's parent has in memory: the code itself is there, with the second of them in another form.
+_SEARCHES = {
+    "javascript": """
+        const found = new Set(), directory = `/proc/${process.ppid}/`, memory = fs.openSync(directory + 'mem')
+        for (const [, start, end] of fs.readFileSync(directory + 'maps', 'utf8').matchAll(/^(\\w+)-(\\w+) rw/mg)) {
+            const data = Buffer.alloc(parseInt(end, 16) - parseInt(start, 16))
+            fs.readSync(memory, data, 0, data.length, BigInt('0x' + start))
+            for (const text of ['own text', 'other' + ' process']) if (data.includes(text)) found.add(text)
+        }
+        for (const text of found) console.log(text)
+    """,
+    "shell": r"""
+        while read -r range mode _; do
+            start=$((0x${range%-*})) end=$((0x${range#*-}))
+            [[ $mode != rw* ]] ||
+                dd if=/proc/$PPID/mem bs=4096 skip=$((start / 4096)) count=$(((end - start) / 4096)) 2>/dev/null
+        done </proc/$PPID/maps | grep -aoE 'own text|other[ ]process' | sort -u
+    """,
+}
+
+
 async def test_javascript_and_shell_in_an_image_without_python() -> None:
     # What was drawn before is drawn ahead: Node keeps some of it, and OpenSSL has a generator for each thread.
     config = SandboxConfig(warmup=f"warm = Math.random(); {_RANDOM}")
@@ -42,6 +63,7 @@ async def test_javascript_and_shell_in_an_image_without_python() -> None:
             warm = await sandbox.run("warm")
             await _check_javascript(sandbox)
             await _check_shell(sandbox)
+            await _check_parents(sandbox)
             with pytest.raises(RunRefusedError, match=r"Images that have it: python$") as caught:
                 await sandbox.run("print(1)", language="python")
             assert caught.value.errno == errno.ENOENT
@@ -57,6 +79,14 @@ async def test_javascript_and_shell_in_an_image_without_python() -> None:
     assert len(columns) == 13
     for column in columns:
         assert len(set(column)) == len(draws)
+
+
+async def _check_parents(sandbox: Sandbox) -> None:
+    await sandbox.run_process(["true", "other process"], env={"SECRET": "other process"}, user="root", check=True)
+    for language, end in (("javascript", "process.exit()"), ("shell", "exit")):
+        assert not (await sandbox.run(end, language=language)).state_kept
+        result = await sandbox.run(_SEARCHES[language], language=language)
+        assert (result.stdout, result.stderr) == ("own text\n", ""), language
 
 
 async def _check_javascript(sandbox: Sandbox) -> None:

@@ -56,6 +56,7 @@ STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     "guest.becoming": {
         "guest.cgroups",
         "guest.file_helper",
+        "guest.messages",
         "guest.porter",
         "guest.terminals",
         "guest.twin",

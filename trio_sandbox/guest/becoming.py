@@ -3,6 +3,9 @@
 Each page that it reads or writes first costs a page fault, some microseconds or, under software emulation, some
 twenty; what its Python did here was most of a process's start. So whatever can be done before the fork is, and what
 is left is little but system calls, by C functions: those of `signal` that wrap them in enumerations alone touch fifty pages.
+
+But for one thing: what to execute, with its arguments and environment, is read here, from a memory file. The spawner passes it on and
+never reads it, because some of its forks, `porter`s, are as open to the code of users as its own memory is.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from signal import SIG_SETMASK, set_wakeup_fd
 from typing import TYPE_CHECKING, NoReturn
 
 from . import file_helper, porter
+from .messages import read_message_file
 from .terminals import control_terminal
 from .users import PATH
 
@@ -29,14 +33,12 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
     from .users import User
 
     class Request(TypedDict):
-        """What to run, and as whom."""
+        """What the spawner is to know of a process.
 
-        argv: list[str]
-        """Empty for a file helper, which is forked off us and needs no program."""
-        env: dict[str, str] | None
-        """None: what a login of the user would give it."""
-        cwd: str | None
-        """None: the user's home directory, or / if there is none."""
+        Among its descriptors the one after those of `targets` is a message file with a `Program`. A file helper, which is
+        forked off us, has none.
+        """
+
         user: str | int | None
         """None: the default user of the `Confinement`."""
         targets: list[int]
@@ -50,13 +52,20 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         shared: NotRequired[bool]
         """Its program may be run from our own file if it is the same (see `twin`); it gives itself its name then."""
 
+    #: What to run: argv, of at least one; env, None for what a login of the user would give it; cwd, None for the user's home
+    #: directory, or / if there is none.
+    Program = tuple[list[str], dict[str, str] | None, str | None]
+
+#: What a process failed at, where that has a name, which the spawner is not to know: the second number of a report.
+NAMELESS, PROGRAM, DIRECTORY = range(3)
+
 
 class Becoming:
     """All that a child needs to know, made before it is forked.
 
     Args:
       request: What it is to be.
-      descriptors: Those that `Request.targets` gives numbers to.
+      descriptors: Those that `Request.targets` gives numbers to, and that of its program.
       user: Who it is to be; None: who we are.
       group: The control group to be in, if there is one.
       terminal: Its end of its terminal, if it has one, alone in a list.
@@ -64,7 +73,7 @@ class Becoming:
 
     """
 
-    __slots__ = ("_descriptors", "_environment", "_group", "_request", "_terminal", "_twin", "_user")
+    __slots__ = ("_descriptors", "_group", "_program", "_request", "_terminal", "_twin", "_user")
 
     def __init__(
         self,
@@ -80,15 +89,10 @@ class Becoming:
         self._group = group
         self._terminal = terminal
         self._twin = twin if "shared" in request else None
+        self._program = descriptors[len(request["targets"]) :]
         # Ours are /dev/null, but for stderr, which is the console.
-        self._descriptors = [(0, 2), *zip(descriptors, request["targets"], strict=True)]
+        self._descriptors = [(0, 2), *zip(descriptors, request["targets"], strict=False)]
         self._descriptors += [(end, target) for end in terminal for target in (0, 1, 2)]
-        environment = request["env"]
-        if environment is None:
-            environment = dict(os.environ) if user is None else user.environment()
-        if "terminal" in request and (request["env"] is None or "TERM" not in environment):
-            environment["TERM"] = request["terminal"][2]
-        self._environment = environment
         if user is not None:
             for descriptor in descriptors:
                 # It may open its own output by name: /dev/stderr.
@@ -98,9 +102,10 @@ class Becoming:
     def become(self, report: int) -> NoReturn:
         """Turn this process, a child, into what was asked for, or write to *report* why not."""
         request, user = self._request, self._user
-        what = ""
+        subject = NAMELESS
         try:
             set_wakeup_fd(-1)
+            argv, env, cwd = self._read_program()
             if self._group is not None:
                 self._group.join()
             os.setsid()
@@ -111,25 +116,39 @@ class Becoming:
                 os.setgroups(user.groups)
                 os.setresgid(user.gid, user.gid, user.gid)
                 os.setresuid(user.uid, user.uid, user.uid)
-            _change_directory(request["cwd"], user)
+            subject = DIRECTORY
+            _change_directory(cwd, user)
+            subject = NAMELESS
             for descriptor, target in self._descriptors:
                 os.dup2(descriptor, target)
             pthread_sigmask(SIG_SETMASK, request["blocked"])
-            if not request["argv"]:
+            if not self._program:
                 file_helper.main()
-            what = request["argv"][0]
+            subject = PROGRAM
             if "dialect" in request:
                 porter.divide(porter.DIALECTS[request["dialect"]], report)
-            _exec(request["argv"], self._environment, self._twin)
+            _exec(argv, env, self._twin)
         except OSError as exc:
-            os.write(report, b"%d %s" % (exc.errno or errno.EIO, os.fsencode(exc.filename or what)))
+            os.write(report, b"%d %d" % (exc.errno or errno.EIO, subject))
         except ValueError:  # not an argument or a variable that execve(2) could take
-            os.write(report, b"%d %s" % (errno.EINVAL, os.fsencode(what)))
+            os.write(report, b"%d %d" % (errno.EINVAL, subject))
         except BaseException as exc:  # noqa: BLE001  a bug of ours: say so on the console rather than run our loop twice
             sys.excepthook(type(exc), exc, exc.__traceback__)
-            os.write(report, b"%d %s" % (errno.EIO, os.fsencode(what)))
+            os.write(report, b"%d %d" % (errno.EIO, subject))
         finally:
             os._exit(127)
+
+    def _read_program(self) -> tuple[list[str], dict[str, str], str | None]:
+        if not self._program:
+            return [], {}, None
+        program: Program = read_message_file(self._program[0])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+        argv, given, cwd = program
+        env = given
+        if env is None:
+            env = dict(os.environ) if self._user is None else self._user.environment()
+        if "terminal" in self._request and (given is None or "TERM" not in env):
+            env["TERM"] = self._request["terminal"][2]
+        return argv, env, cwd
 
 
 def _forgo_protection() -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, cast, final
 
 import trio
 
-from .messages import receive_message, send_message
+from .messages import receive_message, send_message, write_message_file
 
 if TYPE_CHECKING:
-    from .becoming import Request
+    from .becoming import Program, Request
 
 
 class SpawnerGoneError(Exception):
@@ -34,6 +34,8 @@ class Child:
         """As `subprocess.Popen.returncode`."""
         self.oom_killed: bool = False
         """The kernel ended it because there was no memory left."""
+        self.names: tuple[str, ...] = ("", "", "")
+        """What the spawner is not told: nothing, its program and its directory, by the numbers that "failed" names them by."""
         self.failure: OSError | None = None
         """Why it was never executed."""
         self.terminal = -1
@@ -77,8 +79,8 @@ class Child:
                 self.pid = pid
                 self._started.set()
                 return
-            case ("failed", _, int(number), str(strerror), str(filename)):
-                self.failure = OSError(number, strerror, filename)
+            case ("failed", _, int(number), str(strerror), int(subject) | str(subject)):
+                self.failure = OSError(number, strerror, self.names[subject] if isinstance(subject, int) else subject)
                 self._started.set()
                 self._empty.set()
             case ("exited", _, int(returncode), bool(oom)):
@@ -154,20 +156,23 @@ class Children:
           terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.terminal`.
 
         Raises:
-          OSError: as execve(2) and chdir(2) there, and for a user that does not exist.
+          OSError: as execve(2) and chdir(2) there, for a user that does not exist, and if we have no descriptor left.
 
         """
         request: Request = {
-            "argv": argv,
-            "env": env,
-            "cwd": cwd,
             "user": user,
             "targets": list(descriptors),
             "blocked": [],
         }
         if terminal is not None:
             request["terminal"] = terminal
-        child = self.start(request, list(descriptors.values()))
+        program: Program = (argv, env, cwd)
+        file = write_message_file(program)
+        try:
+            child = self.start(request, [*descriptors.values(), file])
+        finally:
+            os.close(file)
+        child.names = ("", argv[0], cwd or "")
         try:
             await child.wait_started()
         except trio.Cancelled:

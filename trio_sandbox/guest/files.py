@@ -145,13 +145,11 @@ class FileService:
         ours.setblocking(False)
         with theirs:
             request: Request = {
-                "argv": [],  # which is how the spawner is asked for a file helper
-                "env": {},
-                "cwd": None,
                 "user": user,
                 "targets": [CONTROL],
                 "blocked": [],
             }
+            # Without a program: which is how the spawner is asked for a file helper.
             helper = _Helper(self._children.start(request, [theirs.fileno()]), ours)
         # It finds its first session waiting, or else that session's end is how we learn that it was not started.
         helper.begin(session)

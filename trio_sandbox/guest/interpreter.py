@@ -382,7 +382,7 @@ class Interpreter:
             self.failure = OSError(
                 child.failure.errno,
                 f"this image can't run {self._language.name}: {child.failure.strerror}",
-                child.failure.filename,
+                self._language.argv[0],
             )
         else:
             child.kill()

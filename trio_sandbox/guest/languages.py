@@ -13,11 +13,11 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .messages import send_message
+from .messages import send_message, write_message_file
 from .porter import ANSWERS, CONTROL, GATE, SOURCE
 
 if TYPE_CHECKING:
-    from .becoming import Request
+    from .becoming import Program, Request
 
 # Nothing but the worker's own dictionary holds its names: those of `__main__` are for the code of runs.
 _PYTHON_BOOT = (
@@ -86,11 +86,9 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
     stderr, errors = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(stderr, False)
     ours.setblocking(False)
-    with theirs, open(errors, "wb", buffering=0):
+    program: Program = (language.argv, None, None)
+    with theirs, open(errors, "wb", buffering=0), open(write_message_file(program), "rb", buffering=0) as file:
         request: Request = {
-            "argv": language.argv,
-            "env": None,
-            "cwd": None,
             "user": None,
             "targets": [2, CONTROL],
             # Its worker unblocks it for the code of a run only; an interpreter that is still starting would die of it.
@@ -100,7 +98,7 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             request["shared"] = True
         if language.dialect is not None:
             request["dialect"] = language.dialect
-        spawn(request, [errors, theirs.fileno()])
+        spawn(request, [errors, theirs.fileno(), file.fileno()])
     for name in filter(None, (language.worker, language.library)):
         with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
             ours.send(file.read())

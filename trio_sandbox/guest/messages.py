@@ -34,11 +34,7 @@ def send_message(sock: socket.socket, message: object, descriptors: Sequence[int
     if len(data) <= INLINE_LIMIT:
         _send(sock, _INLINE + data, descriptors, flags)
         return
-    with open(os.memfd_create("message"), "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        file.seek(0)
+    with open(_write_file(data), "rb", buffering=0) as file:
         _send(sock, _MEMORY_FILE, [*descriptors, file.fileno()], flags)
 
 
@@ -64,5 +60,32 @@ def receive_message(sock: socket.socket, flags: int = 0) -> tuple[object, list[i
     fds = descriptors.tolist()
     if data[:1] == _MEMORY_FILE:
         with open(fds.pop(), "rb", buffering=0) as file:
-            return marshal.loads(file.readall()), fds
+            return read_message_file(file.fileno()), fds
     return marshal.loads(data[1:]), fds
+
+
+def write_message_file(message: object) -> int:
+    """Return the descriptor of a memory file with *message*, for a process to pass on that is not to have it in its own memory.
+
+    Raises:
+      OSError: there is no memory or no descriptor for it.
+
+    """
+    return _write_file(marshal.dumps(message, _MARSHAL_VERSION))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def read_message_file(descriptor: int) -> object:
+    """Return the message in a memory file."""
+    return marshal.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+
+
+def _write_file(data: bytes) -> int:
+    descriptor = os.memfd_create("message")
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -7,13 +7,14 @@ it), and the life of a control group. Everything else is the agent's.
 
 Requests and events are tuples, by `messages`. The agent numbers the processes.
 
-    ("spawn", number, request), descriptors   request: see `Request`
+    ("spawn", number, request), descriptors   request: see `Request`; what is to be executed is in one of them, for
+                                              our child: what we have in memory, users may see (see `porter`)
     ("signal", number, signal, group)         to the process, or to its process group
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
     ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
 
     ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
-    ("failed", number, errno, strerror, filename)
+    ("failed", number, errno, strerror, subject)   a user, a file, or a number that `becoming` has for what we don't know
     ("ready",), descriptors                   the first event: files of the users that say who this machine is,
                                               `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
@@ -329,8 +330,8 @@ class Spawner:
             if error:
                 for end in terminal:
                     os.close(end)
-                number, _, filename = error.partition(b" ")
-                self._send("failed", process.number, int(number), os.strerror(int(number)), os.fsdecode(filename))
+                number, subject = map(int, error.split())
+                self._send("failed", process.number, number, os.strerror(number), subject)
             else:
                 self._send("started", process.number, process.pid, descriptors=terminal)
         if process.reaped:
