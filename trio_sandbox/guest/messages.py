@@ -35,6 +35,7 @@ def send_message(sock: socket.socket, message: object, descriptors: Sequence[int
         _send(sock, _INLINE + data, descriptors, flags)
         return
     with open(_write_file(data), "rb", buffering=0) as file:
+        file.seek(0)  # a worker reads it from where it is
         _send(sock, _MEMORY_FILE, [*descriptors, file.fileno()], flags)
 
 
