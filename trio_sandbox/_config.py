@@ -16,6 +16,8 @@ from . import constants
 
 
 def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`{attribute.name}` must be a number of seconds, not {value!r}")
     if math.isnan(value) or value <= 0:
         raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {value!r}")
 
@@ -182,6 +184,8 @@ def check_vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
 
 
 def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
+    if not isinstance(value, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`mounts` must be a mapping from places in the guest to directories, not {value!r}")
     mounts: dict[str, Path] = {}
     for target, source in value.items():
         if type(target) is not str:

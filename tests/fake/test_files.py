@@ -9,6 +9,7 @@ import signal
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import trio
@@ -303,6 +304,50 @@ async def test_types_are_checked(here: GuestPath) -> None:
         await here.glob("")
     with pytest.raises(NotImplementedError):
         await here.glob("/etc/*")
+
+
+@pytest.mark.parametrize("operation", ["chmod", "mkdir", "touch"])
+async def test_a_mode_is_checked_before_it_is_sent(here: GuestPath, operation: str) -> None:
+    path = here if operation == "chmod" else here / "new"
+    for wrong in ("600", 6.0, None):
+        with pytest.raises(TypeError, match="integer"):
+            await getattr(path, operation)(wrong)
+    for wrong in (-1, 0o200000):
+        with pytest.raises(ValueError, match="`mode` must be from 0 to 0o177777, not "):
+            await getattr(path, operation)(wrong)
+    assert helpers() == []
+
+
+async def test_a_mode_may_be_one_that_stat_told(here: GuestPath, tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o604)
+    mode = (await (here / "file").stat()).st_mode
+    await (here / "file").chmod(mode | stat.S_IXUSR)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o704
+
+
+async def test_a_wrong_position_leaves_the_file_open(here: GuestPath) -> None:
+    async with await (here / "file").open("xb+") as file:
+        for call in (file.read, file.seek, file.truncate):
+            with pytest.raises(TypeError, match="integer"):
+                await call("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        for call in (file.seek, file.truncate):
+            with pytest.raises(OverflowError, match="64 bits"):
+                await call(2**63)
+        assert await file.write(b"still open") == 10
+
+
+@pytest.mark.parametrize(
+    ("user", "error"), [(-1, ValueError), (2**32 - 1, ValueError), ("", ValueError), (1.5, TypeError)]
+)
+async def test_what_can_be_no_user_is_refused_here(
+    sandbox: Sandbox, tmp_path: Path, user: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="`user` must be"):
+        sandbox.path("/etc", user=user)
+    with pytest.raises(error, match="`user` must be"):
+        await sandbox.upload(tmp_path, "new", user=user)
+    with pytest.raises(error, match="`user` must be"):
+        await sandbox.run_process(["true"], user=user)
 
 
 # --- Open files ---

@@ -221,6 +221,13 @@ async def test_what_can_not_be_done_says_so(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache/saved").glob("*"))
 
 
+async def test_a_configuration_must_be_one(tmp_path: Path) -> None:
+    async with open_fake_host(tmp_path) as host:
+        with pytest.raises(TypeError, match="`config` must be a SandboxConfig, not dict"):
+            async with host.open_sandbox(config={"memory_mib": 256}):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+                pytest.fail("opened")
+
+
 async def test_forks_wait_for_room_together_and_nothing_is_taken_before(tmp_path: Path) -> None:
     """Neither a snapshot nor a share: the one that is forked is not even stopped."""
     config = HostConfig(memory_budget_mib=4 * (MEMORY_MIB + VM_OVERHEAD_MIB), vcpu_budget=100)

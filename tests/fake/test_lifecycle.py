@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -256,6 +256,12 @@ async def test_what_can_not_be_gone_back_to(site: Site, tmp_path: Path) -> None:
     assert checkpoint.discarded
     with pytest.raises(ValueError, match="was discarded"):
         await site.sandbox.revert(checkpoint)
+
+
+@pytest.mark.parametrize("wrong", ["first", 1, True])
+async def test_only_a_checkpoint_can_be_reverted_to(site: Site, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be what `Sandbox\.checkpoint` returned, not "):
+        await site.sandbox.revert(wrong)
 
 
 async def test_what_is_under_way_learns_of_it_and_what_comes_meanwhile_waits(site: Site) -> None:

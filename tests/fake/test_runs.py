@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from trio_sandbox import (
     Timeouts,
 )
 from trio_sandbox.host import OutputChunk, RunResult
+from trio_sandbox.host._failures import guest_failures
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 
 from ._guest import finished, open_fake_sandbox, receive_json
@@ -450,6 +452,40 @@ async def test_what_the_guest_refuses_to_run_is_an_error_that_may_be_retried() -
             await sandbox.run("work", language="cobol")
         assert caught.value.retry_safe
         assert machine.failure is None
+
+
+async def test_a_directory_that_is_not_there_is_named() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        failed = {"errno": errno.ENOENT, "strerror": "No such file or directory", "filename": "/none"}
+        await records.send_json({"failed": failed}, end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        with pytest.raises(RunRefusedError, match=r"No such file or directory: '/none'$"):
+            await sandbox.run("work", cwd="/none")
+
+
+async def test_a_language_without_a_name_is_not_that_of_the_image() -> None:
+    requests: Requests = []
+
+    async def code(records: RecordStream) -> None:
+        requests.append(await receive_json(records))
+        await records.send_json(finished(), end=True)
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        await sandbox.run("work", language="")
+        with pytest.raises(TypeError, match="`language` must be str, not int"):
+            await sandbox.run("work", language=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert [request["language"] for request in requests] == [""]
+
+
+async def test_a_channel_that_closed_after_its_machine_was_ended_tells_why() -> None:
+    async with open_fake_sandbox({"code": echo}) as (_, machine):
+        machine.retire("the sandbox was reverted to a checkpoint")
+        with pytest.raises(OutcomeUnknownError, match="may have had its effect") as caught:
+            async with guest_failures(machine, "the process"):
+                raise trio.ClosedResourceError
+        assert caught.value.__cause__ is machine.failure
 
 
 async def test_a_sandbox_whose_block_was_left_sends_nothing() -> None:

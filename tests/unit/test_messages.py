@@ -134,6 +134,8 @@ def test_code_must_be_text_of_a_bounded_size() -> None:
     with pytest.raises(ValueError, match=f"at most {MAXIMUM_REQUEST_BYTES} bytes"):
         code_request("#" * (MAXIMUM_REQUEST_BYTES + 1), language="python", env=None, cwd=None)
     code_request("#" * MAXIMUM_REQUEST_BYTES, language="python", env=None, cwd=None)
+    with pytest.raises(TypeError, match="`language` must be str, not int"):
+        code_request("1", language=3, env=None, cwd=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"at most {MAXIMUM_REQUEST_BYTES} bytes"):
         process_request(["echo"] * (MAXIMUM_REQUEST_BYTES // 4), env={"A": "b"}, cwd=None, user=None)
 

@@ -42,8 +42,17 @@ def test_a_config_with_mounts_is_a_value() -> None:
         ({f"/{n}": "/x" for n in range(16)}, ValueError, "at most 15, not 16"),
         ({b"/a": "/x"}, TypeError, "must be str, not bytes"),
         ({"/a": 1}, TypeError, "int"),
+        (["/a"], TypeError, "`mounts` must be a mapping"),
     ],
 )
 def test_what_can_not_be_mounted(mounts: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SandboxConfig(mounts=mounts)
+
+
+@pytest.mark.parametrize("field", ["hibernate_after", "reclaim_after"])
+def test_seconds_must_be_a_positive_number(field: str) -> None:
+    with pytest.raises(TypeError, match=f"`{field}` must be a number of seconds, not '1'"):
+        SandboxConfig(**{field: "1"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=f"`{field}` must be a positive number of seconds, not 0"):
+        SandboxConfig(**{field: 0})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -95,6 +95,10 @@ async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
             vm.failure or cause or exc
         )
     except trio.ClosedResourceError as exc:
+        if vm.failure is not None:  # it was ended, and its channel closed before those who wait had their turn
+            raise OutcomeUnknownError(
+                f"the virtual machine ended during {what}, which may have had its effect"
+            ) from vm.failure
         raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
 
 

@@ -6,6 +6,7 @@ import codecs
 import io
 import re
 from collections.abc import Callable
+from operator import index
 from typing import Literal, TypeAlias, TypeVar, final
 
 import trio
@@ -66,7 +67,7 @@ class GuestFile(trio.abc.AsyncResource):
 
     async def read(self, size: int | None = -1) -> bytes:
         """Return *size* bytes, fewer only at the end of the file; all that is left if negative or None."""
-        return await self._read(-1 if size is None else size)
+        return await self._read(-1 if size is None else index(size))
 
     async def _read(self, size: int) -> bytes:
         self._check("read", self._readable)
@@ -132,6 +133,7 @@ class GuestFile(trio.abc.AsyncResource):
     async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position, counted from the start, from here or from the end; return it."""
         self._check("seek", True)
+        offset, whence = _offset(offset), _offset(whence)
         if whence == io.SEEK_CUR:
             offset -= len(self._buffer)
         self._buffer = b""
@@ -145,9 +147,10 @@ class GuestFile(trio.abc.AsyncResource):
     async def truncate(self, size: int | None = None) -> int:
         """Make the file *size* bytes long, or end here; return its size. The position stays."""
         self._check("truncate", self._writable)
+        field = "" if size is None else _offset(size)
         if self._buffer:  # what was read ahead was not read yet
             await self.seek(0, io.SEEK_CUR)
-        return await self._ask_number("truncate", "" if size is None else size)
+        return await self._ask_number("truncate", field)
 
     async def aclose(self) -> None:
         """Close it, in the guest as well. Doing it again does nothing."""
@@ -189,6 +192,14 @@ class GuestFile(trio.abc.AsyncResource):
         if not 0 < len(payload) <= len(str(2**63)) or not payload.isdigit():
             raise self._session.violation(f"a number that is none: {payload[:80]!r}")
         return int(payload)
+
+
+def _offset(number: int) -> int:
+    """Return what the guest's system calls take, or raise what they would."""
+    offset = index(number)
+    if not -(2**63) <= offset < 2**63:
+        raise OverflowError(f"a position in a file must fit into 64 bits, which {offset} does not")
+    return offset
 
 
 @final

@@ -156,6 +156,8 @@ class Host:
 
         """
         self._check_open()
+        if config is not None and not isinstance(config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`config` must be a SandboxConfig, not {type(config).__name__}")
         saved = None if template is None else self._named.find(template)
         if saved is not None:
             image, config = _fit(saved, image, config)

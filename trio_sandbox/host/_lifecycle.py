@@ -168,6 +168,8 @@ class Lifecycle:
             if not kept:
                 raise ValueError("there is nothing to revert to: call `await sandbox.checkpoint()` first")
             checkpoint = kept[-1]
+        elif not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`checkpoint` must be what `Sandbox.checkpoint` returned, not {checkpoint!r}")
         elif checkpoint.discarded:
             raise ValueError("this checkpoint was discarded")
         elif checkpoint not in self._checkpoints:

@@ -170,6 +170,7 @@ def code_request(
     """The request of the service `code`, or `TypeError`/`ValueError` for what can't be one."""
     if type(code) is not str:
         raise TypeError(f"`code` must be str, not {type(code).__name__}")
+    _check_text(language, "`language`")
     request: dict[str, object] = {"language": language, "code": code}
     # What is not said need not be read by an interpreter under emulation.
     if env is not None:
@@ -190,6 +191,7 @@ def process_request(
     """The request of the service `process`, its streams still to be filled in."""
     if isinstance(command, (str, bytes, PathLike)):
         raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
+    check_user(user)
     argv = [fspath(argument) for argument in command]
     if not argv:
         raise ValueError("`command` must name a program, not be empty")
@@ -206,6 +208,20 @@ def process_request(
     }
     _check_size([*argv, *(env or {}).keys(), *(env or {}).values()], "the arguments and environment of a process")
     return request
+
+
+def check_user(user: object) -> None:
+    """Refuse what can be no user of the guest's."""
+    if user is None:
+        return
+    if isinstance(user, int) and not isinstance(user, bool):
+        if not 0 <= user < _HIGHEST_NUMBER:
+            raise ValueError(f"`user` must be from 0 to {_HIGHEST_NUMBER - 1}, not {user}")
+        return
+    if type(user) is not str:
+        raise TypeError(f"`user` must be str or int, not {type(user).__name__}")
+    if not user or "\0" in user:
+        raise ValueError(f"`user` must be the name of a user, not {user!r}")
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager
+from operator import index
 from pathlib import PurePosixPath
 from typing import final, overload
 
@@ -21,6 +22,8 @@ from ._walk import Walk
 #: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
 _STAT_FIELDS = 10
+#: All bits of `st_mode`.
+_HIGHEST_MODE = 0o177777
 _STAT_DIGITS = 20
 _NANOSECONDS = 10**9
 
@@ -241,7 +244,7 @@ class GuestPath:
     ) -> None:
         """Make a directory, like `pathlib.Path.mkdir`: *mode* is subject to the guest's umask of 022."""
         try:
-            await self._call("mkdir", self, mode)
+            await self._call("mkdir", self, _mode(mode))
         except FileNotFoundError:
             if not parents or self.parent == self:
                 raise
@@ -266,7 +269,7 @@ class GuestPath:
 
     async def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
         """Make an empty file, or set the times of one that is there to now."""
-        await self._call("touch", self, mode, int(exist_ok))
+        await self._call("touch", self, _mode(mode), int(exist_ok))
 
     async def rename(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
         """Rename to *target*, which is replaced if it is a file or an empty directory; return its path."""
@@ -279,8 +282,8 @@ class GuestPath:
         return await self.rename(target)
 
     async def chmod(self, mode: int) -> None:
-        """Set the mode, following links."""
-        await self._call("chmod", self, mode)
+        """Set the mode, following links; what `stat` says of the kind of file may be in *mode*, too."""
+        await self._call("chmod", self, _mode(mode))
 
     async def symlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
         """Make this a symbolic link to *target*."""
@@ -402,6 +405,13 @@ def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:
     if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
     return PurePosixPath(path)
+
+
+def _mode(mode: int) -> int:
+    number = index(mode)  # TypeError for what is no whole number: the guest would read "600" as if it was decimal
+    if not 0 <= number <= _HIGHEST_MODE:
+        raise ValueError(f"`mode` must be from 0 to {_HIGHEST_MODE:#o}, not {number:#o}")
+    return number
 
 
 def _parse_stat(payload: bytes) -> os.stat_result:

@@ -158,6 +158,8 @@ class RunEvents:
         if failed.errno == errno.ENOENT and failed.filename and not failed.filename.startswith("/"):
             names = ", ".join(images_with(self._language)) or "none"
             reason += f": {failed.filename}. Images that have it: {names}"
+        elif failed.filename:
+            reason += f": {failed.filename!r}"
         return RunRefusedError(reason, errno=failed.errno)
 
     def _start_of_display(self, shown: Shown) -> Display | None:

@@ -16,7 +16,7 @@ from .._config import SandboxConfig, Timeouts
 from .._errors import SnapshotError
 from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
 from ._lifecycle import Checkpoint, Lifecycle
-from ._messages import code_request, process_request
+from ._messages import check_user, code_request, process_request
 from ._path import GuestPath
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run, takes_input
@@ -312,7 +312,7 @@ class Sandbox:
         - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
         """
-        request = code_request(code, language=language or self._language, env=env, cwd=cwd)
+        request = code_request(code, language=self._language if language is None else language, env=env, cwd=cwd)
         takes_input(stdin)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
@@ -566,6 +566,7 @@ class Sandbox:
           user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
 
         """
+        check_user(user)
         return GuestPath(self._slot, user, PurePosixPath()).joinpath(*parts)
 
     async def upload(
@@ -663,6 +664,7 @@ class Sandbox:
 
 
 def _remote(path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+    check_user(user)
     if isinstance(path, GuestPath):
         return str(path), path.user if user is None else user
     if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
