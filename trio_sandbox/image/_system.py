@@ -31,6 +31,8 @@ KERNEL_ARGS = (
     "noreplace-smp",
     "8250.nr_uarts=1",
     "cryptomgr.notests",
+    # What programs can use. The others that the kernel has find no policy here, and would look at each path all the same.
+    "lsm=landlock,yama",
 )
 
 # The tree is put together in memory, in a mount namespace that ends with the script.
