@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from hypothesis import given, settings, strategies as st
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from tests.unit.test_trees import describe, payloads, tags
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, TransferStatistics
-from trio_sandbox.guest.trees import record
+from trio_sandbox.guest.direct_file import BLOCK
+from trio_sandbox.guest.trees import CHUNK, record
+from trio_sandbox.host._files import encode_request, open_session
 from trio_sandbox.wire import RecordStream
 
 from ._guest import open_fake_sandbox
@@ -33,7 +36,7 @@ def tree(tmp_path: Path) -> Path:
     """A tree with everything in it that is kept."""
     tree = tmp_path / "tree"
     (tree / "sub" / "empty").mkdir(parents=True)
-    (tree / "sub" / "large").write_bytes(os.urandom(300_000))
+    (tree / "sub" / "large").write_bytes(os.urandom(400_000))
     (tree / "program").write_text("#!/bin/sh\n")
     (tree / "program").chmod(0o755)
     (tree / "b\udcff\n").write_text("a name of bytes")
@@ -59,12 +62,12 @@ async def test_a_tree_goes_over_and_comes_back(sandbox: Sandbox, tree: Path, tmp
     with nothing_new(tmp_path, "there", "back"):
         steps: list[TransferStatistics] = []
         sent = await sandbox.upload(tree, sandbox.path(str(tmp_path), "there"), progress=steps.append)
-        assert sent == steps[-1] == TransferStatistics(files=5, size=300_025, total_size=300_025)
+        assert sent == steps[-1] == TransferStatistics(files=5, size=400_025, total_size=400_025)
         assert len(steps) > 2
         assert describe(tmp_path / "there") == describe(tree)
         steps.clear()
         received = await sandbox.download(str(tmp_path / "there"), tmp_path / "back", progress=steps.append)
-        assert received == steps[-1] == TransferStatistics(files=5, size=300_025, total_size=None)
+        assert received == steps[-1] == TransferStatistics(files=5, size=400_025, total_size=None)
         assert describe(tmp_path / "back") == describe(tree)
     assert sorted(os.listdir(tmp_path)) == ["back", "there", "tree"]
 
@@ -80,6 +83,35 @@ async def test_one_file(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "back").write_text("is replaced")
     assert await sandbox.download(str(tmp_path / "there"), "back") == TransferStatistics(1, len(data), None)
     assert describe(tmp_path / "back") == (0o640, data)
+
+
+async def test_large_files_of_any_size_among_others(sandbox: Sandbox, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for size in (CHUNK, CHUNK + 1, CHUNK + BLOCK - 1, CHUNK + BLOCK, CHUNK + BLOCK + 1, 3 * BLOCK + 4097, 5):
+        (tree / f"first {size}").write_bytes(os.urandom(size))
+        (tree / f"second {size}").write_bytes(os.urandom(size))
+    with nothing_new(tmp_path, "there"):
+        statistics = await sandbox.upload(tree, str(tmp_path / "there"))
+    assert describe(tmp_path / "there") == describe(tree)
+    assert statistics.size == sum(path.stat().st_size for path in tree.iterdir())
+    # To a file system that keeps its files in memory, and has nothing to write past that.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        await sandbox.upload(tree, f"{memory}/there")
+        assert describe(Path(memory, "there")) == describe(tree)
+
+
+async def test_a_large_upload_that_stops_early_leaves_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    content = record(b"c", bytes(BLOCK))
+    with nothing_new(tmp_path):
+        for sent in (content, content[: BLOCK // 2], content + content[:3], content + record(b"x", b"")):
+            async with open_session(sandbox._slot, None, "the test") as session:
+                await session.send(encode_request("upload", str(tmp_path / "new")))
+                await session.send(record(b"f", b"644\0\0" + bytes(CHUNK)) + sent, end=True)
+                assert await session.receive_raw() == b""
+        async with open_session(sandbox._slot, None, "the test") as session:
+            await session.send(encode_request("upload", str(tmp_path / "new")) + content, end=True)
+            assert await session.receive_raw() == b""
 
 
 async def test_an_empty_directory_is_replaced_and_others_are_not(sandbox: Sandbox, tree: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ async def test_files_of_a_guest(sandbox: Sandbox, tmp_path: Path) -> None:
     await follows_no_link_further_than_its_user(sandbox)
     await carries_trees(sandbox, tmp_path)
     await carries_much_and_holds_up_nobody(sandbox, tmp_path)
-    await survives_want_of_memory_and_disk(sandbox)
+    await survives_want_of_memory_and_disk(sandbox, tmp_path)
 
 
 async def acts_as_its_user(sandbox: Sandbox) -> None:
@@ -120,10 +120,20 @@ async def carries_much_and_holds_up_nobody(sandbox: Sandbox, tmp_path: Path) -> 
     assert digests == {(await shell(sandbox, "sha256sum large")).split()[0]}
 
 
-async def survives_want_of_memory_and_disk(sandbox: Sandbox) -> None:
+async def survives_want_of_memory_and_disk(sandbox: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         await sandbox.path("/run/x", user="root").write_bytes(bytes(200 * 2**20))
     assert caught.value.filename == "/run/x"
     assert await sandbox.path("/run", user="root").is_dir()
     assert [str(path) for path in await sandbox.path("/run", user="root").glob(".trio-sandbox-*")] == []
+    # The disk, too, of which 20 MB are left.
+    filler = "fallocate -l $(( $(df --output=avail -B1 / | tail -1) - 20000000 )) /filler"
+    await shell(sandbox, filler, user="root")
+    with pytest.raises(OSError, match="No space left") as caught:
+        await sandbox.upload(tmp_path / "large", "too large")
+    assert caught.value.filename == "too large"
+    assert (await shell(sandbox, "ls -A | grep -e too -e .trio-sandbox || true")) == ""
+    await shell(sandbox, "rm /filler", user="root")
+    await sandbox.upload(tmp_path / "large", "too large")
+    assert (await shell(sandbox, "cmp large 'too large'")) == ""
     assert (await sandbox.run("print('on')")).stdout == "on\n"

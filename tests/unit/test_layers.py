@@ -50,7 +50,8 @@ THIRD_PARTY: dict[str, set[str]] = {
 #: Modules that run where there is nothing but the standard library, and what they may import of ours.
 STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
     "_programs": set(),  # noxfile.py runs it before anything is installed
-    "guest.file_helper": {"guest.messages", "guest.trees"},  # runs in a fork of the spawner
+    "guest.file_helper": {"guest.direct_file", "guest.messages", "guest.trees"},  # runs in a fork of the spawner
+    "guest.direct_file": set(),
     "guest.messages": set(),
     "guest.mounts": set(),
     "guest.becoming": {

@@ -41,6 +41,7 @@ from collections.abc import Callable
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from .direct_file import DirectFile
 from .messages import receive_message
 from .trees import (
     BATCH,
@@ -144,8 +145,8 @@ class _Session:
         self._start += length
         return tag, memoryview(_buffer)[self._start - length : self._start]
 
-    def _fill(self, size: int) -> bool:
-        """See to it that so many bytes are there; False if they won't come."""
+    def _fill(self, size: int, *, exact: bool = False) -> bool:
+        """See to it that so many bytes are there, and if *exact*, receive no more; False if they won't come."""
         left = self._end - self._start
         if left >= size:
             return True
@@ -154,14 +155,17 @@ class _Session:
             self._start, self._end = 0, left
         with memoryview(_buffer) as view:
             while self._end - self._start < size:
-                try:
-                    length = self._sock.recv_into(view[self._end :])
-                except OSError:
-                    raise _SessionOverError from None
+                length = self._receive_some(view[self._end : self._start + size if exact else None])
                 if not length:
                     return False
                 self._end += length
         return True
+
+    def _receive_some(self, view: memoryview) -> int:
+        try:
+            return self._sock.recv_into(view)
+        except OSError:
+            raise _SessionOverError from None
 
     def _receive_more(self) -> tuple[bytes, memoryview]:
         received = self._receive()
@@ -303,8 +307,7 @@ class _Session:
             check_replaceable(new.parent, new.target)
             writer = TreeWriter(new.parent, new.name)
             try:
-                while not writer.finished:
-                    writer.write(*self._receive_more())
+                self._receive_tree(writer)
             except TreeError:
                 raise _SessionOverError from None  # no host of ours sends such
             except OSError as exc:
@@ -313,6 +316,37 @@ class _Session:
                 writer.close()
             new.commit()
         self._reply(writer.files, writer.size)
+
+    def _receive_tree(self, writer: TreeWriter) -> None:
+        large: DirectFile | None = None
+        while not writer.finished:
+            # After a part of a large file only the next header is received, and not all that is there:
+            # what follows is another part, as a rule, which need not come by our buffer.
+            if not self._fill(HEADER.size, exact=large is not None):
+                raise _SessionOverError
+            tag, length = HEADER.unpack_from(_buffer, self._start)
+            if tag == b"c":
+                self._start += HEADER.size
+                descriptor = writer.expect(length)
+                large = large or DirectFile(descriptor)
+                self._receive_into(large, length)
+                continue
+            if large is not None:
+                large.finish()
+                large = None
+            writer.write(*self._receive_more())
+
+    def _receive_into(self, file: DirectFile, length: int) -> None:
+        while length:
+            room = file.room[:length]
+            count = min(len(room), self._end - self._start)
+            if count:
+                room[:count] = memoryview(_buffer)[self._start : self._start + count]
+                self._start += count
+            elif not (count := self._receive_some(room)):
+                raise _SessionOverError
+            file.add(count)
+            length -= count
 
     def download(self, path: str) -> None:
         reader = TreeReader(path)

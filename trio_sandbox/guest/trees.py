@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct(">cI")
 
-#: Bytes of content in one record at most.
+#: Bytes of content in one record, where it is not said otherwise.
 CHUNK = 65536
 #: Bytes after which what was read is handed on.
 BATCH = 131072
@@ -135,7 +135,8 @@ class TreeReader:
             while data and (left > 0 or not status.st_size):
                 if self._ready_size >= BATCH:
                     yield self._take()
-                data = os.read(descriptor, CHUNK)
+                # With its header it makes up a batch, of which the frames of a channel are even parts.
+                data = os.read(descriptor, BATCH - HEADER.size)
                 if data:
                     self._put(b"c", data)
                     self.size += len(data)
@@ -242,6 +243,21 @@ class TreeWriter:
             self.files += 1
         else:
             raise TreeError(f"a record that can't stand here: {tag!r}")
+
+    def expect(self, size: int) -> int:
+        """Take a record "c" without its payload: return the descriptor that the caller writes those *size* bytes to.
+
+        It is open until something else is written, or all is closed.
+
+        Raises:
+          TreeError, OSError: as `write`.
+
+        """
+        if self._file < 0:
+            raise TreeError("content that belongs to no file")
+        self._charge(size)
+        self.size += size
+        return self._file
 
     def close(self) -> None:
         """Close what is open; what is on the disk stays."""
