@@ -488,6 +488,16 @@ async def test_a_channel_that_closed_after_its_machine_was_ended_tells_why() -> 
         assert caught.value.__cause__ is machine.failure
 
 
+async def test_a_run_in_the_block_of_a_run_would_wait_for_itself() -> None:
+    async with open_fake_sandbox({"code": echo}) as (sandbox, _):
+        async with sandbox.stream("outer") as events:
+            with pytest.raises(RuntimeError, match="in the block of another run of this sandbox"):
+                await sandbox.run("inner")
+            received = [event async for event in events]
+        assert received[0] == OutputChunk("stdout", b"outer")
+        assert (await sandbox.run("after")).stdout == "after"
+
+
 async def test_a_sandbox_whose_block_was_left_sends_nothing() -> None:
     async with open_fake_sandbox({"code": echo}) as (sandbox, _):
         pass

@@ -311,9 +311,16 @@ class Sandbox:
         - With ``stdin=True`` the code reads what is sent to the stream `RunEvents.stdin` meanwhile.
         - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
+        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox: it
+          would wait for itself.
         """
         request = code_request(code, language=self._language if language is None else language, env=env, cwd=cwd)
         takes_input(stdin)
+        if self._interpreter.statistics().owner is trio.lowlevel.current_task():
+            raise RuntimeError(
+                "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
+                "leave that block first, or use Sandbox.run_process() meanwhile"
+            )
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
             limit = self._config.max_output_bytes
