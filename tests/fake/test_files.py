@@ -336,6 +336,22 @@ async def test_a_wrong_position_leaves_the_file_open(here: GuestPath) -> None:
         assert await file.write(b"still open") == 10
 
 
+async def test_a_path_in_another_sandbox_is_refused(sandbox: Sandbox, here: GuestPath, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    async with open_local_sandbox() as (other, _):
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: (here / "file").rename(other.path(str(tmp_path), "new")),
+            lambda: (here / "new").hardlink_to(other.path(str(tmp_path), "file")),
+            lambda: sandbox.upload(tmp_path / "file", other.path(str(tmp_path), "new")),
+            lambda: sandbox.download(other.path(str(tmp_path), "file"), tmp_path / "new"),
+            lambda: sandbox.watch(other.path(str(tmp_path))).__aenter__(),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match="is a path in another sandbox; say "):
+                await call()
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize(
     ("user", "error"), [(-1, ValueError), (2**32 - 1, ValueError), ("", ValueError), (1.5, TypeError)]
 )

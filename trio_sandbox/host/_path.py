@@ -273,7 +273,7 @@ class GuestPath:
 
     async def rename(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
         """Rename to *target*, which is replaced if it is a file or an empty directory; return its path."""
-        new = self._like(_pure(target))
+        new = self._like(self._here(target))
         await self._call("rename", self, new)
         return new
 
@@ -291,7 +291,7 @@ class GuestPath:
 
     async def hardlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
         """Make this another name of the file *target*."""
-        await self._call("link", _pure(target), self)
+        await self._call("link", self._here(target), self)
 
     # --- Content ---
 
@@ -392,11 +392,22 @@ class GuestPath:
             self._slot, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline
         )
 
+    def _here(self, path: str | PurePosixPath | GuestPath) -> PurePosixPath:
+        if isinstance(path, GuestPath):
+            check_slot(path, self._slot)
+        return _pure(path)
+
     def _call(self, operation: str, *fields: object) -> Awaitable[bytes]:
         return call(self._slot, self._user, f"{operation} of {str(self)!r:.200}", operation, *fields)
 
     def _session(self, operation: str) -> AbstractAsyncContextManager[FileSession]:
         return open_session(self._slot, self._user, f"{operation} of {str(self)!r:.200}")
+
+
+def check_slot(path: GuestPath, slot: Slot) -> None:
+    """Refuse a path in another sandbox, where the same name is another file."""
+    if path._slot is not slot:  # pyright: ignore[reportPrivateUsage]
+        raise ValueError(f"{path!r} is a path in another sandbox; say {str(path)!r} for the same place in this one")
 
 
 def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:

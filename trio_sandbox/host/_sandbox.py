@@ -17,7 +17,7 @@ from .._errors import SnapshotError
 from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
 from ._lifecycle import Checkpoint, Lifecycle
 from ._messages import check_user, code_request, process_request
-from ._path import GuestPath
+from ._path import GuestPath, check_slot
 from ._process import GuestProcess, Stderr, open_process, run_process
 from ._run import RunEvents, RunResult, collect, open_run, takes_input
 from ._slot import Slot
@@ -605,7 +605,7 @@ class Sandbox:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        path, user = _remote(remote, user)
+        path, user = _remote(self._slot, remote, user)
         return await upload(self._slot, user, local, path, progress)
 
     async def download(
@@ -640,7 +640,7 @@ class Sandbox:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        path, user = _remote(remote, user)
+        path, user = _remote(self._slot, remote, user)
         return await download(self._slot, user, path, local, progress, max_bytes)
 
     @asynccontextmanager
@@ -665,14 +665,15 @@ class Sandbox:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        remote, user = _remote(path, user)
+        remote, user = _remote(self._slot, path, user)
         async with watch(self._slot, GuestPath(self._slot, user, PurePosixPath(remote))) as changes:
             yield changes
 
 
-def _remote(path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+def _remote(slot: Slot, path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
     check_user(user)
     if isinstance(path, GuestPath):
+        check_slot(path, slot)
         return str(path), path.user if user is None else user
     if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
