@@ -450,7 +450,7 @@ async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host, language: 
 #: Prints which of the two the process argv[1] has in memory. This text is there as well, with the second of them in pieces only.
 SEARCH = """
 import re, sys
-mine, theirs = "own text", "other" + " process"
+mine, theirs = "own text", "secret" + " 4e1f"
 found = set()
 with open(f"/proc/{sys.argv[1]}/maps") as maps, open(f"/proc/{sys.argv[1]}/mem", "rb", buffering=0) as memory:
     for start, end in re.findall(r"^(\\w+)-(\\w+) rw", maps.read(), re.MULTILINE):
@@ -463,7 +463,7 @@ print(*sorted(found), sep=", ")
 
 @needs_bash
 async def test_an_interpreters_parent_has_seen_no_process(host: Host) -> None:
-    secret = "other" + " process"
+    secret = "secret" + " 4e1f"
     for many in (secret, secret * 9_000):
         env = {"SECRET": many, "PATH": os.environ["PATH"]}
         assert await host.run_process(["true", many], env=env, cwd="/tmp") == (0, b"")
