@@ -34,6 +34,7 @@ class Guest:
         (path / "users/memory.max").write_text(f"{limit}\n")
         (path / "users/memory.pressure").write_text("")
         self.score(1, 10_000)  # never: that is us
+        self.count(3)
         self.descriptors = [os.open(path / name, os.O_PATH | os.O_DIRECTORY) for name in ("users", "proc")]
         self.pressure = Pressure(*self.descriptors)
 
@@ -45,6 +46,9 @@ class Guest:
         (self.path / "users/memory.current").write_text(f"{current}\n")
         text = f"anon {159 * MIB}\nactive_file {files // 2}\ninactive_file {files - files // 2}\nfile 0\n"
         (self.path / "users/memory.stat").write_text(text)
+
+    def count(self, threads: int) -> None:
+        (self.path / "users/pids.current").write_text(f"{threads}\n")
 
     def close(self) -> None:
         for descriptor in [*self.descriptors, self.pressure.descriptor]:
@@ -93,6 +97,16 @@ def test_a_balloon_that_took_the_memory_costs_nobody_his_process(
     guest.fill(MIB, current=80 * MIB)
     assert guest.pressure.relieve() == 0
     assert processes[0].poll() is None
+
+
+def test_none_of_very_many_is_looked_for(guest: Guest, processes: list[subprocess.Popen[bytes]]) -> None:
+    guest.score(processes[0].pid, 950)
+    guest.fill(MIB)
+    guest.count(129)
+    assert guest.pressure.relieve() == 0
+    assert processes[0].poll() is None
+    guest.count(128)
+    assert guest.pressure.relieve() == processes[0].pid
 
 
 def test_there_may_be_nobody_to_kill(guest: Guest) -> None:

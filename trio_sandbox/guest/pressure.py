@@ -16,6 +16,9 @@ _TRIGGER = b"some 500000 1000000\0"
 #: Where programs thrash, less than this part of the users' memory is left for files, and less than it is free. With more for files,
 #: what waits is what reads much; with more that is free, the balloon has taken the machine's, and the host is to give it back.
 _SHARE = 16
+#: Where there are more threads, as after a fork bomb, we don't look for one to kill: listing processes that all fight for memory may
+#: take so long that a request to end them would wait for it, and each has little. The kernel goes on by itself.
+_MOST_THREADS = 128
 
 
 class Pressure:
@@ -42,11 +45,14 @@ class Pressure:
         os.write(self.descriptor, _TRIGGER)
 
     def relieve(self) -> int:
-        """Kill the process that the kernel would kill, and return its id; 0 if there is memory left that it can take back."""
+        """Kill the process that the kernel would kill, and return its id.
+
+        0 if there is memory left that it can take back, or there are too many to choose from.
+        """
         statistics = dict(line.split() for line in _read("memory.stat", self._directory).splitlines())
         files = int(statistics[b"active_file"]) + int(statistics[b"inactive_file"])
         free = self._limit - int(_read("memory.current", self._directory))
-        if max(free, files) >= self._limit // _SHARE:
+        if max(free, files) >= self._limit // _SHARE or int(_read("pids.current", self._directory)) > _MOST_THREADS:
             return 0
         victim = max(self._scores(), default=(0, 0))[1]
         if victim:
