@@ -98,10 +98,11 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             request["shared"] = True
         if language.dialect is not None:
             request["dialect"] = language.dialect
+        # Before it can be gone again.
+        for name in filter(None, (language.worker, language.library)):
+            with open(os.path.join(os.path.dirname(__file__), name), "rb") as source:
+                ours.send(source.read())
         spawn(request, [errors, theirs.fileno(), file.fileno()])
-    for name in filter(None, (language.worker, language.library)):
-        with open(os.path.join(os.path.dirname(__file__), name), "rb") as file:
-            ours.send(file.read())
     return StartedInterpreter(language, ours, stderr)
 
 
