@@ -30,11 +30,11 @@ def send_message(sock: socket.socket, message: object, descriptors: Sequence[int
       OSError: the peer is gone, or (`BlockingIOError`) the socket is full and may not block.
 
     """
-    data = marshal.dumps(message, _MARSHAL_VERSION)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    data = _encode(message)
     if len(data) <= INLINE_LIMIT:
         _send(sock, _INLINE + data, descriptors, flags)
         return
-    with open(_write_file(data), "rb", buffering=0) as file:
+    with open(write_memory_file(data), "rb", buffering=0) as file:
         file.seek(0)  # a worker reads it from where it is
         _send(sock, _MEMORY_FILE, [*descriptors, file.fileno()], flags)
 
@@ -72,7 +72,7 @@ def write_message_file(message: object) -> int:
       OSError: there is no memory or no descriptor for it.
 
     """
-    return _write_file(marshal.dumps(message, _MARSHAL_VERSION))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return write_memory_file(_encode(message))
 
 
 def read_message_file(descriptor: int) -> object:
@@ -80,7 +80,12 @@ def read_message_file(descriptor: int) -> object:
     return marshal.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
 
 
-def _write_file(data: bytes) -> int:
+def _encode(message: object) -> bytes:
+    return marshal.dumps(message, _MARSHAL_VERSION)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def write_memory_file(data: bytes) -> int:
+    """Return the descriptor of a memory file with *data*, at its end; errors as `write_message_file`."""
     descriptor = os.memfd_create("message")
     try:
         view = memoryview(data)

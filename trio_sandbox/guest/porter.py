@@ -29,7 +29,7 @@ import socket
 from _json import encode_basestring_ascii  # pyright: ignore[reportMissingModuleSource]
 from typing import TYPE_CHECKING, cast
 
-from .messages import receive_message
+from .messages import receive_message, write_memory_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,9 +175,9 @@ def divide(dialect: Dialect, report: int) -> None:
     os.closerange(report + 1, 1 << 20)
     control = socket.socket(fileno=CONTROL)
     source = control.recv(_SOURCE_LIMIT)
-    text = _memory_file(source)
+    text = write_memory_file(source)
     answers, answering = os.pipe()
-    for descriptor, target in ((answering, ANSWERS), (text, SOURCE), (_memory_file(b"\0\0"), GATE)):
+    for descriptor, target in ((answering, ANSWERS), (text, SOURCE), (write_memory_file(b"\0\0"), GATE)):
         os.dup2(descriptor, target, inheritable=False)
         os.close(descriptor)
     # A pipe could be read by anything of that user's, by its name.
@@ -200,14 +200,6 @@ def divide(dialect: Dialect, report: int) -> None:
     except BaseException:  # noqa: BLE001  the agent is gone, or the code got hold of us
         os.killpg(pid, signal.SIGKILL)
         os._exit(_EX_SOFTWARE)
-
-
-def _memory_file(data: bytes) -> int:
-    descriptor = os.memfd_create("code")
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    return descriptor
 
 
 class _Porter:
@@ -338,7 +330,7 @@ class _Porter:
         try:
             if cwd is not None:
                 os.chdir(cwd)
-            descriptors.append(_memory_file(code.encode("utf-8", "surrogatepass")))
+            descriptors.append(write_memory_file(code.encode("utf-8", "surrogatepass")))
             if any(not name or "=" in name or "\0" in name + value for name, value in (env or {}).items()):
                 raise RefusedError
             self._token = os.urandom(8).hex()

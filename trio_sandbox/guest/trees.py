@@ -211,8 +211,6 @@ class TreeWriter:
 
         """
         if tag == b"c":
-            if self._file < 0:
-                raise TreeError("content that belongs to no file")
             self._write(payload)
             return
         payload = bytes(payload)
@@ -301,11 +299,10 @@ class TreeWriter:
         return self._directories[-1][0] if self._directories else self._parent
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._charge(len(data))
+        descriptor = self.expect(len(data))
         view = memoryview(data)
         while view:
-            view = view[os.write(self._file, view) :]
-        self.size += len(data)
+            view = view[os.write(descriptor, view) :]
 
     def _charge(self, cost: int) -> None:
         self._cost += cost

@@ -91,15 +91,15 @@ async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
         # The channel breaks a moment before QEMU's exit is seen, and the exit tells more.
         with trio.move_on_after(EXIT_PATIENCE, shield=True):
             await vm.wait_ended()
-        raise OutcomeUnknownError(f"the virtual machine ended during {what}, which may have had its effect") from (
-            vm.failure or cause or exc
-        )
+        raise _ended(what) from (vm.failure or cause or exc)
     except trio.ClosedResourceError as exc:
         if vm.failure is not None:  # it was ended, and its channel closed before those who wait had their turn
-            raise OutcomeUnknownError(
-                f"the virtual machine ended during {what}, which may have had its effect"
-            ) from vm.failure
+            raise _ended(what) from vm.failure
         raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
+
+
+def _ended(what: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"the virtual machine ended during {what}, which may have had its effect")
 
 
 def check_open(vm: Machine, what: str) -> None:
