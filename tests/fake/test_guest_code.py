@@ -18,7 +18,9 @@ import attrs
 import pytest
 import trio
 
+from trio_sandbox.guest import languages
 from trio_sandbox.guest.interpreter import Interpreter
+from trio_sandbox.guest.languages import PYTHON, start_interpreter
 from trio_sandbox.guest.run import Run
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
@@ -631,6 +633,20 @@ async def test_an_interpreter_that_ends_before_it_takes_code(tmp_path: Path, mon
             assert (
                 failure["strerror"] == "the interpreter of python ended with status 7 before it took code: no library"
             )
+
+
+def test_a_worker_finds_its_source_however_soon_it_looks_or_ends() -> None:
+    found: list[bytes] = []
+
+    def spawn(request: object, descriptors: list[int]) -> None:
+        with socket.socket(fileno=os.dup(descriptors[1])) as theirs:
+            found.extend(theirs.recv(1 << 17, socket.MSG_DONTWAIT) for _ in range(2))
+
+    started = start_interpreter(PYTHON, spawn)
+    started.control.close()
+    os.close(started.stderr)
+    directory = Path(languages.__file__).parent
+    assert found == [(directory / name).read_bytes() for name in (PYTHON.worker, PYTHON.library or "")]
 
 
 async def test_unknown_services_are_reset(host: Host) -> None:
