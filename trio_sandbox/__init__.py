@@ -52,30 +52,28 @@ from ._errors import (
     WarmupError as WarmupError,
 )
 from ._metadata import fix_module_metadata, version
-from .host import (
-    AdmissionStatistics as AdmissionStatistics,
+from .client import (
+    GuestInput as GuestInput,
+    GuestOutput as GuestOutput,
+    GuestProcess as GuestProcess,
+    GuestTerminal as GuestTerminal,
+    OutputChunk as OutputChunk,
+    RunEvents as RunEvents,
+    RunResult as RunResult,
+    Terminal as Terminal,
+)
+from .host import Host as Host, HostStatistics as HostStatistics, open_host as open_host, open_sandbox as open_sandbox
+from .machines import AdmissionStatistics as AdmissionStatistics, WarmStatistics as WarmStatistics
+from .sandbox import (
     Checkpoint as Checkpoint,
     FileChange as FileChange,
     FileChanges as FileChanges,
     GuestFile as GuestFile,
-    GuestInput as GuestInput,
-    GuestOutput as GuestOutput,
     GuestPath as GuestPath,
-    GuestProcess as GuestProcess,
-    GuestTerminal as GuestTerminal,
     GuestTextFile as GuestTextFile,
-    Host as Host,
-    HostStatistics as HostStatistics,
-    OutputChunk as OutputChunk,
-    RunEvents as RunEvents,
-    RunResult as RunResult,
     Sandbox as Sandbox,
     SandboxStatistics as SandboxStatistics,
-    Terminal as Terminal,
     TransferStatistics as TransferStatistics,
-    WarmStatistics as WarmStatistics,
-    open_host as open_host,
-    open_sandbox as open_sandbox,
 )
 
 __version__: str = version()

@@ -8,8 +8,8 @@ import time
 
 from trio_sandbox import HostConfig, Progress, SandboxConfig
 from trio_sandbox.bench import MEASURES, Figure, Lab
-from trio_sandbox.host import TemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.machines import TemplateStore
 
 _STARTS = 32
 _BOOTS = 3

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from trio_sandbox.guest.local import open_local_agent
+from trio_sandbox.guest.agent.local import open_local_agent
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
 
 #: Bytes of one display that the host takes.

@@ -14,10 +14,10 @@ import trio
 import trio.testing
 
 from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
-from trio_sandbox.host import Sandbox
-from trio_sandbox.host._slot import Slot
 from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
 from trio_sandbox.qemu._clock import GuestClock
+from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, encode_json, encode_record, open_channel
 
 Service = Callable[[RecordStream], Awaitable[None]]

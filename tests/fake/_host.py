@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from trio_sandbox import Host, HostConfig
-from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.image import ImageStore
+from trio_sandbox.machines._named import NamedTemplateStore
 
 from ._qemu import fake_accelerator
 from .test_launcher import open_site

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from trio_sandbox import SandboxConfig, Timeouts
-from trio_sandbox.guest.local import open_local_agent
-from trio_sandbox.host import Sandbox
-from trio_sandbox.host._slot import Slot
+from trio_sandbox.guest.agent.local import open_local_agent
+from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.wire import Role, open_channel
 
 from ._guest import FakeMachine

@@ -9,7 +9,7 @@ import trio.testing
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig
 from trio_sandbox.constants import VM_OVERHEAD_MIB
-from trio_sandbox.host._admission import Admission
+from trio_sandbox.machines._admission import Admission
 
 SMALL = SandboxConfig(memory_mib=128)
 EACH = 128 + VM_OVERHEAD_MIB

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests._leaks import wait_until
-from trio_sandbox.guest.clock import ClockService
+from trio_sandbox.guest.agent.clock import ClockService
 from trio_sandbox.qemu._clock import GuestClock
 from trio_sandbox.wire import ChannelStream, Role, open_channel
 

@@ -24,8 +24,8 @@ from trio_sandbox import (
     Sandbox,
     SandboxClosedError,
 )
-from trio_sandbox.guest import file_helper
-from trio_sandbox.host._watch import ChangeKind
+from trio_sandbox.guest.helpers import file_helper
+from trio_sandbox.sandbox._watch import ChangeKind
 
 from ._guest import FakeMachine
 from ._sandbox import open_local_sandbox
@@ -232,7 +232,7 @@ async def test_what_the_kernel_gives_no_size_of_is_read(sandbox: Sandbox) -> Non
 
 
 async def test_content_without_end_is_not_read_to_its_end(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_sandbox.host._path.MAXIMUM_READ_BYTES", 1_000_000)
+    monkeypatch.setattr("trio_sandbox.sandbox._path.MAXIMUM_READ_BYTES", 1_000_000)
     with pytest.raises(OSError, match="longer than 1000000 bytes") as caught:
         await sandbox.path("/dev/zero").read_bytes()
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "/dev/zero")

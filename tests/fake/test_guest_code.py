@@ -18,10 +18,10 @@ import attrs
 import pytest
 import trio
 
-from trio_sandbox.guest import languages
-from trio_sandbox.guest.interpreter import Interpreter
-from trio_sandbox.guest.languages import PYTHON, start_interpreter
-from trio_sandbox.guest.run import Run
+from trio_sandbox.guest.agent import languages
+from trio_sandbox.guest.agent.interpreter import Interpreter
+from trio_sandbox.guest.agent.languages import PYTHON, start_interpreter
+from trio_sandbox.guest.agent.run import Run
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
 from ._agent import Host, Ran, open_agent, read_all, send_for_ever
@@ -645,7 +645,7 @@ def test_a_worker_finds_its_source_however_soon_it_looks_or_ends() -> None:
     started = start_interpreter(PYTHON, spawn)
     started.control.close()
     os.close(started.stderr)
-    directory = Path(languages.__file__).parent
+    directory = Path(languages.__file__).parents[1] / "interpreters"
     assert found == [(directory / name).read_bytes() for name in (PYTHON.worker, PYTHON.library or "")]
 
 

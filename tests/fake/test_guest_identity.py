@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from trio_sandbox.guest.children import Children
+from trio_sandbox.guest.agent.children import Children
 from trio_sandbox.guest.messages import send_message
 
 

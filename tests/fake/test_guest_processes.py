@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trio_sandbox.guest import pipes
+from trio_sandbox.guest.agent import pipes
 from trio_sandbox.wire import StreamResetError
 
 from ._agent import Host, open_agent, read_all, send_for_ever

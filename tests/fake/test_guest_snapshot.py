@@ -24,10 +24,10 @@ MARKER, TOKEN = bytes(range(16)), bytes(range(16, 32))
 
 _AGENT = """
 import sys, trio
-from trio_sandbox.guest import agent
-from trio_sandbox.guest.children import Children
-from trio_sandbox.guest.local import start_local_spawner
-from trio_sandbox.guest.snapshot import Machine
+from trio_sandbox.guest.agent import agent
+from trio_sandbox.guest.agent.children import Children
+from trio_sandbox.guest.agent.local import start_local_spawner
+from trio_sandbox.guest.agent.snapshot import Machine
 
 async def main():
     machine = Machine(int(sys.argv[1]), None)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import trio
 import trio.testing
 
-from trio_sandbox.guest import agent
-from trio_sandbox.guest.children import Children
-from trio_sandbox.guest.local import start_local_spawner
+from trio_sandbox.guest.agent import agent
+from trio_sandbox.guest.agent.children import Children
+from trio_sandbox.guest.agent.local import start_local_spawner
 from trio_sandbox.wire import Role, open_channel
 
 

@@ -29,9 +29,10 @@ from trio_sandbox import (
     SnapshotError,
 )
 from trio_sandbox.constants import VM_OVERHEAD_MIB
-from trio_sandbox.host import _lifecycle, _named
-from trio_sandbox.host._named import NamedTemplateStore
+from trio_sandbox.machines import _named
+from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.qemu import Vm
+from trio_sandbox.sandbox import _lifecycle
 
 from ._host import open_fake_host
 

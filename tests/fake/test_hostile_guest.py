@@ -11,8 +11,8 @@ import trio.testing
 from hypothesis import given, settings, strategies as st
 
 from trio_sandbox import SandboxConfig, SandboxError, Timeouts
-from trio_sandbox.host import Sandbox
-from trio_sandbox.host._slot import Slot
+from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.wire import PROTOCOL_VERSION, Role, open_channel
 
 from ._guest import FakeMachine

@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 
-from trio_sandbox.guest.porter import GATE
+from trio_sandbox.guest.helpers.porter import GATE
 
 from ._agent import Host, Ran, open_agent
 

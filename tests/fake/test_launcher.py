@@ -26,11 +26,11 @@ from trio_sandbox import (
     WarmupError,
 )
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
-from trio_sandbox.host._launcher import Launcher
-from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
-from trio_sandbox.host._templates import Template, TemplateStore
 from trio_sandbox.image import Image, SystemDisk
 from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.machines._launcher import Launcher
+from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
+from trio_sandbox.machines._templates import Template, TemplateStore
 from trio_sandbox.qemu import (
     Accelerator,
     MachineConfig,

@@ -29,16 +29,16 @@ from trio_sandbox import (
     VmBootError,
 )
 from trio_sandbox._nurseries import open_services
-from trio_sandbox.host import Sandbox
-from trio_sandbox.host._admission import Admission
-from trio_sandbox.host._launcher import Launcher
-from trio_sandbox.host._lifecycle import Lifecycle
-from trio_sandbox.host._machines import hold_machine
-from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
-from trio_sandbox.host._slot import Slot
 from trio_sandbox.image import Image
 from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.machines._admission import Admission
+from trio_sandbox.machines._launcher import Launcher
+from trio_sandbox.machines._machines import hold_machine
+from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
 from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm
+from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.sandbox._lifecycle import Lifecycle
+from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.wire import STDOUT, RecordStream
 
 from ._guest import FakeMachine, finished, open_fake_machine, receive_json

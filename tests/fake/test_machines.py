@@ -11,7 +11,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step
 from trio_sandbox._nurseries import Services, open_services
-from trio_sandbox.host._machines import hold_machine
+from trio_sandbox.machines._machines import hold_machine
 
 
 async def checkpoint() -> None:

@@ -16,8 +16,8 @@ import trio.testing
 from tests._leaks import cancel_at_every_step, nothing_left
 from trio_sandbox import GuestProtocolError, MountError
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
-from trio_sandbox.host._mounts import mount
 from trio_sandbox.image import Place, check_directory, open_mounts_disk
+from trio_sandbox.machines._mounts import mount
 from trio_sandbox.wire import RecordStream
 
 from ._agent import open_agent

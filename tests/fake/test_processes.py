@@ -13,7 +13,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxConfig, Timeouts
-from trio_sandbox.host import GuestProcess
+from trio_sandbox.client import GuestProcess
 from trio_sandbox.wire import RecordStream
 
 from ._guest import Service, open_fake_sandbox, receive_json

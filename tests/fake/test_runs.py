@@ -20,8 +20,8 @@ from trio_sandbox import (
     SandboxConfig,
     Timeouts,
 )
-from trio_sandbox.host import OutputChunk, RunResult
-from trio_sandbox.host._failures import guest_failures
+from trio_sandbox.client import OutputChunk, RunResult
+from trio_sandbox.client._failures import guest_failures
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 
 from ._guest import finished, open_fake_sandbox, receive_json

@@ -10,8 +10,8 @@ import trio
 import trio.testing
 
 from trio_sandbox import OutcomeUnknownError, SandboxClosedError, SandboxConfig, Timeouts
-from trio_sandbox.host import Sandbox
-from trio_sandbox.host._slot import Slot
+from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.wire import STDOUT, RecordStream
 
 from ._guest import FakeMachine, finished, open_fake_machine, receive_json

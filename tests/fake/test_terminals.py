@@ -14,7 +14,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step, nothing_left
 from trio_sandbox import GuestProcess, Sandbox, Terminal
-from trio_sandbox.guest import children
+from trio_sandbox.guest.agent import children
 from trio_sandbox.wire import RecordStream
 
 from ._guest import open_fake_sandbox, receive_json
@@ -240,7 +240,7 @@ async def test_sizes_that_can_not_be(sandbox: Sandbox) -> None:
     ],
 )
 async def test_the_guest_checks_terminals_as_well(terminal: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_sandbox.guest.pipes._PATIENCE", 0.01)
+    monkeypatch.setattr("trio_sandbox.guest.agent.pipes._PATIENCE", 0.01)
     async with open_local_sandbox() as (_, machine):
         async with RecordStream(machine.guest.open_stream({"service": "process"})) as records:
             await records.send_json({"argv": ["true"], "terminal": terminal})

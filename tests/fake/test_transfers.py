@@ -16,9 +16,9 @@ from hypothesis import given, settings, strategies as st
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from tests.unit.test_trees import describe, payloads, tags
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, TransferStatistics
-from trio_sandbox.guest.direct_file import BLOCK
+from trio_sandbox.guest.helpers.direct_file import BLOCK
 from trio_sandbox.guest.trees import CHUNK, record
-from trio_sandbox.host._files import encode_request, open_session
+from trio_sandbox.sandbox._files import encode_request, open_session
 from trio_sandbox.wire import RecordStream
 
 from ._guest import open_fake_sandbox
@@ -406,7 +406,7 @@ async def test_names_without_end_are_not_listed_to_their_end(monkeypatch: pytest
         while await records.receive() is not None:
             await records.send_many([(b"D", b"dname"), (b"R", b"")])
 
-    monkeypatch.setattr("trio_sandbox.host._walk._LISTING_LIMIT", 100_000)
+    monkeypatch.setattr("trio_sandbox.sandbox._walk._LISTING_LIMIT", 100_000)
     async with open_fake_sandbox({"file": endless}) as (sandbox, _):
         for call in (sandbox.path("x").iterdir, lambda: sandbox.path("x").glob("*")):
             with pytest.raises(OSError, match="longer than 100000 bytes") as caught:

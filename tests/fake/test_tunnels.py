@@ -24,8 +24,8 @@ import trio_websocket
 from tests._httpcore import SandboxBackend
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, SandboxClosedError
-from trio_sandbox.guest import tunnels
-from trio_sandbox.host import _tunnels
+from trio_sandbox.guest.agent import tunnels
+from trio_sandbox.sandbox import _tunnels
 from trio_sandbox.wire import RecordStream
 
 from ._guest import FakeMachine, open_fake_sandbox

@@ -15,8 +15,8 @@ from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig, VmDiedError
 from trio_sandbox._nurseries import open_services
 from trio_sandbox.constants import VM_OVERHEAD_MIB
-from trio_sandbox.host._admission import Admission
-from trio_sandbox.host._warm import WarmKey, WarmPool
+from trio_sandbox.machines._admission import Admission
+from trio_sandbox.machines._warm import WarmKey, WarmPool
 
 SMALL = SandboxConfig(memory_mib=128)
 LARGE = SandboxConfig(memory_mib=128 + 128 + VM_OVERHEAD_MIB)  # as much as two small ones

@@ -13,8 +13,8 @@ import trio.testing
 
 from tests._leaks import wait_until
 from trio_sandbox import BalloonError, HostConfig, QMPClosedError, SandboxConfig, Timeouts, open_host
-from trio_sandbox.host._messages import code_request
-from trio_sandbox.host._run import collect, open_run
+from trio_sandbox.client._messages import code_request
+from trio_sandbox.client._run import collect, open_run
 from trio_sandbox.qemu import BalloonClient, MachineConfig, Vm, VmManager
 
 pytestmark = pytest.mark.qemu

@@ -14,8 +14,8 @@ import trio
 
 import trio_sandbox
 from tests.documented import ROOT, Block, blocks
-from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.machines._named import NamedTemplateStore
 
 pytestmark = pytest.mark.qemu
 

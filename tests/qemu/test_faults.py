@@ -24,8 +24,8 @@ from trio_sandbox import (
     SnapshotError,
     open_host,
 )
-from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.qemu import Vm, _snapshot
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]

@@ -28,10 +28,10 @@ from trio_sandbox import (
     VmBootError,
     open_host,
 )
-from trio_sandbox.host import NamedTemplateStore
-from trio_sandbox.host._launcher import Launcher
 from trio_sandbox.image import Image, ImageStore, SystemDisk
 from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.machines import NamedTemplateStore
+from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.qemu import (
     MachineConfig,
     QemuStorageDaemon,

@@ -22,8 +22,8 @@ from trio_sandbox import (
     UnknownTemplateError,
     open_host,
 )
-from trio_sandbox.host._named import NamedTemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.qemu import Vm
 from trio_sandbox.qemu._chain import MOST_LAYERS
 

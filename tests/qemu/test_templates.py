@@ -16,8 +16,8 @@ import trio
 
 from tests._leaks import nothing_left, wait_until
 from trio_sandbox import HostConfig, Sandbox, SandboxConfig, UnknownTemplateError, open_host
-from trio_sandbox.host._templates import TemplateStore
 from trio_sandbox.image import default_cache_directory
+from trio_sandbox.machines._templates import TemplateStore
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 

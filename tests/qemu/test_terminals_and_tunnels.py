@@ -22,7 +22,7 @@ import trio
 
 from tests._httpcore import SandboxBackend
 from trio_sandbox import open_sandbox
-from trio_sandbox.guest.terminals import resize_terminal
+from trio_sandbox.guest.spawner.terminals import resize_terminal
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 

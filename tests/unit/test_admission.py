@@ -6,7 +6,7 @@ import attrs
 import hypothesis.strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from trio_sandbox.host._admission import Budget, Claim, Resources
+from trio_sandbox.machines._admission import Budget, Claim, Resources
 
 TOTAL = Resources(memory_mib=100, vcpus=8)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import constants
-from trio_sandbox.host._budget import Limit, cpu_limit, memory_limit
+from trio_sandbox.machines._budget import Limit, cpu_limit, memory_limit
 
 GIB = 2**30
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox.cli import main
-from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore
-from trio_sandbox.host._templates import TemplateStore, new_template
+from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
+from trio_sandbox.machines._templates import TemplateStore, new_template
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.guest.direct_file import BLOCK, DirectFile
+from trio_sandbox.guest.helpers.direct_file import BLOCK, DirectFile
 
 _SIZE = 2 * BLOCK + 4097
 

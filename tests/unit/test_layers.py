@@ -23,11 +23,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guest": {"wire"},
     "qemu": {"base", "wire"},
     "image": {"base", "qemu"},
-    "host": {"base", "wire", "qemu", "image"},
-    "testing": {"base", "wire", "qemu", "image", "host"},
-    "bench": {"base", "qemu", "image", "host", "top"},
-    "cli": {"base", "wire", "qemu", "image", "host", "bench", "top"},
-    "top": {"base", "wire", "qemu", "image", "host", "testing", "cli"},
+    "client": {"base", "wire", "qemu", "image"},
+    "machines": {"base", "wire", "qemu", "image", "client"},
+    "sandbox": {"base", "wire", "qemu", "image", "client", "machines"},
+    "host": {"base", "qemu", "image", "client", "machines", "sandbox"},
+    "testing": {"base", "wire", "qemu", "image", "client", "sandbox"},
+    "bench": {"base", "qemu", "image", "client", "machines", "sandbox", "host", "top"},
+    "cli": {"base", "wire", "qemu", "image", "client", "machines", "host", "bench", "top"},
+    "top": {"base", "wire", "qemu", "image", "client", "machines", "sandbox", "host", "testing", "cli"},
 }
 
 #: Modules of the guest that the host's side uses as well: what both do alike is written once.
@@ -40,50 +43,35 @@ THIRD_PARTY: dict[str, set[str]] = {
     "guest": {"outcome", "trio"},
     "qemu": {"attrs", "outcome", "trio"},
     "image": {"attrs", "trio"},
-    "host": {"attrs", "outcome", "trio"},
+    "client": {"attrs", "trio"},
+    "machines": {"attrs", "outcome", "trio"},
+    "sandbox": {"attrs", "outcome", "trio"},
+    "host": {"attrs", "trio"},
     "testing": {"attrs", "outcome", "trio"},
     "bench": {"attrs", "trio"},
     "cli": {"attrs", "rich", "trio"},
     "top": {"trio"},
 }
 
-#: Modules that run where there is nothing but the standard library, and what they may import of ours.
-STANDARD_LIBRARY_ONLY: dict[str, set[str]] = {
-    "_programs": set(),  # noxfile.py runs it before anything is installed
-    "guest.file_helper": {"guest.direct_file", "guest.messages", "guest.trees"},  # runs in a fork of the spawner
-    "guest.direct_file": set(),
-    "guest.messages": set(),
-    "guest.mounts": set(),
-    "guest.becoming": {
-        "guest.cgroups",
-        "guest.file_helper",
-        "guest.messages",
-        "guest.porter",
-        "guest.terminals",
-        "guest.twin",
-        "guest.users",
-    },
-    "guest.cgroups": {"guest.pressure"},
-    "guest.pressure": set(),
-    "guest.users": set(),
+#: The folders of `guest`, each for one process, and what of the others they may import: the agent starts all others.
+GUEST_ROOMS: dict[str, set[str]] = {
+    "agent": {"spawner", "helpers"},
+    "spawner": {"helpers"},  # its forks become helpers
+    "helpers": set(),
+    "interpreters": set(),
+}
+
+#: Modules and folders that run where there is nothing but the standard library.
+STANDARD_LIBRARY_ONLY = {
+    "_programs",  # noxfile.py runs it before anything is installed
+    "guest.messages",
+    "guest.trees",
     # Forks, and must have no Trio in it when it does.
-    "guest.spawner": {
-        "guest.becoming",
-        "guest.cgroups",
-        "guest.messages",
-        "guest.mounts",
-        "guest.pressure",
-        "guest.terminals",
-        "guest.twin",
-        "guest.users",
-    },
-    "guest.porter": {"guest.messages"},  # a fork of the spawner that stays one
-    "guest.terminals": set(),
-    "guest.trees": set(),
-    "guest.twin": set(),
-    "guest.python_worker": set(),  # its text is run by the image's Python, and that of the next
-    "guest.python_displays": set(),
-    "qemu._reaper_main": set(),  # runs with -I -S
+    "guest.spawner",
+    "guest.helpers",
+    # Their text is run by the image's interpreters.
+    "guest.interpreters",
+    "qemu._reaper_main",  # runs with -I -S
 }
 
 
@@ -93,6 +81,24 @@ def layer_of(module: str) -> str:
     if first in BASE:
         return "base"
     return first if first in MAY_IMPORT else "top"
+
+
+def needs_standard_library_only(module: str) -> bool:
+    """Tell whether a module, or what is imported of it, is one of `STANDARD_LIBRARY_ONLY`."""
+    return any(module == name or module.startswith(f"{name}.") for name in STANDARD_LIBRARY_ONLY)
+
+
+def guest_room(module: str) -> str | None:
+    """Give the folder of `guest` that a module is in, if it is in one."""
+    layer, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    return room if layer == "guest" and room in GUEST_ROOMS else None
+
+
+def may_enter(module: str, target: str) -> bool:
+    """Tell whether *module* may import *target*, as far as the folders of `guest` are concerned."""
+    ours, theirs = guest_room(module), guest_room(target)
+    return theirs is None or theirs == ours or (ours is not None and theirs in GUEST_ROOMS[ours])
 
 
 def imports(source: str, module: str, *, is_package: bool) -> Iterator[str]:
@@ -121,14 +127,15 @@ def problems(source: str, module: str, *, is_package: bool = False) -> list[str]
         if first != "trio_sandbox":
             if first not in sys.stdlib_module_names and first not in THIRD_PARTY[layer]:
                 found.append(f"{module} imports {name}, which {layer} may not")
-            elif module in STANDARD_LIBRARY_ONLY and first not in sys.stdlib_module_names:
+            elif needs_standard_library_only(module) and first not in sys.stdlib_module_names:
                 found.append(f"{module} imports {name}, and may import the standard library only")
             continue
         target = layer_of(rest)
-        allowed = STANDARD_LIBRARY_ONLY.get(module)
-        if allowed is not None and rest not in allowed and rest.rpartition(".")[0] not in allowed:
+        if needs_standard_library_only(module) and not needs_standard_library_only(rest):
             found.append(f"{module} imports {name}, and may import the standard library only")
-        elif layer == "host" and rest.rpartition(".")[0] in BOTH_SIDES:
+        elif not may_enter(module, rest):
+            found.append(f"{module} imports {name}: that runs in another process")
+        elif layer == "sandbox" and rest.rpartition(".")[0] in BOTH_SIDES:
             continue
         elif target != layer and target not in MAY_IMPORT[layer]:
             found.append(f"{module} imports {name}: {layer} may not import {target}")
@@ -154,12 +161,13 @@ def test_imports_keep_to_the_layers(module: str, path: Path) -> None:
 def test_every_package_is_a_layer() -> None:
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert packages <= MAY_IMPORT.keys()
-    assert {"wire", "guest", "qemu", "image", "host", "cli"} <= packages
+    assert {"wire", "guest", "qemu", "image", "client", "machines", "sandbox", "cli"} <= packages
+    assert {path.parent.name for path in PACKAGE.glob("guest/*/__init__.py")} == GUEST_ROOMS.keys()
 
 
 def test_the_modules_with_rules_of_their_own_exist() -> None:
     names = {name for name, _ in modules()}
-    assert STANDARD_LIBRARY_ONLY.keys() <= names
+    assert names >= STANDARD_LIBRARY_ONLY
     assert set(BASE) <= names
 
 
@@ -167,16 +175,22 @@ def test_the_modules_with_rules_of_their_own_exist() -> None:
     ("module", "source", "problem"),
     [
         ("wire._channel", "from .._errors import SandboxError", "wire may not import base"),
-        ("guest.agent", "from ..host import Sandbox", "guest may not import host"),
-        ("guest.agent", "import trio_sandbox.qemu", "guest may not import qemu"),
+        ("guest.agent.run", "from ...sandbox import Sandbox", "guest may not import sandbox"),
+        ("guest.agent.run", "import trio_sandbox.qemu", "guest may not import qemu"),
         ("qemu._vm", "from ..image import Image", "qemu may not import image"),
-        ("qemu._vm", "def f():\n    from ..host._host import Host", "qemu may not import host"),
-        ("host._host", "from ..qemu._vm import Vm", "past the front door of qemu"),
-        ("host._host", "from ..guest import init", "host may not import guest"),
-        ("host._host", "import numpy", "imports numpy"),
+        ("qemu._vm", "def f():\n    from ..host import Host", "qemu may not import host"),
+        ("machines._warm", "from ..sandbox import Sandbox", "machines may not import sandbox"),
+        ("client._run", "from ..machines import Launcher", "client may not import machines"),
+        ("sandbox._path", "from ..qemu._vm import Vm", "past the front door of qemu"),
+        ("sandbox._path", "from ..guest.agent import init", "that runs in another process"),
+        ("host", "import numpy", "imports numpy"),
         ("wire._framing", "import attrs", "imports attrs"),
         ("_programs", "import attrs", "the standard library only"),
-        ("guest.spawner", "from ..wire import Channel", "the standard library only"),
+        ("guest.spawner.users", "from ...wire import Channel", "the standard library only"),
+        ("guest.spawner.users", "from ..agent import run", "the standard library only"),
+        ("guest.interpreters.python_worker", "import trio", "the standard library only"),
+        ("guest.helpers.porter", "from ..spawner import users", "that runs in another process"),
+        ("guest.messages", "from .spawner import users", "that runs in another process"),
         ("_config", "from .qemu import Vm", "base may not import qemu"),
     ],
 )
@@ -188,9 +202,11 @@ def test_violations_are_found(module: str, source: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("guest.agent", "import trio\nfrom ..wire import Channel\nfrom .processes import run"),
-        ("host._host", "from .. import constants\nfrom .._errors import SandboxError\nfrom ..qemu import Vm"),
-        ("host._host", "import os.path\nfrom ._run import RunResult"),
+        ("guest.agent.code", "import trio\nfrom ...wire import Channel\nfrom .processes import run"),
+        ("guest.spawner.becoming", "import os\nfrom ..helpers import porter\nfrom ..messages import send_message"),
+        ("sandbox._path", "from .. import constants\nfrom .._errors import SandboxError\nfrom ..qemu import Vm"),
+        ("sandbox._files", "from ..guest.trees import record"),
+        ("client._process", "import os.path\nfrom ._run import RunResult"),
     ],
 )
 def test_what_is_allowed_is_not_reported(module: str, source: str) -> None:

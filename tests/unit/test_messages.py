@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_sandbox import GuestProtocolError
-from trio_sandbox.constants import MAXIMUM_REQUEST_BYTES
-from trio_sandbox.host._messages import (
+from trio_sandbox.client._messages import (
     Exited,
     Failed,
     Finished,
@@ -23,6 +22,7 @@ from trio_sandbox.host._messages import (
     parse_message,
     process_request,
 )
+from trio_sandbox.constants import MAXIMUM_REQUEST_BYTES
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

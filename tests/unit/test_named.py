@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from trio_sandbox import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
-from trio_sandbox.host._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
+from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.unit.test_named import fill
-from trio_sandbox.host._named import NamedTemplateStore
+from trio_sandbox.machines._named import NamedTemplateStore
 
 with NamedTemplateStore(Path(sys.argv[1])).make("mine", memory_mib=1, replace=True) as staged:
     fill(staged, b"half")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.guest.pressure import Pressure
+from trio_sandbox.guest.spawner.pressure import Pressure
 
 MIB = 2**20
 

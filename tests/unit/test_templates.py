@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import UnknownTemplateError
-from trio_sandbox.host._templates import Template, TemplateStore, new_template, template_key
+from trio_sandbox.machines._templates import Template, TemplateStore, new_template, template_key
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.guest import twin
+from trio_sandbox.guest.spawner import twin
 
 _SIZE = 300_000
 

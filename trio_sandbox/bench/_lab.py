@@ -12,7 +12,8 @@ import trio
 from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import SandboxError
-from ..host import Host, Sandbox, open_host
+from ..host import Host, open_host
+from ..sandbox import Sandbox
 
 OpenHost = Callable[[HostConfig], AbstractAsyncContextManager[Host]]
 

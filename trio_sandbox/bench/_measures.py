@@ -9,9 +9,10 @@ from pathlib import Path
 import attrs
 import trio
 
-from ..host import Host, Sandbox
+from ..host import Host
 from ..image import ImageStore, default_cache_directory
 from ..qemu import open_overlay_pool, open_runtime, open_storage_daemon
+from ..sandbox import Sandbox
 from ._figures import durations
 from ._lab import Lab, answer
 

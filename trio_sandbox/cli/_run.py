@@ -22,7 +22,8 @@ from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._display import Display
 from .._errors import SandboxError
-from ..host import OutputChunk, RunResult, open_host
+from ..client import OutputChunk, RunResult
+from ..host import open_host
 from . import _status
 from ._progress import ShowProgress, open_progress
 from ._report import complain, complain_about

@@ -18,7 +18,8 @@ import attrs
 import trio
 
 from .._config import HostConfig, SandboxConfig
-from ..host import GuestProcess, Host, Terminal, open_host
+from ..client import GuestProcess, Terminal
+from ..host import Host, open_host
 from . import _status
 from ._progress import ShowProgress, open_progress
 from ._report import complain

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from .._errors import SandboxError, TemplateError
 from ..constants import DEFAULT_TEMPLATE_BUDGET_MIB
-from ..host import NamedTemplateStore, TemplateStore
 from ..image import default_cache_directory
+from ..machines import NamedTemplateStore, TemplateStore
 from ._image import mebibytes
 from ._report import complain_about
 

@@ -25,7 +25,7 @@ _DISTRIBUTIONS = {
 _LEFT_OUT = frozenset({"__pycache__", "_tests", "testing", "_tools"})
 #: Python, and the languages of workers.
 _SUFFIXES = (".py", ".js", ".sh")
-_MAIN = b"from trio_sandbox.guest import init\n\ninit.main()\n"
+_MAIN = b"from trio_sandbox.guest.agent import init\n\ninit.main()\n"
 
 
 def agent_files() -> Iterator[tuple[str, bytes]]:

@@ -43,7 +43,7 @@ _MAKE_DISK = (
     "chroot . /usr/bin/python3.13 -I -S -m compileall -q --invalidation-mode unchecked-hash /agent; "
     # What can't be imported is better missed here than by process 1 of every guest.
     'chroot . /usr/bin/python3.13 -I -S -c \'import sys; sys.path.insert(0, "/agent"); '
-    "import trio_sandbox.guest.agent, trio_sandbox.guest.init'; {mke2fs}"
+    "import trio_sandbox.guest.agent.agent, trio_sandbox.guest.agent.init'; {mke2fs}"
 )
 
 

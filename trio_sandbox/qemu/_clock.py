@@ -3,7 +3,7 @@
 The hello tells a guest the time, and is late by as long as it takes the guest to read it: a millisecond, or half a
 second where many share the processors. So the host asks for the guest's time and knows, by its own clock, when it asked
 and when it was answered. How far the guest is off is known to half of that, and corrected by a step, which is the
-same however late it is read. See `trio_sandbox.guest.clock`; the arithmetic is that of RFC 5905 (NTP), and of
+same however late it is read. See `trio_sandbox.guest.agent.clock`; the arithmetic is that of RFC 5905 (NTP), and of
 Marzullo's intersections.
 """
 

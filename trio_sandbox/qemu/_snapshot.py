@@ -42,7 +42,7 @@ _limiter: Final = trio.lowlevel.RunVar[trio.CapacityLimiter]("copying")
 #: Bytes of free room with which a disk is full for us: more than the devices' state takes.
 _FULL: Final = 2**20
 
-#: What the agent says when it holds still; see `trio_sandbox.guest.snapshot`.
+#: What the agent says when it holds still; see `trio_sandbox.guest.agent.snapshot`.
 _FROZEN: Final = b"frozen"
 _MEMORY, _DEVICES, _MOUNTS = "memory", "devices", "mounts"
 

@@ -17,8 +17,8 @@ from .._config import SandboxConfig, Timeouts
 from .._display import Display
 from .._errors import VmDiedError
 from .._nurseries import hide_nursery, open_services
-from ..host import Sandbox, Slot
 from ..qemu import Accelerator, Confinement, QemuBuild
+from ..sandbox import Sandbox, Slot
 from ..wire import (
     DISPLAY,
     JSON,

@@ -1,0 +1,35 @@
+"""One request to a guest's agent: what is said, how it fails, what bounds it; runs and processes."""
+
+from __future__ import annotations
+
+from ._failures import (
+    Machine as Machine,
+    check_open as check_open,
+    guest_failures as guest_failures,
+    open_stream as open_stream,
+)
+from ._messages import (
+    Failed as Failed,
+    Mounted as Mounted,
+    check_user as check_user,
+    code_request as code_request,
+    process_request as process_request,
+)
+from ._process import (
+    GuestInput as GuestInput,
+    GuestOutput as GuestOutput,
+    GuestProcess as GuestProcess,
+    Stderr as Stderr,
+    open_process as open_process,
+    receive_message as receive_message,
+    run_process as run_process,
+)
+from ._run import (
+    OutputChunk as OutputChunk,
+    RunEvents as RunEvents,
+    RunResult as RunResult,
+    collect as collect,
+    open_run as open_run,
+    takes_input as takes_input,
+)
+from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal

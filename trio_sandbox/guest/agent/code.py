@@ -1,0 +1,386 @@
+"""Service "code": source text for a language's persistent interpreter.
+
+A record stream. The host sends JSON, the first of it in the stream's header as "request" if it is short enough:
+
+    {"language": str, "code": str, "display_limit": bytes}
+    and if wanted "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds
+    {"interrupt": true}   SIGINT to the interpreter's process group
+    {"kill": true}        SIGKILL to everything that the interpreter ever started
+    {"deadline": seconds | null}  instead of the one before
+
+and gets what the run prints as records STDOUT and STDERR in order of arrival, and among them what it shows: this in
+JSON, and the bytes as records DISPLAY that nothing comes between. There are none if they were more than "display_limit".
+
+    {"display": {"mime": type, "size": bytes, "item": n}}      the forms of one object have one number
+
+Then JSON and the end:
+
+    {"finished": {"exit_code": n, "value": str | null, "restarted": bool, "state_kept": bool, "expired": bool,
+                  "oom": bool, "duration": seconds}}
+    {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
+
+*value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
+*restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
+interpreter lives on. *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not
+ended, without being told to. A host that is there tells us, and tells us when the deadline moves. When an
+interpreter ends so does all that it started, and "finished" waits for that.
+A host that ends the stream before "finished" gives the run up, and the interpreter with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import cast, final
+
+import trio
+
+from ...wire import ChannelStream, RecordStream
+from .children import Child, Children
+from .interpreter import Interpreter
+from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
+from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
+from .processes import (
+    REQUEST_LIMIT,
+    BadRequestError,
+    parse_environment,
+    parse_pipe,
+    parse_seconds,
+    parse_size,
+    parse_string,
+    parse_text,
+    receive_before,
+)
+from .run import Run
+
+#: Seconds for a run to heed its being interrupted, once nobody wants it any more, before its interpreter is killed.
+_ABANDON_GRACE = 5.0
+#: Pipes of past runs that something in the background still holds, and that are read for its sake.
+_LEFTOVER_LIMIT = 64
+
+
+@final
+class CodeService:
+    """Runs code for the host, one run at a time in each language.
+
+    Args:
+      children: Where interpreters come from.
+      pipes: Where their input comes from.
+      user: Number of the user that they run as; None: ours.
+
+    """
+
+    def __init__(self, children: Children, pipes: ParkedPipes, user: int | None) -> None:
+        self._children = children
+        self._user = user
+        self._pipes = pipes
+        self._keepers: dict[str, _Keeper] = {}
+        self._nursery: trio.Nursery | None = None
+        self._leftovers: list[trio.CancelScope] = []
+
+    async def run(self, prestarted: StartedInterpreter | None, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keep the interpreters until cancelled.
+
+        Args:
+          prestarted: An interpreter that was asked for before we were there; it is the first child that
+            *children* adopted.
+          task_status: Tells when runs can be served.
+
+        """
+        async with trio.open_nursery() as self._nursery:
+            for language in LANGUAGES.values():
+                keeper = _Keeper(language, self._children, self._user, self._keep_reading)
+                self._keepers[language.name] = keeper
+                is_first = prestarted is not None and prestarted.language is language
+                self._nursery.start_soon(keeper.keep, prestarted if is_first else None)
+            task_status.started()
+
+    def begin(self, stream: ChannelStream, header: dict[str, object]) -> Awaitable[None] | None:
+        """Begin to serve one run; return what is left to be awaited, None if it is over.
+
+        A short run is over here: without a task, and the turns of the scheduler that go with it, it takes half the time.
+        """
+        records = RecordStream(stream, limit=REQUEST_LIMIT)
+        request = header.get("request")
+        return self._receive_and_serve(records) if request is None else self._begin(records, request)
+
+    async def _receive_and_serve(self, records: RecordStream) -> None:
+        request = await records.receive_json()
+        if request is not None and (serving := self._begin(records, request)) is not None:
+            await serving
+
+    def _begin(self, records: RecordStream, request: object) -> Awaitable[None] | None:
+        try:
+            if not isinstance(request, dict):
+                raise BadRequestError(f"a request must be an object, not {request!r:.80}")
+            request = cast("dict[str, object]", request)
+            number = parse_pipe(request.get("stdin"), "stdin")
+            run = Run(
+                records,
+                parse_string(request.get("code"), "code"),
+                parse_environment(request.get("env")),
+                parse_text(request.get("cwd"), "cwd"),
+                parse_size(request.get("display_limit"), "display_limit"),
+                trio.current_time() + parse_seconds(request.get("deadline"), "deadline"),
+                parse_seconds(request.get("grace"), "grace"),
+            )
+            keeper = self._keepers.get(parse_string(request.get("language"), "language"))
+        except BadRequestError as exc:
+            records.stream.reset(str(exc))
+            return None
+        if keeper is None:
+            return run.fail(_unknown_language(request))
+        return keeper.begin(run) if number is None else self._run_with_input(keeper, run, number)
+
+    async def _run_with_input(self, keeper: _Keeper, run: Run, number: int) -> None:
+        try:
+            async with self._pipes.take(number) as run.stdin:
+                await keeper.run(run)
+        except NoSuchPipeError as exc:
+            run.records.stream.reset(str(exc))
+
+    def renew(self, hello: Mapping[str, object]) -> None:
+        """Tell the interpreters that they are another machine's now, by the hello of its host."""
+        entropy = str(hello.get("entropy")).encode()
+        for keeper in self._keepers.values():
+            keeper.renew(entropy)
+
+    def abandon_runs(self) -> None:
+        """Interrupt the runs, whose host is gone, and end the interpreters that do not heed it.
+
+        For a machine that goes on as another: variables survive the end of a run where they can. The next run waits for that.
+        """
+        assert self._nursery is not None
+        for keeper in self._keepers.values():
+            if keeper.abandon_run():
+                self._nursery.start_soon(keeper.end_abandoned_run)
+
+    def count_idle(self) -> int:
+        """Tell how many interpreters there are that no run has."""
+        return sum(keeper.is_idle for keeper in self._keepers.values())
+
+    def has_only_python(self) -> bool:
+        """Whether there are no interpreters but Python's."""
+        return not any(keeper.is_there for name, keeper in self._keepers.items() if name != PYTHON.name)
+
+    def _keep_reading(self, descriptor: int) -> None:
+        assert self._nursery is not None
+        scope = trio.CancelScope()
+        self._leftovers.append(scope)
+        if len(self._leftovers) > _LEFTOVER_LIMIT:
+            self._leftovers.pop(0).cancel(reason="too many pipes of past runs are held")
+        self._nursery.start_soon(self._discard, descriptor, scope)
+
+    async def _discard(self, descriptor: int, scope: trio.CancelScope) -> None:
+        with scope:
+            await discard(descriptor)
+        if scope in self._leftovers:
+            self._leftovers.remove(scope)
+
+
+def _unknown_language(request: dict[str, object]) -> OSError:
+    known = ", ".join(LANGUAGES)
+    return OSError(errno.EINVAL, f"no language {request['language']!r:.80}; there are: {known}")
+
+
+@final
+class _Keeper:
+    """Keeps an interpreter of one language, and starts another when it ends."""
+
+    def __init__(
+        self, language: Language, children: Children, user: int | None, keep_reading: Callable[[int], None]
+    ) -> None:
+        self._language = language
+        self._children = children
+        self._user = user
+        self._keep_reading = keep_reading
+        self._interpreter: Interpreter | None = None
+        self._wanted = trio.Event()
+        self._changed = trio.Event()
+        self._state_lost = False
+        self._run: Run | None = None
+
+    async def keep(self, prestarted: StartedInterpreter | None) -> None:
+        """Have an interpreter whenever one is wanted, until cancelled."""
+        while True:
+            if prestarted is not None:
+                child, started = self._children.adopted[0], prestarted
+                prestarted = None
+            else:
+                await self._wanted.wait()
+                child, started = self._spawn()
+            interpreter = Interpreter(self._language, child, started, self._user, self._keep_reading)
+            self._set(interpreter)
+            await interpreter.serve()
+            self._set(None)
+            # One that did its work is followed at once, for the next run not to wait. One that
+            # never did may fail again and again.
+            if interpreter.used and interpreter.failure is None:
+                self._state_lost = True
+            else:
+                self._wanted = trio.Event()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an interpreter."""
+        return self._interpreter is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is an interpreter, and it waits for a run."""
+        return self._interpreter is not None and (self._run is None or self._run.over.is_set())
+
+    def renew(self, entropy: bytes) -> None:
+        """See `Interpreter.renew`."""
+        if self._interpreter is not None:
+            self._interpreter.renew(entropy)
+
+    def abandon_run(self) -> bool:
+        """Interrupt the run that the interpreter has; False if it has none."""
+        run, interpreter = self._run, self._interpreter
+        if run is None or run.over.is_set() or interpreter is None or not interpreter.has(run):
+            return False
+        run.given_up = run.abandoned = True
+        interpreter.interrupt()
+        return True
+
+    async def end_abandoned_run(self) -> None:
+        """Wait for the end of the run that `abandon_run` interrupted, and bring it about if need be."""
+        run, interpreter = self._run, self._interpreter
+        assert run is not None
+        assert interpreter is not None
+        with trio.move_on_after(_ABANDON_GRACE):
+            await run.over.wait()
+        if not run.over.is_set():
+            interpreter.kill()
+
+    def _spawn(self) -> tuple[Child, StartedInterpreter]:
+        child: list[Child] = []
+        started = start_interpreter(
+            self._language, lambda request, descriptors: child.append(self._children.start(request, descriptors))
+        )
+        return child[0], started
+
+    def _set(self, interpreter: Interpreter | None) -> None:
+        self._interpreter = interpreter
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def begin(self, run: Run) -> Awaitable[None] | None:
+        """Do what `run` does, and as much of it as can be done at once; return what is left, None if it is over."""
+        interpreter = self._interpreter
+        if not self.is_idle or interpreter is None or not interpreter.is_free:
+            return self.run(run)
+        run.restarted = self._state_lost
+        if not interpreter.start(run):
+            return self.run(run)
+        self._state_lost = False
+        self._run = run
+        return None if run.over.is_set() else self._attend(run, interpreter)
+
+    async def run(self, run: Run) -> None:
+        """Have *run* run, and obey its host until that ends the stream."""
+        if not await self._is_free():
+            await run.fail(OSError(errno.EBUSY, "the interpreter is busy with another run"))
+            return
+        self._run = run
+        try:
+            interpreter = await self._start(run)
+        except BaseException:
+            run.over.set()
+            raise
+        if interpreter is None:
+            run.over.set()
+        else:
+            await self._attend(run, interpreter)
+
+    async def _attend(self, run: Run, interpreter: Interpreter) -> None:
+        """See to a run that *interpreter* has, and obey its host until that ends the stream."""
+        try:
+            await interpreter.pass_news_on()
+            if run.stdin is None:
+                await self._obey(run, interpreter)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(feed, run.stdin, run.stdin_pipe)
+                await self._obey(run, interpreter)
+                nursery.cancel_scope.cancel(reason="the run is over")
+        finally:
+            if not run.abandoned:
+                run.over.set()
+
+    async def _is_free(self) -> bool:
+        """Whether no run has the interpreter; one that its host gave up is waited for."""
+        last = self._run
+        if last is not None and not last.over.is_set():
+            # The end of its stream may have come together with this request, and its task has a turn to see it first.
+            await trio.lowlevel.checkpoint()
+            if last.given_up:
+                await last.over.wait()
+        return self._run is None or self._run.over.is_set()
+
+    async def _start(self, run: Run) -> Interpreter | None:
+        while True:
+            self._wanted.set()
+            while self._interpreter is None:
+                await self._changed.wait()
+            interpreter = self._interpreter
+            run.restarted = self._state_lost
+            if await interpreter.accept(run):
+                self._state_lost = False
+                return interpreter
+            if interpreter.failure is not None:
+                await run.fail(interpreter.failure)
+                return None
+
+    async def _obey(self, run: Run, interpreter: Interpreter) -> None:
+        try:
+            while True:
+                try:
+                    request = await receive_before(run.deadline, run.records)
+                except trio.TooSlowError:
+                    _expire(run, interpreter)
+                    continue
+                if request is None:
+                    return
+                if run.over.is_set():
+                    continue
+                match request:
+                    case {"interrupt": True}:
+                        _interrupt(run, interpreter)
+                    case {"kill": True}:
+                        interpreter.kill()
+                    case {"deadline": int() | float() | None as seconds}:
+                        if not run.interrupted:
+                            run.deadline = trio.current_time() + parse_seconds(seconds, "deadline")
+                    case _:
+                        run.records.stream.reset(f"not a request to a run: {request!r:.80}")
+                        return
+        except trio.ClosedResourceError:
+            if not run.over.is_set():  # its end closes the stream
+                raise
+        finally:
+            if not run.over.is_set() and not run.abandoned:
+                run.given_up = True
+                interpreter.kill()
+                with trio.CancelScope(shield=True):
+                    await run.over.wait()
+
+
+def _interrupt(run: Run, interpreter: Interpreter) -> None:
+    run.interrupted = True
+    run.deadline = trio.current_time() + run.grace
+    interpreter.interrupt()
+
+
+def _expire(run: Run, interpreter: Interpreter) -> None:
+    """Do what the host would do now."""
+    run.deadline = math.inf
+    if run.over.is_set():
+        return
+    if run.interrupted:
+        interpreter.kill()
+    else:
+        run.expired = True
+        _interrupt(run, interpreter)

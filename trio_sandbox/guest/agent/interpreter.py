@@ -1,0 +1,461 @@
+"""One interpreter process of the service "code", which takes runs one after the other."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import itertools
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, final
+
+import trio
+
+from ...wire import STDERR, STDOUT
+from .children import Child
+from .displays import BadDisplayError, Display
+from .languages import Language, StartedInterpreter, send_code, send_renewal, send_sync
+from .pipes import CHUNK, open_pipe
+from .run import Run
+
+#: Seconds that an idle worker may take to answer. One that does not is not in our code any more.
+_SYNC_PATIENCE = 10.0
+#: Bytes of what an interpreter complained about before it was ready that are worth showing.
+_COMPLAINT_LIMIT = 4096
+#: Bytes of the text of a value. The worker cuts what is longer.
+_VALUE_LIMIT = 1 << 16
+#: For the descriptors that come with one; the kernel closes those that there is no room for.
+_ANCILLARY_SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
+
+# What a worker says: a letter, and but for the first two the number of the run.
+_READY = b"R"
+_SYNCED = b"S"
+_DONE = struct.Struct(">cIB")
+"""D, and the exit status. Or V: behind it is the text of the last value, in UTF-8."""
+_FAILED = struct.Struct(">cI")
+"""F. Behind it is the errno, in digits."""
+_SHOWN = struct.Struct(">cII")
+"""P, and the number of what is shown. Behind it is the MIME type, and with it the descriptors of a `Display`."""
+#: Longer than any of these.
+_MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
+#: Bytes of output that may wait in memory for the host to take them.
+_LITTLE = 1 << 14
+
+
+class _End(NamedTuple):
+    """How a run ended that left its interpreter as it should."""
+
+    status: int
+    value: str | None
+
+
+#: What a worker has to say about its run: its end, something that it shows, or why it was not begun.
+_Message: TypeAlias = "_End | Display | OSError"
+#: What there was to read of an interpreter: what the run printed, and then at most one message.
+_News: TypeAlias = "tuple[list[tuple[bytes, bytes]], _Message | None]"
+
+
+@final
+class Interpreter:
+    """One interpreter process, with its worker in it.
+
+    A run needs three descriptors to be watched at once. An epoll of our own does it with one task
+    and one wake-up, and tells in which order they became ready, which is the order of arrival.
+
+    Args:
+      language: What it interprets.
+      child: Its process.
+      started: Our ends of what it was started with, owned from now on.
+      user: Number of the user that it runs as; None: ours.
+      keep_reading: Takes a pipe over that something of the run's holds after its end.
+
+    """
+
+    def __init__(
+        self,
+        language: Language,
+        child: Child,
+        started: StartedInterpreter,
+        user: int | None,
+        keep_reading: Callable[[int], None],
+    ) -> None:
+        self.used: bool = False
+        """A run was handed to it."""
+        self.failure: OSError | None = None
+        """Why it never came to take code; known once it is over."""
+        self._language = language
+        self._child = child
+        self._control = started.control
+        self._complaints = started.stderr
+        self._complaint = b""
+        self._user = user
+        self._keep_reading = keep_reading
+        self._ready = False
+        self._dying = False
+        self._over = trio.Event()
+        self._run: Run | None = None
+        self._pipes: dict[int, bytes] = {}
+        self._spare: list[tuple[int, bytes, int]] = []
+        """Those of the next run: our end, what it carries, and the other end."""
+        self._numbers = itertools.count(1)
+        self._number = 0
+        self._interrupts: list[trio.Event] = []
+        self._synced = trio.Event()
+        self._news: _News | None = None
+        """What was taken when a run began, for whoever attends to that to pass on."""
+        self._news_passed_on = trio.Event()
+        self._exit = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        for descriptor in (self._control.fileno(), self._complaints, self._exit):
+            self._epoll.register(descriptor, select.EPOLLIN)
+        child.on_exit = self._on_exit
+        if child.failure is not None or child.returncode is not None:
+            self._on_exit()
+
+    # --- For the tasks that have runs ---
+
+    async def accept(self, run: Run) -> bool:
+        """Do what `start` does, once it can be done; False also if the interpreter can't be trusted to begin a run."""
+        if self._interrupts:
+            # The last run's SIGINT may still be on its way. It must not hit this one.
+            with trio.move_on_after(_SYNC_PATIENCE) as patience:
+                for delivered in self._interrupts:
+                    await delivered.wait()
+                self._synced = trio.Event()
+                with contextlib.suppress(OSError):
+                    send_sync(self._control)
+                await self._synced.wait()
+            if patience.cancelled_caught:
+                self.kill()
+            self._interrupts.clear()
+        if not self._dying and self.start(run):
+            return True
+        self.kill()
+        await self._over.wait()
+        return False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether `start` can be called; `accept` otherwise."""
+        return not (self._dying or self._interrupts)
+
+    def start(self, run: Run) -> bool:
+        """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over.
+
+        Unless it is over, call `pass_news_on` next.
+        """
+        if not self._hand_over(run):
+            return False
+        # With one processor a short run is over by now, since a worker that wakes up goes first.
+        ready = self._epoll.poll(0)
+        if any(descriptor == self._control.fileno() for descriptor, _ in ready):
+            output, message = news = self._take_news(ready)
+            # All that it printed is there if nobody can print any more, and little can be left to the channel to send.
+            if (
+                isinstance(message, _End)
+                and not self._pipes
+                and sum(len(data) for _, data in output) <= _LITTLE
+                and run.finish_nowait(output, message.status, message.value)
+            ):
+                self._run = None
+                self._get_ready()
+            else:
+                self._news, self._news_passed_on = news, trio.Event()
+        return True
+
+    async def pass_news_on(self) -> None:
+        """Send on what `start` took and could not send itself."""
+        if self._news is not None:
+            try:
+                await self._pass_on(*self._news)
+            finally:
+                self._news = None
+                self._news_passed_on.set()
+
+    def _hand_over(self, run: Run) -> bool:
+        self.used = True
+        self._number = next(self._numbers)
+        theirs: list[int] = []
+        try:
+            if run.stdin is not None:
+                run.stdin_pipe, reader = open_pipe(for_writing=True, user=self._user)
+                theirs.append(reader)
+            self._make_pipes()
+            for ours, tag, writer in self._spare:
+                theirs.append(writer)
+                self._pipes[ours] = tag
+            self._spare.clear()
+            send_code(self._control, self._number, run.code, run.env, run.cwd, theirs)
+        except OSError:
+            self._close_pipes()
+            if run.stdin_pipe >= 0:
+                os.close(run.stdin_pipe)
+            return False
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self._run = run
+        return True
+
+    def has(self, run: Run) -> bool:
+        """Whether it is running *run*."""
+        return self._run is run
+
+    def _make_pipes(self) -> None:
+        """Have pipes for what a run prints; `OSError` if that can't be."""
+        for tag in (STDOUT, STDERR)[len(self._spare) :]:
+            ours, writer = open_pipe(for_writing=False, user=self._user)
+            self._spare.append((ours, tag, writer))
+            self._epoll.register(ours, select.EPOLLIN)
+
+    def interrupt(self) -> None:
+        """Send the run SIGINT."""
+        self._interrupts.append(self._child.signal(int(signal.SIGINT), group=True))
+
+    def renew(self, entropy: bytes) -> None:
+        """Tell it that it is another machine's now; it learns that before the code of any run."""
+        try:
+            send_renewal(self._control, entropy)
+        except OSError:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the interpreter and everything that it started, at once; the run's end follows."""
+        self._dying = True
+        self._child.kill()
+
+    # --- The task that has the interpreter ---
+
+    async def serve(self) -> None:
+        """Forward output and ends of runs until the interpreter is over."""
+        try:
+            while self._child.returncode is None and self._child.failure is None:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                if self._news is None:
+                    await self._pass_on(*self._take_news(self._epoll.poll(0)))
+                else:
+                    await self._news_passed_on.wait()
+            await self._end()
+        finally:
+            self._close()
+
+    def _on_exit(self) -> None:
+        os.eventfd_write(self._exit, 1)
+
+    def _take_news(self, ready: list[tuple[int, int]]) -> _News:
+        output: list[tuple[bytes, bytes]] = []
+        message = None
+        for descriptor, events in ready:
+            if descriptor in self._pipes:
+                data = b""
+                if events & select.EPOLLIN:
+                    data = _read(descriptor, CHUNK)
+                    output.append((self._pipes[descriptor], data))
+                if events & select.EPOLLHUP and len(data) < CHUNK:
+                    self._close_pipe(descriptor)  # no writer is left, and nothing to read
+            elif descriptor == self._control.fileno():
+                message = self._receive()
+            elif descriptor == self._complaints:
+                self._hear_complaint()
+        return output, message
+
+    async def _pass_on(self, output: list[tuple[bytes, bytes]], message: _Message | None) -> None:
+        run = self._run
+        if run is None:
+            assert not output
+        elif isinstance(message, Display):
+            with message:
+                await run.show(await self._read_out(run, output), message)
+        elif isinstance(message, _End):
+            self._run = None
+            await run.finish(await self._rest(run, output), message.status, value=message.value, state_kept=True)
+            self._get_ready()
+        elif message is not None:
+            self._run = None
+            self._close_pipes()
+            message.filename = run.cwd
+            await run.fail(message)
+        elif output:
+            await run.send(output)
+
+    def _get_ready(self) -> None:
+        """Prepare for the next run, now that the host has its answer, rather than when it waits for the next one."""
+        if not self._over.is_set():
+            with contextlib.suppress(OSError):
+                self._make_pipes()
+
+    def _receive(self) -> _Message | None:
+        """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
+        try:
+            message, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except OSError:
+            message, ancillary = b"", []
+        descriptors = _descriptors(ancillary) if ancillary else []
+        if message.startswith(b"P"):
+            return self._receive_display(message, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if message == b"":
+            # Code has closed it, if the interpreter does not end by itself. It may go on to the end of the run.
+            self._epoll.unregister(self._control)
+            self._dying = True
+            if self._run is None:
+                self.kill()
+        elif message == _READY and not self._ready:
+            self._ready = True
+            self._stop_listening_to_complaints()
+        elif message == _SYNCED and self._run is None:
+            self._synced.set()
+        elif self._run is not None and (end := self._parse_end(message)) is not None:
+            return end
+        else:
+            self.kill()  # our worker says no such thing
+        return None
+
+    def _receive_display(self, message: bytes, descriptors: list[int]) -> Display | None:
+        try:
+            display = Display(message[_SHOWN.size :], int.from_bytes(message[5 : _SHOWN.size], "big"), descriptors)
+        except BadDisplayError:
+            self.kill()
+            return None
+        if self._run is not None and message[1:5] == self._number.to_bytes(4, "big"):
+            return display
+        display.close()  # a thread of a past run's
+        return None
+
+    def _parse_end(self, message: bytes) -> _End | OSError | None:
+        """Return what *message* says about the end of the run, or why it was not begun; None if it is neither."""
+        if message[1:5] != self._number.to_bytes(4, "big"):
+            return None
+        kind, rest = message[:1], message[_FAILED.size :]
+        if kind == b"D" and len(rest) == 1:
+            return _End(rest[0], None)
+        if kind == b"V" and 0 < len(rest) <= 1 + _VALUE_LIMIT:
+            with contextlib.suppress(UnicodeDecodeError):
+                return _End(rest[0], rest[1:].decode())
+        if kind == b"F" and rest.isdigit() and len(rest) <= 3:
+            return OSError(int(rest), os.strerror(int(rest)))
+        return None
+
+    async def _read_out(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Send what the pipes hold now, which is all that the run printed so far, and return the last of it unsent."""
+        for descriptor, tag in list(self._pipes.items()):
+            # Not more, or something that prints in the background could keep us here.
+            left: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+            while left > 0 and (data := _read(descriptor, min(left, CHUNK))):
+                left -= len(data)
+                output.append((tag, data))
+                if left > 0:
+                    await run.send(output)
+                    output = []
+        return output
+
+    async def _rest(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Like `_read_out`, for a run that is over."""
+        output = await self._read_out(run, output)
+        for descriptor in list(self._pipes):
+            try:
+                ended = os.read(descriptor, 1) == b""
+            except BlockingIOError:
+                ended = False
+            if ended:
+                self._close_pipe(descriptor)
+            else:
+                self._epoll.unregister(descriptor)
+                del self._pipes[descriptor]
+                self._keep_reading(descriptor)
+        return output
+
+    async def _end(self) -> None:
+        """Make sure that nothing is left of it, and tell the run."""
+        child = self._child
+        self._dying = True
+        if child.failure is not None:
+            self.failure = OSError(
+                child.failure.errno,
+                f"this image can't run {self._language.name}: {child.failure.strerror}",
+                self._language.argv[0],
+            )
+        else:
+            child.kill()
+            await child.wait_empty()
+            if not self._ready:
+                self._hear_complaint()
+                complaint = self._complaint.decode("utf-8", "replace").strip()
+                self.failure = OSError(
+                    f"the interpreter of {self._language.name} ended with status {child.returncode} "
+                    f"before it took code{complaint and ': '}{complaint}"
+                )
+        run, self._run = self._run, None
+        if run is None:
+            return
+        # Where we ended it ourselves it did not fail, however early that was.
+        if self.failure is not None and (child.returncode is None or not run.expired):
+            await run.fail(self.failure)
+        else:
+            assert child.returncode is not None
+            output = await self._rest(run, [])
+            await run.finish(output, child.returncode, state_kept=False, oom=child.oom_killed)
+
+    def _hear_complaint(self) -> None:
+        if self._complaints < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._complaints, CHUNK)
+            self._complaint = (self._complaint + data)[-_COMPLAINT_LIMIT:]
+            if not data:
+                self._stop_listening_to_complaints()
+
+    def _stop_listening_to_complaints(self) -> None:
+        if self._complaints >= 0:
+            os.close(self._complaints)  # which takes it out of the epoll
+            self._complaints = -1
+
+    def _close_pipe(self, descriptor: int) -> None:
+        del self._pipes[descriptor]
+        os.close(descriptor)
+
+    def _close_pipes(self) -> None:
+        for descriptor in list(self._pipes):
+            self._close_pipe(descriptor)
+
+    def _close(self) -> None:
+        self._dying = True
+        self._over.set()
+        self._synced.set()
+        self._child.on_exit = None
+        self._child.kill()
+        if self._run is not None:
+            self._run.over.set()
+        self._close_pipes()
+        for ours, _, writer in self._spare:
+            os.close(ours)
+            os.close(writer)
+        self._stop_listening_to_complaints()
+        self._control.close()
+        trio.lowlevel.notify_closing(self._epoll.fileno())
+        self._epoll.close()
+        os.close(self._exit)
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Read from a run's pipe, out of which the run itself may have taken what we were told was there."""
+    try:
+        return os.read(descriptor, size)
+    except BlockingIOError:
+        return b""
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    descriptors = array.array("i")
+    for _, _, payload in ancillary:
+        descriptors.frombytes(payload)
+    return descriptors.tolist()

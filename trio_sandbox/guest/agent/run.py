@@ -1,0 +1,127 @@
+"""One run of the service "code": what its host asked for, and how what comes of it gets there."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import final
+
+import trio
+
+from ...wire import DISPLAY, JSON, ChannelStream, RecordStream, encode_json
+from .children import shell_status
+from .displays import Display
+from .processes import failure_fields
+
+_JSON = {False: "false", True: "true"}
+
+
+@final
+class Run:
+    """One run, as the host asked for it.
+
+    Args:
+      records: Where its output and its end go.
+      code: Source text.
+      env: Variables to set in the interpreter's environment.
+      cwd: Directory to change to, or None.
+      display_limit: Bytes of one display that the host takes.
+      deadline: When something is to be done about it: SIGINT, and after that SIGKILL; infinity for never.
+      grace: Seconds from SIGINT to SIGKILL, at most; infinity to wait for its host.
+
+    """
+
+    def __init__(
+        self,
+        records: RecordStream,
+        code: str,
+        env: dict[str, str] | None,
+        cwd: str | None,
+        display_limit: int,
+        deadline: float,
+        grace: float,
+    ) -> None:
+        self.records = records
+        self.code = code
+        self.env = env
+        self.cwd = cwd
+        self.stdin: ChannelStream | None = None
+        """What it reads; None for nothing."""
+        self.display_limit = display_limit
+        self.stdin_pipe = -1
+        """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
+        self.deadline = deadline
+        self.grace = grace
+        self.interrupted = False
+        self.expired = False
+        """It was its deadline that interrupted it."""
+        self.restarted = False
+        self.over: trio.Event = trio.Event()
+        """It has an end; that may still be on its way to the host."""
+        self.given_up = False
+        """Its host does not want it any more."""
+        self.abandoned = False
+        """Its host is gone, and it may end by itself."""
+        self._unheard = False
+        self._started_at = time.perf_counter()
+
+    async def send(self, output: list[tuple[bytes, bytes]], *, end: bool = False) -> None:
+        """Send the host some records, the last ones if *end*, unless it has given the run up."""
+        if self._unheard:
+            return
+        try:
+            if end:
+                # Closed in the same write: the host has nothing to answer, which would only wake us.
+                await self.records.send_and_close(output)
+            else:
+                await self.records.send_many(output)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._unheard = True  # whoever reads `records` sees it as well, and ends the run
+
+    async def show(self, output: list[tuple[bytes, bytes]], display: Display) -> None:
+        """Send the host some output, and then what the run shows."""
+        about: dict[str, object] = {"mime": display.mime, "size": display.size, "item": display.item}
+        await self.send([*output, (JSON, encode_json({"display": about}))])
+        if display.size <= self.display_limit:
+            for data in display.read():
+                await self.send([(DISPLAY, data)])
+
+    async def finish(
+        self,
+        output: list[tuple[bytes, bytes]],
+        returncode: int,
+        *,
+        value: str | None = None,
+        state_kept: bool,
+        oom: bool = False,
+    ) -> None:
+        """Send the last of the output and how it ended."""
+        end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom)
+        self.over.set()
+        await self.send([*output, (JSON, end)], end=True)
+
+    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None) -> bool:
+        """Do what `finish` does, of a run that left its interpreter as it should, if it can be done at once."""
+        end = self._describe_end(status, value, state_kept=True, oom=False)
+        try:
+            if not self.records.send_and_close_nowait([*output, (JSON, end)]):
+                return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # as in `send`
+        self.over.set()
+        return True
+
+    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool) -> bytes:
+        # Put together by hand: a JSON encoder takes several times as long, at the end of every run.
+        text = "null" if value is None else json.dumps(value)
+        return (
+            f'{{"finished":{{"exit_code":{shell_status(returncode)},"value":{text},'
+            f'"restarted":{_JSON[self.restarted]},"state_kept":{_JSON[state_kept]},'
+            f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},'
+            f'"duration":{time.perf_counter() - self._started_at:.6f}}}}}'
+        ).encode()
+
+    async def fail(self, error: OSError) -> None:
+        """Say why nothing was run."""
+        self.over.set()
+        await self.send([(JSON, encode_json({"failed": failure_fields(error)}))], end=True)

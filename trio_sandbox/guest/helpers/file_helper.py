@@ -1,0 +1,463 @@
+"""The file helper: a process that touches files in a user's name, forked by the spawner without exec.
+
+It stands where the user's own processes stand, in their root, namespaces and control group, with their user id and
+nothing else, so that the kernel decides what may be touched, and a link that is swapped in the last moment leads
+nowhere that the user could not go anyway. It has one thread and serves one session at a time; the agent has as many
+helpers as there are sessions at once, and only carries their bytes. No user's process can trace it: a process that
+changed its user id without exec is not dumpable.
+
+A session is a stream socket with records (see `trees`). Q holds the fields of a request, separated by NUL; the answer
+is R with the fields of a result, or X with an error's number and the names of the files concerned, maybe after content:
+
+    stat path follow            R mode ino dev nlink uid gid size atime mtime ctime     the times in ns
+    list path                   D entries NUL-separated, each after d, f, l or o for its kind, ...; R
+    mkdir path mode, unlink path, rmdir path, chmod path mode, rename from to, symlink target path, link from to,
+    touch path mode exist_ok    R
+    readlink path               R target
+    resolve path strict         R path
+    get path                    D content, ...; R
+    put path                    <- D content, ..., E; R      as a whole or not at all
+    upload path                 <- a tree; R files bytes     as a whole or not at all
+    download path               a tree; R files bytes
+    watch path                  R, then W mask name for each change
+    open path mode              R, then for that file: read size (R content), W content (R), seek offset whence (R
+                                position), truncate size (R)
+
+Whatever the session's end cuts short is taken back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from io import FileIO
+from typing import TYPE_CHECKING
+
+from ..messages import receive_message
+from ..trees import (
+    BATCH,
+    CHUNK,
+    HEADER,
+    TreeError,
+    TreeReader,
+    TreeWriter,
+    check_replaceable,
+    open_directory,
+    record,
+    remove,
+)
+from .direct_file import DirectFile
+
+if TYPE_CHECKING:
+    from typing import NoReturn, Self
+
+#: Told the agent between two sessions.
+IDLE = b"."
+#: The descriptor of the socket that sessions come by.
+CONTROL = 3
+
+_MAXIMUM_RECORD = 1 << 20
+#: What comes by the socket: the sessions use it one after the other. The kernel gives it pages as they are filled.
+_buffer = bytearray(_MAXIMUM_RECORD + HEADER.size)
+_LISTING_BATCH = 32768
+_EVENT = struct.Struct("iIII")
+#: What is watched for, by inotify(7)'s numbers: MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
+_WATCHED = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+_IN_IGNORED = 0x8000
+_IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _SessionOverError(Exception):
+    """The other end is gone, or nothing sensible can follow."""
+
+
+def main() -> NoReturn:
+    """Serve sessions until the agent is gone."""
+    try:
+        # What was not imported before the fork would come from the user's own files.
+        sys.path.clear()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
+        # To run when the agent waits or its time slice is over, not at each piece that the agent passes on.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        control = socket.socket(fileno=CONTROL)
+        while (received := receive_message(control)) is not None:
+            with socket.socket(fileno=received[1][0]) as sock:
+                _Session(sock).serve()
+                # Before the socket is closed, so that who sees the session's end finds it there.
+                control.send(IDLE)
+    except BaseException as exc:  # noqa: BLE001  the spawner's code, which called us, must not go on in this process
+        sys.excepthook(type(exc), exc, exc.__traceback__)
+    finally:
+        os._exit(0)
+
+
+class _Session:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._start = self._end = 0  # of what is in the buffer and not yet taken
+        self._file: FileIO | None = None
+
+    def serve(self) -> None:
+        try:
+            while (received := self._receive()) is not None:
+                tag, payload = received
+                operation, *fields = bytes(payload).split(b"\0") if tag == b"Q" else [b"", b""]
+                try:
+                    if tag == b"Q":
+                        _OPERATIONS[operation](self, *map(os.fsdecode, fields))
+                    else:
+                        self._write(payload)
+                except OSError as exc:
+                    # Where no name was at hand, as when writing, it is about the request's.
+                    name = fields[0] if exc.filename is None else os.fsencode(str(exc.filename))
+                    second = b"" if exc.filename2 is None else os.fsencode(str(exc.filename2))
+                    self._send(b"X", b"\0".join([b"%d" % (exc.errno or errno.EIO), name, second]))
+                    if operation in _TAKING:
+                        break  # what was sent behind the request is no request
+        except _SessionOverError:
+            pass
+        finally:
+            if self._file is not None:
+                self._file.close()
+
+    # --- Records ---
+
+    def _receive(self) -> tuple[bytes, memoryview] | None:
+        """Return the next record, valid until the next call; None where the other end has said all it has to say."""
+        if not self._fill(HEADER.size):
+            return None
+        tag, length = HEADER.unpack_from(_buffer, self._start)
+        self._start += HEADER.size
+        if length > _MAXIMUM_RECORD or not self._fill(length):
+            return None
+        self._start += length
+        return tag, memoryview(_buffer)[self._start - length : self._start]
+
+    def _fill(self, size: int, *, exact: bool = False) -> bool:
+        """See to it that so many bytes are there, and if *exact*, receive no more; False if they won't come."""
+        left = self._end - self._start
+        if left >= size:
+            return True
+        if not left or self._start + size > len(_buffer):
+            _buffer[:left] = _buffer[self._start : self._end]
+            self._start, self._end = 0, left
+        with memoryview(_buffer) as view:
+            while self._end - self._start < size:
+                length = self._receive_some(view[self._end : self._start + size if exact else None])
+                if not length:
+                    return False
+                self._end += length
+        return True
+
+    def _receive_some(self, view: memoryview) -> int:
+        try:
+            return self._sock.recv_into(view)
+        except OSError:
+            raise _SessionOverError from None
+
+    def _receive_more(self) -> tuple[bytes, memoryview]:
+        received = self._receive()
+        if received is None:
+            raise _SessionOverError
+        return received
+
+    def _send(self, tag: bytes, payload: bytes) -> None:
+        self._send_raw(record(tag, payload))
+
+    def _send_raw(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError:
+            raise _SessionOverError from None
+
+    def _reply(self, *fields: bytes | int | str) -> None:
+        texts = [field if isinstance(field, bytes) else os.fsencode(str(field)) for field in fields]
+        self._send(b"R", b"\0".join(texts))
+
+    # --- Operations on names ---
+
+    def stat(self, path: str, follow: str) -> None:
+        s = os.stat(path, follow_symlinks=follow == "1")
+        times = s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns
+        self._reply(s.st_mode, s.st_ino, s.st_dev, s.st_nlink, s.st_uid, s.st_gid, s.st_size, *times)
+
+    def list(self, path: str) -> None:
+        batch: list[bytes] = []
+        size = 0
+        with os.scandir(path) as entries:
+            for entry in entries:
+                kind = b"l" if entry.is_symlink() else b"d" if entry.is_dir() else b"f" if entry.is_file() else b"o"
+                batch.append(kind + os.fsencode(entry.name))
+                size += len(batch[-1])
+                if size > _LISTING_BATCH:
+                    self._send(b"D", b"\0".join(batch))
+                    batch.clear()
+                    size = 0
+        if batch:
+            self._send(b"D", b"\0".join(batch))
+        self._reply()
+
+    def mkdir(self, path: str, mode: str) -> None:
+        os.mkdir(path, int(mode))
+        self._reply()
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+        self._reply()
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+        self._reply()
+
+    def chmod(self, path: str, mode: str) -> None:
+        os.chmod(path, int(mode))
+        self._reply()
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+        self._reply()
+
+    def symlink(self, target: str, path: str) -> None:
+        os.symlink(target, path)
+        self._reply()
+
+    def link(self, source: str, path: str) -> None:
+        os.link(source, path)
+        self._reply()
+
+    def touch(self, path: str, mode: str, exist_ok: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
+        if exist_ok == "1":
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                pass
+            else:
+                self._reply()
+                return
+        else:
+            flags |= os.O_EXCL
+        os.close(os.open(path, flags, int(mode)))
+        self._reply()
+
+    def readlink(self, path: str) -> None:
+        self._reply(os.readlink(path))
+
+    def resolve(self, path: str, strict: str) -> None:
+        self._reply(os.path.realpath(path, strict=strict == "1"))
+
+    # --- Content ---
+
+    def get(self, path: str) -> None:
+        with FileIO(path) as file:
+            while data := file.read(CHUNK):
+                self._send(b"D", data)
+        self._reply()
+
+    def put(self, path: str) -> None:
+        target = os.path.realpath(path)
+        try:
+            status = os.stat(target)
+        except FileNotFoundError:
+            mode = 0o666
+        else:
+            mode = stat.S_IMODE(status.st_mode) & 0o777
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            if not stat.S_ISREG(status.st_mode):
+                # A pipe or a device, which is not replaced by what is written to it.
+                with FileIO(path, "w") as file:
+                    self._receive_content(file)
+                self._reply()
+                return
+            if not os.access(target, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        with _Replacement(target, path) as new:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            # `mode` goes through the umask if the file is new, and is as it was if not.
+            descriptor = os.open(new.name, flags, 0o666, dir_fd=new.parent)
+            with FileIO(descriptor, "w") as file:
+                if mode != 0o666:
+                    os.fchmod(descriptor, mode)
+                self._receive_content(file)
+            new.commit()
+        self._reply()
+
+    def _receive_content(self, file: FileIO) -> None:
+        while True:
+            tag, payload = self._receive_more()
+            if tag != b"D":
+                return
+            _write_all(file, payload)
+
+    def upload(self, path: str) -> None:
+        with _Replacement(path, path) as new:
+            check_replaceable(new.parent, new.target)
+            writer = TreeWriter(new.parent, new.name)
+            try:
+                self._receive_tree(writer)
+            except TreeError:
+                raise _SessionOverError from None  # no host of ours sends such
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, path) from None
+            finally:
+                writer.close()
+            new.commit()
+        self._reply(writer.files, writer.size)
+
+    def _receive_tree(self, writer: TreeWriter) -> None:
+        large: DirectFile | None = None
+        while not writer.finished:
+            # After a part of a large file only the next header is received, and not all that is there:
+            # what follows is another part, as a rule, which need not come by our buffer.
+            if not self._fill(HEADER.size, exact=large is not None):
+                raise _SessionOverError
+            tag, length = HEADER.unpack_from(_buffer, self._start)
+            if tag == b"c":
+                self._start += HEADER.size
+                descriptor = writer.expect(length)
+                large = large or DirectFile(descriptor)
+                self._receive_into(large, length)
+                continue
+            if large is not None:
+                large.finish()
+                large = None
+            writer.write(*self._receive_more())
+
+    def _receive_into(self, file: DirectFile, length: int) -> None:
+        while length:
+            room = file.room[:length]
+            count = min(len(room), self._end - self._start)
+            if count:
+                room[:count] = memoryview(_buffer)[self._start : self._start + count]
+                self._start += count
+            elif not (count := self._receive_some(room)):
+                raise _SessionOverError
+            file.add(count)
+            length -= count
+
+    def download(self, path: str) -> None:
+        reader = TreeReader(path)
+        for batch in reader.batches():
+            self._send_raw(batch)
+        self._reply(reader.files, reader.size)
+
+    # --- Open files ---
+
+    def open(self, path: str, mode: str) -> None:
+        self._file = FileIO(path, mode)
+        self._reply()
+
+    def read(self, size: str) -> None:
+        assert self._file is not None
+        self._reply(self._file.read(min(int(size), BATCH)) or b"")
+
+    def _write(self, data: memoryview) -> None:
+        assert self._file is not None
+        _write_all(self._file, data)
+        self._reply()
+
+    def seek(self, offset: str, whence: str) -> None:
+        assert self._file is not None
+        self._reply(self._file.seek(int(offset), int(whence)))
+
+    def truncate(self, size: str) -> None:
+        assert self._file is not None
+        self._reply(self._file.truncate(int(size) if size else None))
+
+    # --- Changes ---
+
+    def watch(self, path: str) -> None:
+        """Report changes until the other end has had enough."""
+        descriptor = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        with FileIO(descriptor) as inotify:
+            if _libc.inotify_add_watch(descriptor, os.fsencode(path), ctypes.c_uint32(_WATCHED)) < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+            self._reply()
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.register(self._sock, select.POLLIN)
+            while True:
+                ready = dict(poll.poll())
+                if self._sock.fileno() in ready:
+                    raise _SessionOverError  # nothing but its end can come
+                if self._report(inotify.read(BATCH) or b""):
+                    return
+
+    def _report(self, data: bytes) -> bool:
+        """Pass changes on; return whether there will be no more of them."""
+        position = 0
+        records: list[bytes] = []
+        gone = False
+        while position < len(data):
+            _, mask, _, length = _EVENT.unpack_from(data, position)
+            position += _EVENT.size
+            name = data[position : position + length].rstrip(b"\0")
+            position += length
+            gone = gone or bool(mask & _IN_IGNORED)
+            records.append(record(b"W", b"%d\0%s" % (mask, name)))
+        self._send_raw(b"".join(records))
+        return gone
+
+
+class _Replacement:
+    """Something new beside *target*, which takes its place by `commit` or is gone at the end of the block."""
+
+    def __init__(self, target: str, shown: str) -> None:
+        directory, self.target = os.path.split(target)
+        self._shown = shown
+        self.name = f".trio-sandbox-{os.urandom(8).hex()}"
+        if self.target in ("", ".", ".."):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), shown)
+        try:
+            self.parent = open_directory(directory or ".", follow=True)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, shown) from None
+        self._pending = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def commit(self) -> None:
+        os.rename(self.name, self.target, src_dir_fd=self.parent, dst_dir_fd=self.parent)
+        self._pending = False
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if self._pending:
+                remove(self.parent, self.name)
+        finally:
+            os.close(self.parent)
+        if isinstance(error, OSError) and error.filename != self._shown:
+            # Nobody knows the name of what would have replaced it.
+            raise OSError(error.errno, error.strerror, self._shown) from None
+
+
+def _write_all(file: FileIO, view: memoryview) -> None:
+    while view:
+        # None: it would block, which nothing does that was opened here.
+        view = view[file.write(view) or 0 :]
+
+
+_Operation = Callable[..., None]
+_OPERATIONS: dict[bytes, _Operation] = {
+    name.encode(): operation
+    for name, operation in vars(_Session).items()
+    if not name.startswith("_") and name != "serve"
+}
+#: Requests that more follows than the next one may be sent before they are answered.
+_TAKING = (b"put", b"upload")

@@ -1,0 +1,454 @@
+"""The fork server: process 1 of the PID namespace that users' processes live in.
+
+It is small, has one thread and is started before Trio is imported, because what `fork` costs grows
+with the parent's memory, and under software emulation it costs much. It does what has to happen at
+one place to be free of races: fork, reap, signal (a PID can't be reused before its parent has reaped
+it), and the life of a control group. Everything else is the agent's.
+
+Requests and events are tuples, by `messages`. The agent numbers the processes.
+
+    ("spawn", number, request), descriptors   request: see `Request`; what is to be executed is in one of them, for
+                                              our child: what we have in memory, users may see (see `porter`)
+    ("signal", number, signal, group)         to the process, or to its process group
+    ("kill", number)                          SIGKILL to everything it ever started (its control group)
+    ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
+
+    ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
+    ("failed", number, errno, strerror, subject)   a user, a file, or a number that `becoming` has for what we don't know
+    ("ready",), descriptors                   the first event: files of the users that say who this machine is,
+                                              `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
+    ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
+    ("mounted", errno, strerror, filename)    the answer to "mount"; 0 if nothing failed
+    ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
+    ("empty", number)                         nothing is left in its control group; the last event of a number
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+from ..messages import receive_message, send_message
+from .becoming import Becoming
+from .cgroups import Group, Groups
+from .terminals import open_terminal
+from .users import PATH, find_user
+
+if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
+    from collections.abc import Sequence
+
+    from .becoming import Request
+    from .pressure import Pressure
+    from .twin import Twin
+    from .users import User
+
+
+#: Seconds after which we look for who keeps what was killed from ending; again after twice as many, and so on up to the limit.
+_TRACED_PATIENCE = 0.2
+_TRACED_PATIENCE_LIMIT = 2.0
+#: Threads of a control group that are looked at each time.
+_TRACED_LIMIT = 64
+#: Descriptors below this are never ours, so that a child can put its own there in any order.
+_RESERVED_DESCRIPTORS = 10
+
+
+class Confinement:
+    """What a spawner shuts its processes off from. The default, nothing, is for tests of the agent."""
+
+    __slots__ = ("cgroup", "root", "user")
+
+    def __init__(self, *, root: str | None = None, cgroup: str | None = None, user: int | None = None) -> None:
+        self.root: str | None = root
+        """Directory to be the root of a PID and mount namespace of their own; None: stay where we are."""
+        self.cgroup: str | None = cgroup
+        """Directory of a cgroup v2 in which each process gets a group; None: KILL reaches no further than its session."""
+        self.user: int | None = user
+        """Who runs what does not say who it runs as; None: processes keep our identity, and none can be named."""
+
+
+class _Process:
+    __slots__ = ("failure", "group", "kill_sent", "number", "oom_killed", "pid", "reaped", "terminal")
+
+    def __init__(self, number: int, pid: int, failure: int, group: Group | None, terminal: list[int]) -> None:
+        self.number = number
+        self.pid = pid
+        self.failure = failure
+        """The pipe on which the child reports what kept it from exec, or -1."""
+        self.group = group
+        self.terminal = terminal
+        """Our end of its terminal, if it has one, until it has started."""
+        self.kill_sent = False
+        self.oom_killed = False
+        """We have killed it for want of memory."""
+        self.reaped = False
+
+
+class Spawner:
+    """Serves one agent until the agent is gone; then everything it started is killed."""
+
+    def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
+        self.twin: Twin | None = None
+        """The users' Python, if it is the same program as ours."""
+        self._sock = sock
+        self._default_user = confinement.user
+        self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
+        self._poll = select.poll()
+        self._processes: dict[int, _Process] = {}
+        self._by_pid: dict[int, _Process] = {}
+        self._by_descriptor: dict[int, _Process] = {}
+        self._dying: set[_Process] = set()
+        self._proc = -1
+        self._patience = _TRACED_PATIENCE
+        self._look_at = 0.0
+        """When to look for the tracers of those."""
+        # We never block on the agent, so the agent may block on us.
+        self._unsent: deque[tuple[tuple[object, ...], Sequence[int]]] = deque()
+
+    def run(self) -> None:
+        """Serve until the agent closes its end."""
+        # A child may get one before it has become what it is to be. It then waits until that says who takes it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Children inherit what is ignored: by Python itself, in the background of a shell, and under nohup(1).
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _ignore)
+        self._poll.register(wakeup, select.POLLIN)
+        self._poll.register(self._sock, select.POLLIN)
+        agent = self._sock.fileno()
+        # Opened before any user is there to put something in its place.
+        with contextlib.suppress(FileNotFoundError):
+            self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pressure = self._watch_pressure()
+        # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            while True:
+                polled = self._poll.poll(self._patience * 1000 if self._dying else None)
+                if self._dying and time.monotonic() >= self._look_at:
+                    self._kill_tracers()
+                # Failures first: "failed" is to come before the "exited" that follows from it.
+                ready = sorted(polled, key=lambda event: event[0] not in self._by_descriptor)
+                pressed = False
+                for descriptor, events in ready:
+                    if descriptor == wakeup:
+                        os.read(wakeup, 512)
+                        self._reap()
+                    elif descriptor in self._by_descriptor:
+                        self._child_reported(descriptor)
+                    elif pressure is not None and descriptor == pressure.descriptor:
+                        pressed = True
+                    elif descriptor == agent:
+                        if events & select.POLLOUT:
+                            self._flush()
+                        if events & ~select.POLLOUT and not self._serve_request():
+                            return
+                # Last, as it may be about what a request ends; then its end is what gives memory back.
+                if pressed and pressure is not None and not self._dying:
+                    self._relieve(pressure)
+        finally:
+            for process in list(self._processes.values()):
+                self._kill(process)
+
+    def _watch_pressure(self) -> Pressure | None:
+        if self._groups is None or self._proc < 0:
+            return None
+        try:
+            pressure = self._groups.watch_pressure(self._proc)
+        except OSError:
+            return None  # a kernel that can't tell; its own killer is left
+        self._poll.register(pressure.descriptor, select.POLLPRI)
+        return pressure
+
+    def _relieve(self, pressure: Pressure) -> None:
+        process = self._by_pid.get(pressure.relieve())
+        if process is not None:
+            process.oom_killed = True
+
+    # --- Requests ---
+
+    def _serve_request(self) -> bool:
+        try:
+            received = receive_message(self._sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        if received is None:
+            return False
+        message, descriptors = cast("tuple[tuple[object, ...], list[int]]", received)
+        try:
+            match message:
+                case ("spawn", int(number), request):
+                    self._spawn(number, cast("Request", request), descriptors)
+                case ("signal", int(number), int(signum), bool(group)):
+                    self._signal(number, signum, group)
+                case ("kill", int(number)):
+                    if number in self._processes:
+                        self._kill(self._processes[number])
+                case ("mount", targets):
+                    self._mount(cast("list[str]", targets), descriptors)
+                case _:
+                    raise AssertionError(f"not a request: {message!r}")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _spawn(self, number: int, request: Request, descriptors: list[int]) -> None:
+        group = None
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            user = self._find_user(request["user"])
+            if "terminal" in request:
+                rows, columns, _ = request["terminal"]
+                ends = open_terminal(rows, columns, None if user is None else user.uid)
+                ours, theirs = [ends[0]], [ends[1]]
+            if self._groups is not None:
+                group = self._groups.take()
+            becoming = Becoming(request, descriptors, user, group, theirs, self.twin)
+            failure, report = os.pipe2(os.O_CLOEXEC)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    becoming.become(report)
+            except BaseException:
+                os.close(failure)
+                raise
+            finally:
+                os.close(report)
+        except OSError as exc:
+            if group is not None and self._groups is not None:
+                self._groups.give_back(group)
+            for descriptor in ours:
+                os.close(descriptor)
+            self._send("failed", number, exc.errno, exc.strerror, exc.filename or "")
+            return
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        process = _Process(number, pid, failure, group, ours)
+        self._processes[number] = self._by_pid[pid] = self._by_descriptor[failure] = process
+        self._poll.register(failure, select.POLLIN)
+
+    def _signal(self, number: int, signum: int, group: bool) -> None:
+        process = self._processes.get(number)
+        # A zombie's PID is still its own, but once it is reaped the number may be anybody's.
+        if process is not None and not process.reaped:
+            try:
+                (os.killpg if group else os.kill)(process.pid, signum)
+            except ProcessLookupError:
+                os.kill(process.pid, signum)  # it has yet to make a group of its own
+        self._send("signalled", number)
+
+    def _kill(self, process: _Process) -> None:
+        process.kill_sent = True
+        if not self._dying:
+            self._patience = _TRACED_PATIENCE
+            self._look_at = time.monotonic() + self._patience
+        self._dying.add(process)
+        if process.group is not None:
+            process.group.kill()
+        if not process.reaped:
+            # It may not have joined its group yet, or there are no groups.
+            os.kill(process.pid, signal.SIGKILL)
+        if process.group is None:
+            for pid in _other_members(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if process.reaped:
+                self._forget(process)
+
+    def _mount(self, targets: list[str], devices: list[int]) -> None:
+        from . import mounts  # `main` has imported it, where there is a root of the users' own
+
+        try:
+            if self._default_user is None:
+                raise PermissionError(errno.EPERM, "nothing can be mounted here")
+            for target, device in zip(targets, devices, strict=True):
+                os.makedirs(target, exist_ok=True)
+                flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOATIME
+                mounts.mount(f"/proc/self/fd/{device}", target, "ext4", flags)
+        except OSError as exc:
+            self._send("mounted", exc.errno or errno.EIO, exc.strerror or "", exc.filename or "")
+        else:
+            self._send("mounted", 0, "", "")
+
+    def _kill_tracers(self) -> None:
+        """End those who trace what was killed: until they let go, it can stay stopped at its end, or be a zombie of theirs."""
+        # Looking takes a while as well, of what those need to end who are many.
+        self._patience = min(2 * self._patience, _TRACED_PATIENCE_LIMIT)
+        self._look_at = time.monotonic() + self._patience
+        for process in self._dying:
+            threads = [] if process.group is None else process.group.threads()[:_TRACED_LIMIT]
+            if not process.reaped:
+                threads.append(process.pid)
+            for thread in threads:
+                # None of them, or the tracer, need be there any more.
+                with contextlib.suppress(OSError):
+                    status = os.open(f"{thread}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+                    with open(status, "rb", buffering=0) as file:
+                        tracer = int(file.readall().partition(b"\nTracerPid:")[2].split(None, 1)[0])
+                    if tracer:
+                        os.kill(tracer, signal.SIGKILL)
+
+    def _find_user(self, wanted: str | int | None) -> User | None:
+        if wanted is None:
+            wanted = self._default_user
+            if wanted is None:
+                return None
+        elif self._default_user is None:
+            raise PermissionError(errno.EPERM, "processes can't change their user here", str(wanted))
+        user = find_user(wanted)
+        if user is None:
+            raise FileNotFoundError(errno.ENOENT, "no such user", str(wanted))
+        return user
+
+    # --- Events ---
+
+    def _child_reported(self, descriptor: int) -> None:
+        process = self._by_descriptor.pop(descriptor)
+        self._poll.unregister(descriptor)
+        if descriptor == process.failure:
+            process.failure = -1
+            with open(descriptor, "rb") as report:
+                error = report.read()
+            terminal, process.terminal = process.terminal, []
+            if error:
+                for end in terminal:
+                    os.close(end)
+                number, subject = map(int, error.split())
+                self._send("failed", process.number, number, os.strerror(number), subject)
+            else:
+                self._send("started", process.number, process.pid, descriptors=terminal)
+        if process.reaped:
+            self._finish_if_empty(process)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            # Others are orphans: as process 1 of our namespace we inherit them all.
+            process = self._by_pid.pop(pid, None)
+            if process is None:
+                continue
+            if process.failure >= 0:
+                # It may have died before exec without a word, or its word may not have been read yet.
+                self._child_reported(process.failure)
+            process.reaped = True
+            returncode = os.waitstatus_to_exitcode(status)
+            was_killed = returncode == -signal.SIGKILL and not process.kill_sent
+            by_kernel = was_killed and self._groups is not None and self._groups.has_oom_kill_happened()
+            self._send("exited", process.number, returncode, by_kernel or (was_killed and process.oom_killed))
+            self._finish_if_empty(process)
+
+    def _finish_if_empty(self, process: _Process) -> None:
+        group = process.group
+        if group is None or self._groups is None:
+            if process.kill_sent or not _other_members(process.pid):
+                self._forget(process)
+        elif group.is_populated():
+            self._by_descriptor[group.events] = process
+            self._poll.register(group.events, select.POLLPRI)
+        else:
+            self._groups.give_back(group)
+            self._forget(process)
+
+    def _forget(self, process: _Process) -> None:
+        self._dying.discard(process)
+        del self._processes[process.number]
+        self._send("empty", process.number)
+
+    def _send(self, *event: object, descriptors: Sequence[int] = ()) -> None:
+        """Send an event, as soon as the agent takes it, with *descriptors*, which are closed here then."""
+        self._unsent.append((event, descriptors))
+        if len(self._unsent) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            event, descriptors = self._unsent[0]
+            try:
+                send_message(self._sock, event, descriptors, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the end of the stream is noticed where requests are read
+            self._unsent.popleft()
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._poll.modify(self._sock, select.POLLIN)
+
+
+def _other_members(leader: int) -> list[int]:
+    """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
+    members: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as file:
+                # After the command, which may contain anything: state, ppid, pgrp, session.
+                state, _, _, session = file.read().rpartition(b")")[2].split(maxsplit=4)[:4]
+                if int(session) == leader and int(name) != leader and state not in b"ZX":
+                    members.append(int(name))
+    return members
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Let the signal interrupt poll(2); the work is done there."""
+
+
+def main(sock: socket.socket, confinement: Confinement) -> None:
+    """Be a spawner for the agent at the other end of *sock*, until that is closed.
+
+    Takes the whole process: its namespaces, descriptors, signal handlers and children.
+    """
+    os.umask(0o022)
+    null = os.open(os.devnull, os.O_RDWR)
+    reserved = [os.dup(null)]
+    while reserved[-1] < _RESERVED_DESCRIPTORS:
+        reserved.append(os.dup(null))
+    sock = _move_up(sock)
+    for target in (0, 1):
+        os.dup2(null, target)
+    spawner = Spawner(sock, confinement)
+    identity: list[int] = []
+    if confinement.root is not None:
+        from . import mounts, twin
+
+        program = twin.open_own_program()
+        mounts.enter_namespaces()
+        mounts.enter_root(confinement.root)
+        identity = mounts.bind_identity_files()
+        spawner.twin = twin.find_twin(program, (f"{directory}/python3" for directory in PATH.split(":")))
+    send_message(sock, ("ready",), identity)
+    for descriptor in identity:
+        os.close(descriptor)
+    spawner.run()
+
+
+def _move_up(sock: socket.socket) -> socket.socket:
+    sock.set_inheritable(False)
+    if sock.fileno() >= _RESERVED_DESCRIPTORS:
+        return sock
+    moved = sock.dup()
+    # Its old number stays taken, for the reserved ones to be complete.
+    os.dup2(moved.fileno(), sock.detach(), inheritable=False)
+    return moved

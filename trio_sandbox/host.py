@@ -1,0 +1,355 @@
+"""A host: what sandboxes share, owned by one block."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final, final
+
+import attrs
+import trio
+
+from ._config import HostConfig, SandboxConfig
+from ._errors import ImageError, SandboxClosedError, TemplateUnusableError
+from ._nurseries import Services, open_services
+from .client import RunResult
+from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
+from .machines import (
+    Admission,
+    AdmissionStatistics,
+    HeldMachine,
+    Launcher,
+    NamedTemplate,
+    NamedTemplateStore,
+    TemplateStore,
+    WarmPool,
+    WarmStatistics,
+    WarmVms,
+    hold_machine,
+)
+from .qemu import (
+    Accelerator,
+    Runtime,
+    Vm,
+    detect_accelerator,
+    open_overlay_pool,
+    open_runtime,
+    open_storage_daemon,
+    open_vm_manager,
+)
+from .sandbox import Lifecycle, Sandbox
+
+#: Where no image is named.
+_DEFAULT_IMAGE: Final = "python"
+
+
+@final
+@attrs.frozen
+class HostStatistics:
+    """Numbers about one host."""
+
+    sandboxes_open: int
+    """Sandboxes that are open now."""
+    sandboxes_opened: int
+    """Sandboxes that were opened since the host was."""
+    admission: AdmissionStatistics
+    """Memory and virtual CPUs: what is taken, what there is, and who waits."""
+    warm: WarmStatistics
+    """Machines of `HostConfig.warm`, which wait for sandboxes."""
+
+
+@final
+class Host:
+    """The storage daemon, images and virtual machines of one block. Made by `open_host`."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        runtime: Runtime,
+        store: ImageStore,
+        accelerator: Accelerator,
+        launcher: Launcher,
+        named: NamedTemplateStore,
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._store = store
+        self._accelerator = accelerator
+        self._launcher = launcher
+        self._named = named
+        self._images: dict[str, tuple[Image, SystemDisk]] = {}
+        self._ensuring = trio.Lock()
+        self._admission = Admission(config)
+        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
+        self._open = 0
+        self._opened = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._open} sandboxes open"
+        return f"<trio_sandbox.Host, {self._accelerator.name}: {state}>"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs the guests' instructions, and why that was chosen."""
+        return self._accelerator
+
+    def statistics(self) -> HostStatistics:
+        """Return numbers about the host as it is now."""
+        return HostStatistics(self._open, self._opened, self._admission.statistics(), self._warm.statistics())
+
+    async def prepare(self, image: str = _DEFAULT_IMAGE) -> None:
+        """Make sure that *image* is in the store and intact, building it if need be.
+
+        `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
+        choosing. Cancelling a build leaves nothing of it.
+
+        Raises:
+          UnknownImageError: if nothing of that name can be built.
+          ImageMissingError: if it is missing and `HostConfig.build_images` is False.
+          ImageBuildError: if building failed.
+          ImageCorruptError: if the stored files are not what was built.
+          MissingProgramError: if a program needed for building is not installed.
+
+        """
+        await self._prepared(image)
+
+    async def _prepared(self, name: str, *, build: bool = True) -> tuple[Image, SystemDisk]:
+        async with self._ensuring:  # sandboxes opened together share one build
+            if name not in self._images:
+                self._images[name] = await self._store.ensure_bootable(
+                    name,
+                    build=build and self._config.build_images,
+                    progress=self._config.progress,
+                    environment=self._runtime.environment,
+                )
+            return self._images[name]
+
+    @asynccontextmanager
+    async def open_sandbox(
+        self, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None, *, template: str | None = None
+    ) -> AsyncGenerator[Sandbox]:
+        """Start a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
+
+        With `HostConfig.templates` the first of a configuration boots, is warmed up and saved, and it and all
+        others go on from there. Each has an identity, a clock and generators of randomness of its own.
+
+        If there is not enough memory or processor for it now, it waits until others are closed; tasks are
+        served in the order of their calls. A task that holds one sandbox while it waits for another may wait
+        for ever: put a deadline around it. Cancelled at any point, on the way in or out, it leaves no process
+        and no file.
+
+        Args:
+          image: The name of the image that the guest's code sees.
+          config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+          template: The name of a saved sandbox to go on from. Image, memory and vCPUs are then those of that one:
+            leave them out, or say the same.
+
+        Raises:
+          TypeError, ValueError: if *template* is no name, or *image* and *config* do not fit it; nothing was started.
+          UnknownTemplateError: if there is no saved sandbox of that name.
+          TemplateUnusableError: if the saved sandbox can't be gone on from here; the message says why.
+          CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
+            ever allow; nothing was started.
+          MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
+          WarmupError: if `SandboxConfig.warmup` fails.
+          VmBootError: if the guest did not come up; the console's last lines are in it.
+          MissingProgramError: if QEMU is not installed.
+          QemuStorageDaemonError: if the VM's disk could not be made.
+          SandboxClosedError: if the host's block was left.
+          ImageError: all that `prepare` raises.
+
+        """
+        self._check_open()
+        if config is not None and not isinstance(config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`config` must be a SandboxConfig, not {type(config).__name__}")
+        saved = None if template is None else self._named.find(template)
+        if saved is not None:
+            image, config = _fit(saved, image, config)
+        elif config is None:
+            config = SandboxConfig()
+        for source in config.mounts.values():
+            check_directory(source)
+        async with AsyncExitStack() as stack:
+            with self._warm.user_opens():
+                held = None
+                if saved is None:
+                    held = await stack.enter_async_context(self._warm.checkout(image, config))
+                services = await stack.enter_async_context(open_services("open_sandbox()"))
+                if held is None:
+                    held = await hold_machine(services, self._open_machine(image, config, saved))
+                sandbox = await stack.enter_async_context(self._keep(services, held, image, config))
+            yield sandbox
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxClosedError("the host's block was left; open another host")
+
+    @asynccontextmanager
+    async def _open_machine(self, image: str, config: SandboxConfig, saved: NamedTemplate | None) -> AsyncGenerator[Vm]:
+        """Yield a machine with its share of the host."""
+        async with self._admission.admit(config):
+            self._check_open()  # it may have been a long wait
+            async with await self._machine(image, config, saved) as vm:
+                yield vm
+
+    @asynccontextmanager
+    async def _keep(
+        self, services: Services, held: HeldMachine[Vm], image: str, config: SandboxConfig, beside: int = 1
+    ) -> AsyncGenerator[Sandbox]:
+        """Yield the sandbox of a machine, which may be replaced by others of *services*."""
+        lifecycle = Lifecycle(
+            services,
+            held,
+            image=self._images[image][0],
+            launcher=self._launcher,
+            admission=self._admission,
+            named=self._named,
+            config=config,
+            timeouts=self._config.timeouts,
+            open_child=lambda machine, beside: self._open_copy(machine, image, config, beside),
+            beside=beside,
+        )
+        if config.hibernate_after is not None:
+            await services.start(lifecycle.serve_idleness, config.hibernate_after)
+        if config.reclaim_after is not None and held.vm.config.balloon:
+            await services.start(lifecycle.serve_reclaiming, config.reclaim_after)
+        self._open += 1
+        self._opened += 1
+        try:
+            language = self._images[image][0].languages[0]
+            yield Sandbox(lifecycle.slot, image, config, self._config.timeouts, lifecycle, language)
+        finally:
+            lifecycle.close()
+            self._open -= 1
+
+    @asynccontextmanager
+    async def _open_copy(
+        self, machine: AbstractAsyncContextManager[Vm], image: str, config: SandboxConfig, beside: int
+    ) -> AsyncGenerator[Sandbox]:
+        """Yield the sandbox of a machine that goes on from that of another sandbox."""
+        async with open_services("Sandbox.fork()") as services:
+            held = await hold_machine(services, machine)
+            async with self._keep(services, held, image, config, beside) as sandbox:
+                yield sandbox
+
+    async def _machine(
+        self, image: str, config: SandboxConfig, saved: NamedTemplate | None
+    ) -> AbstractAsyncContextManager[Vm]:
+        if saved is None:
+            disk, system = await self._prepared(image)
+            return self._launcher.open_machine(disk, system, config)
+        try:
+            disk, system = await self._prepared(image, build=False)
+        except ImageError as exc:
+            raise TemplateUnusableError(
+                f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
+                f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
+            ) from exc
+        return self._launcher.open_saved(disk, system, saved)
+
+    async def run(self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None) -> RunResult:
+        """Run *code* in a virtual machine of its own that is gone when this returns.
+
+        Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
+        the virtual machine.
+        """
+        async with self.open_sandbox(image, config) as sandbox:
+            return await sandbox.run(code)
+
+
+def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tuple[str, SandboxConfig]:
+    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for."""
+    if image not in (saved.image, _DEFAULT_IMAGE):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
+        )
+    if config is None:
+        return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
+    if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
+            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine"
+        )
+    if config.warmup:
+        raise ValueError(
+            f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
+        )
+    if config.mounts:
+        raise ValueError(
+            f"`SandboxConfig.mounts` are those that were there when {saved.name!r} was saved: leave them out"
+        )
+    return saved.image, config
+
+
+@asynccontextmanager
+async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
+    """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
+
+    Should this process be killed, even by SIGKILL, a reaper ends what it left within two seconds.
+    Cancelled at any point, on the way in or out, it leaves no process and no file.
+
+    Args:
+      config: Directories, accelerator and timeouts; the default is `HostConfig()`.
+
+    Raises:
+      UnknownImageError: if `HostConfig.warm` names an image that can't be built; nothing was started.
+      CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
+        together, a warning is logged, and there are as many as fit.
+      MissingProgramError: if QEMU is not installed; the message names the package.
+      HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
+      QemuStorageDaemonError: if the storage daemon does not start.
+      OSError: if the runtime or the cache directory can't be written.
+
+    """
+    if config is None:
+        config = HostConfig()
+    cache = config.cache_dir or default_cache_directory()
+    store = ImageStore(cache)
+    for image, _ in config.warm:
+        store.check_name(image)
+    async with open_runtime(config.runtime_dir) as runtime:
+        accelerator = await detect_accelerator(
+            config.accelerator,
+            require_hardware=config.require_hardware,
+            cache_dir=cache,
+            environment=runtime.environment,
+            timeouts=config.timeouts,
+        )
+        async with (
+            open_storage_daemon(
+                directory=runtime.directory, timeouts=config.timeouts, environment=runtime.environment
+            ) as daemon,
+            open_overlay_pool(daemon) as overlays,
+            open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=config.timeouts) as machines,
+        ):
+            launcher = Launcher(
+                machines=machines,
+                overlays=overlays,
+                templates=TemplateStore(cache, budget_mib=config.template_budget_mib) if config.templates else None,
+                directory=runtime.directory,
+                environment=runtime.environment,
+                timeouts=config.timeouts,
+                progress=config.progress,
+            )
+            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache))
+            async with open_services("open_host()") as services:
+                if config.warm:
+                    await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
+                try:
+                    yield host
+                finally:
+                    host._closed = True  # pyright: ignore[reportPrivateUsage]
+
+
+@asynccontextmanager
+async def open_sandbox(
+    image: str = _DEFAULT_IMAGE,
+    config: SandboxConfig | None = None,
+    *,
+    template: str | None = None,
+    host_config: HostConfig | None = None,
+) -> AsyncGenerator[Sandbox]:
+    """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block."""
+    async with open_host(host_config) as host, host.open_sandbox(image, config, template=template) as sandbox:
+        yield sandbox

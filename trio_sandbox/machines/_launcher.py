@@ -1,0 +1,448 @@
+"""How a sandbox comes by its machine: a clone of a template where there can be one, else a cold boot."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+
+from .._config import Progress, SandboxConfig, Timeouts
+from .._errors import (
+    GuestProtocolError,
+    QemuStorageDaemonError,
+    SandboxError,
+    SnapshotError,
+    TemplateUnusableError,
+    VmError,
+    WarmupError,
+)
+from ..client import code_request, collect, guest_failures, open_run
+from ..image import Image, Place, SystemDisk, open_mounts_disk
+from ..qemu import (
+    MachineConfig,
+    OverlayPool,
+    SavedState,
+    Snapshot,
+    Vm,
+    VmManager,
+    copy_memory,
+    link_file,
+    machine_identity,
+)
+from ._mounts import mount
+from ._named import NamedTemplate
+from ._templates import Template, TemplateStore, new_template, sync_files, template_key
+
+_log = logging.getLogger("trio_sandbox.templates")
+
+#: What a machine has in its directory: the overlay that it starts with, and others.
+_OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
+#: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
+_TRIVIAL_RUNS: Final = {"python": "print(1)", "javascript": "console.log(1)", "shell": "echo 1"}
+#: Bytes that a warm-up may print.
+_WARMUP_OUTPUT: Final = 2**20
+#: Seconds to wait for another process that makes the template we want, which is about to be done
+#: earlier than a boot of our own; then we boot. And between two looks.
+_OTHERS_PATIENCE: Final = 20.0
+_LOOK: Final = 0.1
+#: Seconds that the guest has for falling asleep: what it has still to do then, each clone has to do.
+_SETTLE: Final = 0.05
+#: After so many failures of one template, its configuration boots cold for as long as this host is open.
+_ATTEMPTS: Final = 2
+
+#: What going on from a template that is no good can raise.
+RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
+
+
+@final
+class Launcher:
+    """Opens the machines of one host.
+
+    Args:
+      machines: What runs them.
+      overlays: What makes their disks.
+      templates: Where templates are kept; None: every machine boots.
+      directory: For the overlays.
+      environment: `Runtime.environment`.
+      timeouts: Bounds on what the guest is asked to do.
+      progress: Told when a template is made.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        machines: VmManager,
+        overlays: OverlayPool,
+        templates: TemplateStore | None,
+        directory: Path,
+        environment: Mapping[str, str],
+        timeouts: Timeouts,
+        progress: Callable[[Progress], object],
+    ) -> None:
+        self._machines = machines
+        self._overlays = overlays
+        self._templates = templates
+        self._directory = directory
+        self._environment = environment
+        self._timeouts = timeouts
+        self._progress = progress
+        self._failures: Counter[str] = Counter()
+        self._making: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def open_machine(self, image: Image, system: SystemDisk, config: SandboxConfig) -> AsyncGenerator[Vm]:
+        """Yield a machine that has booted, and run `SandboxConfig.warmup`, for the block.
+
+        The first of a configuration makes its template and is a clone of that like all others: this
+        takes a few per cent longer than a boot, and saves everyone after it all of the boot. Doing it
+        in the background instead would make the first user share the processors with a second boot.
+
+        Whatever is wrong with a template, the user gets a machine: it is removed, and the machine boots.
+
+        Raises:
+          WarmupError: if the warm-up fails.
+          MountError: if `SandboxConfig.mounts` can't be copied, or not be mounted.
+          VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
+
+        """
+        machine = self._machine(image, system, config.memory_mib, config.vcpus)
+        async with AsyncExitStack() as stack:
+            places = list[Place]()
+            if config.mounts:
+                machine = attrs.evolve(machine, mounts=self._new_path(".mounts"))
+                places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
+            vm = None
+            if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
+                key = self._identity(image, machine, config.warmup)
+                if self._failures[key] < _ATTEMPTS:
+                    vm = await self._open_clone(stack, self._templates, key, machine, image, config)
+            if vm is None:
+                vm = await stack.enter_async_context(self._open_vm(machine))
+                if config.warmup:
+                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
+            if places:
+                await mount(vm, places, patience=self._timeouts.boot)
+            yield vm
+
+    @asynccontextmanager
+    async def open_saved(self, image: Image, system: SystemDisk, template: NamedTemplate) -> AsyncGenerator[Vm]:
+        """Yield a machine that goes on from a named template for the block.
+
+        Raises:
+          TemplateUnusableError: if it can't go on from there.
+          QemuStorageDaemonError, OSError: if its disk can't be made.
+
+        """
+        machine = attrs.evolve(
+            self._machine(image, system, template.memory_mib, template.vcpus),
+            layers=template.layers,
+            mounts=template.mounts,
+            memory_file=template.memory,
+            memory_shared=template.balloon and template.memory is not None,
+            balloon=template.balloon,
+        )
+        if template.machine != self._identity(image, machine):
+            raise self._unusable(template, self._difference(template, image))
+        saved = SavedState(template.devices, template.marker, with_memory=template.with_memory)
+        async with AsyncExitStack() as stack:
+            try:
+                vm = await stack.enter_async_context(self._open_vm(machine, saved))
+            except (VmError, GuestProtocolError, FileNotFoundError) as exc:
+                raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
+            yield vm
+
+    def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
+        """Describe the named template that *snapshot* is to be, of a machine that stands on *image*."""
+        machine = snapshot.config
+        return NamedTemplate(
+            name=name,
+            directory=snapshot.directory,
+            image=image.name,
+            image_digest=image.digest,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
+            machine=self._identity(image, machine),
+            qemu=self._describe_qemu(),
+            marker=snapshot.saved.marker,
+            with_memory=snapshot.saved.with_memory,
+            balloon=machine.balloon,
+            mounted=machine.mounts is not None,
+            layer_count=len(machine.layers),
+        )
+
+    def _difference(self, template: NamedTemplate, image: Image) -> str:
+        qemu = self._describe_qemu()
+        if template.image_digest != image.digest:
+            return f"the image {template.image!r} is built from another recipe now"
+        if template.qemu != qemu:
+            return f"it was saved under {template.qemu}, and this is {qemu}"
+        return (
+            f"the image {template.image!r} or the system disk was built anew since it was saved, "
+            "or it was saved with another version of trio-sandbox or on another processor"
+        )
+
+    def _describe_qemu(self) -> str:
+        accelerator = self._machines.accelerator
+        return f"{accelerator.qemu} ({accelerator.name})"
+
+    @staticmethod
+    def _unusable(template: NamedTemplate, why: str) -> TemplateUnusableError:
+        return TemplateUnusableError(
+            f"the saved sandbox {template.name!r} is of no use here: {why}. Use it where it was saved, or remove it with "
+            f"`trio-sandbox template rm {template.name}` and save such a sandbox anew"
+        )
+
+    def _new_path(self, suffix: str) -> Path:
+        return self._directory / f"{secrets.token_hex(8)}{suffix}"
+
+    # --- Machines ---
+
+    def _open_mounts_disk(
+        self, machine: MachineConfig, config: SandboxConfig
+    ) -> AbstractAsyncContextManager[list[Place]]:
+        def report(message: str, fraction: float | None) -> None:
+            self._progress(Progress("mounts", message, fraction))
+
+        assert machine.mounts is not None
+        return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
+
+    def _machine(self, image: Image, system: SystemDisk, memory_mib: int, vcpus: int) -> MachineConfig:
+        return MachineConfig(
+            kernel=system.kernel,
+            initrd=system.initrd,
+            # The guest starts the interpreter that will be wanted while the rest of it boots.
+            kernel_args=(*system.kernel_args, f"trio_sandbox.language={image.languages[0]}"),
+            system_disk=system.disk,
+            image=image.path,
+            overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            # Where templates are wanted, also machines that boot because there is none yet are like their clones.
+            balloon=self._templates is None,
+        )
+
+    @asynccontextmanager
+    async def open_restored(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
+        """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
+
+        The snapshot may be discarded once the block has started. Errors are those of `open_machine`.
+        """
+        async with self._open_vm(snapshot.config, snapshot.saved) as vm:
+            yield vm
+
+    async def snapshot(self, vm: Vm) -> Snapshot:
+        """Take a snapshot of a machine of ours, which goes on; for the caller to discard.
+
+        Cancelled, it leaves nothing; while the machine stands still a cancellation waits.
+
+        Raises:
+          SnapshotError: if it can't be taken. The machine goes on, or was ended, as the message says.
+
+        """
+        name = secrets.token_hex(8)
+        directory = self._directory / f"snapshot-{name}"
+        overlay = vm.config.overlay.with_name(f"{name}.qcow2")
+
+        def remove_unused_overlay() -> None:
+            if vm.config.overlay != overlay:
+                overlay.unlink(missing_ok=True)
+
+        disks = {*vm.config.layers, vm.config.overlay}
+
+        def remove_merged_layers() -> None:
+            for disk in disks - {*vm.config.layers, vm.config.overlay}:
+                disk.unlink(missing_ok=True)
+
+        with ExitStack() as always, ExitStack() as undo:
+            always.callback(remove_merged_layers)
+            undo.callback(remove_unused_overlay)
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            try:
+                directory.mkdir(mode=0o700)
+                # Whatever it will stand on is of the size of the image, and nobody reads the name that is written in it.
+                await self._overlays.acquire(vm.config.image, overlay)
+            except (OSError, QemuStorageDaemonError) as exc:
+                raise SnapshotError(f"there is no disk for the machine to go on with: {exc}") from exc
+            snapshot = await vm.snapshot(directory, overlay)
+            undo.pop_all()
+        return snapshot
+
+    @asynccontextmanager
+    async def _open_vm(self, machine: MachineConfig, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
+        directory = self._directory / secrets.token_hex(8)
+        try:
+            directory.mkdir(mode=0o700)
+            # Links of its own: what it stands on stays for as long as it does, and whoever made it can remove it.
+            layers = tuple(directory / f"layer{number}.qcow2" for number in range(len(machine.layers)))
+            for layer, link in zip(machine.layers, layers, strict=True):
+                link_file(layer, link)
+            machine = attrs.evolve(machine, layers=layers, overlay=directory / _OVERLAY)
+            if machine.mounts is not None:
+                link_file(machine.mounts, directory / _MOUNTS)
+                machine = attrs.evolve(machine, mounts=directory / _MOUNTS)
+            if saved is not None and machine.memory_shared:
+                assert machine.memory_file is not None
+                # What its guest gives back is cut out of the file.
+                await trio.to_thread.run_sync(copy_memory, machine.memory_file, directory / _MEMORY)
+                machine = attrs.evolve(machine, memory_file=directory / _MEMORY)
+            await self._overlays.acquire(machine.image, machine.overlay)
+            hostname = f"sandbox-{secrets.token_hex(4)}"
+            async with self._machines.open_vm(machine, hostname=hostname, saved=saved) as vm:
+                yield vm
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def _open_clone(
+        self,
+        stack: AsyncExitStack,
+        templates: TemplateStore,
+        key: str,
+        machine: MachineConfig,
+        image: Image,
+        config: SandboxConfig,
+    ) -> Vm | None:
+        """Enter a clone into *stack*; None if it is better to boot."""
+        template = await self._ensure(templates, key, machine, image, config)
+        if template is None:
+            return None
+        clone = attrs.evolve(machine, layers=(template.overlay,), memory_file=template.memory)
+        saved = SavedState(template.devices, template.marker)
+        try:
+            return await stack.enter_async_context(self._open_vm(clone, saved))
+        except RESTORE_FAILURES as exc:
+            if isinstance(exc, (QemuStorageDaemonError, OSError)) and all(path.exists() for path in template.files):
+                # Our side's: a full disk, or too many open files. The next one may go on from it.
+                _log.warning("the template %s can't be used now, and a machine boots: %s", key, exc)
+                return None
+            self._failures[key] += 1
+            templates.discard(key, f"a machine could not go on from it: {exc}")
+            return None
+
+    # --- Templates ---
+
+    def _identity(self, image: Image, machine: MachineConfig, *more: object) -> str:
+        """Return the digest of what must be the same for a state to load, and of *more*."""
+        accelerator = self._machines.accelerator
+        files = [os.stat(path) for path in (machine.kernel, machine.initrd, machine.system_disk, machine.image)]
+        return template_key(
+            image.digest,
+            # Builds of one recipe can differ.
+            [(status.st_size, status.st_mtime_ns) for status in files],
+            accelerator.qemu,
+            accelerator.name,
+            machine_identity(machine, accelerator.name),
+            *more,
+        )
+
+    async def _ensure(
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+    ) -> Template | None:
+        """Return the template, which is made if need be; None if it can't be."""
+        # Those that want the same one wait for it: together they get it sooner than by booting side by side.
+        async with self._making.setdefault(key, trio.Lock()):
+            template = templates.find(key)
+            if template is not None:
+                return template
+            deadline = trio.current_time() + _OTHERS_PATIENCE
+            try:
+                while trio.current_time() < deadline:
+                    with templates.lock(key) as held:
+                        if held:
+                            # Another process may have made it while we waited.
+                            return templates.find(key) or await self._make(templates, key, machine, image, config)
+                    await trio.sleep(_LOOK)
+            except WarmupError:
+                raise
+            except (SandboxError, OSError) as exc:
+                # A full disk, which is noticed before anything is started, may have room the next time.
+                if not (isinstance(exc, OSError) and exc.errno == errno.ENOSPC):
+                    self._failures[key] = _ATTEMPTS
+                _log.warning("no template can be made, and machines like this one boot: %s", exc)
+            return None
+
+    async def _make(
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+    ) -> Template | None:
+        def report(message: str) -> None:
+            self._progress(Progress(f"template {key[:8]}", message))
+
+        wanted = new_template(
+            key, image=image.name, memory_mib=config.memory_mib, vcpus=config.vcpus, warmup=config.warmup
+        )
+        with templates.make(wanted) as staged:
+            report("booting a machine")
+            original = attrs.evolve(
+                machine, overlay=staged.overlay, memory_file=staged.memory, memory_shared=True, mounts=None
+            )
+            await self._overlays.acquire(image.path, staged.overlay)
+            async with self._machines.open_vm(original) as vm:
+                if config.warmup:
+                    report("warming up")
+                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
+                await run_trivial_code(vm, image.languages[0], self._timeouts)
+                report("saving its state")
+                await _freeze(vm, staged.marker, self._timeouts)
+                await vm.save(staged.devices)
+            await trio.to_thread.run_sync(sync_files, staged.files)
+        try:
+            await trio.to_thread.run_sync(partial(templates.evict, keep=key))
+        except OSError as exc:
+            _log.warning("old templates can't be removed: %s", exc)
+        return templates.find(key)
+
+
+async def run_trivial_code(vm: Vm, language: str, timeouts: Timeouts) -> None:
+    """Do what every run does, which leaves nothing but what makes the next one faster.
+
+    Raises:
+      WarmupError: if it fails.
+
+    """
+    await _run(vm, language, _TRIVIAL_RUNS[language], timeouts)
+
+
+async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:
+    """Run *code* in the interpreter of *language*.
+
+    Raises:
+      WarmupError: if it fails.
+
+    """
+    request = code_request(code, language=language, env=None, cwd=None)
+    async with open_run(
+        vm, request, display_limit=_WARMUP_OUTPUT, grace=timeouts.interrupt_grace, patience=timeouts.kill
+    ) as events:
+        result = await collect(events, _WARMUP_OUTPUT)
+    if result.exit_code != 0 or not result.state_kept:
+        raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{result.stderr}")
+
+
+async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:
+    """Have the agent get ready for being saved.
+
+    Raises:
+      VmError: if it does not.
+
+    """
+    answer = b""
+    with trio.move_on_after(timeouts.kill):
+        async with guest_failures(vm, "a snapshot"):
+            async with vm.guest.open_stream({"service": "snapshot", "marker": marker.hex()}) as stream:
+                while data := await stream.receive_some():
+                    answer += data
+    if answer != b"frozen":
+        raise VmError("the guest did not get ready for being saved", console=vm.console())
+    await trio.sleep(_SETTLE)

@@ -1,0 +1,85 @@
+"""What the warm pool does with virtual machines: up and idle, fit for use, and cheap meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, final
+from weakref import WeakKeyDictionary
+
+import trio
+
+from .._config import SandboxConfig, Timeouts
+from .._errors import VmError
+from ..client import guest_failures, open_stream
+from ..image import Image, SystemDisk
+from ..qemu import Vm
+from ._launcher import Launcher, run_trivial_code
+
+#: Under software emulation whatever a guest does is slow at first: its code has yet to be translated.
+_REHEARSALS: Final = 3
+#: Seconds that an idle machine has for proving that it is fit for use. A new one takes less than that from a template.
+_WAKE_PATIENCE: Final = 1.0
+
+
+@final
+class WarmVms:
+    """Virtual machines for a `WarmPool`.
+
+    Args:
+      prepared: Returns an image and the system disk, built if need be.
+      launcher: Opens machines.
+      timeouts: Bounds on what the guest is asked to do.
+
+    """
+
+    def __init__(
+        self, prepared: Callable[[str], Awaitable[tuple[Image, SystemDisk]]], launcher: Launcher, timeouts: Timeouts
+    ) -> None:
+        self._prepared = prepared
+        self._launcher = launcher
+        self._timeouts = timeouts
+        self._languages: WeakKeyDictionary[Vm, str] = WeakKeyDictionary()
+
+    async def prepare(self, image: str) -> None:
+        """Have the image and the system disk ready, building them if need be."""
+        await self._prepared(image)
+
+    @asynccontextmanager
+    async def open(self, image: str, config: SandboxConfig) -> AsyncGenerator[Vm]:
+        """Open a machine as for a sandbox."""
+        disk, system = await self._prepared(image)
+        async with self._launcher.open_machine(disk, system, config) as vm:
+            self._languages[vm] = disk.languages[0]
+            yield vm
+
+    async def settle(self, vm: Vm) -> None:  # noqa: ASYNC910 - each run is one
+        """Have the code of a hand-over and of a run translated."""
+        for _ in range(_REHEARSALS):
+            await _wake(vm, self._timeouts.boot)
+            await run_trivial_code(vm, self._languages[vm], self._timeouts)
+
+    async def wake(self, vm: Vm) -> None:
+        """Give the guest the time, which proves that all of it works.
+
+        Raises:
+          VmError: if it does not answer soon.
+          SandboxClosedError, OutcomeUnknownError, GuestProtocolError: if it is gone or broken.
+
+        """
+        await _wake(vm, _WAKE_PATIENCE)
+        # It may have heard it late.
+        vm.clock.disturb()
+
+
+async def _wake(vm: Vm, patience: float) -> None:
+    answer = b""
+    with trio.move_on_after(patience):
+        # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
+        request = {"service": "wake", "time": time.time_ns()}
+        async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
+            while data := await stream.receive_some():
+                answer += data
+    if answer != b"awake":
+        raise VmError("the guest did not answer", console=vm.console())

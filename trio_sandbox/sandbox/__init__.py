@@ -1,0 +1,11 @@
+"""What a user holds."""
+
+from __future__ import annotations
+
+from ._file import GuestFile as GuestFile, GuestTextFile as GuestTextFile
+from ._lifecycle import Checkpoint as Checkpoint, Lifecycle as Lifecycle
+from ._path import GuestPath as GuestPath
+from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
+from ._slot import Slot as Slot
+from ._transfer import TransferStatistics as TransferStatistics
+from ._watch import FileChange as FileChange, FileChanges as FileChanges

@@ -1,0 +1,487 @@
+"""What becomes of a sandbox's machine besides requests: checkpoints, going back to one, being saved, and sleep."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .._config import SandboxConfig, Timeouts
+from .._errors import (
+    QemuStorageDaemonError,
+    SandboxClosedError,
+    SandboxError,
+    SandboxHibernatedError,
+    SnapshotError,
+)
+from .._nurseries import Services, hide_nursery
+from ..client import check_open, guest_failures, open_stream
+from ..image import Image
+from ..machines import (
+    RESTORE_FAILURES,
+    Admission,
+    HeldMachine,
+    Launcher,
+    NamedTemplateStore,
+    check_count,
+    hold_machine,
+    open_together,
+    sync_files,
+)
+from ..qemu import Snapshot, Vm
+from ._slot import Slot
+
+if TYPE_CHECKING:
+    from ._sandbox import Sandbox
+
+_log = logging.getLogger("trio_sandbox.sandbox")
+
+#: Seconds for the guest to close its ends of streams whose requests are over, and between two looks.
+_STREAMS_PATIENCE: Final = 1.0
+_STREAMS_LOOK: Final = 0.01
+#: Looks for idleness in the time after which a sandbox is to fall asleep.
+_LOOKS: Final = 4
+_IDLE: Final = b"idle"
+
+
+@final
+class Checkpoint:
+    """A moment of a sandbox that it can go back to, as often as wanted. Made by `Sandbox.checkpoint`."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._discarded = False
+
+    def __repr__(self) -> str:
+        return f"<trio_sandbox.Checkpoint: {'discarded' if self._discarded else 'kept'}>"
+
+    @property
+    def discarded(self) -> bool:
+        """Whether there is no going back to it any more."""
+        return self._discarded
+
+    def discard(self) -> None:
+        """Give up what it takes on the host's disk; the end of the sandbox does so, too. Again is no error."""
+        if not self._discarded:
+            self._discarded = True
+            self._snapshot.discard()
+
+
+@final
+class Lifecycle:
+    """Takes snapshots of a sandbox's machine, and puts machines that go on from them into its slot. One thing at a time.
+
+    Args:
+      services: Those of the sandbox's block.
+      held: The machine, which has its share of the host for as long as its block lasts.
+      image: What its disk stands on.
+      launcher: What takes snapshots and opens machines.
+      admission: What gives a machine that wakes up its share of the host.
+      named: Where to save.
+      config: What the sandbox was opened with.
+      timeouts: Bounds on going back when a transaction fails.
+      open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside.
+      beside: How many sandboxes like this one there are, itself included, that are open for as long as it.
+
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        held: HeldMachine[Vm],
+        *,
+        image: Image,
+        launcher: Launcher,
+        admission: Admission,
+        named: NamedTemplateStore,
+        config: SandboxConfig,
+        timeouts: Timeouts,
+        open_child: Callable[[AbstractAsyncContextManager[Vm], int], AbstractAsyncContextManager[Sandbox]],
+        beside: int = 1,
+    ) -> None:
+        self.slot: Slot = Slot(held.vm)
+        self.reverts: int = 0
+        """How often the sandbox went back to a checkpoint."""
+        self.hibernations: int = 0
+        """How often it fell asleep."""
+        self.last_pause: float | None = None
+        """Seconds that its guest stood still for the last snapshot."""
+        self._services = services
+        self._vm = held.vm
+        self._held = held
+        self._shareholder = held
+        self._image = image
+        self._launcher = launcher
+        self._admission = admission
+        self._named = named
+        self._config = config
+        self._timeouts = timeouts
+        self._open_child = open_child
+        self._beside = beside
+        self._changing = trio.Lock()
+        self._checkpoints: list[Checkpoint] = []
+        self._asleep: Snapshot | None = None
+        self._by_call = False
+        self._closed = False
+
+    @property
+    def hibernated(self) -> bool:
+        """Whether the sandbox is asleep."""
+        return self._asleep is not None
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints there are to go back to."""
+        return sum(not checkpoint.discarded for checkpoint in self._checkpoints)
+
+    @property
+    def clock_error(self) -> float | None:
+        """Seconds that the guest's clock is off at most; None: unknown."""
+        return None if self.slot.shut else self._vm.clock.bound
+
+    # --- Going back ---
+
+    async def checkpoint(self) -> Checkpoint:
+        """What `Sandbox.checkpoint` does."""
+        async with self._awake("a checkpoint"):
+            checkpoint = Checkpoint(await self._snapshot("a checkpoint"))
+        self._checkpoints = [kept for kept in self._checkpoints if not kept.discarded]
+        self._checkpoints.append(checkpoint)
+        return checkpoint
+
+    async def revert(self, checkpoint: Checkpoint | None) -> None:
+        """What `Sandbox.revert` does."""
+        async with self._changing:
+            snapshot = self._wanted(checkpoint)
+            self._check_not_closed("reverting")
+            try:
+                if self._asleep is not None:
+                    await self._wake(snapshot)
+                else:
+                    await self._replace(snapshot)
+            except RESTORE_FAILURES as exc:
+                raise SnapshotError(f"the sandbox was not reverted, and is as it was: {exc}") from exc
+            self.reverts += 1
+
+    def _wanted(self, checkpoint: Checkpoint | None) -> Snapshot:
+        if checkpoint is None:
+            kept = [each for each in self._checkpoints if not each.discarded]
+            if not kept:
+                raise ValueError("there is nothing to revert to: call `await sandbox.checkpoint()` first")
+            checkpoint = kept[-1]
+        elif not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`checkpoint` must be what `Sandbox.checkpoint` returned, not {checkpoint!r}")
+        elif checkpoint.discarded:
+            raise ValueError("this checkpoint was discarded")
+        elif checkpoint not in self._checkpoints:
+            raise ValueError("this checkpoint is another sandbox's")
+        return checkpoint._snapshot  # pyright: ignore[reportPrivateUsage]
+
+    async def _replace(self, snapshot: Snapshot) -> None:
+        """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
+        self.slot.shut_off(self._gate)
+        try:
+            held = await self._hold(self._launcher.open_restored(snapshot))
+        except BaseException:
+            self.slot.reopen()
+            raise
+        old, self._held, self._vm = self._held, held, held.vm
+        old.vm.retire("the sandbox was reverted to a checkpoint")
+        self.slot.reopen(held.vm)
+        # The share of the host is the same for all the machines of a sandbox, and with the first of them.
+        if old is not self._shareholder:
+            await old.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None]:
+        """What `Sandbox.transaction` does."""
+        checkpoint = await self.checkpoint()
+        try:
+            try:
+                yield
+            except BaseException:
+                with trio.move_on_after(self._timeouts.boot, shield=True):
+                    await self._go_back(checkpoint)
+                raise
+        finally:
+            checkpoint.discard()
+
+    async def _go_back(self, checkpoint: Checkpoint) -> None:
+        reverted = False
+        try:
+            await self.revert(checkpoint)
+            reverted = True
+        except SandboxError as exc:
+            _log.warning("a transaction could not be reverted: %s", exc)
+        finally:
+            if not reverted:
+                # Whoever goes on must not take the state for the one before.
+                self._vm.retire("a transaction in it failed, and it could not be reverted")
+        await trio.lowlevel.checkpoint()
+
+    # --- Being saved ---
+
+    async def save(self, name: str, *, replace: bool) -> None:
+        """What `Sandbox.save` does."""
+        with self._named.make(name, memory_mib=self._config.memory_mib, replace=replace) as staged:
+            async with self._awake("saving"):
+                snapshot = await self._snapshot("saving")
+            try:
+                template = self._launcher.describe(name, self._image, snapshot)
+                await trio.to_thread.run_sync(staged.fill, template)
+            finally:
+                snapshot.discard()
+
+    # --- Being copied ---
+
+    @asynccontextmanager
+    async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:
+        """What `Sandbox.fork` does."""
+        count = check_count(count)
+        await self.slot.resolve("forking")
+        check_open(self._vm, "forking")
+        async with self._admission.admit_together(self._config, count, beside=self._beside) as shares:
+            async with self._awake("forking"):
+                snapshot = await self._snapshot("forking")
+            try:
+                beside = self._beside + count
+                openings = [self._open_child(self._restored(snapshot, share), beside) for share in shares]
+                async with open_together(openings) as children:
+                    snapshot.discard()
+                    yield children
+            finally:
+                snapshot.discard()
+
+    @asynccontextmanager
+    async def _restored(self, snapshot: Snapshot, share: AbstractContextManager[None]) -> AsyncGenerator[Vm]:
+        with share:
+            async with AsyncExitStack() as stack:
+                try:
+                    vm = await stack.enter_async_context(self._launcher.open_restored(snapshot))
+                except (QemuStorageDaemonError, OSError) as exc:
+                    raise SnapshotError(f"a copy could not be opened, and the sandbox goes on: {exc}") from exc
+                yield vm
+
+    # --- Sleep ---
+
+    async def hibernate(self) -> None:
+        """What `Sandbox.hibernate` does."""
+        async with self._changing:
+            self._check_not_closed("hibernating")
+            if self._asleep is None:
+                await self._fall_asleep()
+            self._by_call = True
+
+    async def resume(self) -> None:
+        """What `Sandbox.resume` does."""
+        async with self._changing:
+            self._check_not_closed("resuming")
+            if self._asleep is not None:
+                await self._wake_or_say_why()
+
+    async def serve_idleness(self, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have the sandbox fall asleep whenever it was idle for so many *seconds*."""
+        task_status.started()
+        while True:  # noqa: ASYNC913 - it begins with a sleep
+            try:
+                await self._wait_idle(seconds)
+                async with self._changing:
+                    if self._asleep is None:
+                        await self._fall_asleep()
+                        self._by_call = False
+            except trio.BusyResourceError:
+                pass
+            except (SandboxError, OSError) as exc:
+                _log.warning("an idle sandbox did not fall asleep: %s", exc)
+
+    async def serve_reclaiming(self, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have the machine give memory back, once, whenever the sandbox was idle for so many *seconds*."""
+        task_status.started()
+        while True:  # noqa: ASYNC913 - as above
+            try:
+                await self._wait_idle(seconds)
+                if await self._reclaim():
+                    await self.slot.wait_request()
+            except (SandboxError, OSError) as exc:
+                _log.warning("an idle sandbox did not give memory back: %s", exc)
+
+    async def _wait_idle(self, seconds: float) -> None:
+        """Wait until nothing was asked of the sandbox for so many *seconds*, and nothing is under way."""
+        busy_at = trio.current_time()
+        while True:
+            await trio.sleep(seconds / _LOOKS)
+            now, vm = trio.current_time(), self._vm
+            if (
+                self._asleep is not None
+                or vm.failure is not None
+                or self._changing.locked()
+                or await _count_streams(vm)
+            ):
+                busy_at = now
+            elif now - max(busy_at, self.slot.last_request) >= seconds:
+                return
+
+    async def _reclaim(self) -> bool:
+        """Have the machine give memory back; False if a request came meanwhile."""
+        done = False
+
+        async def end_with_request() -> None:
+            await self.slot.wait_request()
+            nursery.cancel_scope.cancel(reason="the sandbox is wanted")
+
+        async with self._changing:
+            if self._asleep is None:
+                with hide_nursery("an idle sandbox"):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(end_with_request)
+                        given = await self._vm.balloon.reclaim()
+                        _log.debug("an idle sandbox gave %d MiB back", given)
+                        done = True
+                        nursery.cancel_scope.cancel(reason="done")
+        return done
+
+    async def _fall_asleep(self) -> None:
+        vm = self._vm
+        check_open(vm, "hibernating")
+        self.slot.shut_off(self._gate)
+        try:
+            await self._check_idle(vm)
+            snapshot = await self._snapshot("hibernating")
+            try:
+                await trio.to_thread.run_sync(_put_to_disk, snapshot)
+                self._check_not_closed("hibernating")  # a thread does not heed cancellation
+            except BaseException:
+                snapshot.discard()
+                raise
+        except BaseException:
+            self.slot.reopen()
+            raise
+        self._asleep = snapshot
+        self.hibernations += 1
+        # With the shareholder goes its share of the host.
+        for held in (self._held, self._shareholder):
+            await held.close()
+
+    async def _check_idle(self, vm: Vm) -> None:
+        """Refuse if something is under way.
+
+        Raises:
+          trio.BusyResourceError: if so.
+
+        """
+        deadline = trio.current_time() + _STREAMS_PATIENCE
+        while await _count_streams(vm):
+            if trio.current_time() > deadline:
+                raise trio.BusyResourceError(
+                    "a sandbox can't hibernate while a run, a process, a file or a connection is open"
+                )
+            await trio.sleep(_STREAMS_LOOK)
+        answer = b""
+        async with guest_failures(vm, "hibernating"):
+            async with open_stream(vm, {"service": "idle"}, "hibernating") as stream:
+                while data := await stream.receive_some():
+                    answer += data
+        if answer != _IDLE:
+            raise trio.BusyResourceError(
+                "a sandbox can't hibernate while processes or threads, which an earlier run has left, run in its guest"
+            )
+
+    async def _gate(self, what: str) -> None:
+        async with self._changing:
+            if self._asleep is None:
+                return
+            if self._by_call:
+                raise SandboxHibernatedError(
+                    f"{what} was not sent: the sandbox hibernates; call `await sandbox.resume()`"
+                )
+            self._check_not_closed(what)
+            await self._wake_or_say_why()
+
+    async def _wake_or_say_why(self) -> None:
+        assert self._asleep is not None
+        try:
+            await self._wake(self._asleep)
+        except RESTORE_FAILURES as exc:
+            raise SnapshotError(f"the sandbox did not wake up, and goes on hibernating: {exc}") from exc
+
+    async def _wake(self, snapshot: Snapshot) -> None:
+        """Have a machine that goes on from *snapshot* end the sleep."""
+        asleep = self._asleep
+        assert asleep is not None
+        held = await self._hold(self._admitted(snapshot))
+        self._held, self._shareholder, self._vm, self._asleep = held, held, held.vm, None
+        self.slot.reopen(held.vm)
+        asleep.discard()
+
+    @asynccontextmanager
+    async def _admitted(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
+        async with self._admission.admit(self._config), self._launcher.open_restored(snapshot) as vm:
+            yield vm
+
+    # --- All of them ---
+
+    @asynccontextmanager
+    async def _awake(self, what: str) -> AsyncGenerator[None]:
+        """Hold the lock for a block in which the machine is there."""
+        while True:
+            await self.slot.resolve(what)
+            async with self._changing:
+                if self._asleep is None:
+                    yield
+                    return
+
+    async def _snapshot(self, what: str) -> Snapshot:
+        check_open(self._vm, what)
+        self._check_not_closed(what)
+        snapshot = await self._launcher.snapshot(self._vm)
+        self.last_pause = snapshot.pause
+        if self._closed:
+            snapshot.discard()
+            self._check_not_closed(what)
+        return snapshot
+
+    async def _hold(self, machine: AbstractAsyncContextManager[Vm]) -> HeldMachine[Vm]:
+        try:
+            return await hold_machine(self._services, machine)
+        except trio.ClosedResourceError as exc:
+            raise SandboxClosedError("the sandbox's block was left meanwhile") from exc
+
+    def _check_not_closed(self, what: str) -> None:
+        if self._closed:
+            raise SandboxClosedError(f"{what} is not possible: the sandbox's block was left; open another sandbox")
+
+    def close(self) -> None:
+        """Remove what was kept for later, and let requests find out that the block was left."""
+        self._closed = True
+        for checkpoint in self._checkpoints:
+            checkpoint.discard()
+        if self._asleep is not None:
+            self._asleep.discard()
+            self._asleep = None
+        self.slot.reopen()
+
+
+async def _count_streams(vm: Vm) -> int:
+    """Return how many streams are open. With the guest's answer to a ping come its ends of those that are over."""
+    if vm.guest.statistics().open_streams:
+        async with guest_failures(vm, "hibernating"):
+            await vm.guest.ping()
+    else:
+        await trio.lowlevel.checkpoint()
+    return vm.guest.statistics().open_streams
+
+
+def _put_to_disk(snapshot: Snapshot) -> None:
+    """Write a snapshot's files to the disk, and give back the memory that the kernel keeps them in. Takes a while."""
+    paths = [path for path in (snapshot.saved.devices, snapshot.config.memory_file) if path is not None]
+    sync_files(paths)
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
