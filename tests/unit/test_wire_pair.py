@@ -25,6 +25,7 @@ class HalfStream:
         self.given = bytearray()  # everything that was handed to send()
         self.sending = False
         self.ended = False
+        self.closing = False  # it is reset once what is being sent is: until then the peer's data still comes
         self.reset = False
         self.unsent = False  # something was taken back: `given` is only an upper bound from then on
         self.received = bytearray()
@@ -48,7 +49,9 @@ class Side:
         data, sent = self.connection.next_write()
         self.wire += data
         for stream_id in sent:
-            self.streams[stream_id].sending = False
+            stream = self.streams[stream_id]
+            stream.sending = False
+            stream.reset = stream.reset or stream.closing
 
     def read(self, size: int) -> None:
         data = bytes(self.peer.wire[:size])
@@ -121,7 +124,7 @@ class TwoEngines(RuleBasedStateMachine):
         stream.given += piece
         stream.sending = True
         stream.ended = last != ""
-        stream.reset = last == "close"
+        stream.closing = last == "close"
         side.connection.send(stream_id, piece, end=last == "end", close=last == "close")
 
     @precondition(has_streams)
