@@ -135,7 +135,7 @@ class FakeLauncher:
 @attrs.frozen
 class Site:
     sandbox: Sandbox
-    lifecycle: Lifecycle
+    lifecycle: Lifecycle[Sandbox]
     launcher: FakeLauncher
     admission: Admission
     named: NamedTemplateStore
@@ -172,7 +172,7 @@ async def open_site(
 
     try:
         async with open_services("test") as services:
-            lifecycle = Lifecycle(
+            lifecycle: Lifecycle[Sandbox] = Lifecycle(
                 services,
                 await hold_machine(services, machine()),
                 image=image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,23 @@ def modules() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(("module", "path"), [pytest.param(*item, id=item[0] or "trio_sandbox") for item in modules()])
 def test_imports_keep_to_the_layers(module: str, path: Path) -> None:
     assert problems(path.read_text("utf-8"), module, is_package=path.name == "__init__.py") == []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Not even for types: what two files need of each other has a name of its own, below both."""
+    files = dict(modules())
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        graph[module] = set()
+        for name in imports(path.read_text("utf-8"), module, is_package=path.name == "__init__.py"):
+            if name.startswith("trio_sandbox."):
+                target = name.removeprefix("trio_sandbox.")
+                graph[module].add(target if target in files else target.rpartition(".")[0])
+        graph[module].discard(module)
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as exc:
+        pytest.fail(" -> ".join(exc.args[1]))
 
 
 def test_every_package_is_a_layer() -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, Generic, TypeVar, final
 
 import trio
 
@@ -35,8 +35,8 @@ from ..machines import (
 from ..qemu import Snapshot, Vm
 from ._slot import Slot
 
-if TYPE_CHECKING:
-    from ._sandbox import Sandbox
+#: What a fork is to its user: a sandbox of its own.
+Child = TypeVar("Child")
 
 _log = logging.getLogger("trio_sandbox.sandbox")
 
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 @final
-class Lifecycle:
+class Lifecycle(Generic[Child]):
     """Takes snapshots of a sandbox's machine, and puts machines that go on from them into its slot. One thing at a time.
 
     Args:
@@ -100,7 +100,7 @@ class Lifecycle:
         named: NamedTemplateStore,
         config: SandboxConfig,
         timeouts: Timeouts,
-        open_child: Callable[[AbstractAsyncContextManager[Vm], int], AbstractAsyncContextManager[Sandbox]],
+        open_child: Callable[[AbstractAsyncContextManager[Vm], int], AbstractAsyncContextManager[Child]],
         beside: int = 1,
     ) -> None:
         self.slot: Slot = Slot(held.vm)
@@ -239,7 +239,7 @@ class Lifecycle:
     # --- Being copied ---
 
     @asynccontextmanager
-    async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:
+    async def fork(self, count: int) -> AsyncGenerator[tuple[Child, ...]]:
         """What `Sandbox.fork` does."""
         count = check_count(count)
         await self.slot.resolve("forking")

@@ -201,7 +201,7 @@ class GuestPath:
     async def iterdir(self) -> Iterator[GuestPath]:
         """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``."""
         async with self._session("list") as session:
-            entries = await Walk(session).entries(self)
+            entries = await Walk(session).entries(self._path)
         return iter([self / name for _, name in entries])
 
     async def glob(self, pattern: str) -> Iterator[GuestPath]:
@@ -222,8 +222,8 @@ class GuestPath:
         if PurePosixPath(pattern).is_absolute():
             raise NotImplementedError("a pattern must be relative")
         async with self._session("glob") as session:
-            found = await Walk(session).glob(self, list(parts))
-        return iter(dict.fromkeys(found))
+            found = await Walk(session).glob(self._path, list(parts))
+        return map(self._like, dict.fromkeys(found))
 
     async def rglob(self, pattern: str) -> Iterator[GuestPath]:
         """Return an iterator over what *pattern* matches in this directory and all below; see `glob`."""

@@ -76,7 +76,7 @@ class Sandbox:
         image: str,
         config: SandboxConfig,
         timeouts: Timeouts,
-        lifecycle: Lifecycle | None = None,
+        lifecycle: Lifecycle[Sandbox] | None = None,
         language: str = "python",
     ) -> None:
         self._slot = slot
@@ -145,7 +145,7 @@ class Sandbox:
         )
 
     @property
-    def _lifecycle(self) -> Lifecycle:
+    def _lifecycle(self) -> Lifecycle[Sandbox]:
         if self._lifecycle_or_none is None:
             raise SnapshotError("the state of this sandbox's machine can't be saved")
         return self._lifecycle_or_none

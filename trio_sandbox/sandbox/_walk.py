@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from fnmatch import translate
+from pathlib import PurePosixPath
 from re import compile as compile_pattern
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from ..guest.trees import MAXIMUM_DEPTH
 from ._files import CONTENT, REPLY, FileSession, encode_request
-
-if TYPE_CHECKING:
-    from ._path import GuestPath
 
 #: Bytes of all the names in one walk.
 _LISTING_LIMIT = 64 * 2**20
@@ -26,7 +24,7 @@ class Walk:
         self._session = session
         self._size = 0
 
-    async def entries(self, path: GuestPath) -> list[tuple[bytes, str]]:
+    async def entries(self, path: PurePosixPath) -> list[tuple[bytes, str]]:
         """Return the kind and the name of what is in a directory."""
         await self._session.send(encode_request("list", path))
         found: list[tuple[bytes, str]] = []
@@ -46,7 +44,7 @@ class Walk:
                     raise self._session.violation(f"an entry that is none: {entry[:80]!r}")
                 found.append((kind, os.fsdecode(name)))
 
-    async def glob(self, directory: GuestPath, parts: list[str], depth: int = 0) -> list[GuestPath]:
+    async def glob(self, directory: PurePosixPath, parts: list[str], depth: int = 0) -> list[PurePosixPath]:
         """Return what the pattern matches in and below *directory*."""
         try:
             entries = await self.entries(directory)
@@ -58,7 +56,7 @@ class Walk:
         if depth > MAXIMUM_DEPTH:
             raise OSError(errno.ENAMETOOLONG, f"directories are nested deeper than {MAXIMUM_DEPTH}", str(directory))
         first, *rest = parts
-        found: list[GuestPath] = []
+        found: list[PurePosixPath] = []
         if first == "**":
             found += await self.glob(directory, rest, depth + 1) if rest else [directory]
             for kind, name in entries:

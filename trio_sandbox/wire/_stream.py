@@ -6,15 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import Protocol, final
 
 import trio
 from outcome import Error, Value
 
-from ._errors import StreamResetError
+from ._connection import Connection
+from ._errors import ChannelError, StreamResetError
 
-if TYPE_CHECKING:
-    from ._channel import Channel
+
+class Owner(Protocol):
+    """What a stream needs of its `Channel`."""
+
+    _connection: Connection
+
+    @property
+    def failure(self) -> ChannelError | None: ...
+    def _error(self) -> Exception: ...
+    def _check(self) -> None: ...
+    def _forget(self, stream: ChannelStream, /) -> None: ...
+    def _flush(self) -> None: ...
+    def _flush_blocking(self) -> None: ...
+    def feed(self, data: bytes, /) -> None: ...
+    async def wait_written(self) -> None: ...
 
 
 class Waiter:
@@ -65,7 +79,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     - It must be closed, like any stream; leaving the channel's block closes all.
     """
 
-    def __init__(self, channel: Channel, stream_id: int) -> None:
+    def __init__(self, channel: Owner, stream_id: int) -> None:
         self._channel = channel
         self._connection = channel._connection
         self.id = stream_id
@@ -98,7 +112,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         return f"<ChannelStream {self.id}: {state}>"
 
     @property
-    def channel(self) -> Channel:
+    def channel(self) -> Owner:
         """The channel that it is a stream of."""
         return self._channel
 
