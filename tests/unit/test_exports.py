@@ -47,7 +47,7 @@ def test_the_surface_is_the_list(name: str) -> None:
 
 
 def public_objects() -> Iterator[tuple[str, object]]:
-    """Give every public class and function, and the public methods and properties that our classes define."""
+    """Give every public class and function, and the public methods and properties of our classes, inherited ones too."""
     for module_name, names in PUBLIC.items():
         module = importlib.import_module(module_name)
         for name in names.split():
@@ -56,7 +56,8 @@ def public_objects() -> Iterator[tuple[str, object]]:
                 continue
             yield f"{module_name}.{name}", value
             if isinstance(value, type):
-                for attribute, member in vars(value).items():
+                ours = [vars(base) for base in reversed(value.__mro__) if base.__module__.startswith("trio_sandbox")]
+                for attribute, member in {name: member for members in ours for name, member in members.items()}.items():
                     if not attribute.startswith("_") and isinstance(
                         member, (types.FunctionType, property, classmethod, staticmethod)
                     ):

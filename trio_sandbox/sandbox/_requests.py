@@ -1,0 +1,446 @@
+"""What a sandbox's user asks of its guest: to run code and processes, to connect, and to work on files."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from os import PathLike
+from pathlib import PurePosixPath
+
+import trio
+
+from .._config import SandboxConfig, Timeouts
+from ..client import (
+    GuestProcess,
+    RunEvents,
+    RunResult,
+    Stderr,
+    Terminal,
+    check_user,
+    code_request,
+    collect,
+    open_process,
+    open_run,
+    process_request,
+    run_process,
+    takes_input,
+)
+from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
+from ._path import GuestPath, check_slot
+from ._slot import Slot
+from ._transfer import TransferStatistics, download, upload
+from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
+from ._watch import FileChanges, watch
+
+
+class GuestRequests:
+    """The requests of a `Sandbox`. Each goes to the machine that is in the slot when its turn comes.
+
+    What becomes of the machine itself, copies, checkpoints and sleep, is no request to the guest: `Sandbox` has that.
+    """
+
+    def __init__(self, slot: Slot, config: SandboxConfig, timeouts: Timeouts, language: str) -> None:
+        self._slot = slot
+        self._config = config
+        self._timeouts = timeouts
+        self._language = language
+        self._interpreter = trio.Lock()
+        self._runs = 0
+        self._processes = 0
+
+    @property
+    def language(self) -> str:
+        """The language of runs that do not name one: what the image is for."""
+        return self._language
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        code: str,
+        *,
+        language: str | None = None,
+        stdin: bytes | bytearray | memoryview | bool = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+    ) -> AsyncGenerator[RunEvents]:
+        """Run *code* like `run`, and hand out what it prints and shows as it comes.
+
+            async with sandbox.stream("print('hello')") as events:
+                async for event in events:
+                    ...  # OutputChunk, OutputChunk, Display, ..., and one RunResult as the last
+
+        The whole of the output may be of any size: a reader that is slow makes the run wait.
+        Leaving the block, however, stops the run as cancelling `run` does. Arguments and errors are
+        those of `run`, with these exceptions:
+
+        - With ``stdin=True`` the code reads what is sent to the stream `RunEvents.stdin` meanwhile.
+        - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
+          `OutputLimitError` is raised in its place.
+        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox: it
+          would wait for itself.
+        """
+        request = code_request(code, language=self._language if language is None else language, env=env, cwd=cwd)
+        takes_input(stdin)
+        if self._interpreter.statistics().owner is trio.lowlevel.current_task():
+            raise RuntimeError(
+                "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
+                "leave that block first, or use Sandbox.run_process() meanwhile"
+            )
+        async with self._interpreter:
+            vm = await self._slot.resolve("the run")
+            limit = self._config.max_output_bytes
+            grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
+            async with open_run(
+                vm, request, stdin=stdin, display_limit=limit, grace=grace, patience=patience
+            ) as events:
+                self._runs += 1
+                yield events
+
+    async def run(
+        self,
+        code: str,
+        *,
+        language: str | None = None,
+        stdin: bytes | bytearray | memoryview = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+    ) -> RunResult:
+        """Run *code* in the sandbox's interpreter and wait for its end.
+
+        There is one interpreter of each language: variables, imports and functions persist from run to run,
+        and runs of several tasks take turns. An exception in the code is a result, not an error here.
+
+        Cancelling stops the code in the guest: with SIGINT at first, which keeps the interpreter's
+        state, and with SIGKILL after `Timeouts.interrupt_grace`, which ends the interpreter. The
+        sandbox lives on. A task cancelled while another run holds the interpreter has sent nothing.
+
+        The caller's effective deadline goes along. The guest stops the code in the same way half a second after it,
+        if by then our event loop, being blocked, has not; the caller is cancelled as soon as it turns again.
+
+        Args:
+          code: Source text, at most 4 MiB as UTF-8.
+          language: "python", "javascript" or "shell"; None: the one that the image is for, `Sandbox.language`.
+          stdin: What the code reads from its standard input, by `input` for instance, before end of file.
+          env: Environment variables to set in the interpreter before the code runs.
+          cwd: An absolute directory in the guest to change to before the code runs.
+
+        Returns:
+          How it ended, what the last expression came to, and what was printed and shown: at most
+          `SandboxConfig.max_output_bytes` of stdout, of stderr, and of all displays together.
+
+        Raises:
+          TypeError, ValueError: for arguments that can't be run; nothing was sent.
+          RunRefusedError: if the guest could not start it; nothing ran.
+          OutputLimitError: if it printed or showed more than it may; it was stopped, and what came is attached.
+          DeadlinePassedError: if the guest stopped it at a deadline that was moved meanwhile, without the event loop
+            having had a turn to say so.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended in the middle of the run.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        if isinstance(stdin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError("`stdin` must be bytes; Sandbox.stream() has one to write to while the code runs")
+        async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
+            return await collect(events, self._config.max_output_bytes)
+
+    @asynccontextmanager
+    async def open_process(
+        self,
+        command: Sequence[str | PathLike[str]],
+        *,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: Stderr = "pipe",
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+        user: str | int | None = None,
+        pty: bool | Terminal = False,
+    ) -> AsyncGenerator[GuestProcess]:
+        """Start a process in the guest; leaving the block kills it and every descendant of it.
+
+        A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM. The effective deadline
+        with which the block is entered goes along: see `run`. Here the guest kills at once.
+
+        Args:
+          command: The program, looked up in the guest's PATH, and its arguments.
+          stdin: Whether `GuestProcess.stdin` is a stream; otherwise the process reads end of file.
+          stdout: Whether `GuestProcess.stdout` is a stream; otherwise output is discarded.
+          stderr: "pipe" for a stream of its own, "stdout" to go where stdout goes, or "discard".
+          env: The whole environment; None for the guest's default one.
+          cwd: An absolute directory in the guest; None for the user's home.
+          user: A user's name or id in the guest; None for the unprivileged user 1000.
+          pty: Whether the process gets a terminal, which is `GuestProcess.stdio`, in place of *stdin*, *stdout*
+            and *stderr*, whatever these say; a `Terminal` also gives its size and kind.
+
+        Raises:
+          TypeError, ValueError: for arguments that can't be a process; nothing was sent.
+          OSError: if the guest could not start it, with the guest's errno: `FileNotFoundError`,
+            `PermissionError` and so on.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended before the process was known to run.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        if stderr not in ("pipe", "stdout", "discard"):
+            raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
+        request = process_request(command, env=env, cwd=cwd, user=user)
+        vm = await self._slot.resolve(f"the process {command[0]!r}")
+        async with open_process(
+            vm,
+            request,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=(pty if isinstance(pty, Terminal) else Terminal()) if pty else None,
+            patience=self._timeouts.kill,
+        ) as process:
+            self._processes += 1
+            yield process
+
+    async def run_process(
+        self,
+        command: Sequence[str | PathLike[str]] | str,
+        *,
+        stdin: bytes | bytearray | memoryview = b"",
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+        stderr_to_stdout: bool = False,
+        check: bool = True,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | PathLike[str] | None = None,
+        user: str | int | None = None,
+        pty: bool | Terminal = False,
+        task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a process in the guest to its end, like `trio.run_process` on the host.
+
+        Output that is not captured is discarded: a guest never writes to the host's own streams.
+        Cancelling kills the process and all its descendants in the guest.
+
+        Args:
+          command: The program and its arguments; one string with *shell*.
+          stdin: What the process reads on its standard input.
+          capture_stdout: Whether to return what it prints to standard output.
+          capture_stderr: Whether to return what it prints to standard error.
+          stderr_to_stdout: Whether its standard error goes where its standard output goes.
+          check: Whether an exit status other than 0 is an error.
+          shell: Whether *command* is a line for the guest's /bin/sh.
+          env: The whole environment; None for the guest's default one.
+          cwd: An absolute directory in the guest; None for the user's home.
+          user: A user's name or id in the guest; None for the unprivileged user 1000.
+          pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and what *capture_stdout*
+            captures is all that the terminal shows, standard error and the echo of the input included. What is typed
+            has no end; Ctrl-D, which is ``"\N{END OF TRANSMISSION}"``, at the start of a line stands for one.
+          task_status: For ``nursery.start(sandbox.run_process, ...)``, which returns the `GuestProcess`.
+
+        Returns:
+          The arguments, the exit status and the captured output; None for what was not captured.
+
+        Raises:
+          subprocess.CalledProcessError: if *check* and the status is not 0.
+          OutputLimitError: if it printed more than `SandboxConfig.max_output_bytes` to a captured
+            stream; it was ended, and what came is attached.
+          Exception: besides, all that `open_process` raises.
+
+        """
+        return await run_process(
+            self.open_process,
+            command,
+            stdin=stdin,
+            capture_stdout=capture_stdout,
+            capture_stderr=capture_stderr,
+            stderr_to_stdout=stderr_to_stdout,
+            check=check,
+            shell=shell,
+            env=env,
+            cwd=cwd,
+            user=user,
+            pty=pty,
+            limit=self._config.max_output_bytes,
+            task_status=task_status,
+        )
+
+    async def open_tcp_stream(self, port: int) -> trio.abc.HalfCloseableStream:
+        """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
+
+        The connection goes over the guest's channel: the guest has no network device. It is a stream like
+        Trio's own, for h11, trio-websocket and the like, and yours to close. Slow readers make writers
+        wait, through to the server. What happens to one end happens to the other: an end of data, and a
+        reset, which raises `trio.BrokenResourceError`.
+
+        Cancelled: the server may have seen a connection that was closed at once.
+
+        Args:
+          port: From 1 to 65535.
+
+        Raises:
+          TypeError, ValueError: for what is no port; nothing was sent.
+          OSError: as the guest's connect(2) fails: `ConnectionRefusedError` where nobody listens, which `wait_port`
+            waits for; and EMFILE if 1024 streams of all kinds are open already.
+          SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
+          OutcomeUnknownError: if the VM ended meanwhile.
+          GuestProtocolError: if the guest broke the protocol; its VM was ended.
+
+        """
+        check_port(port, "port")
+        return await open_tcp_stream(self._slot, port)
+
+    async def wait_port(self, port: int) -> None:
+        """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
+
+        It may take for ever: put a cancel scope around it. The server does not notice, and neither does
+        it notice a cancellation.
+
+        Raises:
+          Exception: what `open_tcp_stream` raises, but for `OSError`.
+
+        """
+        check_port(port, "port")
+        await wait_port(self._slot, port)
+
+    async def forward_port(
+        self, guest_port: int, host_port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen at the host's 127.0.0.1 and carry each connection to *guest_port* of the guest, until cancelled.
+
+            port = await nursery.start(sandbox.forward_port, 8000)
+
+        Every program on the host, of whichever user, can connect then. A connection that the guest
+        refuses is reset. At most 256 are carried at a time; further ones wait to be accepted.
+
+        Cancelling closes the listener and resets the connections. A virtual machine that ends, or a
+        sandbox that is left, is an error here.
+
+        Args:
+          guest_port: From 1 to 65535. Nobody need listen there yet.
+          host_port: The same, or 0 for one that is free.
+          task_status: Gets the host's port as soon as connections are accepted.
+
+        Raises:
+          TypeError, ValueError: for what is no port; nothing was opened.
+          OSError: if the host's port can't be listened at.
+          SandboxClosedError: if the sandbox is closed or its VM gone, now or later.
+
+        """
+        check_port(guest_port, "guest_port")
+        check_port(host_port, "host_port", lowest=0)
+        await forward_port(self._slot, guest_port, host_port, task_status=task_status)
+
+    def path(self, *parts: str | PurePosixPath | GuestPath, user: str | int | None = None) -> GuestPath:
+        """Return a path in the guest, on which files are worked with like with `trio.Path`.
+
+            await sandbox.path("/home/user/data.json").write_text("{}")
+
+        Args:
+          parts: Joined as by `pathlib.PurePosixPath`; a relative path starts at the user's home.
+          user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
+
+        """
+        check_user(user)
+        return GuestPath(self._slot, user, PurePosixPath()).joinpath(*parts)
+
+    async def upload(
+        self,
+        local: str | PathLike[str],
+        remote: str | PurePosixPath | GuestPath,
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the host's into the guest.
+
+        What is copied are content, permission bits, symbolic links as they are, and empty directories; owner is
+        *user*. It appears at *remote* as a whole or not at all: whatever fails, and when cancelled, nothing
+        is left. A file or link that is there is replaced. A directory that is there must be empty: trees are
+        not merged.
+
+        Args:
+          local: A file or directory of the host's; a link here is followed, and none below.
+          remote: What to call it in the guest. Its directory must be there.
+          user: Who does that in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          progress: Called after each piece, in this task; must not block. What it raises stops the upload.
+
+        Returns:
+          What went over.
+
+        Raises:
+          OSError: of the host or the guest; `filename` tells. EOPNOTSUPP for a device, a socket or a named pipe.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        path, user = _remote(self._slot, remote, user)
+        return await upload(self._slot, user, local, path, progress)
+
+    async def download(
+        self,
+        remote: str | PurePosixPath | GuestPath,
+        local: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+        max_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the guest's to the host.
+
+        What is copied are content, the nine permission bits, symbolic links as they are, and empty directories.
+        It appears at *local* as a whole or not at all, under the same rules as for `upload`.
+
+        Whatever the guest answers, nothing but *local* is written. What it contains is the guest's choice
+        all the same: a symbolic link in it may lead anywhere on the host for whoever follows it.
+
+        Args:
+          remote: A file or directory of the guest's; a link here is followed, and none below.
+          local: What to call it on the host. Its directory must be there, and trusted.
+          user: Who reads it in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          progress: Called after each piece, in this task; must not block. What it raises stops the download.
+          max_bytes: What may be written to the host's disk, with 4096 bytes for each file, link and directory.
+
+        Returns:
+          What went over.
+
+        Raises:
+          OSError: of the guest or the host; `filename` tells. EFBIG for more than *max_bytes*.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        path, user = _remote(self._slot, remote, user)
+        return await download(self._slot, user, path, local, progress, max_bytes)
+
+    @asynccontextmanager
+    async def watch(
+        self, path: str | PurePosixPath | GuestPath, *, user: str | int | None = None
+    ) -> AsyncGenerator[FileChanges]:
+        """Watch a file or directory of the guest's for a block.
+
+            async with sandbox.watch("/home/user") as changes:
+                async for change in changes:
+                    print(change.kind, change.path)
+
+        Changes from the moment that the block starts are reported. Of a directory, that is what happens to it and to
+        what is directly in it, not below.
+
+        Args:
+          path: What to watch; a link is followed.
+          user: Whose rights it takes; None for the unprivileged user 1000, or the user of a `GuestPath`.
+
+        Raises:
+          OSError: as inotify_add_watch(2) in the guest.
+          Exception: besides, what methods of `GuestPath` raise.
+
+        """
+        remote, user = _remote(self._slot, path, user)
+        async with watch(self._slot, GuestPath(self._slot, user, PurePosixPath(remote))) as changes:
+            yield changes
+
+
+def _remote(slot: Slot, path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+    check_user(user)
+    if isinstance(path, GuestPath):
+        check_slot(path, slot)
+        return str(path), path.user if user is None else user
+    if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
+    return str(PurePosixPath(path)), user
