@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_sandbox.qemu._vm import describe_end, excerpt
+from trio_sandbox.qemu._console import describe_end, excerpt
 
 PANIC = "[    1.5] Kernel panic - not syncing: Attempted to kill init!\n"
 

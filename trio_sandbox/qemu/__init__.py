@@ -32,8 +32,8 @@ from ._snapshot import (
     link_file as link_file,
 )
 from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon
-from ._vm import (
-    Vm as Vm,
+from ._vm import Vm as Vm
+from ._vm_manager import (
     VmManager as VmManager,
     VmManagerStatistics as VmManagerStatistics,
     open_vm_manager as open_vm_manager,

@@ -1,0 +1,174 @@
+"""Where virtual machines come from: their descriptors and command lines, and how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
+from typing import final
+
+import attrs
+import trio
+
+from .._config import Timeouts
+from .._errors import SandboxClosedError
+from .._nurseries import open_services
+from ._accelerator import Accelerator
+from ._confinement import kvm_access
+from ._console import Console
+from ._machine import MachineConfig, MachineFds, machine_argv, stand_in_kernel
+from ._process import InheritedFds, minimal_environment
+from ._runtime import Runtime
+from ._snapshot import SavedState
+from ._vm import Vm
+
+
+@final
+@attrs.frozen
+class VmManagerStatistics:
+    """Numbers about the virtual machines of one manager."""
+
+    open: int
+    """Those that exist now, booting ones included."""
+    booted: int
+    """Those whose agent answered, ever."""
+    failed: int
+    """Those that did not come up, or ended before their block did."""
+
+
+@final
+class VmManager:
+    """Opens virtual machines; made by `open_vm_manager` only."""
+
+    def __init__(self, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts) -> None:
+        self._runtime = runtime
+        self._accelerator = accelerator
+        self._timeouts = timeouts
+        self._open = self._booted = self._failed = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<VmManager, {self._accelerator.name}: {'closed' if self._closed else f'{self._open} open'}>"
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs the guests' instructions."""
+        return self._accelerator
+
+    def statistics(self) -> VmManagerStatistics:
+        """Return numbers about the virtual machines."""
+        return VmManagerStatistics(self._open, self._booted, self._failed)
+
+    @asynccontextmanager
+    async def open_vm(
+        self, config: MachineConfig, *, hostname: str = "sandbox", saved: SavedState | None = None
+    ) -> AsyncGenerator[Vm]:
+        """Boot a virtual machine and own it for the block.
+
+        Leaving the block, however, kills QEMU and reaps it; the machine's files stay. Cancelled at any
+        point, on the way in or out, it leaves nothing either. Inside, a cancellation reaches the body
+        first: its cleanup can still talk to QEMU and the agent.
+
+        Args:
+          config: The machine.
+          hostname: What the guest calls itself.
+          saved: Go on from this state instead of booting. But for its overlay, and for the RAM's being
+            private, the machine must be the one that was saved.
+
+        Raises:
+          VmBootError: if the guest's agent did not answer within `Timeouts.boot`, or the state did not
+            load; the console's last lines are in it.
+          GuestProtocolError: if what answered is no agent of ours.
+          OSError: if one of the machine's files can't be opened. Nothing was started then.
+          SandboxClosedError: if the manager's block was left.
+        """
+        if self._closed:
+            raise SandboxClosedError("the virtual machine manager was closed")
+        accelerator, confinement = self._accelerator, self._accelerator.confinement
+        uid = confinement.choose_uid()
+        access = kvm_access(confinement) if accelerator.name == "kvm" else None
+        with ExitStack() as stack, InheritedFds() as inherited:
+            qmp, qmp_fd = inherited.socketpair()
+            stack.enter_context(qmp)
+            guest, guest_fd = inherited.socketpair()
+            stack.enter_context(guest)
+            console, console_fd = inherited.socketpair()
+            stack.enter_context(console)
+            fds = MachineFds(
+                kernel=inherited.open(config.kernel, os.O_RDONLY)
+                if saved is None
+                else _lend_stand_in_kernel(inherited),
+                initrd=inherited.open(config.initrd, os.O_RDONLY) if saved is None else None,
+                system_disk=inherited.open(config.system_disk, os.O_RDONLY),
+                image=inherited.open(config.image, os.O_RDONLY),
+                layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
+                overlay=inherited.open(config.overlay, os.O_RDWR),
+                mounts=None if config.mounts is None else inherited.open(config.mounts, os.O_RDONLY),
+                qmp=qmp_fd,
+                agent=guest_fd,
+                console=console_fd,
+                kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
+                memory=_lend_memory(inherited, config),
+            )
+            argv = [
+                *confinement.argv(uid, groups=() if access is None else access.groups),
+                accelerator.qemu.path,
+                *machine_argv(config, accelerator.name, fds, incoming=saved is not None),
+            ]
+            environment = {**minimal_environment(), **self._runtime.environment}
+            memory = os.dup(fds.memory)
+            stack.callback(os.close, memory)
+            vm = Vm(config, accelerator, self._timeouts, Console(console), memory)
+            if uid is not None and confinement.uid_per_vm:
+                self._runtime.guard_uid(uid)
+                stack.callback(self._runtime.release_uid, uid)
+            self._open += 1
+            stack.callback(self._forget, vm)
+            async with open_services("open_vm()") as services:
+                await vm.boot(services, argv, environment, inherited, (qmp, guest), hostname, saved)
+                self._booted += 1
+                try:
+                    yield vm
+                finally:
+                    vm.close()
+
+    def _forget(self, vm: Vm) -> None:
+        self._open -= 1
+        self._failed += vm.failure is not None
+
+
+@asynccontextmanager
+async def open_vm_manager(
+    *, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts | None = None
+) -> AsyncGenerator[VmManager]:
+    """Yield a `VmManager` for the block.
+
+    The virtual machines' blocks must be inside this one.
+
+    Args:
+      runtime: Whose reaper the machines are known to.
+      accelerator: What runs them.
+      timeouts: Bounds on booting and silence.
+    """
+    manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts)
+    await trio.lowlevel.checkpoint()
+    try:
+        yield manager
+    finally:
+        manager._closed = True  # pyright: ignore[reportPrivateUsage]
+
+
+def _lend_memory(inherited: InheritedFds, config: MachineConfig) -> int:
+    if config.memory_file is not None:
+        return inherited.open(config.memory_file, os.O_RDONLY)
+    # Not anonymous, so that it can be read for a snapshot.
+    fd = inherited.add(os.memfd_create("ram", os.MFD_CLOEXEC))
+    os.ftruncate(fd, config.memory_mib * 2**20)
+    os.fchmod(fd, 0o666)  # QEMU, which runs as another user, opens it anew
+    return fd
+
+
+def _lend_stand_in_kernel(inherited: InheritedFds) -> int:
+    fd = inherited.add(os.memfd_create("kernel", os.MFD_CLOEXEC))
+    os.write(fd, stand_in_kernel())
+    return fd
