@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import attrs
+import pytest
 import trio
 
+from trio_sandbox.guest.agent.interpreter import Interpreter
 from trio_sandbox.guest.agent.local import open_local_agent
+from trio_sandbox.guest.agent.run import Run
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, Channel, ChannelStream, RecordStream, Role, open_channel
 
 #: Bytes of one display that the host takes.
@@ -227,3 +232,19 @@ async def open_agent(
             open_channel(stream, role=Role.HOST, hello={}) as channel,
         ):
             yield Host(channel)
+
+
+def let_short_runs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every agent wait a moment whenever it has handed code over: short runs are over then, as with one processor."""
+    hand_over = Interpreter._hand_over
+
+    def hand_over_and_wait(self: Interpreter, run: Run) -> bool:
+        accepted = hand_over(self, run)
+        # What it was told before must not count.
+        while accepted and select.select([self._control], [], [], 1)[0]:
+            if self._control.recv(1, socket.MSG_PEEK) != b"R":
+                break
+            self._receive()
+        return accepted
+
+    monkeypatch.setattr(Interpreter, "_hand_over", hand_over_and_wait)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import select
 import signal
 import socket
 import stat
@@ -19,18 +18,22 @@ import pytest
 import trio
 
 from trio_sandbox.guest.agent import languages
-from trio_sandbox.guest.agent.interpreter import Interpreter
 from trio_sandbox.guest.agent.languages import PYTHON, start_interpreter
-from trio_sandbox.guest.agent.run import Run
 from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
-from ._agent import Host, Ran, open_agent, read_all, send_for_ever
+from ._agent import Host, Ran, let_short_runs_end, open_agent, read_all, send_for_ever
 
 
 @pytest.fixture
 async def host() -> AsyncGenerator[Host]:
     async with open_agent() as host:
         yield host
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `let_short_runs_end`."""
+    let_short_runs_end(monkeypatch)
 
 
 def ran(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Ran:
@@ -141,23 +144,6 @@ async def test_runs_come_to_what_scripts_would(host: Host) -> None:
         result = await host.run(code)
         results[name] = attrs.evolve(result, stderr=re.sub(r"<run \d+>", "<run 1>", result.stderr))
     assert results == {name: expected for name, (_, expected) in RESULTS.items()}
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every agent wait a moment whenever it has handed code over: short runs are over then, as with one processor."""
-    hand_over = Interpreter._hand_over
-
-    def hand_over_and_wait(self: Interpreter, run: Run) -> bool:
-        accepted = hand_over(self, run)
-        # What it was told before must not count.
-        while accepted and select.select([self._control], [], [], 1)[0]:
-            if self._control.recv(1, socket.MSG_PEEK) != b"R":
-                break
-            self._receive()
-        return accepted
-
-    monkeypatch.setattr(Interpreter, "_hand_over", hand_over_and_wait)
 
 
 @pytest.mark.usefixtures("waits")

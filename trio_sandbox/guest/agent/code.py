@@ -298,7 +298,6 @@ class _Keeper:
     async def _attend(self, run: Run, interpreter: Interpreter) -> None:
         """See to a run that *interpreter* has, and obey its host until that ends the stream."""
         try:
-            await interpreter.pass_news_on()
             if run.stdin is None:
                 await self._obey(run, interpreter)
                 return

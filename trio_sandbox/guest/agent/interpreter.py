@@ -107,12 +107,11 @@ class Interpreter:
         self._number = 0
         self._interrupts: list[trio.Event] = []
         self._synced = trio.Event()
-        self._news: _News | None = None
-        """What was taken when a run began, for whoever attends to that to pass on."""
-        self._news_passed_on = trio.Event()
-        self._exit = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._left: _News | None = None
+        """What `start` took and could not send at once; `serve` takes it from here before it takes any more."""
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
-        for descriptor in (self._control.fileno(), self._complaints, self._exit):
+        for descriptor in (self._control.fileno(), self._complaints, self._wake):
             self._epoll.register(descriptor, select.EPOLLIN)
         child.on_exit = self._on_exit
         if child.failure is not None or child.returncode is not None:
@@ -146,16 +145,13 @@ class Interpreter:
         return not (self._dying or self._interrupts)
 
     def start(self, run: Run) -> bool:
-        """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over.
-
-        Unless it is over, call `pass_news_on` next.
-        """
+        """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over."""
         if not self._hand_over(run):
             return False
         # With one processor a short run is over by now, since a worker that wakes up goes first.
         ready = self._epoll.poll(0)
         if any(descriptor == self._control.fileno() for descriptor, _ in ready):
-            output, message = news = self._take_news(ready)
+            output, message = news = self._read_news(ready)
             # All that it printed is there if nobody can print any more, and little can be left to the channel to send.
             if (
                 isinstance(message, _End)
@@ -166,17 +162,11 @@ class Interpreter:
                 self._run = None
                 self._get_ready()
             else:
-                self._news, self._news_passed_on = news, trio.Event()
+                # Whoever sends may have to wait. That is `serve` alone, or two tasks would send of two runs at once.
+                assert self._left is None
+                self._left = news
+                os.eventfd_write(self._wake, 1)
         return True
-
-    async def pass_news_on(self) -> None:
-        """Send on what `start` took and could not send itself."""
-        if self._news is not None:
-            try:
-                await self._pass_on(*self._news)
-            finally:
-                self._news = None
-                self._news_passed_on.set()
 
     def _hand_over(self, run: Run) -> bool:
         self.used = True
@@ -235,20 +225,25 @@ class Interpreter:
     async def serve(self) -> None:
         """Forward output and ends of runs until the interpreter is over."""
         try:
-            while self._child.returncode is None and self._child.failure is None:
+            while self._left is not None or (self._child.returncode is None and self._child.failure is None):
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                if self._news is None:
-                    await self._pass_on(*self._take_news(self._epoll.poll(0)))
-                else:
-                    await self._news_passed_on.wait()
+                await self._pass_on(*self._take_news())
             await self._end()
         finally:
             self._close()
 
     def _on_exit(self) -> None:
-        os.eventfd_write(self._exit, 1)
+        os.eventfd_write(self._wake, 1)
 
-    def _take_news(self, ready: list[tuple[int, int]]) -> _News:
+    def _take_news(self) -> _News:
+        news, self._left = self._left, None
+        if news is None:
+            return self._read_news(self._epoll.poll(0))
+        if self._child.returncode is None and self._child.failure is None:
+            os.eventfd_read(self._wake)
+        return news
+
+    def _read_news(self, ready: list[tuple[int, int]]) -> _News:
         output: list[tuple[bytes, bytes]] = []
         message = None
         for descriptor, events in ready:
@@ -443,7 +438,7 @@ class Interpreter:
         self._control.close()
         trio.lowlevel.notify_closing(self._epoll.fileno())
         self._epoll.close()
-        os.close(self._exit)
+        os.close(self._wake)
 
 
 def _read(descriptor: int, size: int) -> bytes:
