@@ -26,6 +26,7 @@ from trio_sandbox import (
 from trio_sandbox.image import BuildContext, ImageStore, default_cache_directory
 from trio_sandbox.image._debian_image import IMAGE_NAME
 from trio_sandbox.image._lock import open_lock, try_lock
+from trio_sandbox.qemu import make_marked
 
 
 async def write_disk(context: BuildContext) -> None:
@@ -91,6 +92,7 @@ async def test_an_image_is_built_once_and_then_found(tmp_path: Path) -> None:
     entry = image.path.parent.relative_to(tmp_path / "cache").as_posix()
     assert files_below(tmp_path / "cache") == {
         entry,
+        f"{entry}/.trio-sandbox",
         f"{entry}/{IMAGE_NAME}",
         f"{entry}/manifest.json",
         f"{entry}/verified.json",
@@ -250,6 +252,49 @@ async def test_another_process_is_waited_for_and_its_leftovers_are_removed(tmp_p
         await make_store(tmp_path, recipe).ensure("tiny", progress=lambda progress: process.kill())
     assert recipe.built == 1
     assert list((tmp_path / "staging").iterdir()) == []
+
+
+async def test_what_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
+    store = make_store(tmp_path, TinyRecipe())
+    await store.ensure("tiny")
+    token = "0" * 16
+    names = (
+        "store/my-thesis",
+        f"store/tiny-{token}",
+        f"store/tiny-{'1' * 16}-old",
+        "staging/tiny.notes",
+        f"staging/tiny.build-{token}",
+        f"staging/tiny.removed-{token}",
+        f"build-trio-sandbox-{token}",
+    )
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("a year of work")
+    elsewhere = tmp_path / "elsewhere"
+    make_marked(elsewhere)
+    for link in (f"store/tiny-{'2' * 16}", f"staging/tiny.build-{'2' * 16}"):
+        (tmp_path / link).symlink_to(elsewhere)
+    # A note that was damaged, or planted, of a build that was killed.
+    killed = tmp_path / f"staging/tiny.build-{'3' * 16}"
+    make_marked(killed)
+    (killed / "scratch-path").write_text(str(tmp_path / f"build-trio-sandbox-{token}"))
+    assert await store.prune() > 0
+    assert not killed.exists()
+    assert await store.remove("tiny") > 0
+    with pytest.raises(UnknownImageError):
+        await store.remove("my")
+    with pytest.raises(UnknownImageError):
+        await store.remove(token)
+    assert all((tmp_path / name / "thesis.txt").exists() for name in names)
+    assert (elsewhere / ".trio-sandbox").exists()
+
+
+async def test_what_earlier_versions_built_without_a_mark_can_be_removed(tmp_path: Path) -> None:
+    store = make_store(tmp_path, TinyRecipe())
+    image = await store.ensure("tiny")
+    (image.path.parent / ".trio-sandbox").unlink()
+    assert await store.remove("tiny") > 0
+    assert files_below(tmp_path) == set()
 
 
 async def test_prune_removes_what_a_killed_build_left(tmp_path: Path) -> None:

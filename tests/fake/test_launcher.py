@@ -39,6 +39,7 @@ from trio_sandbox.qemu import (
     SavedState,
     Snapshot,
     Vm,
+    make_marked,
     open_runtime,
     open_vm_manager,
 )
@@ -310,7 +311,7 @@ async def test_one_that_another_process_makes_is_waited_for(site: Site) -> None:
         async with trio.open_nursery() as nursery:
             with TemplateStore(site.directory / "cache", budget_mib=1000).lock(template.key) as held:
                 assert held
-                leftover.mkdir()
+                make_marked(leftover)
                 (leftover / "memory").touch()
                 nursery.start_soon(site.is_clone)
                 await trio.sleep(0.3)

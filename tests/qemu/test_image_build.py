@@ -292,7 +292,7 @@ async def test_an_ordinary_user_builds_the_same(ordinary_user: str, private_dire
     assert_owned(Path(result.stdout.decode().strip()))
     assert os.listdir(cache / "staging") == []
     await wait_until(lambda: marked_processes(mark) == [])
-    assert not [name for name in set(os.listdir("/var/tmp")) - scratches if name.startswith("trio-sandbox-build-")]
+    assert not [name for name in set(os.listdir("/var/tmp")) - scratches if name.startswith("build-trio-sandbox-")]
 
 
 def test_the_real_image_is_what_it_says(python_image: Image, system_disk: SystemDisk) -> None:

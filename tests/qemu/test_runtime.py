@@ -18,7 +18,7 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
-from trio_sandbox.qemu import _reaper_main, open_runtime
+from trio_sandbox.qemu import _reaper_main, make_marked, open_runtime, remove_marked
 
 
 def children_with(marker: str) -> list[int]:
@@ -112,14 +112,26 @@ async def test_base_with_a_path_too_long_for_sockets(base: Path) -> None:
 
 
 async def test_what_dead_owners_left_is_removed(base: Path) -> None:
-    names = ("trio-sandbox-dead", "trio-sandbox-young", "trio-sandbox-alive", "other")
-    for name in names:
-        (base / name).mkdir()
+    dead, young, alive, link = (f"trio-sandbox-{digit * 12}" for digit in "0123")
+    for name in (dead, young, alive):
+        make_marked(base / name)
         (base / name / "overlay").write_text("large")
-        if name != "trio-sandbox-young":
+        if name != young:
             os.utime(base / name, (1, 1))
-    os.symlink(base / "other", base / "trio-sandbox-link")
-    fd = os.open(base / "trio-sandbox-alive", os.O_RDONLY)
+    make_marked(base / "other")
+    os.symlink(base / "other", base / link)
+    # Names like ours, and directories of ours but for the name or the mark.
+    own = ("trio-sandbox-results", "trio-sandbox-4444", f"trio-sandbox-{'F' * 12}", f"trio-sandbox-{'a' * 12}")
+    for name in own:
+        (base / name).mkdir()
+        (base / name / "thesis.txt").write_text("a year of work")
+    make_marked(base / f"trio-sandbox-{'0' * 12}-backup")
+    (base / f"trio-sandbox-{'b' * 12}").write_text("a file")
+    for path in base.iterdir():
+        if path.name not in (young, link):
+            os.utime(path, (1, 1))
+    before = left_in(base)
+    fd = os.open(base / alive, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         async with open_runtime(base) as runtime:
@@ -128,8 +140,28 @@ async def test_what_dead_owners_left_is_removed(base: Path) -> None:
                 assert runtime.directory.exists()
     finally:
         os.close(fd)
-    assert left_in(base) == ["other", "trio-sandbox-alive", "trio-sandbox-link", "trio-sandbox-young"]
-    assert (base / "other" / "overlay").exists()
+    assert left_in(base) == [name for name in before if name != dead]
+    assert all((base / name / "thesis.txt").exists() for name in own)
+    assert left_in(base / "other") == [".trio-sandbox"]
+
+
+async def test_a_removal_that_was_interrupted_can_be_finished(base: Path) -> None:
+    directory = base / "directory"
+    make_marked(directory)
+    (directory / "nested").mkdir()
+    (directory / "nested" / "file").touch()
+    (directory / "link").symlink_to(base)
+    remove_marked(directory)
+    assert left_in(base) == []
+    # Without the mark only what is empty is removed: the mark goes last.
+    directory.mkdir()
+    (directory / "thesis.txt").touch()
+    with pytest.raises(OSError, match="not empty"):
+        remove_marked(directory)
+    (base / "link").symlink_to(directory)
+    with pytest.raises(OSError, match="Not a directory"):
+        remove_marked(base / "link")
+    assert left_in(directory) == ["thesis.txt"]
 
 
 async def test_a_reaper_that_dies_soon_is_an_error(base: Path) -> None:

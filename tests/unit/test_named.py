@@ -16,6 +16,7 @@ import pytest
 
 from trio_sandbox import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
+from trio_sandbox.qemu import make_marked
 
 
 @pytest.fixture
@@ -180,6 +181,23 @@ def test_what_is_being_made_is_no_leftover(store: NamedTemplateStore, tmp_path: 
         assert other.prune() == 0
         fill(staged)
     assert store.names() == ["mine"]
+
+
+def test_what_only_looks_like_a_leftover_stays(store: NamedTemplateStore, tmp_path: Path) -> None:
+    save(store)
+    directory = tmp_path / "saved"
+    names = ("mine~backup", f"mine~{'0' * 16}", "thesis~2", f"thesis~{'a' * 16}", "~", f"mine~{'0' * 16}~")
+    for name in names:
+        (directory / name).mkdir()
+        (directory / name / "thesis.txt").write_text("a year of work")
+    elsewhere = tmp_path / "elsewhere"
+    make_marked(elsewhere)
+    (directory / f"mine~{'1' * 16}").symlink_to(elsewhere)
+    save(store, replace=True)
+    assert store.prune() == 0
+    assert store.remove("mine") > 0
+    assert all((directory / name / "thesis.txt").exists() for name in names)
+    assert (elsewhere / ".trio-sandbox").exists()
 
 
 def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[NamedTemplate], None]:

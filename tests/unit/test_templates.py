@@ -12,6 +12,7 @@ import pytest
 
 from trio_sandbox import UnknownTemplateError
 from trio_sandbox.machines._templates import Template, TemplateStore, new_template, template_key
+from trio_sandbox.qemu import make_marked
 
 
 @pytest.fixture
@@ -135,15 +136,63 @@ def test_pruning_takes_leftovers_and_what_is_damaged_and_leaves_what_is_being_ma
     kept, damaged = make(store, "a"), make(store, "b")
     damaged.devices.unlink()
     directory = tmp_path / "templates"
-    for name in (".staging-aaa-1", ".staging-bbb-2", ".removed-3"):
-        (directory / name).mkdir()
+    for name in (f".staging-{'a' * 24}-00000001", f".staging-{'b' * 24}-00000002", f".removed-{'3' * 16}"):
+        make_marked(directory / name)
         (directory / name / "memory").write_bytes(bytes(8192))
-    with TemplateStore(tmp_path, budget_mib=1).lock("bbb"):
-        (directory / ".staging-bbb-3").mkdir()
+    with TemplateStore(tmp_path, budget_mib=1).lock("b" * 24):
+        staged = f".staging-{'b' * 24}-00000003"
+        make_marked(directory / staged)
         assert store.prune() > 0
-        assert sorted(name for name in os.listdir(directory) if name != "locks") == sorted([".staging-bbb-3", kept.key])
+        assert sorted(name for name in os.listdir(directory) if name != "locks") == sorted([staged, kept.key])
     store.prune()
     assert sorted(name for name in os.listdir(directory) if name != "locks") == [kept.key]
+
+
+def test_what_only_looks_like_ours_is_left_alone(store: TemplateStore, tmp_path: Path) -> None:
+    kept, directory = make(store, "a"), tmp_path / "templates"
+    key = "f" * 24
+    elsewhere = tmp_path / "thesis"
+    elsewhere.mkdir()
+    (elsewhere / ".trio-sandbox").touch()
+    names = {
+        "notes",
+        key,
+        f".staging-{key}-backup",
+        f".staging-{key}-0123abcd",
+        ".removed-backups",
+        f".removed-{'0' * 16}",
+        f"{key}.old",
+    }
+    for name in names:
+        (directory / name).mkdir()
+        (directory / name / "thesis.txt").write_text("a year of work")
+    for number, link in enumerate((f".staging-{key}-00000000", f".removed-{'1' * 16}", "e" * 24)):
+        (directory / link).symlink_to(elsewhere)
+        (elsewhere / f"{number}.txt").write_text("a year of work")
+    store.prune()
+    store.evict()
+    assert store.find(key) is None, "and it is not taken for a damaged template either"
+    with (
+        store.lock(key),
+        pytest.raises(OSError),
+        store.make(  # noqa: PT011 - whatever the file system says
+            new_template(key, image="python", memory_mib=1, vcpus=1, warmup="")
+        ) as staged,
+    ):
+        staged.devices.touch()
+        staged.overlay.touch()
+    with pytest.raises(UnknownTemplateError):
+        store.remove(key)
+    assert all((directory / name / "thesis.txt").exists() for name in names)
+    assert len(os.listdir(elsewhere)) == 4
+    assert [found.key for found in store.list()] == [kept.key]
+
+
+def test_templates_of_earlier_versions_which_have_no_mark_can_be_removed(store: TemplateStore) -> None:
+    template = make(store, "a")
+    (template.directory / ".trio-sandbox").unlink()
+    assert store.remove(template.key) > 0
+    assert os.listdir(template.directory.parent) == ["locks"]
 
 
 def test_pruning_takes_templates_of_images_that_are_gone(store: TemplateStore, tmp_path: Path) -> None:

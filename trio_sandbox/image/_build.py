@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +13,15 @@ import attrs
 import trio
 
 from .._errors import ImageBuildError
+from ..qemu import MARKER, is_marked, make_marked, mark
 from ._manifest import MANIFEST_NAME, Manifest, describe_files, record_verdict
 from ._mmdebstrap import remove_staging
 from ._recipe import BuildContext, Recipe
 
 #: Hundreds of megabytes in small files, on a slow disk. What is left then, the next build removes.
 _REMOVAL_SECONDS = 120.0
+#: What is in the directory for all builds' directories. Whatever else is there is somebody's own.
+_LEFTOVER_NAME = re.compile(r"(?P<name>[^.]+)\.(build|removed)-[0-9a-f]{16}")
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +51,8 @@ async def build_entry(request: BuildRequest, report: Callable[[str, float | None
     """
     try:
         await remove_leftovers(request.staging, request.recipe.name, request.environment)
-        directory = Path(tempfile.mkdtemp(prefix=_prefix(request.recipe.name), dir=request.staging))
+        directory = request.staging / f"{request.recipe.name}.build-{os.urandom(8).hex()}"
+        make_marked(directory)
         try:
             await _build_in(directory, request, report)
         finally:
@@ -66,20 +70,21 @@ async def build_entry(request: BuildRequest, report: Callable[[str, float | None
 async def remove_leftovers(staging: Path, name: str, environment: Mapping[str, str]) -> None:
     """Remove what builds of *name* left that did not come to their end; the caller holds the lock."""
     await trio.lowlevel.checkpoint()
-    leftovers = [path for path in staging.iterdir() if path.name.startswith(_prefix(name))]  # noqa: ASYNC240 (one directory)
-    for leftover in leftovers:
+    for leftover in find_leftovers(staging, name):
         await remove_staging(leftover, environment)
 
 
-def _prefix(name: str) -> str:
-    # "system" must not take "system-base" for its own.
-    return f"{name}."
+def find_leftovers(staging: Path, name: str | None = None) -> list[Path]:
+    """Return the directories of ours for builds and removals of *name*, or of any name: leftovers, if its lock is ours."""
+    found = [(path, _LEFTOVER_NAME.fullmatch(path.name)) for path in sorted(staging.glob("*.*"))]
+    return [path for path, match in found if match and name in (None, match["name"]) and is_marked(path)]
 
 
 async def _build_in(directory: Path, request: BuildRequest, report: Callable[[str, float | None], object]) -> None:
     recipe = request.recipe
     context = BuildContext(staging=directory, base=request.base, report=report, environment=request.environment)
     context.output.mkdir(mode=0o755)
+    mark(context.output)
     details = await recipe.build(context)
     await trio.to_thread.run_sync(_finish, context.output, request, details)
     report("built", 1.0)
@@ -88,7 +93,7 @@ async def _build_in(directory: Path, request: BuildRequest, report: Callable[[st
 def _finish(output: Path, request: BuildRequest, details: Mapping[str, object]) -> None:
     """Write the manifest, put everything on the disk, and give it its name: in this order."""
     recipe = request.recipe
-    unexpected = {path.name for path in output.iterdir()} ^ set(recipe.files)
+    unexpected = {path.name for path in output.iterdir()} ^ {*recipe.files, MARKER}
     if unexpected:
         raise ImageBuildError(
             f"the build of {recipe.name} did not make what it should: {', '.join(sorted(unexpected))}"

@@ -8,7 +8,7 @@ scripts that run in there reach our files through inherited descriptors only.
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import trio
 
 from .._errors import ImageBuildError, MissingProgramError
 from .._programs import REQUIREMENTS, missing
-from ..qemu import InheritedFds, run_owned
+from ..qemu import InheritedFds, is_marked, mark, remove_marked, run_owned
 from ._apt_progress import AptProgress
 
 #: What apt takes from the environment. Nothing else of the user's gets in.
@@ -28,7 +28,9 @@ _LOG_BYTES = 64 * 2**10
 _LOG_LINES, _LOG_COLUMNS = 15, 300
 #: The staging directory's note of a scratch directory elsewhere.
 _NOTE_NAME = "scratch-path"
-_SCRATCH_PREFIX = "trio-sandbox-build-"
+#: A scratch directory elsewhere. Earlier versions take whatever begins with "trio-sandbox-" for a leftover.
+_SCRATCH_PREFIX = "build-trio-sandbox-"
+_SCRATCH_NAME = re.compile(re.escape(_SCRATCH_PREFIX) + "[0-9a-f]{16}")
 #: Processes that were just killed may write for an instant more.
 _REMOVAL_TRIES, _REMOVAL_PAUSE = 20, 0.1
 
@@ -198,6 +200,7 @@ def _make_scratch(staging: Path) -> Path:
     # First the note: what is noted is found again, whatever kills us.
     note.write_text(os.fspath(scratch))
     scratch.mkdir(mode=0o700)
+    mark(scratch)
     scratch.chmod(0o755)
     return scratch
 
@@ -213,7 +216,7 @@ async def remove_staging(staging: Path, environment: Mapping[str, str]) -> None:
     except FileNotFoundError:
         scratch = staging
     # Nobody but the cache's owner writes these notes; a damaged one must do no harm all the same.
-    if scratch.name.startswith(_SCRATCH_PREFIX):
+    if _SCRATCH_NAME.fullmatch(scratch.name) and is_marked(scratch):
         await _remove_tree(scratch, environment)
     await _remove_tree(staging, environment)
 
@@ -233,7 +236,7 @@ async def _remove_tree(directory: Path, environment: Mapping[str, str]) -> None:
 
 def _try_to_remove(directory: Path, last: bool) -> bool:
     try:
-        shutil.rmtree(directory)
+        remove_marked(directory)
     except FileNotFoundError:
         return not directory.exists()
     except OSError:

@@ -104,8 +104,9 @@ async def open_mounts_disk(
       MissingProgramError: if a program is not installed.
 
     """
+    places = await _make(mounts, path, environment, report)
     try:
-        yield await _make(mounts, path, environment, report)
+        yield places
     finally:
         path.unlink(missing_ok=True)  # noqa: ASYNC240 (one file)
 
@@ -121,13 +122,17 @@ async def _make(mounts: Mapping[str, Path], path: Path, environment: Mapping[str
     places: list[Place] = []
     offset = 0
     with open(path, "x+b", buffering=0, opener=_open_private) as disk:  # noqa: ASYNC230 (an empty file)
-        disk.truncate(MOUNTS_DISK_BYTES)  # noqa: ASYNC232 (a hole)
-        fd = disk.fileno()  # noqa: ASYNC232 (no call at all)
-        for (target, source), survey in zip(mounts.items(), surveys, strict=True):
-            places.append(Place(target, offset, survey.size))
-            offset += survey.size
-            await _copy(fd, places[-1], source, survey, environment, report)
-            await _hand_over(fd, places[-1], source, environment)
+        try:
+            disk.truncate(MOUNTS_DISK_BYTES)  # noqa: ASYNC232 (a hole)
+            fd = disk.fileno()  # noqa: ASYNC232 (no call at all)
+            for (target, source), survey in zip(mounts.items(), surveys, strict=True):
+                places.append(Place(target, offset, survey.size))
+                offset += survey.size
+                await _copy(fd, places[-1], source, survey, environment, report)
+                await _hand_over(fd, places[-1], source, environment)
+        except BaseException:
+            path.unlink()  # noqa: ASYNC240 (one file)
+            raise
     return places  # noqa: ASYNC910 (there is a mount)
 
 

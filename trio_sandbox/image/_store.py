@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import final
@@ -14,7 +15,8 @@ import trio
 from .._config import Progress
 from .._errors import ImageBuildError, ImageError, ImageMissingError, UnknownImageError
 from .._nurseries import hide_nursery
-from ._build import BuildRequest, build_entry, remove_leftovers
+from ..qemu import is_marked, is_own_directory, mark
+from ._build import BuildRequest, build_entry, find_leftovers, remove_leftovers
 from ._debian_image import IMAGE_NAME
 from ._lock import open_lock, try_lock
 from ._manifest import MANIFEST_NAME, Manifest, check_files, read_manifest
@@ -24,6 +26,7 @@ from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRec
 
 #: How much of a digest is in the name of a directory, and the least that says which one is meant.
 _DIGEST_CHARACTERS, _SHORTEST_DIGEST = 16, 6
+_ENTRY_NAME = re.compile(rf".+-[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
 
 
 @attrs.frozen(kw_only=True)
@@ -264,10 +267,10 @@ class ImageStore:
         for entry in self._entries():
             if entry not in current or not (entry / MANIFEST_NAME).is_file():
                 freed += await self._remove(entry)
-        for name in sorted({leftover.name.partition(".")[0] for leftover in self._staging.glob("*.*")}):
+        for name in sorted({leftover.name.partition(".")[0] for leftover in find_leftovers(self._staging)}):
             with try_lock(self._lock(name)) as held:
                 if held:
-                    freed += sum(_disk_usage(leftover) for leftover in self._staging.glob(f"{name}.*"))
+                    freed += sum(_disk_usage(leftover) for leftover in find_leftovers(self._staging, name))
                     await remove_leftovers(self._staging, name, {})
         return freed
 
@@ -327,6 +330,7 @@ class ImageStore:
         name = entry.name.rpartition("-")[0]
         async with open_lock(self._lock(name), on_wait=lambda: None):
             freed = _disk_usage(entry)
+            mark(entry)  # those of earlier versions have only their manifest
             # Gone at once for everybody else, however long the files take.
             os.rename(entry, self._staging / f"{name}.removed-{os.urandom(8).hex()}")
             await remove_leftovers(self._staging, name, {})
@@ -355,7 +359,11 @@ class ImageStore:
                 each = each.base
 
     def _entries(self) -> Generator[Path]:
-        yield from sorted(path for path in (self._directory / "store").glob("*-*") if path.is_dir())
+        """Give what the store holds, damaged or not, but nothing that somebody else has put there."""
+        for path in sorted((self._directory / "store").glob("*-*")):
+            manifest = is_own_directory(path) and (path / MANIFEST_NAME).is_file()
+            if _ENTRY_NAME.fullmatch(path.name) and (manifest or is_marked(path)):
+                yield path
 
     def _entry(self, recipe: Recipe, digest: str | None = None) -> Path:
         digest = recipe.digest() if digest is None else digest

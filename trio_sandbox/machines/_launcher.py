@@ -269,9 +269,9 @@ class Launcher:
         with ExitStack() as always, ExitStack() as undo:
             always.callback(remove_merged_layers)
             undo.callback(remove_unused_overlay)
-            undo.callback(shutil.rmtree, directory, ignore_errors=True)
             try:
                 directory.mkdir(mode=0o700)
+                undo.callback(shutil.rmtree, directory, ignore_errors=True)
                 # Whatever it will stand on is of the size of the image, and nobody reads the name that is written in it.
                 await self._overlays.acquire(vm.config.image, overlay)
             except (OSError, QemuStorageDaemonError) as exc:
@@ -283,8 +283,8 @@ class Launcher:
     @asynccontextmanager
     async def _open_vm(self, machine: MachineConfig, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
         directory = self._directory / secrets.token_hex(8)
+        directory.mkdir(mode=0o700)
         try:
-            directory.mkdir(mode=0o700)
             # Links of its own: what it stands on stays for as long as it does, and whoever made it can remove it.
             layers = tuple(directory / f"layer{number}.qcow2" for number in range(len(machine.layers)))
             for layer, link in zip(machine.layers, layers, strict=True):

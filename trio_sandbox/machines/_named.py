@@ -3,7 +3,7 @@
 They are the user's data: nothing removes them but the user, and nothing can make them again. One is a manifest,
 ``NAME.json``, and the directory that it tells of, ``NAME~TOKEN``. The manifest comes last and takes its place at
 once, so that a name means a whole template, the old one or the new one, whenever this process is killed. The
-directory is locked while it is being made: one that is not, and that no manifest tells of, is a leftover.
+directory is locked while it is being made: one with our mark that is not, and that no manifest tells of, is a leftover.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +23,7 @@ import attrs
 
 from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from ..image import try_lock_directory
-from ..qemu import copy_memory, link_file
+from ..qemu import copy_memory, is_marked, link_file, make_marked, remove_marked
 from ._templates import disk_usage, file_identities, sync_files
 
 #: Changes with whatever the files mean.
@@ -36,6 +35,8 @@ _SEPARATOR: Final = "~"
 #: How often what others remove under our hands is tried again.
 _ATTEMPTS: Final = 3
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+#: What follows the separator in a directory's name.
+_TOKEN: Final = re.compile("[0-9a-f]{16}")
 
 
 @final
@@ -218,7 +219,7 @@ class NamedTemplateStore:
         with ExitStack() as stack:
             while True:
                 directory = self._directory / f"{name}{_SEPARATOR}{secrets.token_hex(8)}"
-                directory.mkdir(mode=0o700)
+                make_marked(directory)
                 with suppress(FileNotFoundError):
                     # Before it is locked, another process may take it for a leftover.
                     if stack.enter_context(try_lock_directory(directory)) and directory.exists():
@@ -226,7 +227,8 @@ class NamedTemplateStore:
             try:
                 yield directory
             except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
+                with suppress(OSError):  # what is left is a leftover for the next one
+                    remove_marked(directory)
                 raise
 
     def _check_free(self, name: str, *, replace: bool) -> None:
@@ -279,7 +281,9 @@ class NamedTemplateStore:
 
     def prune(self) -> int:
         """Remove what was left by killed processes; return the bytes that came free."""
-        return sum(map(self._remove_leftovers, {path.name.partition(_SEPARATOR)[0] for path in self._directories("*")}))
+        return sum(
+            map(self._remove_leftovers, sorted({path.name.partition(_SEPARATOR)[0] for path in self._directories()}))
+        )
 
     def _remove_leftovers(self, name: str) -> int:
         freed = 0
@@ -287,8 +291,9 @@ class NamedTemplateStore:
             with suppress(OSError), try_lock_directory(directory) as locked:  # somebody else may be faster
                 # Looked at only now: it may have been finished before we had the lock.
                 if locked and not self._is_used(name, directory):
-                    freed += disk_usage(directory)
-                    shutil.rmtree(directory, ignore_errors=True)
+                    size = disk_usage(directory)
+                    remove_marked(directory)
+                    freed += size
         return freed
 
     def _is_used(self, name: str, directory: Path) -> bool:
@@ -302,8 +307,14 @@ class NamedTemplateStore:
         # Where nobody can tell it stays until its user removes it.
         return used == directory.name or used.partition(_SEPARATOR)[0] != name
 
-    def _directories(self, name: str) -> Sequence[Path]:
-        return list(self._directory.glob(f"{name}{_SEPARATOR}*"))
+    def _directories(self, wanted: str | None = None) -> Sequence[Path]:
+        """Return the directories of ours for the template *wanted*, or for all. What else is there is somebody's own."""
+        found: list[Path] = []
+        for path in self._directory.glob(f"*{_SEPARATOR}*"):
+            name, _, token = path.name.partition(_SEPARATOR)
+            if wanted in (None, name) and _NAME.fullmatch(name) and _TOKEN.fullmatch(token) and is_marked(path):
+                found.append(path)
+        return found
 
     def _manifest(self, name: str) -> Path:
         return self._directory / f"{name}{_MANIFEST_SUFFIX}"

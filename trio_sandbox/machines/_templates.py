@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
-import shutil
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +26,15 @@ import attrs
 
 from .._errors import UnknownTemplateError
 from ..image import try_lock
-from ..qemu import Qcow2FormatError, read_qcow2_info
+from ..qemu import (
+    Qcow2FormatError,
+    is_marked,
+    is_own_directory,
+    make_marked,
+    mark,
+    read_qcow2_info,
+    remove_marked,
+)
 
 _log = logging.getLogger("trio_sandbox.templates")
 
@@ -38,6 +46,10 @@ _FILES: Final = (_MEMORY, _DEVICES, _OVERLAY)
 #: How much of a key names a directory, and the least that says which template is meant.
 _KEY_CHARACTERS, _SHORTEST_KEY = 24, 6
 _STAGING, _REMOVED = ".staging-", ".removed-"
+#: What a directory of ours in the store is called: a template, one that is being made, one that is being removed.
+_ENTRY_NAME: Final = re.compile(rf"[0-9a-f]{{{_KEY_CHARACTERS}}}")
+_STAGING_NAME: Final = re.compile(re.escape(_STAGING) + rf"([0-9a-f]{{{_KEY_CHARACTERS}}})-[0-9a-f]{{8}}")
+_REMOVED_NAME: Final = re.compile(re.escape(_REMOVED) + "[0-9a-f]{16}")
 
 
 @final
@@ -167,7 +179,7 @@ class TemplateStore:
 
         """
         staging = self._directory / f"{_STAGING}{template.key}-{secrets.token_hex(4)}"
-        staging.mkdir(mode=0o700)
+        make_marked(staging)
         try:
             self._require_room(template.memory_mib)
             staged = attrs.evolve(template, directory=staging)
@@ -179,7 +191,7 @@ class TemplateStore:
             _write_manifest(staged)
             os.rename(staging, self._directory / template.key)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            _try_to_remove(staging)
             raise
 
     def _require_room(self, memory_mib: int) -> None:
@@ -221,10 +233,9 @@ class TemplateStore:
         """
         usable = {template.directory for template in self.list() if _has_image(template)}
         freed = sum(self._remove(entry) for entry in self._entries() if entry not in usable)
-        for leftover in self._glob(f"{_STAGING}*"):
-            key = leftover.name.removeprefix(_STAGING).partition("-")[0]
+        for leftover, name in self._marked(_STAGING_NAME):
             before = disk_usage(leftover)
-            with self.lock(key) as held:
+            with self.lock(name[1]) as held:
                 freed += before if held else 0
         return freed + self.evict()
 
@@ -241,8 +252,8 @@ class TemplateStore:
           OSError: if something can't be removed.
 
         """
-        for removed in self._glob(f"{_REMOVED}*"):  # another process was killed over it
-            shutil.rmtree(removed, ignore_errors=True)
+        for removed, _ in self._marked(_REMOVED_NAME):  # another process was killed over it
+            _try_to_remove(removed)
         templates = self.list()
         total = sum(template.size_bytes for template in templates)
         freed = 0
@@ -253,6 +264,10 @@ class TemplateStore:
         return freed
 
     def _remove(self, directory: Path) -> int:
+        if not os.path.lexists(directory):
+            return 0  # somebody else was faster
+        if not _is_template(directory):
+            raise FileExistsError(errno.EEXIST, "not a directory of ours, and left alone", str(directory))
         size = disk_usage(directory)
         removed = self._directory / f"{_REMOVED}{secrets.token_hex(8)}"
         try:
@@ -260,18 +275,25 @@ class TemplateStore:
             os.rename(directory, removed)
         except FileNotFoundError:
             return 0  # somebody else was faster
-        shutil.rmtree(removed, ignore_errors=True)
+        mark(removed)
+        _try_to_remove(removed)
         return size
 
     def _remove_leftovers(self, key: str) -> None:
-        for leftover in self._glob(f"{_STAGING}{key}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover, name in self._marked(_STAGING_NAME):
+            if name[1] == key:
+                _try_to_remove(leftover)
 
     def _entries(self) -> Sequence[Path]:
-        return [path for path in self._glob("*") if path.name[:1] != "." and path.name != "locks"]
+        return [path for path, _ in self._matching(_ENTRY_NAME) if _is_template(path)]
 
-    def _glob(self, pattern: str) -> Sequence[Path]:
-        return sorted(self._directory.glob(pattern))
+    def _marked(self, name: re.Pattern[str]) -> Sequence[tuple[Path, re.Match[str]]]:
+        return [(path, match) for path, match in self._matching(name) if is_marked(path)]
+
+    def _matching(self, name: re.Pattern[str]) -> Sequence[tuple[Path, re.Match[str]]]:
+        # Whatever else is in there is somebody's own.
+        found = [(path, name.fullmatch(path.name)) for path in sorted(self._directory.glob("*"))]
+        return [(path, match) for path, match in found if match is not None]
 
     def list(self) -> list[Template]:
         """Return all intact templates, the one used last first."""
@@ -280,6 +302,20 @@ class TemplateStore:
             with suppress(OSError, ValueError):
                 found.append(_read(directory))
         return sorted(found, key=lambda template: -template.used)
+
+
+def _is_template(directory: Path) -> bool:
+    """Tell whether a directory with the name of a template is one, intact or damaged, and ours to remove."""
+    # The manifest is as good as a mark, which templates of earlier versions do not have.
+    return is_marked(directory) or (is_own_directory(directory) and (directory / _MANIFEST).is_file())
+
+
+def _try_to_remove(directory: Path) -> None:
+    """Remove a directory of ours. What can't be removed is tried again by `TemplateStore.prune`."""
+    try:
+        remove_marked(directory)
+    except OSError as exc:
+        _log.warning("%s can't be removed: %s", directory, exc)
 
 
 def _has_image(template: Template) -> bool:

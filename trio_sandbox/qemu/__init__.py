@@ -12,6 +12,14 @@ from ._overlay_pool import (
     OverlayPoolStatistics as OverlayPoolStatistics,
     open_overlay_pool as open_overlay_pool,
 )
+from ._owned import (
+    MARKER as MARKER,
+    is_marked as is_marked,
+    is_own_directory as is_own_directory,
+    make_marked as make_marked,
+    mark as mark,
+    remove_marked as remove_marked,
+)
 from ._process import (
     BoundedTail as BoundedTail,
     InheritedFds as InheritedFds,

@@ -31,6 +31,9 @@ OWNER_VARIABLE = "TRIO_SANDBOX_OWNER"
 #: Set for reapers only: a host that runs inside another host's process must keep its own reaper.
 REAPER_VARIABLE = "TRIO_SANDBOX_REAPER"
 
+#: The file by which a directory is known as one of ours. Without it a directory is never emptied, whatever its name.
+MARKER = ".trio-sandbox"
+
 #: Seconds between two looks, how long nothing must have been found, and when to give up on what
 #: does not die (a process that is stuck in the kernel).
 _PAUSE = 0.02
@@ -136,6 +139,42 @@ def follow(owner: int, uids: set[int]) -> bool:
             return False
 
 
+def remove_marked(directory: str | os.PathLike[str]) -> None:
+    """Remove a directory of ours: one with the mark, which goes last, or an empty one, which has no mark yet.
+
+    Raises:
+      OSError: if it is neither, or something in it can't be removed. The rest of it is gone then, but not the mark.
+
+    """
+    # By descriptor: a symbolic link is not followed, and nothing can be put in its place meanwhile.
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        names = os.listdir(fd)
+        if MARKER in names:
+            failure: OSError | None = None
+            for name in names:
+                try:
+                    if name != MARKER:
+                        _remove_entry(name, fd)
+                except OSError as exc:
+                    failure = exc
+            if failure is not None:
+                raise failure
+            os.unlink(MARKER, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(directory)  # refuses what is not empty
+
+
+def _remove_entry(name: str, directory_fd: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory_fd)
+    except IsADirectoryError:
+        shutil.rmtree(name, dir_fd=directory_fd)
+    except FileNotFoundError:
+        pass  # Somebody else removes it as well.
+
+
 def main() -> None:
     """Run as the reaper."""
     owner, token, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -147,7 +186,10 @@ def main() -> None:
     uids: set[int] = set()
     if not follow(owner, uids):
         reap(token, uids)
-        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            remove_marked(directory)
+        except OSError:
+            pass  # Nobody is left to be told. The next owner of ours tries again.
 
 
 if __name__ == "__main__":

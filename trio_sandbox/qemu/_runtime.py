@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ import trio
 from .._errors import SandboxError
 from .._nurseries import open_services
 from . import _reaper_main
+from ._owned import is_marked, mark, remove_marked
 from ._process import InheritedFds, describe_exit
 
 _log = logging.getLogger("trio_sandbox.runtime")
@@ -28,7 +29,8 @@ _log = logging.getLogger("trio_sandbox.runtime")
 #: A socket's path may have 107 bytes; this leaves names of up to 14 bytes inside the directory.
 _LONGEST_DIRECTORY: Final = 92
 _PREFIX: Final = "trio-sandbox-"
-#: Seconds after which a directory that nobody has locked was certainly left by somebody.
+_NAME: Final = re.compile(re.escape(_PREFIX) + "[0-9a-f]{12}")
+#: Seconds that a dead owner's reaper has to remove its directory, before others do.
 _LEFTOVER_AGE: Final = 60.0
 #: Seconds for the reaper to come up (a bare Python) and to leave when told so.
 _REAPER_START: Final = 30.0
@@ -178,37 +180,38 @@ def _choose_directory(base: Path | None) -> Path:
 
 @contextmanager
 def _own_directory(directory: Path) -> Generator[None]:
-    """Make the directory, mark it as in use, and remove it at the end."""
+    """Make the directory, mark it as ours and in use, and remove it at the end."""
     try:
         directory.mkdir(mode=0o700)
     except OSError as exc:
         raise SandboxError(f"can't make a runtime directory in {directory.parent}: {exc.strerror}") from exc
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             # Tells others' `remove_leftovers` that somebody is alive; systemd-tmpfiles heeds it as well.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Only now: what has the mark and no lock has no owner.
+            mark(directory)
             yield
         finally:
             os.close(fd)
     finally:
-        shutil.rmtree(directory)
+        remove_marked(directory)
 
 
 def remove_leftovers(base: Path) -> None:
     """Remove runtime directories of owners that died together with their reapers.
 
     That takes a loss of power, or somebody who kills whole control groups, as systemd and container
-    engines do; then the processes are gone, but the overlays are not.
+    engines do; then the processes are gone, but the overlays are not. What has a name like theirs, but
+    not their mark, is somebody's own.
     """
     for name in os.listdir(base):
         path = base / name
-        if not name.startswith(_PREFIX):
+        if _NAME.fullmatch(name) is None or not is_marked(path):
             continue
         try:
-            status = path.lstat()
-            # One that was made just now may not be locked yet. Foreign ones are not ours to judge.
-            if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _LEFTOVER_AGE:
+            if time.time() - path.lstat().st_mtime < _LEFTOVER_AGE:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -219,7 +222,10 @@ def remove_leftovers(base: Path) -> None:
             pass  # In use.
         else:
             _log.warning("removing %s, which a dead owner left", path)
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                remove_marked(path)
+            except OSError as exc:
+                _log.warning("it can't be: %s", exc)
         finally:
             os.close(fd)
 
