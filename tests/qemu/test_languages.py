@@ -1,4 +1,4 @@
-"""JavaScript and shell in a real guest that has no Python: what their workers meet there, and what two clones share."""
+"""JavaScript and shell in a real guest: what their workers meet there, and what two clones share."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SEARCHES = {
 }
 
 
-async def test_javascript_and_shell_in_an_image_without_python() -> None:
+async def test_javascript_and_shell_in_the_image_node() -> None:
     # What was drawn before is drawn ahead: Node keeps some of it, and OpenSSL has a generator for each thread.
     config = SandboxConfig(warmup=f"warm = Math.random(); {_RANDOM}")
     # Of a busy machine's guest an interrupt may take a while.
@@ -64,9 +64,16 @@ async def test_javascript_and_shell_in_an_image_without_python() -> None:
             await _check_javascript(sandbox)
             await _check_shell(sandbox)
             await _check_parents(sandbox)
-            with pytest.raises(RunRefusedError, match=r"Images that have it: python$") as caught:
+            # Neither they nor their parents need a Python of the image's.
+            await sandbox.run_process("rm /usr/bin/python3*", shell=True, user="root")
+            with pytest.raises(RunRefusedError, match=r"Images that have it: node, python$") as caught:
                 await sandbox.run("print(1)", language="python")
             assert caught.value.errno == errno.ENOENT
+            for language in ("javascript", "shell"):
+                assert not (
+                    await sandbox.run("process.exit()" if language == "javascript" else "exit", language=language)
+                ).state_kept
+                assert (await sandbox.run("", language=language)).exit_code == 0
             with pytest.raises(RunRefusedError, match="no language 'typescript'"):
                 await sandbox.run("1", language="typescript")
         async with host.open_sandbox("node", config) as sandbox:

@@ -16,16 +16,32 @@ IMAGE_NAME = "image.qcow2"
 #: How much of the work mmdebstrap is; the rest is qemu-img.
 _MMDEBSTRAP_PART = 0.95
 
-# The ordinary user whom code runs as; the package that has useradd is not needed for it.
+# The ordinary user whom code runs as. The package that has useradd, and would make the files of
+# passwords, is not needed for it; `shadow` has the number 42 in every Debian. Python reads the
+# directory of a user's packages only if it was there when the interpreter started.
 _ADD_USER = (
     'set -e; cd "$1"; echo "user:x:1000:1000::/home/user:/bin/bash" >> etc/passwd; '
-    'echo "user:x:1000:" >> etc/group; echo "user:*:20000:0:99999:7:::" >> etc/shadow; '
-    "mkdir -p proc sys dev run home; cp -a etc/skel home/user; chown -R 1000:1000 home/user"
+    'echo "user:x:1000:" >> etc/group; '
+    "sed -i 's/^\\([^:]*\\):[^:]*/\\1:x/' etc/passwd etc/group; "
+    "sed 's/:.*/:*:20000:0:99999:7:::/' etc/passwd > etc/shadow; sed 's/:.*/:*::/' etc/group > etc/gshadow; "
+    "chown 0:42 etc/shadow etc/gshadow; chmod 640 etc/shadow etc/gshadow; "
+    "mkdir -p proc sys dev run home; cp -a etc/skel home/user; "
+    "for python in usr/lib/python3.*; do "
+    '[ ! -d "$python" ] || mkdir -p "home/user/.local/lib/${python##*/}/site-packages"; done; '
+    "chown -R 1000:1000 home/user"
 )
+# Nobody in a machine has a password, so that no program needs the rights of its owner to ask for one.
+# And a machine that is thrown away has no packages that pip could damage.
+_LOOSEN = (
+    'set -e; cd "$1"; find . -xdev -type f -perm /6000 -exec chmod a-s {} +; rm -f usr/lib/python3*/EXTERNALLY-MANAGED'
+)
+# Files that mmdebstrap brought from the host, or put in place of others while it installs, go as well.
 _CLEAN = (
-    'set -e; cd "$1"; rm -rf var/cache/apt/* var/lib/apt/lists/* var/log/* var/cache/debconf/*-old tmp/* '
-    "usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/lintian etc/resolv.conf etc/machine-id; "
-    ": > etc/machine-id; echo sandbox > etc/hostname; "
+    'set -e; umask 022; cd "$1"; rm -rf var/cache/apt/* var/lib/apt/lists/* var/cache/debconf/*-old tmp/* '
+    "usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/lintian "
+    "etc/resolv.conf etc/machine-id etc/hostname etc/hosts usr/sbin/policy-rc.d; "
+    'for moved in usr/sbin/*.REAL; do [ ! -e "$moved" ] || mv -f "$moved" "${moved%.REAL}"; done; '
+    "find var/log -type f -delete; : > etc/machine-id; echo sandbox > etc/hostname; "
     'printf "127.0.0.1 localhost sandbox\\n::1 localhost\\n" > etc/hosts'
 )
 _LIST_PACKAGES = "dpkg-query --admindir=\"$1/var/lib/dpkg\" -W -f '${{Package}} ${{Version}}\\n' > {listing}"
@@ -62,7 +78,7 @@ class DebianImage:
         """Return the digest of the recipe. Newer versions of the packages do not change it."""
         # What it is used for does not change what is built.
         contents = attrs.asdict(self, filter=lambda field, _: field.name != "languages")
-        return digest_of(contents, _ADD_USER, _CLEAN, _MAKE_DISK, mke2fs_script("", ""))
+        return digest_of(contents, _ADD_USER, _LOOSEN, _CLEAN, _MAKE_DISK, mke2fs_script("", ""))
 
     async def build(self, context: BuildContext) -> Mapping[str, object]:
         """Make the disk."""
@@ -76,6 +92,7 @@ class DebianImage:
                     packages=self.packages,
                     hooks=(
                         _ADD_USER,
+                        _LOOSEN,
                         _LIST_PACKAGES.format(listing=lend_output(listing, inherited)),
                         _CLEAN,
                         _MAKE_DISK + mke2fs_script("$1/mnt", disk),

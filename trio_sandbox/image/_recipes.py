@@ -7,27 +7,35 @@ from types import MappingProxyType
 
 from ._debian_image import DebianImage
 
+# What programs, and programmers, expect of a machine, whatever the language.
+_COMMON = (
+    "bash",
+    "bzip2",
+    "ca-certificates",
+    "curl",
+    "file",
+    "gawk",
+    "git",
+    "jq",
+    "less",
+    "make",
+    "media-types",  # which extension a type of file has
+    "netbase",  # names of services and protocols
+    "patch",
+    "procps",
+    "python-is-python3",
+    "python3",
+    "tree",
+    "tzdata",
+    "unzip",
+    "xz-utils",
+    "zip",
+)
+
 _PYTHON = DebianImage(
     name="python",
     suite="trixie",
-    packages=(
-        "bash",
-        "ca-certificates",
-        "curl",
-        "file",
-        "git",
-        "jq",
-        "less",
-        "procps",
-        "python3",
-        "python3-numpy",
-        "python3-pip",
-        "python3-requests",
-        "python3-venv",
-        "unzip",
-        "xz-utils",
-        "zip",
-    ),
+    packages=(*_COMMON, "python3-numpy", "python3-pip", "python3-requests", "python3-venv"),
     languages=("python", "shell"),
 )
 
@@ -35,8 +43,8 @@ _PYTHON = DebianImage(
 _NODE = DebianImage(
     name="node",
     suite="trixie",
-    packages=("bash", "ca-certificates", "curl", "less", "nodejs", "procps"),
-    languages=("javascript", "shell"),
+    packages=(*_COMMON, "nodejs"),
+    languages=("javascript", "python", "shell"),
 )
 
 IMAGES: Mapping[str, DebianImage] = MappingProxyType({image.name: image for image in (_NODE, _PYTHON)})
