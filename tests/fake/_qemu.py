@@ -33,7 +33,8 @@ if "panic" in modes:
     console.sendall(b"[    1.0] Kernel panic - not syncing: of fear\r\n")
     sys.exit(0)
 if "no-qmp" not in modes:
-    greeting = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
+    major, minor = (10, 0) if "ten" in modes else (7, 2)
+    greeting = {"QMP": {"version": {"qemu": {"major": major, "minor": minor, "micro": 0}, "package": ""}, "capabilities": []}}
     qmp.sendall(json.dumps(greeting).encode() + b"\r\n")
 incoming = "-incoming defer" in argv
 if "no-hello" not in modes and not incoming:
@@ -61,7 +62,13 @@ def obey(command, arguments):
             number = int(arguments["filename"].rpartition("/")[2])
             os.pwrite(state["fdsets"][number][0], bytes(4096), 0)
         case "migrate" | "migrate-incoming":
-            fd = state.pop("file")
+            # Newer ones have deprecated the one kind of address, older ones do not know the other.
+            if "ten" in modes:
+                number = re.fullmatch(r"file:/dev/fdset/(\d+)", arguments["uri"])[1]
+                fd = os.dup(state["fdsets"][int(number)][0])
+            else:
+                assert arguments["uri"].startswith("fd:")
+                fd = state.pop("file")
             if command == "migrate":
                 # Like the real one, it says that it is done a moment before it is.
                 state["status"] = "finish-migrate"
@@ -160,6 +167,7 @@ while True:
                     qmp.sendall(json.dumps({"error": error, "id": command.get("id")}).encode() + b"\r\n")
                     continue
                 if f"dies-at-{command['execute']}" in modes:
+                    print("qemu: Assertion failed", flush=True)
                     sys.exit(5)
                 try:
                     answer = {"return": obey(command["execute"], command.get("arguments", {}))}

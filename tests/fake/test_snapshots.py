@@ -112,7 +112,26 @@ async def test_qemu_that_ends_in_the_middle(tmp_path: Path, command: str) -> Non
     async with open_machine(tmp_path, f"dies-at-{command}") as vm:
         with pytest.raises(SnapshotError, match=r"the virtual machine (was )?ended"):
             await take(vm, tmp_path)
-        assert str(await vm.wait_ended()).startswith("QEMU exited with status 5")
+        assert str(await vm.wait_ended()).startswith("QEMU exited with status 5: qemu: Assertion failed")
+
+
+@pytest.mark.parametrize("memory", ["its own", "out of reach"])
+@pytest.mark.parametrize("version", ["seven", "ten"])
+async def test_qemu_s_last_words_when_it_ends_over_a_state(tmp_path: Path, memory: str, version: str) -> None:
+    command = "migrate" if memory == "out of reach" else "xen-save-devices-state"
+    modes = ("hides-memory",) if memory == "out of reach" else ()
+    async with open_machine(tmp_path, version, f"dies-at-{command}", *modes, restored=True) as vm:
+        with pytest.raises(SnapshotError, match="QEMU exited with status 5: qemu: Assertion failed"):
+            await take(vm, tmp_path)
+
+
+@pytest.mark.parametrize("version", ["seven", "ten"])
+async def test_a_state_that_qemu_refuses_to_write_leaves_it_no_descriptor(tmp_path: Path, version: str) -> None:
+    async with open_machine(tmp_path, version, "hides-memory", "refuses-migrate", restored=True) as vm:
+        with pytest.raises(SnapshotError, match="could not be saved: no such command"):
+            await take(vm, tmp_path)
+        assert await vm.qmp.execute("query-fdsets") == []
+        await vm.guest.ping()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +178,7 @@ async def test_qemu_that_does_not_answer_any_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every_task", [False, True], ids=["its task", "every task"])
-@pytest.mark.parametrize("memory", ["shared", "private", "out of reach"])
+@pytest.mark.parametrize("memory", ["shared", "private", "out of reach", "out of reach of a newer QEMU"])
 async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str, *, every_task: bool
 ) -> None:
@@ -197,7 +216,7 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
     # Before every third snapshot layers are merged.
     monkeypatch.setattr(_vm, "MOST_LAYERS", 3)
     (tmp_path / "taken").mkdir()
-    modes = ("hides-memory",) if memory == "out of reach" else ()
+    modes = {"out of reach": ("hides-memory",), "out of reach of a newer QEMU": ("hides-memory", "ten")}.get(memory, ())
     async with open_machine(tmp_path, *modes, restored=memory != "shared") as vm:
         nodes = ["the first one"]
         fds = open_fds()
@@ -206,7 +225,7 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
         )
         assert steps > 3
         snapshot = taken[-1]
-        assert snapshot.saved.with_memory == (memory == "out of reach")
+        assert snapshot.saved.with_memory == ("hides-memory" in modes)
         assert snapshot.saved.devices.stat().st_size == 4096
 
 
@@ -217,7 +236,7 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
         ("gives-up", None),
         ("never-goes-on", "the guest's agent did not go on"),
         ("hangs-after-stop", "no answer within 0.2 s"),
-        ("dies-at-stop", "QEMU exited with status 5"),
+        ("dies-at-stop", "Assertion failed"),  # its last words
     ],
 )
 async def test_cancelled_anywhere_while_somebody_does_not_do_his_part(

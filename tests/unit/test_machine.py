@@ -31,7 +31,7 @@ GOLDEN = """\
 -display none
 -no-reboot
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--machine q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off
+-machine q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on
 -accel tcg,thread=multi,tb-size=64
 -cpu qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt
 -m 192M
@@ -103,6 +103,14 @@ def test_what_boots_no_kernel_reads_no_initial_ram_disk() -> None:
     argv = machine_argv(CONFIG, "tcg", attrs.evolve(FDS, initrd=None), incoming=True)
     assert "-kernel" in argv
     assert "-initrd" not in argv
+
+
+def test_memory_that_is_never_written_to_is_opened_for_reading_only() -> None:
+    private = attrs.evolve(CONFIG, memory_file=Path("/store/memory"))
+    for machine, read_only in ((private, True), (attrs.evolve(private, memory_shared=True), False), (CONFIG, False)):
+        for asked in (True, False):
+            argv = machine_argv(machine, "tcg", FDS, memory_read_only=asked)
+            assert ('"share":false,"readonly":true,"rom":"off"' in " ".join(argv)) == (asked and read_only)
 
 
 def test_no_path_of_the_hosts_is_named() -> None:

@@ -396,6 +396,7 @@ class Launcher:
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
+            os.chmod(staged.memory, self._machines.accelerator.qemu.frozen_memory_mode)
             await trio.to_thread.run_sync(sync_files, staged.files)
         try:
             await trio.to_thread.run_sync(partial(templates.evict, keep=key))

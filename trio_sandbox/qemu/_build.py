@@ -34,6 +34,16 @@ class QemuBuild:
         """``-accel kvm,device=/dev/fdset/N``: since 9.0."""
         return self.version >= (9, 0)
 
+    @property
+    def opens_memory_read_only(self) -> bool:
+        """A machine with a private copy of its RAM's file opens that for reading only, if told so: since 8.2."""
+        return self.version >= (8, 2)
+
+    @property
+    def frozen_memory_mode(self) -> int:
+        """The mode of a RAM's file that nobody writes to any more: QEMU, which runs as another user, opens it anew."""
+        return 0o444 if self.opens_memory_read_only else 0o666
+
 
 def parse_version(text: str) -> tuple[int, ...]:
     """Read what ``--version`` printed.

@@ -64,7 +64,7 @@ class MachineConfig:
     memory_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """A file of `memory_mib` MiB that is the RAM; None: memory of the machine's own.
 
-    The user that QEMU runs as must be allowed to write to it, whether `memory_shared` or not.
+    The user that QEMU runs as must be allowed to write to it, before QEMU 8.2 whether `memory_shared` or not.
     """
     memory_shared: bool = attrs.field(default=False, validator=v.instance_of(bool))
     """What the guest writes goes to `memory_file`; otherwise to private copies of its pages."""
@@ -119,8 +119,9 @@ def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> lis
     # QEMU needs none of these calls after its start; a guest that took it over might.
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     # q35 and not microvm, whose guests under TCG can't calibrate their clock on a loaded host.
-    # A core dump would carry the guest's memory out of the sandbox.
-    argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off"]
+    # A core dump would carry the guest's memory out of the sandbox. A description of a saved state is for debuggers, and
+    # QEMU from 8.2 on aborts when it writes one without the configuration that `machine_argv` leaves out.
+    argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on"]
     match accelerator:
         case "kvm" if kvm_fd is not None:
             argv += [*_fdset(kvm_fd), "-accel", f"kvm,device={_fdset_path(kvm_fd)}", "-cpu", "host"]
@@ -144,15 +145,26 @@ _TB_MIB: Final = 64
 
 
 def machine_argv(
-    config: MachineConfig, accelerator: AcceleratorName, fds: MachineFds, *, incoming: bool = False
+    config: MachineConfig,
+    accelerator: AcceleratorName,
+    fds: MachineFds,
+    *,
+    incoming: bool = False,
+    memory_read_only: bool = False,
 ) -> list[str]:
     """Return the arguments with which QEMU runs the machine *config*.
 
-    With *incoming* it does not boot, but waits to be told where to load its state from.
+    Args:
+      config: The machine.
+      accelerator: What runs its instructions.
+      fds: What QEMU inherits.
+      incoming: It does not boot, but waits to be told where to load its state from.
+      memory_read_only: Whether QEMU opens a RAM's file for reading only where it has a private copy of it; see
+        `QemuBuild.opens_memory_read_only`.
     """
     argv = base_argv(accelerator, kvm_fd=fds.kvm)
     argv += ["-m", f"{config.memory_mib}M", "-smp", str(config.vcpus)]
-    argv += _memory_backend(config, fds.memory)
+    argv += _memory_backend(config, fds.memory, read_only=memory_read_only)
     # Only then `xen-save-devices-state` writes what `migrate-incoming` reads.
     argv += ["-global", "migration.send-configuration=off"]
     if incoming:
@@ -188,15 +200,18 @@ def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tup
     return tuple(machine_argv(alike, accelerator, fds))
 
 
-def _memory_backend(config: MachineConfig, fd: int) -> list[str]:
+def _memory_backend(config: MachineConfig, fd: int, *, read_only: bool) -> list[str]:
+    shared = config.memory_shared or config.memory_file is None
     backend: dict[str, object] = {
         "qom-type": "memory-backend-file",
         "id": "ram",
         "size": config.memory_mib * 2**20,
-        # Opened with plain open(2), and for writing even where only private copies are written to.
+        # Opened with plain open(2), and, unless told otherwise, for writing even where only private copies are written to.
         "mem-path": f"/proc/self/fd/{fd}",
-        "share": config.memory_shared or config.memory_file is None,
+        "share": shared,
     }
+    if read_only and not shared:
+        backend |= {"readonly": True, "rom": "off"}
     return ["-object", json.dumps(backend, separators=(",", ":")), "-machine", "memory-backend=ram"]
 
 

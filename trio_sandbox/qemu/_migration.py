@@ -1,13 +1,15 @@
 """A machine's state to a file and back: QEMU's migration, as a rule with the RAM left where it is.
 
 The RAM of such a machine is a file (`MachineConfig.memory_file`), so that only the devices' state is
-written: some 350 KB. The file that takes it is handed over as a descriptor: QEMU opens nothing.
+written: some 350 KB. The file that takes it is handed over as a descriptor: QEMU opens nothing. How it is named
+depends on QEMU's version: 9.1 deprecated ``fd:`` for files, and 8.2 was the first to have ``file:``.
 
 Source: QEMU's ``docs/devel/migration`` and ``qapi/migration.json``.
 """
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 from typing import Final
 
@@ -16,8 +18,9 @@ import trio
 from .._errors import QMPClosedError, QMPCommandError, QMPError
 from ._qmp import QMPChannel
 
-#: The descriptor's name inside QEMU.
+#: The descriptor's name inside QEMU, and the first version that wants a descriptor set instead.
 _FD_NAME: Final = "state"
+_SETS_SINCE: Final = (9, 1)
 #: Seconds between two looks whether a migration is over for good.
 _LOOK: Final = 0.005
 #: Bytes a second: none of ours goes over a network that others want to use.
@@ -85,12 +88,8 @@ async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool)
     wanted = {"x-ignore-shared": not with_memory, "events": True}
     capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
     await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
-    await qmp.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
     with qmp.subscribe("MIGRATION") as events:
-        try:
-            await qmp.execute(command, {"uri": f"fd:{_FD_NAME}"})
-        except QMPCommandError as exc:
-            raise MigrationError(exc.desc) from exc
+        await _start(qmp, fd, command)
         async for event in events:
             match event.data.get("status"):
                 case "completed":
@@ -100,6 +99,25 @@ async def _migrate(qmp: QMPChannel, fd: int, command: str, *, with_memory: bool)
                 case _:
                     pass
     raise QMPClosedError(f"the connection to QEMU was lost during {command}")
+
+
+async def _start(qmp: QMPChannel, fd: int, command: str) -> None:
+    """Have QEMU begin with *command*, for which it gets a copy of *fd*."""
+    by_set, number = qmp.greeting.version >= _SETS_SINCE, 1 << 30 | secrets.randbits(30)
+    if by_set:
+        await qmp.execute("add-fd", {"fdset-id": number}, fds=[fd])
+    else:
+        await qmp.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
+    refusal = None
+    try:
+        await qmp.execute(command, {"uri": f"file:/dev/fdset/{number}" if by_set else f"fd:{_FD_NAME}"})
+    except QMPCommandError as exc:
+        refusal = exc
+    if by_set:
+        # It has opened the file by now, or never will.
+        await qmp.execute("remove-fd", {"fdset-id": number})
+    if refusal is not None:
+        raise MigrationError(refusal.desc) from refusal
 
 
 async def _wait_finalized(qmp: QMPChannel) -> None:

@@ -101,14 +101,10 @@ def link_file(source: Path, target: Path) -> None:
 def copy_memory(source: Path, target: Path) -> None:
     """Copy a RAM's file, for a machine that is to have one of its own. Run it in a thread of Trio's; errors as `copy_data`."""
     with open(source, "rb") as old, open(target, "xb") as new:
-        _size_memory(new.fileno(), os.fstat(old.fileno()).st_size)
+        os.ftruncate(new.fileno(), os.fstat(old.fileno()).st_size)
+        # QEMU, which runs as another user, opens it anew. Nobody else gets at it, by its directory.
+        os.fchmod(new.fileno(), 0o666)
         copy_data(old.fileno(), new.fileno())
-
-
-def _size_memory(fd: int, size: int) -> None:
-    os.ftruncate(fd, size)
-    # QEMU, which runs as another user, opens it anew. Nobody else gets at it, by its directory.
-    os.fchmod(fd, 0o666)
 
 
 @asynccontextmanager
@@ -187,6 +183,7 @@ class Taking:
       overlay: What it is to write to from now on: a new and empty qcow2 file of the size of its disk.
       directory: An empty directory for the snapshot's files.
       marker: What the agent is told to wait for.
+      memory_mode: Of the RAM's file: `QemuBuild.frozen_memory_mode`.
       patience: Seconds for QEMU to answer one command.
 
     """
@@ -200,6 +197,7 @@ class Taking:
         overlay: Path,
         directory: Path,
         marker: bytes,
+        memory_mode: int,
         patience: float,
     ) -> None:
         self.config: MachineConfig = config
@@ -212,6 +210,7 @@ class Taking:
         self._overlay = overlay
         self._directory = directory
         self._marker = marker
+        self._memory_mode = memory_mode
         self._patience = patience
         self._stack = ExitStack()
         self._layers: tuple[Path, ...] = ()
@@ -266,7 +265,8 @@ class Taking:
 
     def _make_memory(self) -> int:
         fd = self._open(self._directory / _MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        _size_memory(fd, self.config.memory_mib * 2**20)
+        os.ftruncate(fd, self.config.memory_mib * 2**20)
+        os.fchmod(fd, self._memory_mode)
         return fd
 
     async def take(self) -> Snapshot:

@@ -166,7 +166,12 @@ class Vm:
             with trio.fail_after(self._timeouts.qmp_command):
                 await save_state(self.qmp, fd)
         except (MigrationError, QMPError, trio.TooSlowError) as exc:
-            why = "it took too long" if isinstance(exc, trio.TooSlowError) else f"{exc}{note_full_disk(devices.parent)}"
+            if isinstance(exc, trio.TooSlowError):
+                why = f"it took more than {self._timeouts.qmp_command:g} s"
+            elif isinstance(exc, QMPClosedError):
+                why = await self._why_lost(exc)  # noqa: ASYNC120 - bounded; it is for the failure to tell why
+            else:
+                why = f"{exc}{note_full_disk(devices.parent)}"
             raise VmError(f"the machine's state could not be saved: {why}", console=self._console.excerpt()) from exc
         finally:
             os.close(fd)
@@ -201,6 +206,7 @@ class Vm:
                 overlay=overlay,
                 directory=directory,
                 marker=marker,
+                memory_mode=self._accelerator.qemu.frozen_memory_mode,
                 patience=self._timeouts.qmp_command,
             )
             try:
@@ -216,11 +222,15 @@ class Vm:
             except (OSError, StreamLimitError) as exc:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}") from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                await self._is_gone()  # noqa: ASYNC120 - bounded; it is for the failure to tell why
-                raise SnapshotError("the virtual machine ended before its state was saved") from (self._failure or exc)
+                why = await self._why_lost(exc)  # noqa: ASYNC120 - bounded; it is for the failure to tell why
+                raise SnapshotError(f"the virtual machine ended before its state was saved: {why}") from (
+                    self._failure or exc
+                )
             except (MonitorLostError, trio.TooSlowError) as exc:
                 # Where QEMU does not let the machine go on its agent can't, and says nothing either.
-                why = taking.lost or "the guest's agent did not go on"
+                why = str(taking.lost or "the guest's agent did not go on")
+                if taking.lost is not None and isinstance(taking.lost.__cause__, QMPClosedError):
+                    why = await self._why_lost(taking.lost)  # noqa: ASYNC120 - bounded; it is for the failure to tell why
                 self.retire(f"after a snapshot was begun: {why}")
                 raise SnapshotError(f"the virtual machine was ended, as it did not go on: {why}") from exc
             finally:
@@ -328,6 +338,10 @@ class Vm:
             await self._exited.wait()
         return self._exited.is_set()
 
+    async def _why_lost(self, exc: Exception) -> str:
+        """Return what to say of a monitor that was lost: QEMU's last words, if it has ended."""
+        return str(self._failure).splitlines()[0] if await self._is_gone() else str(exc)
+
     # --- For `VmManager.open_vm` ---
 
     async def boot(
@@ -367,10 +381,8 @@ class Vm:
     async def _raise_boot_error(self, exc: Exception) -> NoReturn:
         if isinstance(exc, trio.TooSlowError):
             why = f"the guest's agent did not answer within {self._timeouts.boot:g} s"
-        elif await self._is_gone():
-            why = str(self._failure).splitlines()[0]
         else:
-            why = str(exc)
+            why = await self._why_lost(exc)
         raise VmBootError(f"the virtual machine did not boot: {why}", console=self._console.excerpt()) from exc
 
     def close(self) -> None:

@@ -113,7 +113,13 @@ class VmManager:
             argv = [
                 *confinement.argv(uid, groups=() if access is None else access.groups),
                 accelerator.qemu.path,
-                *machine_argv(config, accelerator.name, fds, incoming=saved is not None),
+                *machine_argv(
+                    config,
+                    accelerator.name,
+                    fds,
+                    incoming=saved is not None,
+                    memory_read_only=accelerator.qemu.opens_memory_read_only,
+                ),
             ]
             environment = {**minimal_environment(), **self._runtime.environment}
             memory = os.dup(fds.memory)
