@@ -24,7 +24,7 @@ import trio_websocket
 from tests._httpcore import SandboxBackend
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, SandboxClosedError
-from trio_sandbox.guest.agent import tunnels
+from trio_sandbox.guest.agent import carried, tunnels
 from trio_sandbox.sandbox import _tunnels
 from trio_sandbox.wire import RecordStream
 
@@ -244,7 +244,7 @@ async def test_a_closed_stream_does_not_wait_for_ever_for_a_server_to_read(
         return sock
 
     monkeypatch.setattr(tunnels, "_connect", connect)
-    monkeypatch.setattr(tunnels, "_LINGER", 0.05)
+    monkeypatch.setattr(carried, "_LINGER", 0.05)
     server.listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     ours, theirs = await server.connect(sandbox)
     async with theirs:

@@ -12,22 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
-import os
 import socket
 import struct
 from functools import partial
-from typing import final
 
 import trio
 from trio.socket import SocketType
 
 from ...wire import ChannelStream
+from .carried import Carried
 
-#: Bytes that are taken at once.
-_CHUNK = 1 << 17
-#: Seconds that a server may take to read what was sent before the host closed the stream. TCP itself waits longer.
-_LINGER = 30.0
 #: Seconds between two looks for somebody who listens, the first and the longest: there is nothing that would tell us.
 _LOOKS = 0.005, 0.05
 _HIGHEST_PORT = 65535
@@ -43,9 +37,6 @@ _LOCAL_ADDRESSES = (
     "0000000000000000FFFF00000100007F",  # ::ffff:127.0.0.1
 )
 
-#: Of a stream of the channel: the host reset it, the channel failed, or the other direction gave it up.
-_STREAM_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
-
 
 async def serve(stream: ChannelStream, header: dict[str, object]) -> None:
     """Serve one stream of the service."""
@@ -59,7 +50,7 @@ async def serve(stream: ChannelStream, header: dict[str, object]) -> None:
             await stream.send_all(_answer(0), end=True)
             nursery.cancel_scope.cancel(reason="somebody listens")
     else:
-        await _Tunnel(stream).run(port)
+        await Carried(stream).run(partial(_open, stream, port), _answer(0))
 
 
 async def _cancel_when_given_up(stream: ChannelStream, scope: trio.CancelScope) -> None:
@@ -71,96 +62,12 @@ def _answer(error: int) -> bytes:
     return struct.pack(">H", error)
 
 
-@final
-class _Tunnel:
-    """One connection. Whatever one side does to its end happens to the other side's."""
-
-    def __init__(self, stream: ChannelStream) -> None:
-        self._stream = stream
-        self._scope = trio.CancelScope()
-        self._delivered = False
-        """The server has all that the host sent, and the end."""
-        self._received = False
-        """The host has all that the server sent, and the end, or wants no more."""
-        self._unwanted = False
-        """The host closed the stream."""
-        self._broken: OSError | None = None
-        """Why the server will not get the rest of what the host sends."""
-
-    async def run(self, port: int) -> None:
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
-                try:
-                    sock = await _connect(port)
-                except OSError as exc:
-                    await self._stream.send_all(_answer(exc.errno or errno.EIO), end=True)
-                else:
-                    with sock:
-                        await self._carry(sock)
-                nursery.cancel_scope.cancel(reason="the connection is over")
-
-    async def _watch(self) -> None:
-        await self._stream.wait_given_up()
-        self._unwanted = True
-        # Closing does not take back what was sent; but a server that does not read must not keep us for ever.
-        self._scope.deadline = -math.inf if self._delivered else trio.current_time() + _LINGER
-
-    async def _carry(self, sock: SocketType) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._deliver, sock)
-                with contextlib.suppress(*_STREAM_GONE):  # a host that wants no more may still have sent something
-                    await self._stream.send_all(_answer(0))
-                    await self._receive(sock)
-                self._received = True
-                if self._broken is not None:
-                    self._give_up(self._broken)
-        finally:
-            if not self._delivered:
-                # The server must not take a part for the whole: let it see a reset, not an end.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    async def _deliver(self, sock: SocketType) -> None:
-        """Pass on what the host sends."""
-        try:
-            while data := await self._stream.relay(partial(_send, sock.fileno())):
-                await _send_all(sock, data)
-            sock.shutdown(socket.SHUT_WR)
-        except _STREAM_GONE:
-            self._scope.cancel(reason="the host gave the stream up")
-            return
-        except OSError as exc:
-            # The server is gone, but what it said before can still be read. Meanwhile the host must not hang on us.
-            self._broken = exc
-            if self._received:
-                self._give_up(exc)
-            else:
-                await self._discard()
-            return
-        self._delivered = True
-        if self._unwanted:
-            self._scope.cancel(reason="the host closed the stream")
-
-    async def _receive(self, sock: SocketType) -> None:
-        """Pass on what the server sends."""
-        try:
-            while data := await sock.recv(_CHUNK):
-                await self._stream.send_all(data)
-        except OSError as exc:
-            self._give_up(exc)
-            return
-        await self._stream.send_eof()
-
-    async def _discard(self) -> None:
-        with contextlib.suppress(*_STREAM_GONE):
-            while await self._stream.receive_some(_CHUNK):
-                pass
-
-    def _give_up(self, error: OSError) -> None:
-        # In this order: the other direction is not to find its stream closed under it.
-        self._scope.cancel(reason="the connection broke")
-        self._stream.reset(f"the connection broke: {error.strerror}")
+async def _open(stream: ChannelStream, port: int) -> SocketType | None:
+    try:
+        return await _connect(port)
+    except OSError as exc:
+        await stream.send_all(_answer(exc.errno or errno.EIO), end=True)
+        return None
 
 
 async def _connect(port: int) -> SocketType:
@@ -183,19 +90,6 @@ async def _connect(port: int) -> SocketType:
         else:
             return sock
     raise failures[0]
-
-
-def _send(descriptor: int, data: memoryview) -> int:
-    try:
-        return os.write(descriptor, data)
-    except BlockingIOError:
-        return 0
-
-
-async def _send_all(sock: SocketType, data: bytes) -> None:
-    sent = await sock.send(data)
-    while sent < len(data):
-        sent += await sock.send(memoryview(data)[sent:])
 
 
 async def _wait_listening(port: int) -> None:
