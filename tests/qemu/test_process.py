@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import signal
 import sys
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
-from trio_sandbox import MissingProgramError
+from trio_sandbox import MissingProgramError, SandboxError
 from trio_sandbox.qemu import InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 
 _ENVIRONMENT = minimal_environment()
@@ -160,3 +163,60 @@ async def test_cancelled_at_every_step() -> None:
 )
 def test_describe_exit(returncode: int, words: str) -> None:
     assert describe_exit(returncode) == words
+
+
+@contextlib.contextmanager
+def sigchld(handler: Callable[[int, object], object] | signal.Handlers) -> Generator[None]:
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def reap_every_child(number: int, frame: object) -> None:
+    """Do what a program does that takes every child for its own."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, reap_every_child], ids=["ignored", "reaped by others"])
+@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -KILL $$", -9), ("true", 0), ("sleep 0.1", 0)])
+async def test_the_status_is_known_where_somebody_else_reaps(
+    handler: Callable[[int, object], object] | signal.Handlers, script: str, status: int
+) -> None:
+    with sigchld(handler), nothing_left():
+        process = await run_owned(["sh", "-c", f"echo out; {script}"], environment=_ENVIRONMENT)
+    assert (process.returncode, process.output()) == (status, "out\n")
+
+
+async def test_a_status_that_nobody_knows_is_not_taken_for_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.ENOTTY, "an older kernel")
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    with sigchld(signal.SIG_IGN), nothing_left(), pytest.raises(SandboxError, match=r"signal\.SIG_DFL"):
+        await run_owned(["true"], environment=_ENVIRONMENT)
+    with sigchld(signal.SIG_IGN), nothing_left():
+        async with trio.open_nursery() as nursery:
+            await _start(nursery, "sleep 1000")
+            nursery.cancel_scope.cancel()
+
+
+async def test_programs_do_not_inherit_that_sigchld_is_ignored() -> None:
+    with sigchld(signal.SIG_IGN):
+        process = await run_owned(
+            ["sh", "-c", "grep SigIgn /proc/self/status; readlink /proc/self/fd/0"], environment=_ENVIRONMENT
+        )
+    _, ignored, stdin = process.output().split()
+    assert not int(ignored, 16) & 1 << signal.SIGCHLD - 1
+    assert stdin == "/dev/null"
+
+
+async def test_cancelled_where_sigchld_is_ignored() -> None:
+    async def start() -> None:
+        await run_owned(["sh", "-c", "sleep 0.1 & true"], environment=_ENVIRONMENT)
+
+    with sigchld(signal.SIG_IGN), nothing_left():
+        assert await cancel_at_every_step(start, every_task=True) > 4

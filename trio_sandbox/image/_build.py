@@ -103,7 +103,7 @@ def _finish(output: Path, request: BuildRequest, details: Mapping[str, object]) 
         (output / name).chmod(0o644)
     files = describe_files(output, recipe.files)
     manifest = Manifest(name=recipe.name, digest=request.digest, created=time.time(), files=files, details=details)
-    (output / MANIFEST_NAME).write_text(manifest.to_json())
+    (output / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     record_verdict(output, manifest)
     for path in output.iterdir():
         _sync(path)

@@ -109,5 +109,5 @@ class DebianImage:
             ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(output)],
             environment=context.environment,
         )
-        packages = dict(line.split(maxsplit=1) for line in listing.read_text().splitlines())
+        packages = dict(line.split(maxsplit=1) for line in listing.read_text("utf-8").splitlines())
         return {"suite": self.suite, "virtual_size": self.virtual_size, "packages": packages}

@@ -95,7 +95,7 @@ def read_manifest(directory: Path) -> Manifest:
       ImageCorruptError: if there is none, or it can't be read.
     """
     try:
-        return Manifest.from_json((directory / MANIFEST_NAME).read_text())
+        return Manifest.from_json((directory / MANIFEST_NAME).read_text("utf-8"))
     except (OSError, ValueError) as exc:
         name = directory.name.rpartition("-")[0]
         raise _corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc
@@ -120,7 +120,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     state = _state(directory, manifest)
     verdict = directory / _VERDICT_NAME
     try:
-        if json.loads(verdict.read_text()) == state:
+        if json.loads(verdict.read_text("utf-8")) == state:
             return
     except (OSError, ValueError):
         pass
@@ -136,7 +136,7 @@ def record_verdict(directory: Path, manifest: Manifest, state: object = None) ->
     verdict = directory / _VERDICT_NAME
     temporary = verdict.with_name(f"{_VERDICT_NAME}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(_state(directory, manifest) if state is None else state))
+        temporary.write_text(json.dumps(_state(directory, manifest) if state is None else state), "utf-8")
         temporary.replace(verdict)
     except OSError:
         # A store that may only be read: the next process reads the files again.

@@ -191,14 +191,14 @@ def _make_scratch(staging: Path) -> Path:
     """Return a directory which mmdebstrap may make its tree in; `remove_staging` removes it."""
     note = staging / _NOTE_NAME
     if note.exists():
-        return Path(note.read_text())
+        return Path(note.read_text("utf-8"))
     if os.geteuid() == 0:
         scratch = staging / "scratch"
     else:
         # A root who is nobody outside must get to it, which in a home directory he often does not.
         scratch = Path(os.environ.get("TMPDIR", "/var/tmp")) / f"{_SCRATCH_PREFIX}{os.urandom(8).hex()}"
     # First the note: what is noted is found again, whatever kills us.
-    note.write_text(os.fspath(scratch))
+    note.write_text(os.fspath(scratch), "utf-8")
     scratch.mkdir(mode=0o700)
     mark(scratch)
     scratch.chmod(0o755)
@@ -212,7 +212,7 @@ async def remove_staging(staging: Path, environment: Mapping[str, str]) -> None:
       OSError: if it can't be removed.
     """
     try:
-        scratch = Path((staging / _NOTE_NAME).read_text())
+        scratch = Path((staging / _NOTE_NAME).read_text("utf-8"))
     except FileNotFoundError:
         scratch = staging
     # Nobody but the cache's owner writes these notes; a damaged one must do no harm all the same.

@@ -75,7 +75,7 @@ def _meminfo(root: Path) -> tuple[int, int]:
 
 def _chain(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
     """Give the directories of our control group and of all above it that we see, each with its hierarchy's version."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    for line in (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines():
         _, names, path = line.split(":", 2)
         # Version 2 is the line without names; a machine may have both, each with controllers of its own.
         version = 2 if names == "" else 1
@@ -99,7 +99,7 @@ def _chain(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
 
 def _mount(root: Path, version: int, controller: str) -> tuple[Path, str] | None:
     """Return where a hierarchy is mounted, and which of its directories that shows; proc_pid_mountinfo(5)."""
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
+    for line in (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         shown, point = before.split()[3:5]
         kind, _, options = after.split(maxsplit=2)

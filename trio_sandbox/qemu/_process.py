@@ -14,9 +14,10 @@ from typing import Final, final
 
 import trio
 
-from .._errors import MissingProgramError
+from .._errors import MissingProgramError, SandboxError
 from .._nurseries import hide_nursery
 from .._programs import REQUIREMENTS, find_program
+from ._reaping import Gate, is_ended, reap
 
 _log = logging.getLogger("trio_sandbox.process")
 
@@ -189,7 +190,7 @@ class OwnedProcess:
                 # Every member has become another user's, which none of our programs does.
                 _log.error("may not send signal %d to %r", number, self)
 
-    async def supervise(self, grace: float, on_output: Callable[[bytes], object] | None) -> None:
+    async def supervise(self, grace: float, on_output: Callable[[bytes], object] | None, gate: Gate) -> None:
         """Drain and reap; when cancelled, end it first. For `run_owned` only."""
         try:
             pidfd = os.pidfd_open(self.pid)
@@ -199,6 +200,7 @@ class OwnedProcess:
                 self._returncode = await self._process.wait()
             self._settle(None)
             raise
+        gate.open()
         try:
             with hide_nursery("run_owned()"):
                 async with trio.open_nursery() as nursery:
@@ -216,14 +218,23 @@ class OwnedProcess:
 
     async def _end(self, pidfd: int, grace: float) -> None:
         """Leave nothing of the process group: ask, then kill, then reap, all of it bounded."""
-        if not _is_ended(pidfd) and grace > 0:
+        ended_by_itself = is_ended(pidfd)
+        if not ended_by_itself and grace > 0:
             self.send_signal(signal.SIGTERM)
             with trio.move_on_after(grace):
                 await trio.lowlevel.wait_readable(pidfd)
         # The leader is not reaped yet, so the group is still ours, and so are the members
         # that it left behind.
         self.kill()
-        self._returncode = await self._process.wait()
+        await trio.lowlevel.wait_readable(pidfd)
+        status = reap(pidfd)
+        self._returncode = -signal.SIGKILL if status is None else status
+        await self._process.wait()  # it closes what Trio has open for it
+        if status is None and ended_by_itself:
+            raise SandboxError(
+                f"how {self._name} ended can't be known: this program ignores SIGCHLD, or reaps children that are not its "
+                "own. Call signal.signal(signal.SIGCHLD, signal.SIG_DFL) before you open a host"
+            )
 
     def _settle(self, on_output: Callable[[bytes], object] | None) -> None:
         if self._returncode is None:
@@ -254,10 +265,6 @@ class OwnedProcess:
         self._tail.append(data)
         if on_output is not None:
             on_output(data)
-
-
-def _is_ended(pidfd: int) -> bool:
-    return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def describe_exit(returncode: int) -> str:
@@ -310,28 +317,30 @@ async def run_owned(
     Raises:
       MissingProgramError: if the program is not installed.
       OSError: if it can't be started for another reason.
+      SandboxError: if it ended by itself and nobody can know how, since this process ignores SIGCHLD (Linux before 6.15).
     """
     inherited = InheritedFds() if inherited is None else inherited
     program = os.fspath(argv[0])
     name = os.path.basename(program) if name is None else name
-    with inherited:
-        try:
-            process = await trio.lowlevel.open_process(
-                [require_program(program), *(os.fspath(argument) for argument in argv[1:])],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=inherited.numbers,
-                env={**environment},
-                cwd=cwd,
-                process_group=0,
-            )
-        except OSError as exc:
-            if exc.errno == errno.E2BIG:
-                raise ValueError(f"the arguments and environment for {name} are too long for the kernel") from exc
-            raise
-    # Nothing may come between the spawning and the supervision: no await, no `KeyboardInterrupt`.
-    owned = OwnedProcess(name, process, tail_bytes)
-    task_status.started(owned)
-    await owned.supervise(grace, on_output)
-    return owned
+    with Gate() as gate:
+        with inherited:
+            try:
+                process = await trio.lowlevel.open_process(
+                    gate.command([require_program(program), *(os.fspath(argument) for argument in argv[1:])]),
+                    stdin=gate.stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=inherited.numbers,
+                    env={**environment},
+                    cwd=cwd,
+                    process_group=0,
+                )
+            except OSError as exc:
+                if exc.errno == errno.E2BIG:
+                    raise ValueError(f"the arguments and environment for {name} are too long for the kernel") from exc
+                raise
+        # Nothing may come between the spawning and the supervision: no await, no `KeyboardInterrupt`.
+        owned = OwnedProcess(name, process, tail_bytes)
+        task_status.started(owned)
+        await owned.supervise(grace, on_output, gate)
+        return owned

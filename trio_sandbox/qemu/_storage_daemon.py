@@ -394,8 +394,10 @@ def _listening(path: Path, inherited: InheritedFds) -> Generator[int]:
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
     """Make *path* absolute without resolving symlinks, and check that QMP can express it."""
-    # Not `os.path.abspath`, which takes "link/.." for nothing.
-    text = os.path.join(os.getcwd(), os.fsdecode(path))
+    # Not `os.path.abspath`, which takes "link/.." for nothing. The working directory may be gone by now.
+    text = os.fsdecode(path)
+    if not os.path.isabs(text):
+        text = os.path.join(os.getcwd(), text)
     if "\0" in text:
         raise ValueError(f"a path can't have a zero byte: {text!r}")
     try:
