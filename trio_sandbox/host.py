@@ -299,6 +299,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       MissingProgramError: if QEMU is not installed; the message names the package.
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
+      SandboxError: if there is no place for the runtime directory or the cache; the message says what to set.
       OSError: if the runtime or the cache directory can't be written.
 
     """

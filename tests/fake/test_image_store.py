@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -21,6 +22,7 @@ from trio_sandbox import (
     ImageMissingError,
     MissingProgramError,
     Progress,
+    SandboxError,
     UnknownImageError,
 )
 from trio_sandbox.image import BuildContext, ImageStore, default_cache_directory
@@ -469,3 +471,22 @@ def test_the_default_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         monkeypatch.setenv("HOME", "/home/somebody")
         assert default_cache_directory() == Path("/home/somebody/.cache/trio-sandbox")
+
+
+@pytest.mark.parametrize("home", [None, "", "relative"])
+def test_without_a_home_the_password_database_says_where_it_is(
+    home: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    assert default_cache_directory() == Path(pwd.getpwuid(os.getuid()).pw_dir, ".cache/trio-sandbox")
+
+
+def test_a_user_whom_nobody_knows_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(SandboxError, match=r"no user 54321.*--cache-dir"):
+        default_cache_directory()

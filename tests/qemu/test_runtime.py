@@ -18,7 +18,9 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
-from trio_sandbox.qemu import _reaper_main, make_marked, open_runtime, remove_marked
+from trio_sandbox.qemu import _reaper_main, make_marked, open_runtime, remove_marked, run_owned
+from trio_sandbox.qemu._runtime import _choose_directory
+from trio_sandbox.qemu._storage_daemon import absolute_path
 
 
 def children_with(marker: str) -> list[int]:
@@ -109,6 +111,42 @@ async def test_base_with_a_path_too_long_for_sockets(base: Path) -> None:
     with pytest.raises(ValueError, match="at most 66 bytes"):
         async with open_runtime(base / ("long" * 20)):
             pytest.fail("was opened")
+
+
+def directory_of(base: Path | None) -> Path:
+    return _choose_directory(base).parent
+
+
+@pytest.mark.parametrize("tmpdir", ["", "relative", "/no/such/directory", "/etc/passwd", "{base}/" + "long" * 20])
+def test_a_tmpdir_that_will_not_do_is_passed_over(tmpdir: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmpdir = tmpdir.format(base=base)
+    if tmpdir.startswith(str(base)):
+        Path(tmpdir).mkdir()
+    monkeypatch.setenv("TMPDIR", tmpdir)
+    assert directory_of(None) == Path("/var/tmp")
+
+
+def test_a_tmpdir_that_will_do_is_taken(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(base))
+    assert directory_of(None) == base
+
+
+async def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    with pytest.raises(SandboxError, match="Set TMPDIR to one"):
+        async with open_runtime():
+            pytest.fail("was opened")
+
+
+async def test_the_working_directory_may_be_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = base / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    async with open_runtime(base) as runtime:
+        assert absolute_path(runtime.directory) == str(runtime.directory)
+        process = await run_owned(["pwd"], environment=runtime.environment)
+    assert (process.returncode, process.output()) == (0, "/\n")
 
 
 async def test_what_dead_owners_left_is_removed(base: Path) -> None:

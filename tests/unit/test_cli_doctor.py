@@ -34,6 +34,20 @@ def test_what_root_does_not_need_is_not_missing_for_root() -> None:
     assert [finding.verdict for finding in _doctor.programs([requirement], root=False)] == ["missing"]
 
 
+def test_a_user_without_a_name_has_a_number() -> None:
+    assert _doctor.user_name(0) == "root"
+    assert _doctor.user_name(54321) == "54321"
+
+
+async def test_no_cache_directory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    *_, finding = await _doctor.examine(None)
+    assert (finding.subject, finding.verdict) == ("cache directory", "missing")
+    assert "54321" in finding.detail
+
+
 def test_user_namespaces() -> None:
     assert _doctor.user_namespaces(lambda: "").verdict == "ok"
     refused = _doctor.user_namespaces(lambda: "unshare failed: Operation not permitted")

@@ -48,16 +48,20 @@ class Finding:
 
 def doctor(options: argparse.Namespace) -> int:
     """Examine this machine and show the findings; 0 if sandboxes can run here."""
-    findings = trio.run(examine, options.cache_dir or default_cache_directory())
+    findings = trio.run(examine, options.cache_dir)
     print(as_json(findings) if options.json else as_text(findings))
     return exit_status(findings)
 
 
-async def examine(cache_dir: Path) -> list[Finding]:
-    """Look at everything."""
+async def examine(cache_dir: Path | None) -> list[Finding]:
+    """Look at everything; *cache_dir* None: at the user's."""
     findings = [versions(), *programs(REQUIREMENTS)]
     if os.geteuid() != 0:
-        findings += [user_namespaces(can_unshare), subordinate_ids(pwd.getpwuid(os.geteuid()).pw_name)]
+        findings += [user_namespaces(can_unshare), subordinate_ids(user_name(os.geteuid()))]
+    try:
+        cache_dir = cache_dir or default_cache_directory()
+    except SandboxError as exc:
+        return [*findings, Finding("cache directory", "missing", str(exc))]  # noqa: ASYNC910 (nothing to wait for)
     findings += [cache_directory(cache_dir), free_space(cache_dir), images(ImageStore(cache_dir).list())]
     findings += await accelerator(cache_dir)
     return findings
@@ -113,6 +117,14 @@ def user_namespaces(attempt: Callable[[], str]) -> Finding:
         "as root: sysctl kernel.unprivileged_userns_clone=1 (Debian) or "
         "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); or build the images as root",
     )
+
+
+def user_name(uid: int) -> str:
+    """Give a user's name, or the number of one who has none; the files of subordinate ids take either."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def subordinate_ids(user: str, files: Sequence[Path] = (Path("/etc/subuid"), Path("/etc/subgid"))) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import attrs
 import trio
 
 from .._config import Progress
-from .._errors import ImageBuildError, ImageError, ImageMissingError, UnknownImageError
+from .._errors import ImageBuildError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
 from ..qemu import is_marked, is_own_directory, mark
 from ._build import BuildRequest, build_entry, find_leftovers, remove_leftovers
@@ -78,10 +79,24 @@ class StoredImage:
 
 
 def default_cache_directory() -> Path:
-    """Return the directory of images unless one was configured: ``trio-sandbox`` in the user's cache (XDG)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    """Return the directory of images unless one was configured: ``trio-sandbox`` in the user's cache (XDG).
+
+    Raises:
+      SandboxError: if neither the environment nor the password database says where that is.
+
+    """
     # The XDG specification has relative paths ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "trio-sandbox"
+    for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
+        if os.path.isabs(base := os.environ.get(name, "")):
+            return Path(base, below, "trio-sandbox")
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise SandboxError(
+            "there is no cache directory: neither XDG_CACHE_HOME nor HOME is set to an absolute path, and the password "
+            f"database has no user {os.getuid()}. Set one of them, HostConfig.cache_dir or --cache-dir"
+        ) from None
+    return Path(home, ".cache", "trio-sandbox")
 
 
 def _ignore_progress(progress: Progress) -> None:

@@ -9,9 +9,8 @@ import re
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, final
@@ -157,25 +156,31 @@ class Runtime:
             pipe.close()
 
 
-def _default_base() -> Path:
-    """Return where large files may live: overlays do, which XDG_RUNTIME_DIR, in memory, is too small for."""
-    for base in (os.environ.get("TMPDIR"), "/var/tmp"):
-        if base and os.access(base, os.W_OK | os.X_OK):
-            return Path(base)
-    return Path(tempfile.gettempdir())
+def _default_bases() -> Iterator[str]:
+    """Give where large files may live: overlays do, which XDG_RUNTIME_DIR, in memory, is too small for."""
+    for base in (os.environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):  # noqa: S108 - ours has a random name and mode 0700
+        if os.path.isabs(base) and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
+            yield base
 
 
 def _choose_directory(base: Path | None) -> Path:
-    # Absolute, but with symbolic links kept: resolving could make a short path long.
-    parent = Path(os.path.abspath(_default_base() if base is None else base))
-    directory = parent / f"{_PREFIX}{secrets.token_hex(6)}"
-    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
-        longest = _LONGEST_DIRECTORY - len(os.fsencode(directory.name)) - 1
-        raise ValueError(
-            f"the runtime directory's path must have at most {longest} bytes, for the sake of sockets in it:"
-            f" {str(parent)!r}"
+    name = f"{_PREFIX}{secrets.token_hex(6)}"
+    longest = _LONGEST_DIRECTORY - len(name) - 1
+    if base is None:
+        for default in _default_bases():
+            if len(os.fsencode(default)) <= longest:
+                return Path(default, name)
+        raise SandboxError(
+            "there is no place for a runtime directory: neither TMPDIR nor /var/tmp nor /tmp is a directory that can be "
+            f"written and whose path has at most {longest} bytes, for the sake of sockets in it. Set TMPDIR to one"
         )
-    return directory
+    # Absolute, but with symbolic links kept: resolving could make a short path long.
+    parent = os.path.abspath(base)
+    if len(os.fsencode(parent)) > longest:
+        raise ValueError(
+            f"the runtime directory's path must have at most {longest} bytes, for the sake of sockets in it: {parent!r}"
+        )
+    return Path(parent, name)
 
 
 @contextmanager
@@ -243,11 +248,11 @@ async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
     killed together with their reapers are removed on the way in.
 
     Args:
-      base: The existing directory in which to make ours; None: ``TMPDIR`` if that is set, else
-        ``/var/tmp``. It must have room for what the guests write to their disks.
+      base: The existing directory in which to make ours; None: the first of ``TMPDIR``, ``/var/tmp`` and ``/tmp`` that
+        can be written and is short enough for sockets. It must have room for what the guests write to their disks.
 
     Raises:
-      ValueError: if the path is too long for sockets.
+      ValueError: if the path of *base* is too long for sockets.
       SandboxError: if the directory can't be made, or the reaper can't be started.
     """
     directory = _choose_directory(base)
