@@ -48,6 +48,12 @@ async def test_the_world_of_users(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.sandbox(memory_mib=256)
+async def test_no_virtual_machines_inside_the_guest(sandbox: Sandbox) -> None:
+    (flags, *_) = await lines(sandbox, "grep -m 1 ^flags /proc/cpuinfo")
+    assert "rdrand" in flags.split()
+    assert not {"vmx", "svm"} & set(flags.split())
+
+
 async def test_a_process_that_takes_all_there_are_leaves_others_their_share(sandbox: Sandbox) -> None:
     # All processes: others keep their share of the processor meanwhile, and the end of the block takes them
     # all, since none can leave its control group.

@@ -33,7 +33,7 @@ GOLDEN = """\
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -machine q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on
 -accel tcg,thread=multi,tb-size=64
--cpu qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt
+-cpu qemu64,-vmx,-svm,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt
 -m 192M
 -smp 2
 -object {"qom-type":"memory-backend-file","id":"ram","size":201326592,"mem-path":"/proc/self/fd/18","share":true}
@@ -82,7 +82,7 @@ def test_tcg() -> None:
 def test_kvm_differs_in_accelerator_cpu_and_random_addresses_only() -> None:
     expected = (
         GOLDEN.replace("-accel tcg,thread=multi,tb-size=64", "-accel kvm")
-        .replace("qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt", "host")
+        .replace("qemu64,-vmx,-svm,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt", "host,-vmx,-svm")
         .replace(" norandmaps", "")
     )
     assert lines(machine_argv(CONFIG, "kvm", FDS)) == expected
@@ -90,7 +90,7 @@ def test_kvm_differs_in_accelerator_cpu_and_random_addresses_only() -> None:
 
 def test_kvm_as_a_descriptor() -> None:
     argv = machine_argv(CONFIG, "kvm", attrs.evolve(FDS, kvm=19))
-    assert "-add-fd fd=19,set=19\n-accel kvm,device=/dev/fdset/19\n-cpu host\n" in lines(argv)
+    assert "-add-fd fd=19,set=19\n-accel kvm,device=/dev/fdset/19\n-cpu host,-vmx,-svm\n" in lines(argv)
 
 
 def test_a_raw_image_has_no_backing_file_to_deny() -> None:

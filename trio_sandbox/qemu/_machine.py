@@ -124,17 +124,21 @@ def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> lis
     argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,dump-guest-core=off,suppress-vmdesc=on"]
     match accelerator:
         case "kvm" if kvm_fd is not None:
-            argv += [*_fdset(kvm_fd), "-accel", f"kvm,device={_fdset_path(kvm_fd)}", "-cpu", "host"]
+            argv += [*_fdset(kvm_fd), "-accel", f"kvm,device={_fdset_path(kvm_fd)}", "-cpu", _HARDWARE_CPU]
         case "kvm":
-            argv += ["-accel", "kvm", "-cpu", "host"]
+            argv += ["-accel", "kvm", "-cpu", _HARDWARE_CPU]
         case "tcg":
             argv += ["-accel", f"tcg,thread=multi,tb-size={_TB_MIB}", "-cpu", _TCG_CPU]
     return argv
 
 
+#: No virtual machines inside the guest: nobody needs them, and KVM's code for them is one way out of it.
+_WITHOUT_NESTING: Final = ",-vmx,-svm"
+_HARDWARE_CPU: Final = f"host{_WITHOUT_NESTING}"
+
 #: The x86-64-v2 level, which distributions build for, and rdrand, without which the guest's first
 #: getrandom(2) waits for a second. Every feature more costs time: "max" boots a sixth slower.
-_TCG_CPU: Final = "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt"
+_TCG_CPU: Final = f"qemu64{_WITHOUT_NESTING},+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt"
 
 #: TCG translates code for the address that it is at. At random ones, each start of a program would be translated anew, which takes
 #: as long as everything else about it, and once in some 35 starts all translated code, the kernel's too, would be thrown away.
