@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -91,6 +92,27 @@ async def test_a_guest_that_talks_nonsense_harms_nobody(answer: bytes | None) ->
     async with keep(serve) as clock:
         await wait_until(lambda: asked > 2)
         assert clock.bound is None
+
+
+async def test_a_guest_that_tells_wrong_times_is_soon_left_alone(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The host's clock goes as Trio's does.
+    now = types.SimpleNamespace(time=trio.current_time, time_ns=lambda: int(trio.current_time() * _SECOND))
+    monkeypatch.setattr("trio_sandbox.qemu._clock.time", now)
+    asked = 0
+
+    async def serve(stream: ChannelStream, header: dict[str, object]) -> None:
+        nonlocal asked
+        asked += 1
+        await stream.send_all((asked * 3600 * _SECOND).to_bytes(8, "big"), end=True)
+
+    async with keep(serve):
+        await trio.sleep(50)
+        first = asked
+        await trio.sleep(600)
+    assert 5 <= first <= 7
+    assert asked <= first + 11 * 7
 
 
 async def test_a_guest_that_is_gone_ends_the_service() -> None:

@@ -18,6 +18,7 @@ from tests._leaks import cancel_at_every_step, wait_until
 from trio_sandbox import (
     BalloonError,
     Checkpoint,
+    GuestProtocolError,
     HostConfig,
     OutcomeUnknownError,
     SandboxClosedError,
@@ -54,6 +55,8 @@ class FakeLauncher:
         self.open: list[FakeMachine] = []
         self.states: dict[FakeMachine, str] = {}
         self.busy = False
+        self.silent = False
+        self.endless = False
         self.asked = 0
         self.opening: Callable[[], object] = lambda: None
         """Called where a machine is opened; may raise."""
@@ -75,6 +78,10 @@ class FakeLauncher:
 
         async def idle(records: RecordStream) -> None:
             self.asked += 1
+            if self.silent:
+                await trio.sleep_forever()
+            while self.endless:
+                await records.stream.send_all(bytes(2**16))
             await records.stream.send_all(b"busy" if self.busy else b"idle", end=True)
 
         await trio.lowlevel.checkpoint()
@@ -153,7 +160,11 @@ class Site:
 
 @asynccontextmanager
 async def open_site(
-    directory: Path, *, budget_mib: int = 1000, hibernate_after: float | None = None
+    directory: Path,
+    *,
+    budget_mib: int = 1000,
+    hibernate_after: float | None = None,
+    timeouts: Timeouts | None = None,
 ) -> AsyncGenerator[Site]:
     """Yield a sandbox; when it is closed nothing of it may be left."""
     snapshots = directory / "snapshots"
@@ -180,7 +191,7 @@ async def open_site(
                 admission=admission,
                 named=named,
                 config=config,
-                timeouts=Timeouts(),
+                timeouts=timeouts or Timeouts(),
                 open_child=lambda machine, beside: pytest.fail(f"nobody forks {machine} beside {beside}"),
             )
             if hibernate_after is not None:
@@ -467,6 +478,25 @@ async def test_nothing_may_be_under_way(site: Site) -> None:
     with pytest.raises(trio.BusyResourceError, match="an earlier run has left"):
         await site.sandbox.hibernate()
     assert await site.run("first") == "first"
+
+
+@pytest.mark.parametrize("way", ["silent", "endless"])
+async def test_a_guest_that_does_not_say_whether_it_is_idle_can_be_left(tmp_path: Path, way: str) -> None:
+    async with open_site(tmp_path, timeouts=Timeouts(kill=0.05)) as site:
+        await site.run("old")
+        checkpoint = await site.sandbox.checkpoint()
+        setattr(site.launcher, way, True)
+        with pytest.raises((OutcomeUnknownError, GuestProtocolError)):
+            await site.sandbox.hibernate()
+        with pytest.raises(SandboxClosedError):
+            await site.sandbox.checkpoint()
+        with pytest.raises(SandboxClosedError):
+            await site.run()
+        await site.sandbox.revert(checkpoint)
+        assert await site.run() == "old"
+        # By itself, too, and again: the sandbox can be closed.
+        with pytest.raises((OutcomeUnknownError, GuestProtocolError)):
+            await site.sandbox.hibernate()
 
 
 async def test_falling_asleep_or_waking_up_may_fail_and_nothing_is_lost(site: Site) -> None:

@@ -174,10 +174,8 @@ def test_what_only_looks_like_ours_is_left_alone(store: TemplateStore, tmp_path:
     assert store.find(key) is None, "and it is not taken for a damaged template either"
     with (
         store.lock(key),
-        pytest.raises(OSError),
-        store.make(  # noqa: PT011 - whatever the file system says
-            new_template(key, image="python", memory_mib=1, vcpus=1, warmup="")
-        ) as staged,
+        pytest.raises(OSError, match="not empty"),
+        store.make(new_template(key, image="python", memory_mib=1, vcpus=1, warmup="")) as staged,
     ):
         staged.devices.touch()
         staged.overlay.touch()

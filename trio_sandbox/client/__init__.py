@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._ask import ask as ask
 from ._failures import (
     Machine as Machine,
     check_open as check_open,

@@ -28,7 +28,7 @@ from .._errors import (
     VmError,
     WarmupError,
 )
-from ..client import code_request, collect, guest_failures, open_run
+from ..client import ask, code_request, collect, open_run
 from ..image import Image, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
     MachineConfig,
@@ -57,6 +57,7 @@ _WARMUP_OUTPUT: Final = 2**20
 #: earlier than a boot of our own; then we boot. And between two looks.
 _OTHERS_PATIENCE: Final = 20.0
 _LOOK: Final = 0.1
+_FROZEN: Final = b"frozen"
 #: Seconds that the guest has for falling asleep: what it has still to do then, each clone has to do.
 _SETTLE: Final = 0.05
 #: After so many failures of one template, its configuration boots cold for as long as this host is open.
@@ -435,15 +436,11 @@ async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:
     """Have the agent get ready for being saved.
 
     Raises:
-      VmError: if it does not.
+      VmError: if it says that it did not.
+      OutcomeUnknownError, GuestProtocolError: if it does not answer in time, or says what no agent of ours says.
 
     """
-    answer = b""
-    with trio.move_on_after(timeouts.kill):
-        async with guest_failures(vm, "a snapshot"):
-            async with vm.guest.open_stream({"service": "snapshot", "marker": marker.hex()}) as stream:
-                while data := await stream.receive_some():
-                    answer += data
-    if answer != b"frozen":
+    header = {"service": "snapshot", "marker": marker.hex()}
+    if await ask(vm, header, "a snapshot", most=len(_FROZEN), patience=timeouts.kill) != _FROZEN:
         raise VmError("the guest did not get ready for being saved", console=vm.console())
     await trio.sleep(_SETTLE)

@@ -8,11 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
-import trio
-
 from .._config import SandboxConfig, Timeouts
 from .._errors import VmError
-from ..client import guest_failures, open_stream
+from ..client import ask
 from ..image import Image, SystemDisk
 from ..qemu import Vm
 from ._launcher import Launcher, run_trivial_code
@@ -21,6 +19,7 @@ from ._launcher import Launcher, run_trivial_code
 _REHEARSALS: Final = 3
 #: Seconds that an idle machine has for proving that it is fit for use. A new one takes less than that from a template.
 _WAKE_PATIENCE: Final = 1.0
+_AWAKE: Final = b"awake"
 
 
 @final
@@ -64,8 +63,8 @@ class WarmVms:
         """Give the guest the time, which proves that all of it works.
 
         Raises:
-          VmError: if it does not answer soon.
-          SandboxClosedError, OutcomeUnknownError, GuestProtocolError: if it is gone or broken.
+          VmError: if it answers anything else.
+          SandboxClosedError, OutcomeUnknownError, GuestProtocolError: if it is gone or broken, or does not answer soon.
 
         """
         await _wake(vm, _WAKE_PATIENCE)
@@ -74,12 +73,8 @@ class WarmVms:
 
 
 async def _wake(vm: Vm, patience: float) -> None:
-    answer = b""
-    with trio.move_on_after(patience):
-        # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
-        request = {"service": "wake", "time": time.time_ns()}
-        async with open_stream(vm, request, "a hand-over") as stream, guest_failures(vm, "a hand-over"):
-            while data := await stream.receive_some():
-                answer += data
-    if answer != b"awake":
-        raise VmError("the guest did not answer", console=vm.console())
+    # It ran on all the time, but its clock's rate is a guess, and this host's clock may have been set.
+    request = {"service": "wake", "time": time.time_ns()}
+    answer = await ask(vm, request, "a hand-over", most=len(_AWAKE), patience=patience)
+    if answer != _AWAKE:
+        raise VmError(f"the guest answered a hand-over with {answer!r}", console=vm.console())

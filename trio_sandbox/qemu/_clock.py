@@ -14,7 +14,7 @@ from typing import Final, final
 
 import trio
 
-from ..wire import Channel, StreamLimitError, StreamResetError
+from ..wire import Channel, StreamLimitError, StreamResetError, receive_up_to
 
 #: Nanoseconds that a clock may be off, proved, before it is put right, or else asked again.
 _GOOD_ENOUGH: Final = 20_000_000
@@ -23,6 +23,9 @@ _FIRST_PAUSE: Final = 0.5
 #: Seconds between two requests while nothing is proved, twice as many each time; and when all is well. Under software
 #: emulation a guest's clock goes wrong by some milliseconds in a minute.
 _SHORT_PAUSE, _LONG_PAUSE = 0.05, 60.0
+#: A clock that is still wrong after so many steps is told wrong, or somebody in the guest sets it as well. It is left alone
+#: for the long pause, or until it was disturbed.
+_MOST_STEPS: Final = 5
 #: Seconds between two looks at our own clock, which somebody may set, or which went on while this host was suspended.
 _LOOK: Final = 5.0
 #: Seconds for an answer: a later one proves nothing of use. And for that to a step, which should not come while we
@@ -107,7 +110,7 @@ class GuestClock:
             pass  # The channel's own service says so.
 
     async def _put_right(self, guest: Channel, disturbed: trio.Event) -> None:
-        comparison, pause = ClockComparison(), _SHORT_PAUSE
+        comparison, pause, steps = ClockComparison(), _SHORT_PAUSE, 0
         while True:
             step = comparison.step
             told = await _exchange(guest, step)
@@ -123,9 +126,11 @@ class GuestClock:
             self._bound = None if error is None else error / _SECOND
             if error is not None and error <= _GOOD_ENOUGH:
                 return
-            if not comparison.step:
-                await trio.sleep(pause)
-                pause = min(2 * pause, _LONG_PAUSE)
+            steps += bool(step)
+            if steps >= _MOST_STEPS:
+                return
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONG_PAUSE)
 
 
 async def _exchange(guest: Channel, step: int) -> tuple[int, int, int] | None:
@@ -133,13 +138,11 @@ async def _exchange(guest: Channel, step: int) -> tuple[int, int, int] | None:
     header: dict[str, object] = {"service": "clock"}
     if step:
         header["step"] = step
-    answer = b""
     with trio.move_on_after(_STEP_PATIENCE if step else _PATIENCE):
         try:
             sent = time.time_ns()
             async with guest.open_stream(header, flush=True) as stream:
-                while len(answer) <= _ANSWER_BYTES and (data := await stream.receive_some()):
-                    answer += data
+                answer = await receive_up_to(stream, _ANSWER_BYTES + 1)
             received = time.time_ns()
             if len(answer) == _ANSWER_BYTES:
                 return sent, int.from_bytes(answer, "big"), received

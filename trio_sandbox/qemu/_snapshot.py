@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from .._errors import QMPCommandError, QMPError, SnapshotError
-from ..wire import Channel, ChannelStream, StreamResetError
+from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receive_up_to
 from ._machine import MachineConfig, added_overlay
 from ._migration import save_with_memory
 from ._qmp import QMPChannel
@@ -119,6 +119,7 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
     Raises:
       SnapshotError: if it does not get ready, or gives up.
       trio.TooSlowError: if it does not go on.
+      WireError: if it says what no agent of ours says.
       trio.BrokenResourceError, trio.ClosedResourceError, StreamLimitError: as streams do.
 
     """
@@ -140,19 +141,17 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
             with trio.fail_after(patience, shield=True):
                 try:
                     await stream.send_all(token)
-                    while ready and await stream.receive_some():
-                        pass
+                    if ready:
+                        await receive_all(stream, 0)
                 except StreamResetError as exc:
                     # Before it was ready it has said no, which is on its way to the caller.
                     if ready:
                         raise SnapshotError(f"the guest gave up while its state was saved: {exc.reason}") from exc
 
 
-async def _wait_frozen(stream: ChannelStream) -> None:  # noqa: ASYNC910 - receiving is a checkpoint
-    answer = b""
+async def _wait_frozen(stream: ChannelStream) -> None:
     try:
-        while len(answer) < len(_FROZEN) and (data := await stream.receive_some()):
-            answer += data
+        answer = await receive_up_to(stream, len(_FROZEN))
     except StreamResetError as exc:
         raise SnapshotError(f"the guest can't be saved: {exc.reason}") from exc
     if answer != _FROZEN:

@@ -194,6 +194,7 @@ class Vm:
         Raises:
           SnapshotError: if the state can't be saved. The machine goes on; or, if QEMU or the agent does not answer any
             more, it was ended, and the message says so.
+          GuestProtocolError: if the agent says what no agent of ours says. The machine was ended.
 
         """
         async with self._snapshots:
@@ -221,6 +222,10 @@ class Vm:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}{full}") from exc
             except (OSError, StreamLimitError) as exc:
                 raise SnapshotError(f"the machine's state could not be saved: {exc}") from exc
+            except WireError as exc:
+                error = _protocol_error(exc)
+                self._fail(error)
+                raise error from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 why = await self._why_lost(exc)  # noqa: ASYNC120 - bounded; it is for the failure to tell why
                 raise SnapshotError(f"the virtual machine ended before its state was saved: {why}") from (

@@ -19,7 +19,7 @@ from .._errors import (
     SnapshotError,
 )
 from .._nurseries import Services, hide_nursery
-from ..client import check_open, guest_failures, open_stream
+from ..client import ask, check_open, guest_failures
 from ..image import Image
 from ..machines import (
     RESTORE_FAILURES,
@@ -46,6 +46,8 @@ _STREAMS_LOOK: Final = 0.01
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
 _IDLE: Final = b"idle"
+#: Bytes that a guest may say when it is asked whether it is.
+_LONGEST_ANSWER: Final = 16
 
 
 @final
@@ -380,11 +382,7 @@ class Lifecycle(Generic[Child]):
                     "a sandbox can't hibernate while a run, a process, a file or a connection is open"
                 )
             await trio.sleep(_STREAMS_LOOK)
-        answer = b""
-        async with guest_failures(vm, "hibernating"):
-            async with open_stream(vm, {"service": "idle"}, "hibernating") as stream:
-                while data := await stream.receive_some():
-                    answer += data
+        answer = await ask(vm, {"service": "idle"}, "hibernating", most=_LONGEST_ANSWER, patience=self._timeouts.kill)
         if answer != _IDLE:
             raise trio.BusyResourceError(
                 "a sandbox can't hibernate while processes or threads, which an earlier run has left, run in its guest"

@@ -14,7 +14,7 @@ import trio
 from .._errors import GuestProtocolError, SandboxClosedError, SandboxError
 from .._nurseries import hide_nursery
 from ..client import check_open, guest_failures, open_stream
-from ..wire import ChannelStream
+from ..wire import ChannelStream, receive_up_to
 from ._slot import Slot
 
 #: Connections that one `forward_port` carries at a time; further ones wait to be accepted. A guest's channel has 1024
@@ -64,17 +64,14 @@ async def wait_port(slot: Slot, port: int) -> None:
 
 
 async def _receive_answer(stream: ChannelStream) -> int:
-    answer = b""
-    while len(answer) < 2:
-        data = await stream.receive_some(2 - len(answer))
-        if not data:
-            raise GuestProtocolError("the guest ended a connection's stream without an answer")
-        answer += data
+    answer = await receive_up_to(stream, 2)
+    if len(answer) < 2:
+        raise GuestProtocolError("the guest ended a connection's stream without an answer")
     error: int
     (error,) = struct.unpack(">H", answer)
     if error and error not in errno.errorcode:
         raise GuestProtocolError(f"the guest answered a connection with {error}, which is no error's number")
-    return error  # noqa: ASYNC910 - there are two bytes to wait for
+    return error
 
 
 async def forward_port(

@@ -5,6 +5,7 @@ Used on both sides, so it imports the standard library and Trio only.
 
 from __future__ import annotations
 
+from ._answers import receive_all as receive_all, receive_up_to as receive_up_to
 from ._channel import (
     Channel as Channel,
     ChannelStatistics as ChannelStatistics,
