@@ -207,8 +207,9 @@ async def accelerator(cache_dir: Path) -> list[Finding]:
     except (SandboxError, OSError) as exc:
         return [Finding("accelerator", "missing", str(exc))]  # noqa: ASYNC910 (it waited for its failure)
     confinement = Finding("confinement", "ok", chosen.confinement.describe())
-    if not (chosen.confinement.other_user or chosen.confinement.network_namespace):
-        confinement = attrs.evolve(confinement, verdict="note", remedy="allow this user namespaces, or run as root")
+    if weaknesses := chosen.confinement.weaknesses():
+        detail = "; ".join([confinement.detail, *(weakness for weakness, _ in weaknesses)])
+        confinement = Finding("confinement", "note", detail, "; ".join(remedy for _, remedy in weaknesses))
     if chosen.hardware:
         return [Finding("accelerator", "ok", f"{chosen.name}: {chosen.reason}"), confinement]
     emulation = Finding(

@@ -1,11 +1,13 @@
 """What a QEMU process may not do, should a guest take it over.
 
-Each measure that the host may refuse is tried out before it is relied on. What holds everywhere,
-QEMU's own seccomp filter, is in `_machine`.
+Each measure that the host may refuse is tried out before it is relied on. Root's QEMU runs as another user, or not at
+all; what else the host refuses is done without, and said: in the log, and by ``trio-sandbox doctor``. What holds
+everywhere, QEMU's own seccomp filter, is in `_machine`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import stat
@@ -17,7 +19,9 @@ import attrs
 import trio
 
 from .._errors import SandboxError
-from ._process import minimal_environment, require_program, run_owned
+from ._process import InheritedFds, describe_exit, minimal_environment, require_program, run_owned
+
+_log = logging.getLogger("trio_sandbox.confinement")
 
 #: User ids that neither distributions nor systemd hand out (see "Users, Groups, UIDs and GIDs on
 #: systemd Systems"), so that one can be had for each VM.
@@ -28,6 +32,14 @@ _NOBODY: Final = 65534
 _KVM: Final = "/dev/kvm"
 
 _NO_CAPABILITIES: Final = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
+
+#: Tells how it is confined, $1 being the descriptor of a network namespace, without any program but the shell.
+_TELL: Final = """
+[ /proc/self/ns/net -ef "/proc/self/fd/$1" ] && echo "Network: same" || echo "Network: other"
+while read -r line; do echo "$line"; done < /proc/self/status
+"""
+#: What of a failure's output goes into a message.
+_EXCERPT: Final = 300
 
 
 @final
@@ -56,6 +68,29 @@ class Confinement:
         if self.no_new_privileges:
             parts.append("no new privileges")
         return ", ".join(parts)
+
+    def weaknesses(self) -> list[tuple[str, str]]:
+        """List what does not hold here and could elsewhere, each with the way out."""
+        found: list[tuple[str, str]] = []
+        if not self.network_namespace:
+            found.append(
+                (
+                    "QEMU is in this process's network namespace: who breaks out into it gets at this machine's network",
+                    "give the container the capability SYS_ADMIN, or run in a network namespace of its own"
+                    if self.other_user
+                    else "let this user make user namespaces, and install util-linux; or run as root",
+                )
+            )
+        if self.other_user and not self.uid_per_vm:
+            found.append(
+                (
+                    'all virtual machines\' QEMUs run as one user, "nobody": one could end another',
+                    f"give the container's user namespace the user ids up to {_LAST_UID}",
+                )
+            )
+        if not self.no_new_privileges:
+            found.append(("set-user-id programs are not denied to QEMU", "install util-linux, for its setpriv"))
+        return found
 
     def choose_uid(self) -> int | None:
         """Return a user id for one VM; None: ours."""
@@ -102,33 +137,47 @@ async def prove_confinement(environment: Mapping[str, str]) -> Confinement:
 
     Raises:
       MissingProgramError: if util-linux is not installed.
-      SandboxError: if not even a shell runs.
+      SandboxError: if we are root and QEMU can't become another user, or if not even a shell runs.
     """
     await trio.lowlevel.checkpoint()
     user = os.geteuid()
     if user not in _proved:
+        problem = ""
         for candidate in candidates(root=user == 0, uid_map=_read_uid_map()):
-            if await _works(candidate, environment):
+            problem = await _try(candidate, environment)
+            if not problem:
                 _proved[user] = candidate
                 break
         else:
-            raise SandboxError("no child process can be run: /bin/sh failed however it was started")
+            raise SandboxError(_refusal(problem, root=user == 0))
+        for weakness, way_out in _proved[user].weaknesses():
+            _log.warning("%s; to change that, %s", weakness, way_out)
     return _proved[user]
 
 
+def _refusal(problem: str, *, root: bool) -> str:
+    """Say why nothing is started, and what to do."""
+    if not root:
+        return f"no child process can be run: /bin/sh failed however it was started: {problem}"
+    return (
+        f"QEMU would run as root, and is not started: it can't become another user here: {problem}. That takes util-linux's "
+        "setpriv (BusyBox's can't do it), the capabilities SETUID, SETGID and SETPCAP, and a user namespace in which "
+        f"the user id {_NOBODY} exists. Install util-linux, or give the container these; or run as an ordinary user. Then "
+        "trying again is safe"
+    )
+
+
 def candidates(*, root: bool, uid_map: str) -> list[Confinement]:
-    """List what could work, the strongest first and nothing but seccomp last.
+    """List what could work, the strongest first; for an ordinary user nothing but seccomp last.
 
     Args:
       root: Whether we are root, at least in our user namespace.
       uid_map: The text of ``/proc/self/uid_map``.
     """
     mapped = _is_mapped(uid_map, _FIRST_UID) and _is_mapped(uid_map, _LAST_UID)
-    users = [(True, mapped), (False, False)] if root else [(False, False)]
     return [
-        Confinement(network, other_user, uid_per_vm, no_new_privileges)
-        for other_user, uid_per_vm in users
-        for no_new_privileges in ((True,) if other_user else (True, False))
+        Confinement(network, root, root and mapped, no_new_privileges)
+        for no_new_privileges in ((True,) if root else (True, False))
         for network in (True, False)
     ]
 
@@ -145,31 +194,33 @@ def _read_uid_map() -> str:
     return Path("/proc/self/uid_map").read_text(encoding="ascii")
 
 
-async def _works(confinement: Confinement, environment: Mapping[str, str]) -> bool:
-    """Run a program that tells how it is confined, and believe only that."""
+async def _try(confinement: Confinement, environment: Mapping[str, str]) -> str:
+    """Run a shell that tells how it is confined, and believe only that; return what is wrong, "" if nothing is."""
     uid = confinement.choose_uid()
-    process = await run_owned(
-        [*confinement.argv(uid), "/bin/sh", "-c", "readlink /proc/self/ns/net; cat /proc/self/status"],
-        environment={**minimal_environment(), **environment},
-    )
+    with InheritedFds() as inherited:
+        namespace = inherited.open("/proc/self/ns/net", os.O_RDONLY)
+        process = await run_owned(
+            [*confinement.argv(uid), "/bin/sh", "-c", _TELL, "sh", str(namespace)],
+            environment={**minimal_environment(), **environment},
+            inherited=inherited,
+        )
     if process.returncode != 0:
-        return False
-    namespace, *lines = process.output().splitlines()
-    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    rights = [
-        status["Groups"].strip(),
-        *(int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
+        said = " ".join(process.output().split())[:_EXCERPT]
+        return said or f"{process.name} {describe_exit(process.returncode or 0)}"
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in process.output().splitlines())}
+    wanted = {"Network": "other" if confinement.network_namespace else "same"}
+    wanted["Uid"] = "\t".join([str(os.geteuid() if uid is None else uid)] * 4)
+    if uid is not None:
+        wanted["Gid"], wanted["Groups"] = wanted["Uid"], ""
+        wanted |= {f"Cap{name}": "0" * 16 for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+    if confinement.no_new_privileges:
+        wanted["NoNewPrivs"] = "1"
+    wrong = [
+        f"{name} is {status.get(name)!r} and not {value!r}"
+        for name, value in wanted.items()
+        if status.get(name) != value
     ]
-    return (
-        (namespace != _own_namespace()) is confinement.network_namespace
-        and status["Uid"].split() == [str(os.geteuid() if uid is None else uid)] * 4
-        and (uid is None or not any(rights))
-        and (status["NoNewPrivs"] == "1") >= confinement.no_new_privileges
-    )
-
-
-def _own_namespace() -> str:
-    return os.readlink("/proc/self/ns/net")
+    return f"a program that was started so runs otherwise: {', '.join(wrong)}" if wrong else ""
 
 
 @final

@@ -135,6 +135,10 @@ class Vm:
         """Return the last of the console, 64 KiB at most, without control characters."""
         return str(self._console)
 
+    def qemu_output(self) -> str:
+        """Return the last of what QEMU printed, 16 KiB at most: its warnings and errors; "" as a rule."""
+        return "" if self._process is None else self._process.output()
+
     def qmp_log(self) -> str:
         """Return the end of the conversation with QEMU's monitor, 16 KiB at most; "" before there was any."""
         return "" if self._qmp is None else self._qmp.log()
