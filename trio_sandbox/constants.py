@@ -45,8 +45,10 @@ MAXIMUM_REQUEST_BYTES = 4 * 2**20
 
 # --- Files (bytes) ---
 
-#: What `GuestPath.read_bytes` returns at most: a guest's file may have no end.
+#: What `GuestPath.read_bytes` and `GuestFile.read` return at most, and what text takes in memory: a guest's file may have no end.
 MAXIMUM_READ_BYTES = 256 * 2**20
+#: What one line of a guest's file may have unless asked otherwise: it may have no end either.
+MAXIMUM_LINE_BYTES = 2**20
 #: What `Sandbox.download` writes to the host's disk unless asked otherwise; as large as a guest's own disk.
 DEFAULT_MAX_DOWNLOAD_BYTES = 8 * 2**30
 

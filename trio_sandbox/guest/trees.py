@@ -45,6 +45,13 @@ MAXIMUM_DEPTH = 128
 #: What an entry counts for beside its content where there is a limit on bytes: a block on the disk, as a rule.
 ENTRY_COST = 4096
 
+#: Of one record with names of a directory: bytes after which it ends, and names at most.
+LISTING_BYTES = 32768
+LISTING_NAMES = 1000
+#: What all names in an answer may cost, in bytes, with this much for each beside its own length: what it takes where it is kept.
+LISTING_LIMIT = 128 * 2**20
+NAME_COST = 512
+
 _PERMISSIONS = 0o777
 _NAME_LIMIT = 255
 _TARGET_LIMIT = 4095

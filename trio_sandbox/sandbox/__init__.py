@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ._file import GuestFile as GuestFile, GuestTextFile as GuestTextFile
+from ._file import GuestFile as GuestFile
 from ._lifecycle import Checkpoint as Checkpoint, Lifecycle as Lifecycle
 from ._path import GuestPath as GuestPath
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
 from ._slot import Slot as Slot
+from ._text import GuestTextFile as GuestTextFile
 from ._transfer import TransferStatistics as TransferStatistics
 from ._watch import FileChange as FileChange, FileChanges as FileChanges

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
+import errno
 import io
-import re
 from collections.abc import Callable
 from operator import index
-from typing import Literal, TypeAlias, TypeVar, final
+from typing import TypeVar, final
 
 import trio
 
+from ..constants import MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
 from ._files import FileSession, encode_request
-from ._slot import Slot
 
 T = TypeVar("T")
-
-BinaryMode: TypeAlias = Literal[
-    "rb", "wb", "ab", "xb", "rb+", "wb+", "ab+", "xb+", "r+b", "w+b", "a+b", "x+b"
-]  # fmt: skip
-TextMode: TypeAlias = Literal["r", "w", "a", "x", "r+", "w+", "a+", "x+", "rt", "wt", "at", "xt"]
 
 _WRITE = b"W"
 
@@ -36,7 +30,7 @@ class GuestFile(trio.abc.AsyncResource):
     for what the mode does not allow, and besides what the methods of `GuestPath` raise.
     """
 
-    def __init__(self, name: str, mode: str, session: FileSession) -> None:
+    def __init__(self, name: str, mode: str, session: FileSession, limit: int) -> None:
         self.name = name
         """The path that it was opened by."""
         self.mode = mode
@@ -44,8 +38,9 @@ class GuestFile(trio.abc.AsyncResource):
         self._readable = "r" in mode or "+" in mode
         self._writable = mode[0] != "r" or "+" in mode
         self._session = session
-        self._buffer = b""
-        self._at_end = False
+        self._limit = limit
+        self._buffer = bytearray()  # that was read ahead
+        self._searched = 0  # so much of it holds no end of a line
         self._busy = False
         self._closed = False
 
@@ -66,43 +61,75 @@ class GuestFile(trio.abc.AsyncResource):
         return self._writable
 
     async def read(self, size: int | None = -1) -> bytes:
-        """Return *size* bytes, fewer only at the end of the file; all that is left if negative or None."""
+        """Return *size* bytes, fewer only at the end of the file; all that is left if negative or None.
+
+        Raises:
+          OSError: besides, with EFBIG if all that is left is more than `constants.MAXIMUM_READ_BYTES`: a guest's file
+            may have no end. The position is then after what was read; `seek`, or read pieces of a size.
+
+        """
         return await self._read(-1 if size is None else index(size))
 
     async def _read(self, size: int) -> bytes:
         self._check("read", self._readable)
-        parts = [self._take(size)]
-        missing = size - len(parts[0])
-        while missing != 0:
-            data = await self._ask("read", CHUNK if size < 0 else min(missing, CHUNK))
-            if not data:
-                break
-            parts.append(data)
-            missing -= len(data)
-        else:
+        if 0 <= size <= len(self._buffer):
             await trio.lowlevel.checkpoint()
-        return b"".join(parts)
+            return bytes(self._take(size))
+        content = self._take(size)
+        while data := await self._read_some(CHUNK if size < 0 else min(size - len(content), CHUNK)):
+            content += data
+            if len(content) == size:
+                break
+            if size < 0 and len(content) > MAXIMUM_READ_BYTES:
+                raise OSError(
+                    errno.EFBIG, f"more than {MAXIMUM_READ_BYTES} bytes are left: read pieces of a size", self.name
+                )
+        return bytes(content)
 
-    def _take(self, size: int) -> bytes:
-        if size < 0:
-            size = len(self._buffer)
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
+    def _take(self, size: int) -> bytearray:
+        """Take up to so many bytes of what was read ahead; all of it if negative."""
+        data = self._buffer if size < 0 else self._buffer[:size]
+        self._drop(len(data))
         return data
 
-    async def readline(self) -> bytes:
-        r"""Return the next line with its ``\n``; ``b""`` at the end of the file."""
+    def _drop(self, size: int) -> None:
+        if size == len(self._buffer):
+            self._buffer = bytearray()  # who took the old one may change it
+        else:
+            del self._buffer[:size]
+        self._searched = 0
+
+    async def readline(self, *, limit: int | None = None) -> bytes:
+        r"""Return the next line with its ``\n``; ``b""`` at the end of the file.
+
+        Args:
+          limit: What a line may have, in bytes; None: the *limit* that the file was opened with.
+
+        Raises:
+          OSError: besides, with EFBIG if it has more. Nothing is lost: read it with a higher limit, or by `read`.
+
+        """
         self._check("read", self._readable)
-        start = 0
-        pieces = self._buffer
-        while (end := pieces.find(b"\n", start)) < 0:
-            data = await self._ask("read", CHUNK)
+        longest = self._limit if limit is None else check_limit(limit)
+        while (end := self._buffer.find(b"\n", self._searched)) < 0 and len(self._buffer) <= longest:
+            self._searched = len(self._buffer)
+            data = await self._read_some(CHUNK)
             if not data:
-                self._buffer = b""
-                return pieces
-            start = len(pieces)
-            pieces = self._buffer = pieces + data
+                return bytes(self._take(-1))
+            self._buffer += data
+        size = len(self._buffer) if end < 0 else end + 1
+        if size > longest:
+            raise OSError(errno.EFBIG, f"a line of more than {longest} bytes: pass a higher `limit`", self.name)
         await trio.lowlevel.checkpoint()
-        return self._take(end + 1)
+        return bytes(self._take(size))
+
+    async def _read_some(self, size: int) -> bytes:
+        def check(data: bytes) -> bytes:
+            if len(data) > size:
+                raise self._session.violation(f"{len(data)} bytes where {size} were asked for")
+            return data
+
+        return await self._exchange(encode_request("read", size), check)
 
     def __aiter__(self) -> GuestFile:
         return self
@@ -136,7 +163,7 @@ class GuestFile(trio.abc.AsyncResource):
         offset, whence = _offset(offset), _offset(whence)
         if whence == io.SEEK_CUR:
             offset -= len(self._buffer)
-        self._buffer = b""
+        self._drop(len(self._buffer))
         return await self._ask_number("seek", offset, whence)
 
     async def tell(self) -> int:
@@ -165,9 +192,6 @@ class GuestFile(trio.abc.AsyncResource):
             raise io.UnsupportedOperation(f"not allowed in mode {self.mode!r}: {what}")
         if self._busy:
             raise trio.BusyResourceError("another task is using this file")
-
-    async def _ask(self, operation: str, *fields: object) -> bytes:
-        return await self._exchange(encode_request(operation, *fields), bytes)
 
     async def _ask_number(self, operation: str, *fields: object) -> int:
         return await self._exchange(encode_request(operation, *fields), self._number)
@@ -202,140 +226,8 @@ def _offset(number: int) -> int:
     return offset
 
 
-@final
-class GuestTextFile(trio.abc.AsyncResource):
-    """A file in the guest, open for text. Made by `GuestPath.open`.
-
-    Like what `trio.open_file` gives for text modes. As for `GuestFile`, which is its `buffer`; there is no
-    `tell`, and `seek` goes to the start or the end only.
-    """
-
-    def __init__(self, buffer: GuestFile, encoding: str, errors: str, newline: str | None) -> None:
-        self.buffer = buffer
-        """The same file, for bytes."""
-        self.encoding = encoding
-        self.errors = errors
-        self._newline = newline
-        self._make_decoder()
-
-    def _make_decoder(self) -> None:
-        decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
-        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True) if self._newline is None else decoder
-        self._text = ""
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return f"<trio_sandbox.GuestTextFile {self.name!r}, mode {self.buffer.mode!r}: {state}>"
-
-    @property
-    def name(self) -> str:
-        """The path that it was opened by."""
-        return self.buffer.name
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self.buffer.closed
-
-    async def _fill(self) -> bool:
-        """Decode more; False at the end of the file."""
-        data = await self.buffer.read(CHUNK)
-        self._text += self._decoder.decode(data, final=not data)
-        return bool(data)
-
-    async def read(self, size: int | None = -1) -> str:
-        """Return *size* characters, fewer only at the end of the file; all that is left if negative or None."""
-        wanted = -1 if size is None else size
-        while wanted < 0 or len(self._text) < wanted:
-            if not await self._fill():
-                break
-        else:
-            await trio.lowlevel.checkpoint()
-        if wanted < 0:
-            wanted = len(self._text)
-        text, self._text = self._text[:wanted], self._text[wanted:]
-        return text
-
-    async def readline(self) -> str:
-        """Return the next line with its end; ``""`` at the end of the file."""
-        while (end := self._line_end()) < 0:
-            if not await self._fill():
-                end = len(self._text) if self._line_end() < 0 else self._line_end()
-                break
-        else:
-            await trio.lowlevel.checkpoint()
-        line, self._text = self._text[:end], self._text[end:]
-        return line
-
-    def _line_end(self) -> int:
-        """Return where the first line of what was decoded ends, or -1."""
-        if self._newline == "":
-            # A \r that comes last may be half of a \r\n.
-            match = re.search(r"\r\n|\n|\r(?!\Z)", self._text)
-            return -1 if match is None else match.end()
-        end = self._newline or "\n"
-        position = self._text.find(end)
-        return -1 if position < 0 else position + len(end)
-
-    def __aiter__(self) -> GuestTextFile:
-        return self
-
-    async def __anext__(self) -> str:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
-
-    async def write(self, text: str) -> int:
-        """Write *text* and return its length in characters."""
-        if type(text) is not str:
-            raise TypeError(f"a file open for text takes str, not {type(text).__name__}")
-        if self._text:
-            raise io.UnsupportedOperation("writing after reading needs a seek() between them in text mode")
-        data = text if self._newline in (None, "", "\n") else text.replace("\n", self._newline or "\n")
-        await self.buffer.write(data.encode(self.encoding, self.errors))
-        return len(text)
-
-    async def flush(self) -> None:
-        """Do nothing: what was written is with the guest's kernel already."""
-        await self.buffer.flush()
-
-    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to the start, or with ``io.SEEK_END`` to the end; return the position in bytes."""
-        if offset != 0 or whence not in (io.SEEK_SET, io.SEEK_END):
-            raise io.UnsupportedOperation("in text mode seek() goes to the start or to the end only; see `buffer`")
-        self._make_decoder()
-        return await self.buffer.seek(0, whence)
-
-    async def truncate(self, size: int) -> int:
-        """Make the file *size* bytes long; return that."""
-        return await self.buffer.truncate(size)
-
-    async def aclose(self) -> None:
-        """Close it, in the guest as well. Doing it again does nothing."""
-        await self.buffer.aclose()
-
-
-async def open_file(
-    slot: Slot, user: str | int | None, path: str, mode: str, *, encoding: str, errors: str, newline: str | None
-) -> GuestFile | GuestTextFile:
-    """What `GuestPath.open` does."""
-    kinds = mode.replace("b", "", 1).replace("t", "", 1).replace("+", "", 1)
-    if kinds not in ("r", "w", "a", "x") or ("b" in mode and "t" in mode):
-        raise ValueError(f"`mode` must be one of r, w, a and x, with + and b where wanted, not {mode!r}")
-    if newline not in (None, "", "\n", "\r", "\r\n"):
-        raise ValueError(f"`newline` must be None, '', '\\n', '\\r' or '\\r\\n', not {newline!r}")
-    codecs.lookup(encoding)
-    codecs.lookup_error(errors)
-    request = encode_request("open", path, kinds + ("+" if "+" in mode else ""))
-    what = f"open of {path!r:.200}"
-    session = FileSession(await slot.resolve(what), user, what)
-    try:
-        async with session.failures():
-            await session.send(request)
-            await session.reply()
-    except BaseException:
-        session.close()
-        raise
-    file = GuestFile(path, mode, session)
-    return file if "b" in mode else GuestTextFile(file, encoding, errors, newline)
+def check_limit(limit: int) -> int:
+    """Return what a line may have, or raise for what can be no such number."""
+    if index(limit) < 1:
+        raise ValueError(f"`limit` must be at least 1, not {limit}")
+    return limit

@@ -12,20 +12,42 @@ from pathlib import PurePosixPath
 from typing import final, overload
 
 from .._errors import GuestProtocolError
-from ..constants import MAXIMUM_READ_BYTES
+from ..constants import MAXIMUM_LINE_BYTES, MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
-from ._file import BinaryMode, GuestFile, GuestTextFile, TextMode, open_file
+from ._file import GuestFile
 from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
+from ._open import BinaryMode, TextMode, open_file
 from ._slot import Slot
+from ._text import GuestTextFile, decode_text
 from ._walk import Walk
 
 #: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
-_STAT_FIELDS = 10
 #: All bits of `st_mode`.
 _HIGHEST_MODE = 0o177777
-_STAT_DIGITS = 20
 _NANOSECONDS = 10**9
+_UNSIGNED_32, _UNSIGNED_64, _SIGNED_64 = (0, 2**32 - 1), (0, 2**64 - 1), (0, 2**63 - 1)
+#: Seconds of 64 bits, which some file systems have, in nanoseconds.
+_TIMES = (-(2**63) * _NANOSECONDS, 2**63 * _NANOSECONDS)
+#: What the guest tells of a file, in its order, and what each number can be.
+_STAT_RANGES = {
+    "st_mode": (0, _HIGHEST_MODE),
+    "st_ino": _UNSIGNED_64,
+    "st_dev": _UNSIGNED_64,
+    "st_nlink": _UNSIGNED_64,
+    "st_uid": _UNSIGNED_32,
+    "st_gid": _UNSIGNED_32,
+    "st_size": _SIGNED_64,
+    "st_rdev": _UNSIGNED_64,
+    "st_blksize": _SIGNED_64,
+    "st_blocks": _SIGNED_64,
+    "st_atime_ns": _TIMES,
+    "st_mtime_ns": _TIMES,
+    "st_ctime_ns": _TIMES,
+}
+#: So many of them are the first items of the result as a tuple; seconds follow.
+_STAT_SEQUENCE = 7
+_STAT_DIGITS = len(str(_TIMES[0]))
 
 
 @final
@@ -199,10 +221,15 @@ class GuestPath:
             return None  # noqa: ASYNC910 - stat() is a checkpoint
 
     async def iterdir(self) -> Iterator[GuestPath]:
-        """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``."""
+        """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``.
+
+        Raises:
+          OSError: besides, with EOVERFLOW if that is too much: some 250,000 names, fewer if they are long.
+
+        """
         async with self._session("list") as session:
-            entries = await Walk(session).entries(self._path)
-        return iter([self / name for _, name in entries])
+            names = await Walk(session).entries(self._path)
+        return map(self.__truediv__, names)
 
     async def glob(self, pattern: str) -> Iterator[GuestPath]:
         """Return an iterator over what *pattern* matches below, in no order.
@@ -214,6 +241,8 @@ class GuestPath:
         Raises:
           ValueError: if the pattern is empty.
           NotImplementedError: if it is absolute.
+          OSError: with EOVERFLOW if there is too much to look at: some 250,000 names and directories; and with
+            ENAMETOOLONG for directories that are nested deeper than 128.
 
         """
         parts = PurePosixPath(pattern).parts
@@ -223,7 +252,7 @@ class GuestPath:
             raise NotImplementedError("a pattern must be relative")
         async with self._session("glob") as session:
             found = await Walk(session).glob(self._path, list(parts))
-        return map(self._like, dict.fromkeys(found))
+        return (self._like(PurePosixPath(path)) for path in found)
 
     async def rglob(self, pattern: str) -> Iterator[GuestPath]:
         """Return an iterator over what *pattern* matches in this directory and all below; see `glob`."""
@@ -321,9 +350,15 @@ class GuestPath:
                     )
 
     async def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        r"""Return the content as text; ``\r\n`` and ``\r`` become ``\n``. Errors are those of `read_bytes`."""
-        text = (await self.read_bytes()).decode(encoding, errors)
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        r"""Return the content as text; ``\r\n`` and ``\r`` become ``\n``.
+
+        Raises:
+          OSError: besides, as `read_bytes`; and with EFBIG if the text takes more memory than that, which it can where
+            it has characters beyond U+00FF: all of its characters take 2 or 4 bytes then.
+          UnicodeDecodeError: as `bytes.decode`.
+
+        """
+        return await decode_text(await self.read_bytes(), encoding, errors, str(self))
 
     async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
         """Replace the content by *data*, or make the file; return how many bytes that was.
@@ -367,14 +402,26 @@ class GuestPath:
         return len(data)
 
     @overload
-    async def open(self, mode: BinaryMode) -> GuestFile: ...
+    async def open(self, mode: BinaryMode, *, limit: int = MAXIMUM_LINE_BYTES) -> GuestFile: ...
     @overload
     async def open(
-        self, mode: TextMode = "r", *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+        self,
+        mode: TextMode = "r",
+        *,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        newline: str | None = None,
+        limit: int = MAXIMUM_LINE_BYTES,
     ) -> GuestTextFile: ...
 
     async def open(
-        self, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None
+        self,
+        mode: str = "r",
+        *,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        newline: str | None = None,
+        limit: int = MAXIMUM_LINE_BYTES,
     ) -> GuestFile | GuestTextFile:
         r"""Open the file: ``async with await path.open("rb") as file``.
 
@@ -386,10 +433,12 @@ class GuestPath:
           encoding: Of text.
           errors: What becomes of what can't be decoded or encoded.
           newline: As for `open`: None reads every kind of line end as ``\n``.
+          limit: What one line may have, in bytes or in characters of text, at least 1. A longer one is an `OSError`
+            with EFBIG, from ``async for`` and from `GuestFile.readline`: a guest's line may have no end.
 
         """
         return await open_file(
-            self._slot, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline
+            self._slot, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline, limit=limit
         )
 
     def _here(self, path: str | PurePosixPath | GuestPath) -> PurePosixPath:
@@ -427,15 +476,22 @@ def _mode(mode: int) -> int:
 
 def _parse_stat(payload: bytes) -> os.stat_result:
     fields = payload.split(b"\0")
-    if len(fields) != _STAT_FIELDS or not all(
-        0 < len(field) <= _STAT_DIGITS and field.removeprefix(b"-").isdigit() for field in fields
-    ):
+    numbers: list[int] = []
+    if len(fields) == len(_STAT_RANGES):
+        for field, (lowest, highest) in zip(fields, _STAT_RANGES.values(), strict=True):
+            # Not int() alone: it takes blanks, underscores and megabytes of digits.
+            if not 0 < len(field) <= _STAT_DIGITS or not field.removeprefix(b"-").isdigit():
+                break
+            number = int(field)
+            if not lowest <= number <= highest:
+                break
+            numbers.append(number)
+    if len(numbers) != len(_STAT_RANGES):
         raise GuestProtocolError(f"the guest sent a status that is none: {payload[:200]!r}")
-    *numbers, accessed, modified, changed = map(int, fields)
-    times = accessed, modified, changed
-    names = ("st_atime", "st_mtime", "st_ctime")
-    exact: dict[str, float] = {}
-    for name, value in zip(names, times, strict=True):
-        exact[name] = value / _NANOSECONDS
-        exact[f"{name}_ns"] = value
-    return os.stat_result([*numbers, *(value // _NANOSECONDS for value in times)], exact)
+    status: dict[str, int | float] = dict(zip(_STAT_RANGES, numbers, strict=True))
+    seconds: list[int] = []
+    for name in ("st_atime", "st_mtime", "st_ctime"):
+        nanoseconds = status[f"{name}_ns"]
+        status[name] = nanoseconds / _NANOSECONDS
+        seconds.append(int(nanoseconds // _NANOSECONDS))
+    return os.stat_result([*numbers[:_STAT_SEQUENCE], *seconds], status)

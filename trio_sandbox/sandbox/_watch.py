@@ -38,6 +38,7 @@ _IN_IGNORED = 0x8000
 _IN_UNMOUNT = 0x2000
 _IN_ISDIR = 0x40000000
 _MASK_DIGITS = 10
+_NAME_LIMIT = 255
 
 
 @final
@@ -67,7 +68,6 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
         self._session = session
         self._path = path
         self._closed = False
-        self._started = False
         self._ended = False
         self._decoder = RecordDecoder()
         self._pending: deque[FileChange] = deque()
@@ -87,38 +87,39 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
                 raise trio.ClosedResourceError("these changes were closed")
             if self._ended:
                 raise trio.EndOfChannel
-            await self._fill()
+            record = await self._next_record()
+            async with self._session.failures():
+                self._take(*record)
+            if not self._pending:  # a guest may have no end of what is no change
+                await trio.lowlevel.checkpoint()
         return self._pending.popleft()
 
     async def start(self) -> None:
         """Wait until the guest watches."""
-        await self._fill()
-        while not self._started:
-            await self._fill()
-
-    async def _fill(self) -> None:
-        # Many at a time: where much changes, it matters what each one costs.
+        tag, payload = await self._next_record()
         async with self._session.failures():
-            data = await self._session.receive_raw()
-            if not data:
-                raise self._session.violation("an end where changes were expected")
-            self._decoder.feed(data)
-            while (record := self._decoder.next_record()) is not None:
-                self._take(*record)
-
-    def _take(self, tag: bytes, payload: bytes) -> None:
-        if not self._started:
             if tag == ERROR:
                 raise parse_error(payload, self._session.what)
             if tag != REPLY:
                 raise self._session.violation(f"a record {tag!r} where a result was expected")
-            self._started = True
-            return
+
+    async def _next_record(self) -> tuple[bytes, bytes]:
+        # Many come at a time, and are looked at one by one, as they are received.
+        async with self._session.failures():
+            while (record := self._decoder.next_record()) is None:
+                data = await self._session.receive_raw()
+                if not data:
+                    raise self._session.violation("an end where changes were expected")
+                self._decoder.feed(data)
+        return record
+
+    def _take(self, tag: bytes, payload: bytes) -> None:
         mask, _, name = payload.partition(b"\0")
         if (
             tag != _CHANGE
             or not mask.isdigit()
             or len(mask) > _MASK_DIGITS
+            or len(name) > _NAME_LIMIT
             or b"/" in name
             or b"\0" in name
             or name in (b".", b"..")

@@ -9,7 +9,7 @@ changed its user id without exec is not dumpable.
 A session is a stream socket with records (see `trees`). Q holds the fields of a request, separated by NUL; the answer
 is R with the fields of a result, or X with an error's number and the names of the files concerned, maybe after content:
 
-    stat path follow            R mode ino dev nlink uid gid size atime mtime ctime     the times in ns
+    stat path follow            R mode ino dev nlink uid gid size rdev blksize blocks atime mtime ctime     the times in ns
     list path                   D entries NUL-separated, each after d, f, l or o for its kind, ...; R
     mkdir path mode, unlink path, rmdir path, chmod path mode, rename from to, symlink target path, link from to,
     touch path mode exist_ok    R
@@ -46,6 +46,10 @@ from ..trees import (
     BATCH,
     CHUNK,
     HEADER,
+    LISTING_BYTES,
+    LISTING_LIMIT,
+    LISTING_NAMES,
+    NAME_COST,
     TreeError,
     TreeReader,
     TreeWriter,
@@ -67,7 +71,6 @@ CONTROL = 3
 _MAXIMUM_RECORD = 1 << 20
 #: What comes by the socket: the sessions use it one after the other. The kernel gives it pages as they are filled.
 _buffer = bytearray(_MAXIMUM_RECORD + HEADER.size)
-_LISTING_BATCH = 32768
 _EVENT = struct.Struct("iIII")
 #: What is watched for, by inotify(7)'s numbers: MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
 _WATCHED = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
@@ -191,17 +194,27 @@ class _Session:
     def stat(self, path: str, follow: str) -> None:
         s = os.stat(path, follow_symlinks=follow == "1")
         times = s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns
-        self._reply(s.st_mode, s.st_ino, s.st_dev, s.st_nlink, s.st_uid, s.st_gid, s.st_size, *times)
+        numbers = s.st_mode, s.st_ino, s.st_dev, s.st_nlink, s.st_uid, s.st_gid, s.st_size
+        self._reply(*numbers, s.st_rdev, s.st_blksize, s.st_blocks, *times)
 
     def list(self, path: str) -> None:
         batch: list[bytes] = []
-        size = 0
+        size = cost = 0
+        # A file system may give a name twice while others make and remove it.
+        seen: set[str] = set()
         with os.scandir(path) as entries:
             for entry in entries:
+                name = entry.name
+                if name in seen:
+                    continue
+                seen.add(name)
                 kind = b"l" if entry.is_symlink() else b"d" if entry.is_dir() else b"f" if entry.is_file() else b"o"
-                batch.append(kind + os.fsencode(entry.name))
+                batch.append(kind + os.fsencode(name))
                 size += len(batch[-1])
-                if size > _LISTING_BATCH:
+                if size > LISTING_BYTES or len(batch) == LISTING_NAMES:
+                    cost += size + NAME_COST * len(batch)
+                    if cost > LISTING_LIMIT:
+                        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW), path)
                     self._send(b"D", b"\0".join(batch))
                     batch.clear()
                     size = 0
