@@ -24,8 +24,9 @@ from trio_sandbox.wire import (
     WireError,
     open_channel,
 )
-from trio_sandbox.wire._connection import BACKLOG_LIMIT
+from trio_sandbox.wire._connection import FRAMES_IN_TURN
 from trio_sandbox.wire._framing import HEADER, MAX_STREAMS, Kind, frame
+from trio_sandbox.wire._pace import IDLE_FRAMES, IDLE_RATE
 
 from ._wire import HELLO, RawPeer, open_pair, port_pair
 
@@ -420,14 +421,62 @@ async def test_a_peer_that_answers_is_not_silent(autojump_clock: trio.testing.Mo
 # --- Peers that want to do harm ---
 
 
-async def test_a_peer_that_asks_and_does_not_read_stalls_only_itself() -> None:
+@pytest.mark.parametrize(
+    "kinds", [frame(Kind.RESET, 1), frame(Kind.CREDIT, 1, b"\0\0\0\1"), frame(Kind.PING, 0, bytes(8)), b""]
+)
+async def test_a_flood_of_frames_without_effect_is_a_violation_and_others_go_on(kinds: bytes) -> None:
+    async with open_raw() as (channel, peer), trio.open_nursery() as nursery:
+        stream = channel.open_stream({})
+        stream.reset()
+        await peer.say(frame(Kind.RESET, 1))
+        if kinds:
+            flood = kinds * (2 * IDLE_FRAMES)
+        else:
+            flood = b"".join(opened(number) + frame(Kind.RESET, number) for number in range(2, 4 * IDLE_FRAMES, 2))
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(count_turns)
+        nursery.start_soon(peer.say, flood)
+        failure = await channel.wait_closed()
+        assert "frames without any effect" in str(failure)
+        # The frames that it took to see that were no one turn of the event loop.
+        assert turns > IDLE_FRAMES / FRAMES_IN_TURN / 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_frames_without_effect_are_no_violation_at_a_slow_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("trio_sandbox.wire._pace.perf_counter", lambda: now)
+    async with open_raw() as (channel, peer):
+        for _ in range(5):
+            await peer.say(frame(Kind.PING, 0, bytes(8)) * IDLE_RATE)
+            await trio.testing.wait_all_tasks_blocked()
+        for _ in range(50):
+            now += 1.0
+            await peer.say(frame(Kind.PING, 0, bytes(8)) * IDLE_RATE)
+            await trio.testing.wait_all_tasks_blocked()
+        assert channel.failure is None
+        now += 3600.0
+        await peer.say(frame(Kind.PING, 0, bytes(8)) * (2 * IDLE_FRAMES))
+        assert isinstance(await channel.wait_closed(), WireError)
+
+
+async def test_a_peer_that_asks_and_does_not_read_stalls_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a real socket pair, because the memory streams of tests take everything."""
+    limit = 2**15
+    monkeypatch.setattr("trio_sandbox.wire._channel.BACKLOG_LIMIT", limit)
     ends = socket.socketpair()
     host_end, peer_end = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in ends)
     async with peer_end:
         await peer_end.send_all(HELLO)
         async with open_channel(host_end, role=Role.HOST, hello={}) as channel, trio.open_nursery() as nursery:
-            flood = (opened(2) + frame(Kind.END, 2)) + frame(Kind.PING, 0, bytes(8)) * (2 * BACKLOG_LIMIT // 17)
+            flood = (opened(2) + frame(Kind.END, 2)) + frame(Kind.PING, 0, bytes(8)) * (IDLE_FRAMES - 1000)
             nursery.start_soon(peer_end.send_all, flood)
             # Real sockets: "all tasks blocked" may be a moment between two readiness events, so ask twice in a row.
             seen = -1
@@ -436,7 +485,7 @@ async def test_a_peer_that_asks_and_does_not_read_stalls_only_itself() -> None:
                 await trio.testing.wait_all_tasks_blocked(0.05)
             statistics = channel.statistics()
             assert statistics.bytes_received < len(flood)
-            assert BACKLOG_LIMIT < statistics.backlog < BACKLOG_LIMIT + 2 * 65536
+            assert limit < statistics.backlog < limit + 2 * 65536
             assert channel.failure is None
             nursery.cancel_scope.cancel()
 

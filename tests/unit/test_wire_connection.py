@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from trio_sandbox.wire import Role, StreamLimitError, WireError
-from trio_sandbox.wire._connection import CREDIT_STEP, LAZY_LIMIT, QUANTUM, WRITE_LIMIT, Connection
+from trio_sandbox.wire._connection import CREDIT_STEP, FRAMES_IN_TURN, LAZY_LIMIT, QUANTUM, WRITE_LIMIT, Connection
 from trio_sandbox.wire._events import (
     CreditReceived,
     DataReceived,
@@ -88,7 +88,8 @@ def feed(connection: Connection, pieces: Iterable[bytes]) -> tuple[list[Event], 
     try:
         for piece in pieces:
             for event in connection.receive(piece):
-                events.append(event)  # noqa: PERF402 - those before the violation count
+                if event is not None:
+                    events.append(event)  # noqa: PERF401 - those before the violation count
     except WireError as exc:
         return merged(events), str(exc)
     return merged(events), None
@@ -206,6 +207,46 @@ def test_a_violation_is_an_error_however_the_bytes_come(name: str) -> None:
     assert feed(Connection(Role.HOST, {}), one_by_one(data)) == (events, error)
     # And it stays one, whatever comes.
     assert feed(whole, [HELLO]) == ([], error)
+
+
+@pytest.mark.parametrize("kind", [Kind.RESET, Kind.CREDIT, Kind.PING])
+def test_a_host_makes_pauses_and_counts_what_does_nothing(kind: Kind) -> None:
+    connection = host()
+    stream_id = connection.open_stream({})
+    connection.reset(stream_id)
+    list(connection.receive(frame(Kind.RESET, stream_id)))
+    assert connection.idle_frames == 0, "each stream may be reset once"
+    idle = {
+        Kind.RESET: frame(Kind.RESET, stream_id),
+        Kind.CREDIT: frame(Kind.CREDIT, stream_id, b"\xff\xff\xff\xff"),
+        Kind.PING: frame(Kind.PING, 0, bytes(8)),
+    }[kind]
+    assert list(connection.receive(idle * 1000)) == [None] * (999 // FRAMES_IN_TURN)
+    assert connection.idle_frames == 1000
+
+
+def test_the_least_of_credit_does_nothing() -> None:
+    connection = host()
+    stream_id = connection.open_stream({})
+    list(connection.receive(frame(Kind.CREDIT, stream_id, b"\0\0\0\1") * 10))
+    assert connection.idle_frames == 10
+    list(connection.receive(frame(Kind.CREDIT, stream_id, CREDIT_STEP.to_bytes(4, "big"))))
+    assert connection.idle_frames == 10
+
+
+def test_data_in_the_smallest_pieces_comes_with_pauses_and_whole() -> None:
+    connection = host()
+    list(connection.receive(opened(2)))
+    events = list(connection.receive(frame(Kind.DATA, 2, b"x") * 1000))
+    assert sum(isinstance(event, DataReceived) for event in events) == 1000
+    assert events.count(None) == 999 // FRAMES_IN_TURN
+    assert connection.idle_frames == 0
+
+
+def test_a_guest_makes_no_pauses() -> None:
+    connection = Connection(Role.GUEST, {})
+    list(connection.receive(HELLO))
+    assert list(connection.receive(frame(Kind.PING, 0, bytes(8)) * 1000)) == []
 
 
 def test_a_header_is_refused_before_its_payload_is_stored() -> None:

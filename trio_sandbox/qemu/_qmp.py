@@ -23,7 +23,7 @@ from ._qmp_codec import QMPConnection, QMPEvent, QMPGreeting, QMPMessage, QMPRep
 
 #: QEMU takes no more descriptors than this with one message (its TCP_MAX_FDS).
 _MAXIMUM_FDS = 16
-_READ_BYTES = 64 * 2**10
+_READ_BYTES = 8 * 2**10
 #: How much of the conversation is kept for reports.
 _LOG_BYTES = 16 * 2**10
 
@@ -289,9 +289,13 @@ class QMPChannel:
                 if not data:
                     self.fail(_because(QMPClosedError("QEMU closed the connection"), EOFError("end of file")))
                     return
+                began = trio.current_time()
                 self._log.append(b"<- " + data)
                 for message in self._connection.receive(data):
                     self._dispatch(message)
+                if len(data) == _READ_BYTES:
+                    # Much at once: others have their turn. A QEMU that was taken over may never stop.
+                    await trio.sleep(trio.current_time() - began)
         except QMPProtocolError as exc:
             self.fail(exc)
         except OSError as exc:

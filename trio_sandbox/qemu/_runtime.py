@@ -158,7 +158,7 @@ class Runtime:
 
 def _default_bases() -> Iterator[str]:
     """Give where large files may live: overlays do, which XDG_RUNTIME_DIR, in memory, is too small for."""
-    for base in (os.environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):  # noqa: S108 - ours has a random name and mode 0700
+    for base in (os.environ.get("TMPDIR", ""), "/var/tmp", "/tmp"):
         if os.path.isabs(base) and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
             yield base
 

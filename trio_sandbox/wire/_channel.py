@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeAlias, final
 
 import trio
@@ -25,6 +25,8 @@ from ._events import (
     ResetReceived,
     StreamOpened,
 )
+from ._groups import besides_broken, hide_nursery
+from ._pace import Pace
 from ._port import PortStream
 from ._stream import ChannelStream, Waiter
 
@@ -181,6 +183,7 @@ class Channel:
         """Take *data* that somebody else has read of the transport, as if it were received now."""
         try:
             for event in self._connection.receive(data):
+                assert event is not None, "only a guest is fed, and guests don't make pauses"
                 self._dispatch(event)
         except ChannelError as exc:
             self._fail(exc)
@@ -266,7 +269,7 @@ class Channel:
         """Read, write and ping until the channel fails or its scope is cancelled."""
         with self._scope:
             try:
-                with _hide_nursery():
+                with hide_nursery():
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._write)
                         nursery.start_soon(self._read)
@@ -280,6 +283,7 @@ class Channel:
     async def _read(self) -> None:  # noqa: ASYNC910 - leaves only by an error of the transport, after which it ends
         connection = self._connection
         receive = self._transport.receive_some if self._port is None else self._port.receive_view
+        pace = Pace()
         try:
             while True:
                 data = await receive()
@@ -287,9 +291,17 @@ class Channel:
                     raise PeerGoneError("the peer closed the connection")
                 self._reads += 1
                 self._bytes_received += len(data)
+                pace.begin_turn()
                 for event in connection.receive(data):
-                    self._dispatch(event)
+                    if event is None:
+                        self._flush()
+                        await trio.sleep(pace.end_turn(connection.idle_frames))
+                        pace.begin_turn()
+                    else:
+                        self._dispatch(event)
                 self._flush()
+                if connection.idle_frames:
+                    pace.end_turn(connection.idle_frames)
                 while connection.backlog > BACKLOG_LIMIT:
                     await self._drained.wait()
         except ChannelError as exc:
@@ -322,6 +334,7 @@ class Channel:
     def _accept(self, stream_id: int, header: dict[str, object]) -> None:
         if self._handler is None or self._handlers is None:
             self._connection.reset(stream_id, "refused")
+            self._connection.idle_frames += 1
             return
         stream = ChannelStream(self, stream_id)
         self._streams[stream_id] = stream
@@ -337,7 +350,7 @@ class Channel:
         except (trio.BrokenResourceError, BaseExceptionGroup) as exc:
             stream.reset("the handler failed")
             # Not a bug where the stream broke and the handler only did not care.
-            rest = _besides_broken(exc) if stream._is_broken else exc
+            rest = besides_broken(exc) if stream._is_broken else exc
             if rest is exc:
                 raise
             if rest is not None:
@@ -446,10 +459,10 @@ async def open_channel(
     if not silence_timeout > 0:
         raise ValueError(f"`silence_timeout` must be a positive number of seconds, not {silence_timeout!r}")
     channel = Channel(stream, Connection(role, hello), handler)
-    with _hide_nursery():
+    with hide_nursery():
         async with trio.open_nursery() as services:
             try:
-                with _hide_nursery():
+                with hide_nursery():
                     async with trio.open_nursery() as handlers:
                         # Before the first byte is read: the peer may open a stream right after its hello.
                         channel._handlers = handlers
@@ -467,38 +480,3 @@ async def open_channel(
                 channel._closed = True
                 channel._end()
                 channel._scope.cancel(reason="the block of open_channel() was left")
-
-
-def _besides_broken(
-    exc: trio.BrokenResourceError | BaseExceptionGroup[BaseException],
-) -> BaseException | None:
-    """Return what *exc* says besides that a stream broke: None, a cancellation, or else all of it."""
-    if not isinstance(exc, BaseExceptionGroup):
-        return None
-    rest = exc.split(trio.BrokenResourceError)[1]
-    return exc if rest is not None and rest.split(trio.Cancelled)[1] is not None else rest
-
-
-@contextmanager
-def _hide_nursery() -> Generator[None]:
-    """Raise the one exception that happened instead of a group of one.
-
-    The host's side has the same in a module of its own, which does not exist inside a guest.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        errors = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
-        for error in errors:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise type(error)(*error.args) from group
-        if len(errors) > 1:
-            group.add_note("open_channel(): more than one of its tasks failed")
-            raise
-        error = errors[0] if errors else group.exceptions[0]
-        context = error.__context__
-        try:
-            raise error
-        finally:
-            error.__context__ = context
-            del error, context, errors

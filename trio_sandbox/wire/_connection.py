@@ -8,6 +8,7 @@ being sent, and what it queues by itself is bounded as long as its user heeds `b
 from __future__ import annotations
 
 import enum
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -39,6 +40,7 @@ from ._framing import (
     encode_json,
     frame,
 )
+from ._state import StreamState
 
 #: Bytes of one write, headers and all, unless control frames alone are more.
 WRITE_LIMIT = 65536
@@ -50,6 +52,8 @@ CREDIT_STEP = INITIAL_CREDIT // 2
 #: Two peers of ours never get there: all their streams together can't owe each other that much.
 #: So only a peer that asks and does not read is stalled by it, and nobody by us.
 BACKLOG_LIMIT = 2**21
+#: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
+FRAMES_IN_TURN = 128
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256
 
@@ -59,37 +63,6 @@ class Role(enum.Enum):
 
     HOST = 1
     GUEST = 2
-
-
-class _Stream:
-    """One stream that is not over. "Done" means that a side has sent END or RESET."""
-
-    __slots__ = (
-        "begun",
-        "close_after",
-        "done",
-        "end_after",
-        "id",
-        "pending",
-        "receive_credit",
-        "refusing",
-        "remote_done",
-        "send_credit",
-        "taken",
-    )
-
-    def __init__(self, stream_id: int) -> None:
-        self.id = stream_id
-        self.send_credit = INITIAL_CREDIT
-        self.receive_credit = INITIAL_CREDIT
-        self.taken = 0  # by the reader, and not yet given back as credit
-        self.pending: memoryview | None = None
-        self.begun = False  # part of `pending` has been sent
-        self.end_after = False
-        self.close_after = False
-        self.done = False
-        self.refusing = False  # we sent RESET: what still comes is counted and dropped
-        self.remote_done = False
 
 
 class Connection:
@@ -111,7 +84,7 @@ class Connection:
         if len(greeting) > MAX_PAYLOAD:
             raise ValueError(f"hello is {len(greeting)} bytes of JSON; at most {MAX_PAYLOAD} fit")
         self._parity = role.value % 2  # of the ids of streams opened here
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, StreamState] = {}
         self._last_id = role.value - 2  # of the streams opened here
         self._last_peer_id = (3 - role.value) - 2
         self._open_count = 0
@@ -122,15 +95,18 @@ class Connection:
         self._control = bytearray(frame(Kind.HELLO, 0, greeting))
         self._open_bytes = 0  # how much of it is OPEN
         self._urgent = True  # somebody waits for something in it
-        self._ready: deque[_Stream] = deque()  # have something pending and the credit to send it
+        self._ready: deque[StreamState] = deque()  # have something pending and the credit to send it
 
         # Input
+        self.idle_frames = 0
+        """Frames so far that did nothing: of credit that nobody waits for, and for streams that are over."""
+        self._frames_in_turn = FRAMES_IN_TURN if role is Role.HOST else sys.maxsize  # a guest trusts its host
         self._greeted = False
         self._error: WireError | None = None
         self._partial = bytearray()  # the frame that has not come whole, unless it is DATA
         self._needed = HEADER_SIZE  # how long `_partial` must be to go on
         self._body = 0  # bytes to come of a DATA frame
-        self._body_stream: _Stream | None = None
+        self._body_stream: StreamState | None = None
 
     # --- Output: what the application asks for ---
 
@@ -149,7 +125,7 @@ class Connection:
             raise StreamLimitError(f"{MAX_STREAMS} streams are open; close one first")
         self._last_id += 2
         self._open_count += 1
-        self._streams[self._last_id] = _Stream(self._last_id)
+        self._streams[self._last_id] = StreamState(self._last_id)
         self._queue(Kind.OPEN, self._last_id, payload)
         self._open_bytes += HEADER_SIZE + len(payload)
         return self._last_id
@@ -299,7 +275,7 @@ class Connection:
         self._control += HEADER.pack(len(payload), kind, stream_id)
         self._control += payload
 
-    def _drop_pending(self, stream: _Stream) -> None:
+    def _drop_pending(self, stream: StreamState) -> None:
         if stream.pending is not None:
             if stream in self._ready:
                 self._ready.remove(stream)
@@ -308,10 +284,10 @@ class Connection:
 
     # --- Input ---
 
-    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+    def receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event | None]:
         """Yield what *data*, the next bytes of the peer, mean; to be exhausted.
 
-        Other methods may be called between two events. What a `DataReceived` holds is a part of *data*, and valid as long.
+        A host yields None after each `FRAMES_IN_TURN` frames, whatever they mean: others may have their turn. Other methods may be called between two events. What a `DataReceived` holds is a part of *data*, and valid as long.
 
         Raises:
           WireError: at the violation, after the events before it; from then on, always.
@@ -325,8 +301,8 @@ class Connection:
             self._error = exc
             raise
 
-    def _receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
-        position, end = 0, len(data)
+    def _receive(self, data: bytes | bytearray | memoryview) -> Iterator[Event | None]:
+        position, end, frames = 0, len(data), 0
         partial = self._partial
         while position < end:
             if self._body:
@@ -338,6 +314,10 @@ class Connection:
                 if stream is not None and not stream.refusing:
                     yield DataReceived(stream.id, chunk)
                 continue
+            if frames == self._frames_in_turn:
+                frames = 0
+                yield None
+            frames += 1
             if partial or end - position < HEADER_SIZE:
                 missing = self._needed - len(partial)
                 partial += data[position : position + missing]
@@ -399,6 +379,7 @@ class Connection:
             case Kind.RESET:
                 return self._handle_reset(stream_id, payload)
             case Kind.PING:
+                self.idle_frames += 1
                 self._queue(Kind.PONG, 0, payload)
                 return None
             case Kind.PONG:
@@ -426,7 +407,7 @@ class Connection:
         header = decode_json(payload, "OPEN")
         self._last_peer_id = stream_id
         self._peer_open_count += 1
-        self._streams[stream_id] = _Stream(stream_id)
+        self._streams[stream_id] = StreamState(stream_id)
         return StreamOpened(stream_id, header)
 
     def _handle_reset(self, stream_id: int, payload: bytes) -> Event | None:
@@ -436,6 +417,7 @@ class Connection:
         except UnicodeDecodeError as exc:
             raise WireError(f"the reason for RESET is not UTF-8: {exc}") from exc
         if stream is None:
+            self.idle_frames += 1
             return None
         self._drop_pending(stream)
         if not stream.done:
@@ -449,6 +431,8 @@ class Connection:
         (size,) = CREDIT.unpack(payload)
         if size == 0:
             raise WireError("CREDIT of 0 bytes")
+        if stream is None or size < CREDIT_STEP:
+            self.idle_frames += 1  # less than that no peer of ours gives at a time
         if stream is None:
             return None
         had = stream.send_credit
@@ -461,7 +445,7 @@ class Connection:
             self._ready.append(stream)
         return CreditReceived(stream_id)
 
-    def _used_stream(self, kind: Kind, stream_id: int) -> _Stream | None:
+    def _used_stream(self, kind: Kind, stream_id: int) -> StreamState | None:
         """Return an open stream, or None for one that is over; any other is a violation."""
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -470,23 +454,23 @@ class Connection:
                 raise WireError(f"{kind.name} for stream {stream_id}, which was never opened")
         return stream
 
-    def _sending_stream(self, kind: int, stream_id: int) -> _Stream:
+    def _sending_stream(self, kind: int, stream_id: int) -> StreamState:
         stream = self._streams.get(stream_id)
         if stream is None or stream.remote_done:
             raise WireError(f"{Kind(kind).name} for stream {stream_id}, which the peer does not have open")
         return stream
 
-    def _set_done(self, stream: _Stream) -> None:
+    def _set_done(self, stream: StreamState) -> None:
         stream.done = True
         if stream.remote_done:
             self._forget(stream)
 
-    def _set_remote_done(self, stream: _Stream) -> None:
+    def _set_remote_done(self, stream: StreamState) -> None:
         stream.remote_done = True
         if stream.done:
             self._forget(stream)
 
-    def _forget(self, stream: _Stream) -> None:
+    def _forget(self, stream: StreamState) -> None:
         if self._streams.pop(stream.id, None) is not None:
             if stream.id % 2 == self._parity:
                 self._open_count -= 1
