@@ -79,8 +79,8 @@ async def cancel_at_every_step(
     """Run *function* again and again, cancelled when its task is resumed first, second, ... time.
 
     With *every_task*, cancel it when whatever task is resumed: services that run meanwhile then
-    are in any state. Call *check* after each run, and give the number of runs: one more than there
-    are points to be cancelled at.
+    are in any state. Call *check* after each run, and await what it returns if that is awaitable; give the number of runs:
+    one more than there are points to be cancelled at.
     """
     step = 0
     while True:
@@ -93,7 +93,8 @@ async def cancel_at_every_step(
                 await function()
             finally:
                 trio.lowlevel.remove_instrument(instrument)
-        check()
+        if isinstance(checking := check(), Awaitable):
+            await checking
         # Not "was not cancelled": a shield may have let a cancellation pass, and later ones count.
         if instrument.remaining > 0:
             return step

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from collections.abc import AsyncGenerator
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
+from trio_sandbox.guest.agent.attendant import Attendant
 from trio_sandbox.guest.agent.interpreter import Interpreter
 from trio_sandbox.guest.agent.run import Run
+from trio_sandbox.wire import RecordStream, StreamResetError
 
 from ._agent import Host, Ran, let_short_runs_end, open_agent
+from ._wire import open_pair
 
 #: Code whose end the agent can't send in the turn that it starts the run in, and what it prints.
 LONG_ENDS = {
@@ -73,3 +80,107 @@ async def test_a_run_starts_while_the_refusal_of_the_last_is_being_sent(host: Ho
         async with host.open_run("print(1)", cwd="/nowhere") as run:
             assert (await run.failure())["errno"] == errno.ENOENT
     assert await host.run("print(1)") == ran("1\n")
+
+
+# --- Runs that are not wanted any more before they have begun ---
+
+
+@pytest.fixture
+async def agent() -> AsyncGenerator[Host]:
+    async with open_agent() as host:
+        yield host
+
+
+@pytest.fixture
+async def stopped(agent: Host) -> tuple[Host, int]:
+    """An agent whose interpreter, with a variable in it, was interrupted and stands still: the next run has to wait."""
+    pid = int((await agent.run("import os, time; x = 12345; print(os.getpid())")).stdout)
+    async with agent.open_run("print('go', flush=True); time.sleep(60)") as run:
+        await run.until(b"go\n")
+        await run.interrupt()
+        assert (await run.finish()).exit_code == 128 + signal.SIGINT
+    os.kill(pid, signal.SIGSTOP)
+    return agent, pid
+
+
+async def assert_untouched(host: Host, pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
+    assert await host.run("print(x)") == ran("12345\n")
+
+
+async def test_a_run_given_up_before_it_has_begun_costs_nothing(stopped: tuple[Host, int]) -> None:
+    host, pid = stopped
+    for _ in range(3):
+        async with host.open_run("x = 1"):
+            pass
+    async with host.open_run("x = 1", stdin=(pipe := host.open_pipe()).id):
+        pipe.close()
+    await assert_untouched(host, pid)
+
+
+@pytest.mark.parametrize(("request_", "exit_code"), [("interrupt", 130), ("kill", 137)])
+async def test_a_run_stopped_before_it_has_begun_costs_nothing(
+    stopped: tuple[Host, int], request_: str, exit_code: int
+) -> None:
+    host, pid = stopped
+    async with host.open_run("x = 1") as run:
+        await run.records.send_json({request_: True})
+        assert await run.finish() == Ran("", "", exit_code, restarted=False, state_kept=True)
+    await assert_untouched(host, pid)
+
+
+async def test_a_run_whose_deadline_passes_before_it_has_begun_costs_nothing(stopped: tuple[Host, int]) -> None:
+    host, pid = stopped
+    async with host.open_run("x = 1", deadline=0, grace=1) as run:
+        assert await run.finish() == Ran("", "", 130, restarted=False, state_kept=True)
+        assert run.end is not None
+        assert run.end["finished"]["expired"]
+    await assert_untouched(host, pid)
+
+
+async def test_a_run_that_waits_goes_on_in_its_turn(stopped: tuple[Host, int]) -> None:
+    host, pid = stopped
+    async with host.open_run("x += int(input())", stdin=(pipe := host.open_pipe()).id) as run:
+        await pipe.send_all(b"1\n")
+        os.kill(pid, signal.SIGCONT)
+        assert await run.finish() == ran("")
+    assert await host.run("print(x)") == ran("12346\n")
+
+
+async def test_what_a_host_asks_of_a_run_that_has_ended_reaches_nobody() -> None:
+    class Ended:
+        """An interpreter that is through with the run, whose output has yet to be taken. It may have another."""
+
+        def has(self, run: Run) -> bool:
+            return False
+
+        def interrupt(self) -> None:
+            raise AssertionError("another run would be interrupted")
+
+        def kill(self) -> None:
+            raise AssertionError("state would be lost")
+
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        run = Run(RecordStream(other), "", None, None, 0, trio.current_time(), 0)
+        attendant = Attendant(run, cast("Interpreter", Ended()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attendant.obey)
+            records = RecordStream(stream)
+            for request in ({"interrupt": True}, {"kill": True}, {"deadline": 0}):
+                await records.send_json(request)
+                await trio.testing.wait_all_tasks_blocked()
+            await records.send_eof()
+            await trio.testing.wait_all_tasks_blocked()
+            run.over.set()
+    assert not run.expired
+    assert not run.interrupted
+
+
+async def test_a_deadline_that_no_host_sends_ends_the_run_and_not_the_agent(agent: Host) -> None:
+    async with agent.open_run("print('go', flush=True); import time; time.sleep(60)") as run:
+        await run.until(b"go\n")
+        await run.records.send_json({"deadline": 10**400})
+        with pytest.raises(StreamResetError, match="deadline is out of range"):
+            await run.finish()
+    assert (await agent.run("print(1)")).stdout == "1\n"

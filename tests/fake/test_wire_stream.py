@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from trio_sandbox.wire import ChannelStream, PeerGoneError, StreamResetError
-from trio_sandbox.wire._framing import INITIAL_CREDIT
+from trio_sandbox.wire._framing import CREDIT, INITIAL_CREDIT, Kind, frame
 
 from . import _wire
 from ._wire import open_pair, port_pair
@@ -207,6 +207,22 @@ async def test_a_send_cut_short_becomes_a_reset_when_closed() -> None:
                 nursery.start_soon(stream.send_all, bytes(INITIAL_CREDIT + 1))
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(StreamResetError, match="closed while sending"):
+            await other.receive_some()
+
+
+async def test_a_send_cut_short_stays_so_when_it_could_go_on_at_that_moment() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, bytes(INITIAL_CREDIT + 1))
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                # The credit for the last byte comes before the sender has its turn: the peer must not have the whole now.
+                pair.host.feed(frame(Kind.CREDIT, stream.id, CREDIT.pack(1)))
         await stream.aclose()
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(StreamResetError, match="closed while sending"):

@@ -259,17 +259,19 @@ async def open_run(
         records = RecordStream(open_stream(vm, header, "the run", flush=fits))
         stack.callback(records.stream.close)
         events = RunEvents(vm, records, str(request["language"]), display_limit)
-        if not fits:
-            await events.send_request(request)
-        if pipe is not None and isinstance(stdin, bool):
-            events.stdin = GuestInput(pipe)
-        elif pipe is not None:
-            services = await stack.enter_async_context(open_services("Sandbox.stream()"))
-            await services.start(_feed, GuestInput(pipe), stdin)
         try:
+            if not fits:
+                await events.send_request(request)
+            if pipe is not None and isinstance(stdin, bool):
+                events.stdin = GuestInput(pipe)
+            elif pipe is not None:
+                services = await stack.enter_async_context(open_services("Sandbox.stream()"))
+                await services.start(_feed, GuestInput(pipe), stdin)
+            # Only one task may send on the records at a time: the deadline's is gone when `stop` sends.
             async with deadline.followed("Sandbox.stream()", records.send_json):
                 yield events
         finally:
+            # From the moment that the guest may have the request: without being told to stop it would kill the interpreter.
             await events.stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
 
 

@@ -42,12 +42,17 @@ class Waiter:
     def __bool__(self) -> bool:
         return self._task is not None
 
-    async def wait(self) -> None:
-        """Wait for `wake` or `fail`. Always a checkpoint; cancelled, it is as if nobody had waited."""
+    async def wait(self, on_cancel: Callable[[], object] | None = None) -> None:
+        """Wait for `wake` or `fail`. Always a checkpoint; cancelled, it is as if nobody had waited.
+
+        *on_cancel* is called at the moment of a cancellation: the task has its turn later, and others may have theirs before.
+        """
         self._task = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._task = None
+            if on_cancel is not None:
+                on_cancel()
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -168,6 +173,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._closed = True
         self._channel._forget(self)
         self._channel._flush()
+        if self._reader:
+            self._reader.fail(trio.ClosedResourceError("this stream was closed here"))
+        self._watcher.wake()
         return True
 
     def send_blocking(self, data: bytes) -> None:
@@ -194,10 +202,10 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             if self._connection.is_sending(self.id):
                 try:
                     self._channel._check()
-                    await self._sender.wait()
+                    # Taken back at once, or the rest could still be sent, and be the whole for the peer, and a failure for us.
+                    await self._sender.wait(self._unsend)
                 except BaseException:
-                    # Where a reset or the channel's end woke us, nothing is left to take back.
-                    self._torn = self._connection.unsend(self.id) or self._torn
+                    self._unsend()  # nothing is left to take back where a reset or the channel's end woke us
                     raise
             else:
                 self._channel._check()
@@ -205,6 +213,9 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._send_ended = end
         finally:
             self._sending = False
+
+    def _unsend(self) -> None:
+        self._torn = self._connection.unsend(self.id) or self._torn
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

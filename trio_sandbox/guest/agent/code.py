@@ -24,19 +24,20 @@ Then JSON and the end:
 interpreter lives on. *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not
 ended, without being told to. A host that is there tells us, and tells us when the deadline moves. When an
 interpreter ends so does all that it started, and "finished" waits for that.
-A host that ends the stream before "finished" gives the run up, and the interpreter with it.
+A host that ends the stream before "finished" gives the run up, and with it the interpreter that has taken it. A run that
+is interrupted, killed or given up before an interpreter has taken it is not begun, and ends as if a signal had ended it.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import cast, final
 
 import trio
 
 from ...wire import ChannelStream, RecordStream
+from .attendant import Attendant
 from .children import Child, Children
 from .interpreter import Interpreter
 from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
@@ -50,7 +51,6 @@ from .processes import (
     parse_size,
     parse_string,
     parse_text,
-    receive_before,
 )
 from .run import Run
 
@@ -136,7 +136,8 @@ class CodeService:
     async def _run_with_input(self, keeper: _Keeper, run: Run, number: int) -> None:
         try:
             async with self._pipes.take(number) as run.stdin:
-                await keeper.run(run)
+                if (serving := keeper.begin(run)) is not None:
+                    await serving
         except NoSuchPipeError as exc:
             run.records.stream.reset(str(exc))
 
@@ -153,8 +154,7 @@ class CodeService:
         """
         assert self._nursery is not None
         for keeper in self._keepers.values():
-            if keeper.abandon_run():
-                self._nursery.start_soon(keeper.end_abandoned_run)
+            keeper.abandon_run(self._nursery)
 
     def count_idle(self) -> int:
         """Tell how many interpreters there are that no run has."""
@@ -236,24 +236,13 @@ class _Keeper:
         if self._interpreter is not None:
             self._interpreter.renew(entropy)
 
-    def abandon_run(self) -> bool:
-        """Interrupt the run that the interpreter has; False if it has none."""
+    def abandon_run(self, nursery: trio.Nursery) -> None:
+        """Interrupt the run that the interpreter has, and have *nursery* see to its end."""
         run, interpreter = self._run, self._interpreter
-        if run is None or run.over.is_set() or interpreter is None or not interpreter.has(run):
-            return False
-        run.given_up = run.abandoned = True
-        interpreter.interrupt()
-        return True
-
-    async def end_abandoned_run(self) -> None:
-        """Wait for the end of the run that `abandon_run` interrupted, and bring it about if need be."""
-        run, interpreter = self._run, self._interpreter
-        assert run is not None
-        assert interpreter is not None
-        with trio.move_on_after(_ABANDON_GRACE):
-            await run.over.wait()
-        if not run.over.is_set():
-            interpreter.kill()
+        if run is not None and interpreter is not None and interpreter.has(run):
+            run.given_up = run.abandoned = True
+            interpreter.interrupt()
+            nursery.start_soon(_end_abandoned_run, run, interpreter)
 
     def _spawn(self) -> tuple[Child, StartedInterpreter]:
         child: list[Child] = []
@@ -268,46 +257,68 @@ class _Keeper:
         self._changed = trio.Event()
 
     def begin(self, run: Run) -> Awaitable[None] | None:
-        """Do what `run` does, and as much of it as can be done at once; return what is left, None if it is over."""
+        """Begin to serve *run*; return what is left to be awaited, None if it is over."""
         interpreter = self._interpreter
-        if not self.is_idle or interpreter is None or not interpreter.is_free:
-            return self.run(run)
+        if not self.is_idle or interpreter is None or not self._start(run, interpreter):
+            return self._serve_in_turn(run)
+        if run.over.is_set() and run.stdin is None:
+            return None
+        return Attendant(run, interpreter).attend()
+
+    def _start(self, run: Run, interpreter: Interpreter) -> bool:
         run.restarted = self._state_lost
-        if not interpreter.start(run):
-            return self.run(run)
+        if not interpreter.is_free or not interpreter.start(run):
+            return False
         self._state_lost = False
         self._run = run
-        return None if run.over.is_set() else self._attend(run, interpreter)
+        return True
 
-    async def run(self, run: Run) -> None:
-        """Have *run* run, and obey its host until that ends the stream."""
-        if not await self._is_free():
-            await run.fail(OSError(errno.EBUSY, "the interpreter is busy with another run"))
-            return
-        self._run = run
-        try:
-            interpreter = await self._start(run)
-        except BaseException:
-            run.over.set()
-            raise
-        if interpreter is None:
-            run.over.set()
-        else:
-            await self._attend(run, interpreter)
+    async def _serve_in_turn(self, run: Run) -> None:
+        attendant = Attendant(run, None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_and_feed, run, attendant)
+            await attendant.obey()
+            nursery.cancel_scope.cancel(reason="the run is over")
 
-    async def _attend(self, run: Run, interpreter: Interpreter) -> None:
-        """See to a run that *interpreter* has, and obey its host until that ends the stream."""
+    async def _wait_and_feed(self, run: Run, attendant: Attendant) -> None:
+        assert attendant.waiting is not None
+        failure = None
         try:
-            if run.stdin is None:
-                await self._obey(run, interpreter)
-                return
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(feed, run.stdin, run.stdin_pipe)
-                await self._obey(run, interpreter)
-                nursery.cancel_scope.cancel(reason="the run is over")
+            with attendant.waiting as waiting:
+                failure = await self._wait_turn(run, attendant)
+            if failure is not None:
+                await run.fail(failure)
+            elif waiting.cancelled_caught:
+                await run.finish([], attendant.returncode, state_kept=True)
         finally:
-            if not run.abandoned:
+            if attendant.waiting is not None:
                 run.over.set()
+        if attendant.waiting is None and run.stdin is not None:
+            await feed(run.stdin, run.stdin_pipe)
+
+    async def _wait_turn(self, run: Run, attendant: Attendant) -> OSError | None:
+        """Wait until an interpreter has taken *run*; return why none will."""
+        if not await self._is_free():
+            return OSError(errno.EBUSY, "the interpreter is busy with another run")
+        self._run = run
+        while True:
+            while self._interpreter is None:
+                self._wanted.set()
+                await self._changed.wait()
+            interpreter = self._interpreter
+            await interpreter.settle()
+            if run.records.stream.has_news:
+                # What the host has said meanwhile comes first: it may not want the run any more.
+                await trio.lowlevel.checkpoint()
+                continue
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._start(run, interpreter):
+                attendant.take(interpreter)
+                return None
+            interpreter.kill()
+            await interpreter.wait_over()
+            if interpreter.failure is not None:
+                return interpreter.failure
 
     async def _is_free(self) -> bool:
         """Whether no run has the interpreter; one that its host gave up is waited for."""
@@ -319,67 +330,10 @@ class _Keeper:
                 await last.over.wait()
         return self._run is None or self._run.over.is_set()
 
-    async def _start(self, run: Run) -> Interpreter | None:
-        while True:
-            self._wanted.set()
-            while self._interpreter is None:
-                await self._changed.wait()
-            interpreter = self._interpreter
-            run.restarted = self._state_lost
-            if await interpreter.accept(run):
-                self._state_lost = False
-                return interpreter
-            if interpreter.failure is not None:
-                await run.fail(interpreter.failure)
-                return None
 
-    async def _obey(self, run: Run, interpreter: Interpreter) -> None:
-        try:
-            while True:
-                try:
-                    request = await receive_before(run.deadline, run.records)
-                except trio.TooSlowError:
-                    _expire(run, interpreter)
-                    continue
-                if request is None:
-                    return
-                if run.over.is_set():
-                    continue
-                match request:
-                    case {"interrupt": True}:
-                        _interrupt(run, interpreter)
-                    case {"kill": True}:
-                        interpreter.kill()
-                    case {"deadline": int() | float() | None as seconds}:
-                        if not run.interrupted:
-                            run.deadline = trio.current_time() + parse_seconds(seconds, "deadline")
-                    case _:
-                        run.records.stream.reset(f"not a request to a run: {request!r:.80}")
-                        return
-        except trio.ClosedResourceError:
-            if not run.over.is_set():  # its end closes the stream
-                raise
-        finally:
-            if not run.over.is_set() and not run.abandoned:
-                run.given_up = True
-                interpreter.kill()
-                with trio.CancelScope(shield=True):
-                    await run.over.wait()
-
-
-def _interrupt(run: Run, interpreter: Interpreter) -> None:
-    run.interrupted = True
-    run.deadline = trio.current_time() + run.grace
-    interpreter.interrupt()
-
-
-def _expire(run: Run, interpreter: Interpreter) -> None:
-    """Do what the host would do now."""
-    run.deadline = math.inf
-    if run.over.is_set():
-        return
-    if run.interrupted:
+async def _end_abandoned_run(run: Run, interpreter: Interpreter) -> None:
+    """Wait for the end of a run that was interrupted, and bring it about if need be."""
+    with trio.move_on_after(_ABANDON_GRACE):
+        await run.over.wait()
+    if interpreter.has(run):
         interpreter.kill()
-    else:
-        run.expired = True
-        _interrupt(run, interpreter)

@@ -106,7 +106,8 @@ class Interpreter:
         self._numbers = itertools.count(1)
         self._number = 0
         self._interrupts: list[trio.Event] = []
-        self._synced = trio.Event()
+        self._syncing: trio.Event | None = None
+        """The worker was told to forget what SIGINT it got, and has yet to say that it has."""
         self._left: _News | None = None
         """What `start` took and could not send at once; `serve` takes it from here before it takes any more."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -119,30 +120,31 @@ class Interpreter:
 
     # --- For the tasks that have runs ---
 
-    async def accept(self, run: Run) -> bool:
-        """Do what `start` does, once it can be done; False also if the interpreter can't be trusted to begin a run."""
-        if self._interrupts:
-            # The last run's SIGINT may still be on its way. It must not hit this one.
-            with trio.move_on_after(_SYNC_PATIENCE) as patience:
+    async def settle(self) -> None:
+        """Wait until no SIGINT that was meant for a past run can hit the next one any more."""
+        if self.is_free:
+            return
+        with trio.move_on_after(_SYNC_PATIENCE) as patience:
+            if self._syncing is None:
                 for delivered in self._interrupts:
                     await delivered.wait()
-                self._synced = trio.Event()
+                self._interrupts.clear()
+                self._syncing = trio.Event()
                 with contextlib.suppress(OSError):
                     send_sync(self._control)
-                await self._synced.wait()
-            if patience.cancelled_caught:
-                self.kill()
-            self._interrupts.clear()
-        if not self._dying and self.start(run):
-            return True
-        self.kill()
+            # Whoever waits may be cancelled. The answer still comes, and counts for whoever waits next.
+            await self._syncing.wait()
+        if patience.cancelled_caught:
+            self.kill()
+
+    async def wait_over(self) -> None:
+        """Wait until nothing is left of it."""
         await self._over.wait()
-        return False
 
     @property
     def is_free(self) -> bool:
-        """Whether `start` can be called; `accept` otherwise."""
-        return not (self._dying or self._interrupts)
+        """Whether `start` can be called; `settle` may help otherwise."""
+        return not (self._dying or self._interrupts or self._syncing is not None)
 
     def start(self, run: Run) -> bool:
         """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over."""
@@ -186,6 +188,7 @@ class Interpreter:
             self._close_pipes()
             if run.stdin_pipe >= 0:
                 os.close(run.stdin_pipe)
+                run.stdin_pipe = -1
             return False
         finally:
             for descriptor in theirs:
@@ -307,8 +310,9 @@ class Interpreter:
         elif message == _READY and not self._ready:
             self._ready = True
             self._stop_listening_to_complaints()
-        elif message == _SYNCED and self._run is None:
-            self._synced.set()
+        elif message == _SYNCED and self._syncing is not None:
+            self._syncing.set()
+            self._syncing = None
         elif self._run is not None and (end := self._parse_end(message)) is not None:
             return end
         else:
@@ -425,7 +429,8 @@ class Interpreter:
     def _close(self) -> None:
         self._dying = True
         self._over.set()
-        self._synced.set()
+        if self._syncing is not None:
+            self._syncing.set()
         self._child.on_exit = None
         self._child.kill()
         if self._run is not None:

@@ -1,0 +1,128 @@
+"""What the host of a run asks for while that waits for its turn, runs and ends."""
+
+from __future__ import annotations
+
+import math
+import signal
+from typing import final
+
+import trio
+
+from .interpreter import Interpreter
+from .pipes import feed
+from .processes import BadRequestError, parse_seconds, receive_before
+from .run import Run
+
+
+@final
+class Attendant:
+    """Obeys the host of one run until that ends the stream, and stops the run at its deadline.
+
+    A run that no interpreter has taken yet is withdrawn: there is nothing to interrupt or to kill. Nor is there where an
+    interpreter is through with it, and only its last output is still to be sent.
+
+    Args:
+      run: The run.
+      interpreter: What has taken it; None: it waits, within the block of `waiting`.
+
+    """
+
+    def __init__(self, run: Run, interpreter: Interpreter | None) -> None:
+        self._run = run
+        self._interpreter = interpreter
+        self.waiting: trio.CancelScope | None = None if interpreter is not None else trio.CancelScope()
+        """Cancelled when the run is withdrawn; None once an interpreter has taken it."""
+        self.returncode: int = 0
+        """What a run ends with that was withdrawn, as if a signal had ended it."""
+
+    def take(self, interpreter: Interpreter) -> None:
+        """Know that *interpreter* has taken the run."""
+        self._interpreter = interpreter
+        self.waiting = None
+
+    async def attend(self) -> None:
+        """Feed a run that an interpreter has, and obey its host."""
+        run = self._run
+        if run.stdin is None:
+            await self.obey()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed, run.stdin, run.stdin_pipe)
+            await self.obey()
+            nursery.cancel_scope.cancel(reason="the run is over")
+
+    async def obey(self) -> None:
+        """Take requests until the host ends the stream, and then make sure that the run is over."""
+        run = self._run
+        try:
+            while True:
+                try:
+                    request = await receive_before(run.deadline, run.records)
+                except trio.TooSlowError:
+                    self._expire()
+                    continue
+                if request is None:
+                    return
+                self._grant(request)
+        except BadRequestError as exc:
+            run.records.stream.reset(str(exc))
+        except trio.ClosedResourceError:
+            if not run.over.is_set():  # its end closes the stream
+                raise
+        finally:
+            if not run.over.is_set() and not run.abandoned:
+                run.given_up = True
+                self._kill()
+                with trio.CancelScope(shield=True):
+                    await run.over.wait()
+
+    def _grant(self, request: dict[str, object]) -> None:
+        match request:
+            case {"interrupt": True}:
+                self._interrupt()
+            case {"kill": True}:
+                self._kill()
+            case {"deadline": seconds}:
+                seconds_left = parse_seconds(seconds, "deadline")
+                if not self._run.interrupted:
+                    self._run.deadline = trio.current_time() + seconds_left
+            case _:
+                raise BadRequestError(f"not a request to a run: {request!r:.80}")
+
+    @property
+    def _ended(self) -> bool:
+        return self._interpreter is not None and not self._interpreter.has(self._run)
+
+    def _interrupt(self) -> None:
+        if self._ended:
+            return
+        self._run.interrupted = True
+        self._run.deadline = trio.current_time() + self._run.grace
+        if self._interpreter is None:
+            self._withdraw(signal.SIGINT)
+        else:
+            self._interpreter.interrupt()
+
+    def _kill(self) -> None:
+        if self._ended:
+            return
+        if self._interpreter is None:
+            self._withdraw(signal.SIGKILL)
+        else:
+            self._interpreter.kill()
+
+    def _withdraw(self, signum: signal.Signals) -> None:
+        self.returncode = self.returncode or -signum
+        assert self.waiting is not None
+        self.waiting.cancel(reason="the run is not wanted any more")
+
+    def _expire(self) -> None:
+        """Do what the host would do now."""
+        self._run.deadline = math.inf
+        if self._ended:
+            return
+        if self._run.interrupted:
+            self._kill()
+        else:
+            self._run.expired = True
+            self._interrupt()
