@@ -52,6 +52,12 @@ from ._errors import (
     WarmupError as WarmupError,
 )
 from ._metadata import fix_module_metadata, version
+from ._results import (
+    ProcessFailedError as ProcessFailedError,
+    RunFailedError as RunFailedError,
+    RunOutput as RunOutput,
+    RunResult as RunResult,
+)
 from .client import (
     GuestInput as GuestInput,
     GuestOutput as GuestOutput,
@@ -59,7 +65,6 @@ from .client import (
     GuestTerminal as GuestTerminal,
     OutputChunk as OutputChunk,
     RunEvents as RunEvents,
-    RunResult as RunResult,
     Terminal as Terminal,
 )
 from .host import Host as Host, HostStatistics as HostStatistics, open_host as open_host, open_sandbox as open_sandbox

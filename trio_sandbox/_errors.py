@@ -32,6 +32,7 @@
     │   ├── TemplateExistsError      a template of that name is there already
     │   └── TemplateUnusableError    a saved sandbox can't be gone on from here, or not any more
     ├── RunRefusedError              the guest could not start a run
+    ├── RunFailedError               the code of a run failed, and ``check=True`` was asked for
     └── OutputLimitError             a run printed or showed more than it may
 
 Wrong arguments are `TypeError` and `ValueError`, raised before anything is started.
@@ -40,6 +41,7 @@ Wrong arguments are `TypeError` and `ValueError`, raised before anything is star
 from __future__ import annotations
 
 from ._display import Display
+from ._quote import quote_lines
 
 
 class SandboxError(Exception):
@@ -141,7 +143,7 @@ class VmError(SandboxError):
 
     def __init__(self, message: str, *, console: str = "") -> None:
         if console:
-            message = f"{message}\n--- the console's last lines ---\n{console}"
+            message = f"{message}\n--- the console's last lines ---\n{quote_lines(console)}"
         super().__init__(message)
         self.console = console
 

@@ -35,6 +35,8 @@ DEFAULT_TEMPLATE_BUDGET_MIB = 4096
 
 #: Bytes that one run may print on each of stdout and stderr.
 DEFAULT_MAX_OUTPUT_BYTES = 16 * 2**20
+#: The end of each output that is kept for errors, for `Sandbox.last_output` and for the result of `Sandbox.stream`.
+OUTPUT_TAIL_BYTES = 8 * 2**10
 #: Text of the value of a run's last expression, as UTF-8. The guest cuts what is longer, and says so at its end.
 MAXIMUM_VALUE_BYTES = 64 * 2**10
 #: Displays of one run that `Sandbox.run` collects.

@@ -12,7 +12,7 @@ import trio
 from ._config import HostConfig, SandboxConfig
 from ._errors import ImageError, SandboxClosedError, TemplateUnusableError
 from ._nurseries import Services, open_services
-from .client import RunResult
+from ._results import RunResult
 from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from .machines import (
     Admission,
@@ -248,14 +248,16 @@ class Host:
             ) from exc
         return self._launcher.open_saved(disk, system, saved)
 
-    async def run(self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None) -> RunResult:
+    async def run(
+        self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None, check: bool = False
+    ) -> RunResult:
         """Run *code* in a virtual machine of its own that is gone when this returns.
 
         Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
         the virtual machine.
         """
         async with self.open_sandbox(image, config) as sandbox:
-            return await sandbox.run(code)
+            return await sandbox.run(code, check=check)
 
 
 def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tuple[str, SandboxConfig]:

@@ -193,7 +193,7 @@ async def test_a_guests_console_can_not_command_the_terminal(capsys: pytest.Capt
     host = FakeHost([], boot_error=VmBootError("no", console="\x1b]0;owned\x07\r\nétage\t1\x9b2J"))
     assert await run_until_signal(request(quiet=True), open_host=host.open, write=Output().write) == 125
     error = capsys.readouterr().err
-    assert error.endswith("\n\\x1b]0;owned\\x07\nétage\t1\\x9b2J\n")
+    assert error.endswith("\n| \\x1b]0;owned\\x07\n| étage\t1\\x9b2J\n")
 
 
 async def test_the_message_says_the_cause(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,14 @@ from trio_sandbox import (
     Display,
     GuestProtocolError,
     OutcomeUnknownError,
+    OutputChunk,
     OutputLimitError,
     RunRefusedError,
+    RunResult,
     SandboxClosedError,
     SandboxConfig,
     Timeouts,
 )
-from trio_sandbox.client import OutputChunk, RunResult
 from trio_sandbox.client._failures import guest_failures
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 
@@ -87,7 +88,7 @@ async def test_events_come_in_order_and_the_result_is_the_last() -> None:
         first, second, last = [event async for event in events]
     assert (first, second) == (OutputChunk("stderr", b"1"), OutputChunk("stdout", b"2"))
     assert isinstance(last, RunResult)
-    assert (last.stdout_bytes, last.exit_code) == (b"", 0)
+    assert (last.stdout_bytes, last.stderr_bytes, last.streamed, last.exit_code) == (b"2", b"1", True, 0)
 
 
 async def show(records: RecordStream, mime: str, size: int, item: int, *pieces: bytes) -> None:
@@ -164,7 +165,7 @@ async def test_a_display_larger_than_the_limit_stops_the_run_and_is_not_sent() -
                     seen.append(await events.__anext__())
                 except OutputLimitError:
                     seen.append("too large")
-                    await events.send_request({"interrupt": True})
+                    await events._send_request({"interrupt": True})
         assert [type(event).__name__ for event in seen] == [
             *("OutputChunk", "Display", "str", "str", "Display", "RunResult")
         ]

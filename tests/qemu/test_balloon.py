@@ -14,6 +14,7 @@ import trio.testing
 from tests._leaks import wait_until
 from trio_sandbox import BalloonError, HostConfig, QMPClosedError, SandboxConfig, Timeouts, open_host
 from trio_sandbox.client._messages import code_request
+from trio_sandbox.client._output import RunTrace
 from trio_sandbox.client._run import collect, open_run
 from trio_sandbox.qemu import BalloonClient, MachineConfig, Vm, VmManager
 
@@ -85,7 +86,8 @@ async def test_an_idle_sandbox_gives_back_what_its_guest_caches() -> None:
 
 async def _run(vm: Vm, code: str) -> None:
     request = code_request(code, language="python", env=None, cwd=None)
-    async with open_run(vm, request, display_limit=2**20, grace=1, patience=20) as events:
+    trace = RunTrace("python")
+    async with open_run(vm, request, trace, display_limit=2**20, memory_mib=256, grace=1, patience=20) as events:
         result = await collect(events, 2**20)
     assert (result.exit_code, result.stderr) == (0, "")
 

@@ -22,7 +22,8 @@ from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._display import Display
 from .._errors import SandboxError
-from ..client import OutputChunk, RunResult
+from .._results import RunResult
+from ..client import OutputChunk
 from ..host import open_host
 from . import _status
 from ._progress import ShowProgress, open_progress

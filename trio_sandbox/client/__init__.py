@@ -16,6 +16,7 @@ from ._messages import (
     code_request as code_request,
     process_request as process_request,
 )
+from ._output import RunTrace as RunTrace
 from ._process import (
     GuestInput as GuestInput,
     GuestOutput as GuestOutput,
@@ -23,14 +24,13 @@ from ._process import (
     Stderr as Stderr,
     open_process as open_process,
     receive_message as receive_message,
-    run_process as run_process,
 )
 from ._run import (
     OutputChunk as OutputChunk,
     RunEvents as RunEvents,
-    RunResult as RunResult,
     collect as collect,
     open_run as open_run,
     takes_input as takes_input,
 )
+from ._run_process import run_process as run_process
 from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import attrs
 
 from .._errors import GuestProtocolError
+from .._quote import quote_guest
 from ..constants import MAXIMUM_REQUEST_BYTES, MAXIMUM_VALUE_BYTES
 from ..wire import MIME_TYPE
 
@@ -24,13 +25,14 @@ _HIGHEST_NUMBER = 2**32 - 1
 
 @attrs.frozen
 class Finished:
-    """A run is over; *expired*: the guest stopped it at its deadline, without us."""
+    """A run is over; *expired*: the guest stopped it at its deadline, without us; *oom*: killed for want of memory."""
 
     exit_code: int
     value: str | None
     restarted: bool
     state_kept: bool
     expired: bool = False
+    oom: bool = False
 
 
 @attrs.frozen
@@ -47,7 +49,7 @@ class Failed:
     """The guest could not start what was asked for; errno is 0 where no system call failed."""
 
     errno: int
-    reason: str
+    reason: str  # quoted: it goes into messages as it is
     filename: str | None
 
 
@@ -60,10 +62,11 @@ class Started:
 
 @attrs.frozen
 class Exited:
-    """A process is over; *status* as in `subprocess.Popen.returncode`, *expired* as for a run."""
+    """A process is over; *status* as in `subprocess.Popen.returncode`, *expired* and *oom* as for a run."""
 
     status: int
     expired: bool = False
+    oom: bool = False
 
 
 @attrs.frozen
@@ -97,6 +100,8 @@ def parse_message(payload: bytes) -> Message:
             return Exited(_number(body, "exited", lowest=-64))
         if kind == "expired":
             return Exited(_number(body, "expired", lowest=-64), expired=True)
+        if kind == "out_of_memory":
+            return Exited(_number(body, "out_of_memory", lowest=-64), oom=True)
         if kind == "finished":
             fields = _fields(body, kind)
             return Finished(
@@ -105,6 +110,7 @@ def parse_message(payload: bytes) -> Message:
                 restarted=_checked(fields.get("restarted"), bool, "restarted"),
                 state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
                 expired=_checked(fields.get("expired", False), bool, "expired"),
+                oom=_checked(fields.get("oom", False), bool, "oom"),
             )
         if kind == "display":
             fields = _fields(body, kind)
@@ -118,7 +124,7 @@ def parse_message(payload: bytes) -> Message:
             filename = fields.get("filename")
             return Failed(
                 errno=_number(fields.get("errno", 0), "errno", lowest=0),
-                reason=_checked(fields.get("strerror"), str, "strerror")[:1000],
+                reason=quote_guest(_checked(fields.get("strerror"), str, "strerror")),
                 filename=None if filename is None else _checked(filename, str, "filename")[:4096],
             )
     raise GuestProtocolError(f"the guest sent a message of no known kind: {payload[:80]!r}")

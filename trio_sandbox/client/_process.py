@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from os import PathLike
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Literal, final
 
 import attrs
 import trio
 
-from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownError, OutputLimitError, SandboxError
-from .._nurseries import hide_nursery, open_services
+from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownError, SandboxError
+from .._nurseries import open_services
 from ..wire import JSON, ChannelStream, RecordStream
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
@@ -105,13 +103,17 @@ class GuestProcess:
         self.pid = pid
         """Its process id, as processes in the guest see it."""
         self.stdin = stdin
+        """What it reads on its standard input; None if it was opened with ``stdin=False`` or with a terminal."""
         self.stdout = stdout
+        """What it prints to standard output; None if it was opened with ``stdout=False`` or with a terminal."""
         self.stderr = stderr
+        """What it prints to standard error; None unless it was opened with ``stderr="pipe"``, or with a terminal."""
         self.stdio = stdio
         """The terminal of a process that was opened with one; the other three are None then."""
         self._resize: dict[str, object] | None = None  # that is still to be sent
         self._vm = vm
         self._expired = False
+        self._oom = False
         self._returncode: int | None = None
         self._failure: SandboxError | None = None
         self._ended = trio.Event()
@@ -119,12 +121,19 @@ class GuestProcess:
 
     def __repr__(self) -> str:
         state = f"running with PID {self.pid}" if self._returncode is None else f"exited with status {self._returncode}"
+        if self._oom:
+            state += " (out of memory)"
         return f"<trio_sandbox.GuestProcess {self.args!r}: {state}>"
 
     @property
     def returncode(self) -> int | None:
         """None while it runs; then its exit status, or ``-n`` if signal *n* ended it."""
         return self._returncode
+
+    @property
+    def oom(self) -> bool:
+        """Whether the process was killed because the guest had no memory left; False while it runs."""
+        return self._oom
 
     async def wait(self) -> int:
         """Block until the process is over, then return `returncode`. Cancelled: the process goes on.
@@ -210,7 +219,7 @@ class GuestProcess:
                     message = await receive_message(records)
                     if not isinstance(message, Exited):
                         raise GuestProtocolError(f"the guest said {message!r} of a running process")
-                self._returncode, self._expired = message.status, message.expired
+                self._returncode, self._expired, self._oom = message.status, message.expired, message.oom
                 nursery.cancel_scope.cancel(reason="the process is over")
         except* SandboxError as group:
             # One failure, one route: whoever waits gets it, the nursery does not.
@@ -317,102 +326,3 @@ async def open_process(
         finally:
             # It shields itself, and takes no longer than *patience*.
             await process._end(patience)  # noqa: ASYNC102 # pyright: ignore[reportPrivateUsage]
-
-
-async def run_process(
-    open_process: Callable[..., AbstractAsyncContextManager[GuestProcess]],
-    command: Sequence[str | PathLike[str]] | str,
-    *,
-    stdin: bytes | bytearray | memoryview,
-    capture_stdout: bool,
-    capture_stderr: bool,
-    stderr_to_stdout: bool,
-    check: bool,
-    shell: bool,
-    env: Mapping[str, str] | None,
-    cwd: str | PathLike[str] | None,
-    user: str | int | None,
-    pty: bool | Terminal,
-    limit: int,
-    task_status: trio.TaskStatus[GuestProcess],
-) -> subprocess.CompletedProcess[bytes]:
-    """What `Sandbox.run_process` does."""
-    if shell:
-        if not isinstance(command, str):
-            raise TypeError("with shell=True `command` must be one string")
-        command = ["/bin/sh", "-c", command]
-    elif isinstance(command, str):
-        raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
-    if capture_stderr and stderr_to_stdout:
-        raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
-    if pty and capture_stderr:
-        raise ValueError("with a terminal there is one output; use capture_stdout in place of `capture_stderr`")
-    output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-
-    lost: list[trio.BrokenResourceError] = []
-
-    async def gather(name: str, stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
-        try:
-            async for data in stream:
-                buffer = output[name]
-                buffer += data
-                if len(buffer) > limit:
-                    del buffer[limit:]
-                    raise OutputLimitError(
-                        f"{process.args[0]!r} printed more than {limit} bytes to {name} and was ended; raise "
-                        "SandboxConfig.max_output_bytes, write to a file, or use Sandbox.open_process()",
-                        stdout_bytes=bytes(output["stdout"]),
-                        stderr_bytes=bytes(output["stderr"]),
-                    )
-        except trio.BrokenResourceError as exc:
-            lost.append(exc)  # one failure, one route: where the machine is gone, wait() says so
-            await trio.lowlevel.checkpoint()
-
-    async def feed(stream: trio.abc.SendStream) -> None:
-        # Like trio.run_process: a process that does not want its input is nobody's error.
-        try:
-            await stream.send_all(stdin)
-        except trio.BrokenResourceError:
-            await trio.lowlevel.checkpoint()
-        else:
-            if not pty:  # closing a terminal would end the process
-                await stream.aclose()
-
-    async def discard(stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
-        with contextlib.suppress(trio.BrokenResourceError):
-            async for _ in stream:
-                pass
-
-    async with open_process(
-        command,
-        stdin=len(stdin) > 0,
-        stdout=capture_stdout,
-        stderr="stdout" if stderr_to_stdout else "pipe" if capture_stderr else "discard",
-        env=env,
-        cwd=cwd,
-        user=user,
-        pty=pty,
-    ) as process:
-        task_status.started(process)
-        with hide_nursery("Sandbox.run_process()"):
-            async with trio.open_nursery() as nursery:
-                if process.stdin is not None:
-                    nursery.start_soon(feed, process.stdin)
-                if process.stdout is not None:
-                    nursery.start_soon(gather, "stdout", process.stdout)
-                if process.stderr is not None:
-                    nursery.start_soon(gather, "stderr", process.stderr)
-                if process.stdio is not None:
-                    nursery.start_soon(feed, process.stdio)
-                    if capture_stdout:
-                        nursery.start_soon(gather, "stdout", process.stdio)
-                    else:  # a terminal that nobody reads would make the process wait
-                        nursery.start_soon(discard, process.stdio)
-        returncode = await process.wait()
-        if lost:
-            raise OutcomeUnknownError(f"the guest gave the output of {process.args[0]!r} up") from lost[0]
-    stdout = bytes(output["stdout"]) if capture_stdout else None
-    stderr = bytes(output["stderr"]) if capture_stderr else None
-    if check and returncode:
-        raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
-    return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)

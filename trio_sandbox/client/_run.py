@@ -6,20 +6,30 @@ import contextlib
 import errno
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import attrs
 import trio
 
 from .._display import Display
-from .._errors import DeadlinePassedError, GuestProtocolError, OutputLimitError, RunRefusedError, SandboxError
+from .._errors import (
+    DeadlinePassedError,
+    GuestProtocolError,
+    OutcomeUnknownError,
+    OutputLimitError,
+    RunRefusedError,
+    SandboxError,
+)
 from .._nurseries import open_services
+from .._quote import quote_guest
+from .._results import RunResult
 from ..constants import MAXIMUM_DISPLAYS
 from ..image import images_with
 from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
 from ._messages import Failed, Finished, Shown, parse_message
+from ._output import Outcome, RunTrace
 from ._process import GuestInput
 
 #: Bytes of a request that fit into a stream's header beside its own fields; the wire's limit is 4096.
@@ -38,44 +48,6 @@ class OutputChunk:
 
 
 @final
-@attrs.frozen(kw_only=True)
-class RunResult:
-    """How a run ended and what it printed."""
-
-    exit_code: int
-    """0 after success, 1 after an uncaught exception, n after ``sys.exit(n)`` or ``os._exit(n)``, 128 + n after signal n."""
-    stdout_bytes: bytes = attrs.field(default=b"", repr=False)
-    """What it printed to standard output; empty in the result of `Sandbox.stream`, which handed it out already."""
-    stderr_bytes: bytes = attrs.field(default=b"", repr=False)
-    """What it printed to standard error, an uncaught exception's traceback included."""
-    value: str | None = None
-    """What the code's last expression came to, as text; None if it was None, or the code did not end with an expression.
-
-    At most `constants.MAXIMUM_VALUE_BYTES` as UTF-8: the end of what is longer says how much was cut off.
-    """
-    displays: tuple[Display, ...] = attrs.field(default=(), repr=lambda displays: f"<{len(displays)} displays>")
-    """What it showed; empty in the result of `Sandbox.stream`, which handed it out already."""
-    duration: float
-    """Seconds on the host's clock, from sending the request to its end."""
-    restarted: bool
-    """The interpreter was a new one: an earlier run had ended the one before, with its variables."""
-    state_kept: bool
-    """The interpreter lives on, with its variables."""
-    accelerator: str
-    """What ran the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
-
-    @property
-    def stdout(self) -> str:
-        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
-        return self.stdout_bytes.decode("utf-8", "replace")
-
-    @property
-    def stderr(self) -> str:
-        """Standard error as text; bytes that are no UTF-8 become U+FFFD."""
-        return self.stderr_bytes.decode("utf-8", "replace")
-
-
-@final
 class RunEvents:
     """The events of a run in order of arrival: `OutputChunk` and `Display`, and one `RunResult` as the last.
 
@@ -85,11 +57,15 @@ class RunEvents:
     stdin: GuestInput | None = None
     """What the code reads from its standard input, if it was asked for by ``stdin=True``; close it to end that."""
 
-    def __init__(self, vm: Machine, records: RecordStream, language: str, display_limit: int) -> None:
+    def __init__(
+        self, vm: Machine, records: RecordStream, trace: RunTrace, display_limit: int, memory_mib: int
+    ) -> None:
         self._vm = vm
-        self._language = language
         self._records = records
+        self._trace = trace
         self._display_limit = display_limit
+        self._memory_mib = memory_mib
+        self._result: RunResult | None = None  # that is known, and comes after a last word of ours
         self._display: tuple[Shown, bytearray] | None = None  # some of whose bytes are still to come
         self._sent_at = trio.current_time()
         self._over = False
@@ -103,11 +79,19 @@ class RunEvents:
             raise StopAsyncIteration
         try:
             return await self._next()
-        except DeadlinePassedError:
+        except DeadlinePassedError as exc:
+            self._trace.add_note(exc)
             await let_deadline_pass()  # noqa: ASYNC120 - to be cancelled is better than this error
+            raise
+        except (OutcomeUnknownError, GuestProtocolError) as exc:
+            self._trace.add_note(exc)
             raise
 
     async def _next(self) -> OutputChunk | Display | RunResult:
+        if self._result is not None:
+            await trio.lowlevel.checkpoint()
+            self._over = True
+            return self._result
         try:
             async with guest_failures(self._vm, "a run"):
                 event = None
@@ -115,6 +99,8 @@ class RunEvents:
                     event = self._event(await self._records.receive())
         except SandboxError as exc:
             self._over = not isinstance(exc, OutputLimitError)
+            if self._over:
+                self._trace.end(_OUTCOMES.get(type(exc), "broken"))
             raise
         self._over = isinstance(event, RunResult)
         return event
@@ -126,8 +112,10 @@ class RunEvents:
         if self._display is not None:
             return self._rest_of_display(*self._display, tag, payload)
         if tag == STDOUT:
+            self._trace.stdout.add(payload)
             return OutputChunk("stdout", payload)
         if tag == STDERR:
+            self._trace.stderr.add(payload)
             return OutputChunk("stderr", payload)
         if tag != JSON:
             raise GuestProtocolError(f"the guest sent a record of the unknown kind {tag!r} during a run")
@@ -138,26 +126,44 @@ class RunEvents:
             raise self._refusal(message)
         if not isinstance(message, Finished):
             raise GuestProtocolError(f"the guest answered a run with {message!r}")
+        self._trace.exit_code = message.exit_code
         if message.expired:
             raise DeadlinePassedError(
                 "the guest stopped the run by itself, at the deadline it knew: the event loop was blocked. "
                 "Let it turn (an await is enough) between moving a deadline and long work without any await"
             )
-        return RunResult(
+        return self._end(message)
+
+    def _end(self, message: Finished) -> OutputChunk | RunResult:
+        """Return the result, or the last word of a run that was killed for want of memory, which the result follows."""
+        self._trace.end("ended")
+        word = b""
+        if message.oom:
+            word = out_of_memory_line("code", self._memory_mib)
+            self._trace.stderr.add(word)
+        result = RunResult(
             exit_code=message.exit_code,
+            stdout_bytes=bytes(self._trace.stdout),
+            stderr_bytes=bytes(self._trace.stderr),
             value=message.value,
             duration=trio.current_time() - self._sent_at,
             restarted=message.restarted,
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
+            oom=message.oom,
+            streamed=True,
         )
+        if not word:
+            return result
+        self._result = result
+        return OutputChunk("stderr", word)
 
     def _refusal(self, failed: Failed) -> RunRefusedError:
         reason = failed.reason
         # A directory for the run would be an absolute path.
         if failed.errno == errno.ENOENT and failed.filename and not failed.filename.startswith("/"):
-            names = ", ".join(images_with(self._language)) or "none"
-            reason += f": {failed.filename}. Images that have it: {names}"
+            names = ", ".join(images_with(self._trace.language)) or "none"
+            reason += f": {quote_guest(failed.filename)}. Images that have it: {names}"
         elif failed.filename:
             reason += f": {failed.filename!r}"
         return RunRefusedError(reason, errno=failed.errno)
@@ -185,16 +191,17 @@ class RunEvents:
         self._display = None
         return Display(shown.mime, bytes(data), shown.item)
 
-    async def send_request(self, request: dict[str, object]) -> None:
+    async def _send_request(self, request: dict[str, object]) -> None:
         """Hand the run to the guest. Cancelled: the guest may have it; closing the records ends it there."""
         try:
             async with guest_failures(self._vm, "a run"):
                 await self._records.send_json(request)
         except BaseException:
             self._over = True  # a record cut short leaves nothing to talk on
+            self._trace.end("stopped")
             raise
 
-    async def stop(self, grace: float, patience: float) -> None:
+    async def _stop(self, grace: float, patience: float) -> None:
         """End the run if it goes on: INT, then KILL, then the whole VM.
 
         Takes at most *grace* + *patience* seconds, whatever the guest does and whoever is cancelled.
@@ -204,6 +211,7 @@ class RunEvents:
             for request, bound in (("interrupt", grace), ("kill", patience)):
                 if self._over:
                     return
+                self._trace.end("stopped")
                 with trio.move_on_after(bound), contextlib.suppress(SandboxError):  # noqa: ASYNC912 - the loop waits
                     # A run that is over takes nothing any more; that it is over can be read.
                     with contextlib.suppress(trio.BrokenResourceError):
@@ -215,6 +223,17 @@ class RunEvents:
                             await self._next()
             if not self._over:
                 self._vm.retire("a run in it did not end when it was killed")
+
+
+#: What became of runs whose errors say it; of all others, "broken".
+_OUTCOMES: Final[dict[type[SandboxError], Outcome]] = {DeadlinePassedError: "stopped", RunRefusedError: "refused"}
+
+
+def out_of_memory_line(what: str, memory_mib: int) -> bytes:
+    """Return the last line of the standard error of what was killed for want of memory."""
+    return (
+        f"trio-sandbox: the {what} was killed because the sandbox is out of memory (memory_mib={memory_mib})\n".encode()
+    )
 
 
 Input = bytes | bytearray | memoryview | bool
@@ -231,15 +250,25 @@ def takes_input(stdin: Input) -> bool:
 
 @asynccontextmanager
 async def open_run(
-    vm: Machine, request: dict[str, object], *, stdin: Input = b"", display_limit: int, grace: float, patience: float
+    vm: Machine,
+    request: dict[str, object],
+    trace: RunTrace,
+    *,
+    stdin: Input = b"",
+    display_limit: int,
+    memory_mib: int,
+    grace: float,
+    patience: float,
 ) -> AsyncGenerator[RunEvents]:
     """Start a run and yield its events; leaving the block early stops the run and keeps the VM.
 
     Args:
       vm: Where to run it.
       request: What `code_request` made.
+      trace: Where the run notes what becomes of it.
       stdin: What the code reads, or True for what is sent to `RunEvents.stdin`.
       display_limit: Bytes that one display may have.
+      memory_mib: The machine's memory, for a run that is killed for want of it.
       grace: Seconds between INT and KILL.
       patience: Seconds that the guest has to acknowledge the KILL.
 
@@ -258,10 +287,11 @@ async def open_run(
         header = {"service": "code", "request": request} if fits else {"service": "code"}
         records = RecordStream(open_stream(vm, header, "the run", flush=fits))
         stack.callback(records.stream.close)
-        events = RunEvents(vm, records, str(request["language"]), display_limit)
+        trace.outcome = "running"
+        events = RunEvents(vm, records, trace, display_limit, memory_mib)
         try:
             if not fits:
-                await events.send_request(request)
+                await events._send_request(request)
             if pipe is not None and isinstance(stdin, bool):
                 events.stdin = GuestInput(pipe)
             elif pipe is not None:
@@ -272,7 +302,7 @@ async def open_run(
                 yield events
         finally:
             # From the moment that the guest may have the request: without being told to stop it would kill the interpreter.
-            await events.stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
+            await events._stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
 
 
 async def _feed(  # noqa: ASYNC910 - sending is a checkpoint
@@ -303,11 +333,12 @@ async def collect(events: RunEvents, limit: int) -> RunResult:
                     stdout_bytes=bytes(output["stdout"]),
                     stderr_bytes=bytes(output["stderr"]),
                     displays=tuple(displays),
+                    streamed=False,
                 )
             if isinstance(event, OutputChunk):
                 buffer = output[event.stream]
                 buffer += event.data
-                if len(buffer) > limit:
+                if len(buffer) > limit and events._result is None:  # the last word is ours
                     del buffer[limit:]
                     raise _too_much(f"printed more than {limit} bytes to {event.stream}")
             else:
@@ -318,6 +349,7 @@ async def collect(events: RunEvents, limit: int) -> RunResult:
                     raise _too_much(f"showed more than {MAXIMUM_DISPLAYS} objects or forms of them")
                 displays.append(event)
     except OutputLimitError as exc:
+        events._trace.add_note(exc)
         exc.stdout_bytes, exc.stderr_bytes = bytes(output["stdout"]), bytes(output["stderr"])
         exc.displays = tuple(displays)
         raise

@@ -28,7 +28,8 @@ from .._errors import (
     VmError,
     WarmupError,
 )
-from ..client import ask, code_request, collect, open_run
+from .._quote import quote_lines
+from ..client import RunTrace, ask, code_request, collect, open_run
 from ..image import Image, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
     MachineConfig,
@@ -425,11 +426,17 @@ async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:
     """
     request = code_request(code, language=language, env=None, cwd=None)
     async with open_run(
-        vm, request, display_limit=_WARMUP_OUTPUT, grace=timeouts.interrupt_grace, patience=timeouts.kill
+        vm,
+        request,
+        RunTrace(language),
+        display_limit=_WARMUP_OUTPUT,
+        memory_mib=vm.config.memory_mib,
+        grace=timeouts.interrupt_grace,
+        patience=timeouts.kill,
     ) as events:
         result = await collect(events, _WARMUP_OUTPUT)
     if result.exit_code != 0 or not result.state_kept:
-        raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{result.stderr}")
+        raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{quote_lines(result.stderr)}")
 
 
 async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:

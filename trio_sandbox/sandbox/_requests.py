@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import subprocess
+import weakref
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
 from pathlib import PurePosixPath
+from typing import Final
 
 import trio
 
 from .._config import SandboxConfig, Timeouts
+from .._results import RunOutput, RunResult
 from ..client import (
     GuestProcess,
     RunEvents,
-    RunResult,
+    RunTrace,
     Stderr,
     Terminal,
     check_user,
@@ -33,6 +37,9 @@ from ._transfer import TransferStatistics, download, upload
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
 from ._watch import FileChanges, watch
 
+#: Runs whose last output is kept.
+_RECENT_RUNS: Final = 8
+
 
 class GuestRequests:
     """The requests of a `Sandbox`. Each goes to the machine that is in the slot when its turn comes.
@@ -48,11 +55,34 @@ class GuestRequests:
         self._interpreter = trio.Lock()
         self._runs = 0
         self._processes = 0
+        # Whose run is "the last" is a question of who asks: tasks may run code side by side.
+        self._last_of_task: weakref.WeakKeyDictionary[trio.lowlevel.Task, RunTrace] = weakref.WeakKeyDictionary()
+        self._recent: deque[RunTrace] = deque(maxlen=_RECENT_RUNS)
 
     @property
     def language(self) -> str:
         """The language of runs that do not name one: what the image is for."""
         return self._language
+
+    @property
+    def last_output(self) -> RunOutput:
+        """The end of what the last run of this task printed, and what became of it: also where `run` gave no result.
+
+            with trio.move_on_after(10):
+                await sandbox.run(code)
+            print(sandbox.last_output.stdout)
+
+        In a task that has run nothing in this sandbox it is that of the last run of all. If there was none, its
+        `RunOutput.outcome` is "unsent".
+        """
+        trace = self._last_of_task.get(trio.lowlevel.current_task())
+        if trace is None:
+            trace = self._recent[-1] if self._recent else RunTrace(self._language)
+        return trace.output()
+
+    def recent_runs(self) -> tuple[RunOutput, ...]:
+        """Return the end of what the last runs of all tasks printed, eight at most, the oldest first: for reports of errors."""
+        return tuple(trace.output() for trace in self._recent)
 
     @asynccontextmanager
     async def stream(
@@ -75,24 +105,36 @@ class GuestRequests:
         those of `run`, with these exceptions:
 
         - With ``stdin=True`` the code reads what is sent to the stream `RunEvents.stdin` meanwhile.
-        - There is no limit on the output. One `Display` has at most `SandboxConfig.max_output_bytes`, or
+        - An exit code other than 0 is no error; for one, call `RunResult.check` on the last event.
+        - There is no limit on the output, and the result has only its end: see `RunResult.streamed`. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
         - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox: it
           would wait for itself.
         """
-        request = code_request(code, language=self._language if language is None else language, env=env, cwd=cwd)
+        language = self._language if language is None else language
+        request = code_request(code, language=language, env=env, cwd=cwd)
         takes_input(stdin)
-        if self._interpreter.statistics().owner is trio.lowlevel.current_task():
+        task = trio.lowlevel.current_task()
+        if self._interpreter.statistics().owner is task:
             raise RuntimeError(
                 "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
                 "leave that block first, or use Sandbox.run_process() meanwhile"
             )
+        trace = self._last_of_task[task] = RunTrace(language)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
+            self._recent.append(trace)
             limit = self._config.max_output_bytes
             grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
             async with open_run(
-                vm, request, stdin=stdin, display_limit=limit, grace=grace, patience=patience
+                vm,
+                request,
+                trace,
+                stdin=stdin,
+                display_limit=limit,
+                memory_mib=self._config.memory_mib,
+                grace=grace,
+                patience=patience,
             ) as events:
                 self._runs += 1
                 yield events
@@ -105,11 +147,13 @@ class GuestRequests:
         stdin: bytes | bytearray | memoryview = b"",
         env: Mapping[str, str] | None = None,
         cwd: str | PathLike[str] | None = None,
+        check: bool = False,
     ) -> RunResult:
         """Run *code* in the sandbox's interpreter and wait for its end.
 
         There is one interpreter of each language: variables, imports and functions persist from run to run,
-        and runs of several tasks take turns. An exception in the code is a result, not an error here.
+        and runs of several tasks take turns. An exception in the code is a result, not an error here, unless you
+        ask for one by *check*.
 
         Cancelling stops the code in the guest: with SIGINT at first, which keeps the interpreter's
         state, and with SIGKILL after `Timeouts.interrupt_grace`, which ends the interpreter. The
@@ -124,6 +168,7 @@ class GuestRequests:
           stdin: What the code reads from its standard input, by `input` for instance, before end of file.
           env: Environment variables to set in the interpreter before the code runs.
           cwd: An absolute directory in the guest to change to before the code runs.
+          check: Whether an exit code other than 0 is an error.
 
         Returns:
           How it ended, what the last expression came to, and what was printed and shown: at most
@@ -132,6 +177,7 @@ class GuestRequests:
         Raises:
           TypeError, ValueError: for arguments that can't be run; nothing was sent.
           RunRefusedError: if the guest could not start it; nothing ran.
+          RunFailedError: if *check* and the exit code is not 0; the traceback is in the message, and all else in `result`.
           OutputLimitError: if it printed or showed more than it may; it was stopped, and what came is attached.
           DeadlinePassedError: if the guest stopped it at a deadline that was moved meanwhile, without the event loop
             having had a turn to say so.
@@ -143,7 +189,8 @@ class GuestRequests:
         if isinstance(stdin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError("`stdin` must be bytes; Sandbox.stream() has one to write to while the code runs")
         async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
-            return await collect(events, self._config.max_output_bytes)
+            result = await collect(events, self._config.max_output_bytes)
+        return result.check() if check else result
 
     @asynccontextmanager
     async def open_process(
@@ -226,7 +273,8 @@ class GuestRequests:
           capture_stdout: Whether to return what it prints to standard output.
           capture_stderr: Whether to return what it prints to standard error.
           stderr_to_stdout: Whether its standard error goes where its standard output goes.
-          check: Whether an exit status other than 0 is an error.
+          check: Whether an exit status other than 0 is an error. The end of standard error is kept for that, captured
+            or not.
           shell: Whether *command* is a line for the guest's /bin/sh.
           env: The whole environment; None for the guest's default one.
           cwd: An absolute directory in the guest; None for the user's home.
@@ -240,7 +288,8 @@ class GuestRequests:
           The arguments, the exit status and the captured output; None for what was not captured.
 
         Raises:
-          subprocess.CalledProcessError: if *check* and the status is not 0.
+          ProcessFailedError: if *check* and the status is not 0: a `subprocess.CalledProcessError` whose message has
+            the end of standard error.
           OutputLimitError: if it printed more than `SandboxConfig.max_output_bytes` to a captured
             stream; it was ended, and what came is attached.
           Exception: besides, all that `open_process` raises.

@@ -195,9 +195,9 @@ class Sandbox(GuestRequests):
 
             async with sandbox.transaction():
                 await sandbox.run_process(["rm", "-r", "/home/user/work"])
-                await sandbox.run("check_everything()")
+                await sandbox.run("check_everything()", check=True)
 
-        The block's exception passes unchanged. Blocks may be nested. They are not isolated from each other: what other
+        Code that fails raises nothing by itself: say ``check=True``. The block's exception passes unchanged. Blocks may be nested. They are not isolated from each other: what other
         tasks do in the sandbox meanwhile is undone with the rest, as by `revert`.
 
         Going back goes on when cancelled, for at most `Timeouts.boot`. A sandbox that can't go back is closed, since

@@ -60,7 +60,9 @@ class Call:
     stdin: bytes = b""
     """All of its standard input: the call is answered when that has ended."""
     env: Mapping[str, str] | None = None
+    """The environment that was asked for; None if none was."""
     cwd: str | None = None
+    """The directory that was asked for; None if none was."""
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -84,6 +86,9 @@ class Answer:
     """`RunResult.displays`; of runs only."""
     state_kept: bool = True
     """Whether the interpreter lives on; if not, the next run says that it was restarted."""
+    oom: bool = False
+    """`RunResult.oom` and `GuestProcess.oom`: it is killed because the guest has no memory left. Say 137 for the
+    `exit_code` of a run then, -9 for that of a process, and False for `state_kept`."""
 
 
 Answerer = Callable[[Call], Awaitable[Answer]]
@@ -158,7 +163,7 @@ class _Guest:
             for piece in _pieces(display.data):
                 await records.send(DISPLAY, piece)
         end: dict[str, object] = {"exit_code": answer.exit_code, "value": answer.value, "state_kept": answer.state_kept}
-        await records.send_json({"finished": {**end, "restarted": restarted}}, end=True)
+        await records.send_json({"finished": {**end, "restarted": restarted, "oom": answer.oom}}, end=True)
 
     async def _process(self, records: RecordStream) -> None:
         request = await _receive(records)
@@ -170,7 +175,7 @@ class _Guest:
                 with contextlib.suppress(trio.BrokenResourceError):  # nobody reads it any more
                     await pipe.send_all(data)
                     await pipe.send_eof()
-        await records.send_json({"exited": answer.exit_code}, end=True)
+        await records.send_json({"out_of_memory" if answer.oom else "exited": answer.exit_code}, end=True)
 
     async def _ask(self, records: RecordStream, request: dict[str, Any], call: Call) -> Answer:
         """Have the test answer, unless the host stops the call first."""

@@ -49,5 +49,6 @@ class StreamResetError(trio.BrokenResourceError):
     """The peer gave this stream up; `reason` is its own text, and not to be trusted."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the peer reset the stream: {reason}" if reason else "the peer reset the stream")
+        # Quoted, as it may hold what a terminal obeys.
+        super().__init__(f"the peer reset the stream: {reason!r}" if reason else "the peer reset the stream")
         self.reason = reason

@@ -14,7 +14,8 @@ With "terminal": {"stdio": id, "rows": n, "columns": n, "term": TERM} in the fir
 the three. The end of the stream "stdio" hangs the terminal up, and where no process has it open any more the stream ends.
 
     {"started": pid}    or {"failed": {"errno": n, "strerror": str, "filename": str}} and the end
-    {"exited": status}  as `subprocess.Popen.returncode`, and the end; "expired" in its place: at the deadline
+    {"exited": status}  as `subprocess.Popen.returncode`, and the end; in its place "expired": at the deadline, or
+                        "out_of_memory": killed for want of memory
 
 "exited" is sent when the process has ended, or after "kill" when none of its descendants is left either. What it
 printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed.
@@ -164,7 +165,8 @@ class _Process:
         if self._killed:
             await self._child.wait_empty()
         with contextlib.suppress(trio.BrokenResourceError):
-            await self._records.send_json({"expired" if self._expired else "exited": status}, end=True)
+            end = "expired" if self._expired else "out_of_memory" if self._child.oom_killed else "exited"
+            await self._records.send_json({end: status}, end=True)
 
     async def obey(self) -> None:
         """Take requests until the host ends the stream."""

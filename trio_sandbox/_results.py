@@ -1,0 +1,204 @@
+"""How code and processes of a guest ended, and the errors that say that they failed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Literal, final
+
+import attrs
+
+from ._display import Display
+from ._errors import SandboxError
+from ._quote import quote_guest, quote_lines, quote_tail
+
+#: Characters of each output that a `repr` shows.
+_REPR_LIMIT = 400
+
+
+def decode(data: bytes) -> str:
+    """Return output as text; bytes that are no UTF-8 become U+FFFD."""
+    return data.decode("utf-8", "replace")
+
+
+@final
+@attrs.frozen(kw_only=True, repr=False)
+class RunResult:
+    """How a run ended and what it printed."""
+
+    exit_code: int
+    """0 after success, 1 after an uncaught exception, n after ``sys.exit(n)`` or ``os._exit(n)``, 128 + n after signal n."""
+    stdout_bytes: bytes = b""
+    """What it printed to standard output. In the result of `Sandbox.stream` its end; see `streamed`."""
+    stderr_bytes: bytes = b""
+    """What it printed to standard error, an uncaught exception's traceback included. In the result of `Sandbox.stream`
+    its end; see `streamed`."""
+    value: str | None = None
+    """What the code's last expression came to, as text; None if it was None, or the code did not end with an expression.
+
+    At most `constants.MAXIMUM_VALUE_BYTES` as UTF-8: the end of what is longer says how much was cut off.
+    """
+    displays: tuple[Display, ...] = ()
+    """What it showed; empty in the result of `Sandbox.stream`, which handed it out already."""
+    duration: float
+    """Seconds on the host's clock, from sending the request to its end."""
+    restarted: bool
+    """The interpreter was a new one: an earlier run had ended the one before, with its variables."""
+    state_kept: bool
+    """The interpreter lives on, with its variables."""
+    accelerator: str
+    """What ran the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
+    oom: bool = False
+    """The guest had no memory left, and the interpreter was killed for that. The last line of `stderr` says so too."""
+    streamed: bool = False
+    """It is the result of `Sandbox.stream`, which handed the output out already. `stdout_bytes` and `stderr_bytes` hold
+    only the last `constants.OUTPUT_TAIL_BYTES` of it, and `displays` is empty."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the code succeeded: `exit_code` is 0."""
+        return self.exit_code == 0
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        return decode(self.stdout_bytes)
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        return decode(self.stderr_bytes)
+
+    def check(self) -> RunResult:
+        """Return the result itself if the code succeeded.
+
+        Raises:
+          RunFailedError: if `exit_code` is not 0.
+
+        """
+        if not self.ok:
+            raise RunFailedError(self)
+        return self
+
+    def __repr__(self) -> str:
+        # The exit code comes first and the end of stderr last: pytest cuts a long repr in the middle.
+        parts = [f"exit_code={self.exit_code}"]
+        parts += [f"{name}={value}" for name, value in (("oom", self.oom), ("streamed", self.streamed)) if value]
+        parts.append(f"state_kept={self.state_kept}, restarted={self.restarted}, accelerator={self.accelerator!r}")
+        parts.append(f"duration={self.duration:.3f}")
+        if self.displays:
+            parts.append(f"displays=<{len(self.displays)} displays>")
+        if self.value is not None:
+            parts.append(f"value='{quote_guest(self.value, _REPR_LIMIT)}'")
+        parts.append(f"stdout='{quote_tail(self.stdout, _REPR_LIMIT)}'")
+        parts.append(f"stderr='{quote_tail(self.stderr, _REPR_LIMIT)}'")
+        return f"RunResult({', '.join(parts)})"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RunOutput:
+    """What a run printed last, and what became of it: also of a run that gave no `RunResult`."""
+
+    language: str
+    """The language of the code."""
+    outcome: Literal["unsent", "running", "ended", "stopped", "refused", "broken"]
+    """What became of it.
+
+    - "unsent": nothing was sent to the guest; the run waits for its turn, or was cancelled while it waited.
+    - "running": the code runs.
+    - "ended": the code ended by itself.
+    - "stopped": the code was stopped: by a deadline or another cancellation, because it printed too much, or because
+      its block was left.
+    - "refused": the guest did not start it.
+    - "broken": the virtual machine ended, or the guest broke the protocol.
+    """
+    exit_code: int | None
+    """As in `RunResult.exit_code`, where the guest said it; of a run that was stopped, too."""
+    stdout_bytes: bytes
+    """The last `constants.OUTPUT_TAIL_BYTES` of what it has printed to standard output so far."""
+    stderr_bytes: bytes
+    """The same of standard error."""
+
+    @property
+    def stdout(self) -> str:
+        """The end of standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        return decode(self.stdout_bytes)
+
+    @property
+    def stderr(self) -> str:
+        """The end of standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        return decode(self.stderr_bytes)
+
+
+@final
+class RunFailedError(SandboxError):
+    """The code of a run failed, and the caller asked for an error then, by ``check=True`` or `RunResult.check`.
+
+    The message has the end of what the code printed to standard error, its traceback for instance. The sandbox lives on.
+    """
+
+    retry_safe = False
+
+    def __init__(self, result: RunResult) -> None:
+        super().__init__(result)
+        self.result = result
+        """The whole result of the run."""
+
+    def __str__(self) -> str:
+        how = _describe_exit(self.result.exit_code)
+        if self.result.oom:
+            how += " (out of memory)"
+        return f"the code {how}" + _excerpt("stderr", self.result.stderr)
+
+
+@final
+class ProcessFailedError(subprocess.CalledProcessError):
+    """A process in the guest failed: what `Sandbox.run_process` raises as `subprocess.CalledProcessError`.
+
+    The message has the end of its standard error, captured or not. It is no `SandboxError`: nothing is wrong with the
+    sandbox.
+    """
+
+    retry_safe: bool = False
+    """False: the process may have had its effect."""
+
+    def __init__(
+        self,
+        returncode: int,
+        cmd: list[str],
+        output: bytes | None = None,
+        stderr: bytes | None = None,
+        stderr_tail: bytes = b"",
+        oom: bool = False,
+    ) -> None:
+        super().__init__(returncode, cmd, output, stderr)
+        self.args = (returncode, cmd, output, stderr, stderr_tail, oom)
+        self.stderr_tail = stderr_tail
+        """The last `constants.OUTPUT_TAIL_BYTES` of what it printed to standard error; where that went to standard output
+        or to a terminal, and that was captured, the end of that."""
+        self.oom = oom
+        """The guest had no memory left, and the process was killed for that."""
+
+    def __str__(self) -> str:
+        status = self.returncode
+        how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
+        if self.oom:
+            how += " (out of memory)"
+        return f"the process {self.cmd!r} in the sandbox {how}" + _excerpt("stderr", decode(self.stderr_tail))
+
+
+def _describe_exit(exit_code: int) -> str:
+    by_signal = f" (128 + {_signal_name(exit_code - 128)})" if 128 < exit_code <= 128 + signal.SIGRTMAX else ""
+    return f"ended with exit code {exit_code}{by_signal}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _excerpt(name: str, text: str) -> str:
+    return f"; the end of its {name}:\n{quote_lines(text)}" if text.strip() else f"; its {name} is empty"
