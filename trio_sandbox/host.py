@@ -301,6 +301,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       MissingProgramError: if QEMU is not installed; the message names the package.
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
+      ImageError: if the cache directory is somebody else's, or others may write to it; nothing was started.
       SandboxError: if there is no place for the runtime directory or the cache; the message says what to set.
       OSError: if the runtime or the cache directory can't be written.
 
@@ -311,6 +312,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     store = ImageStore(cache)
     for image, _ in config.warm:
         store.check_name(image)
+    store.check_trusted()
     async with open_runtime(config.runtime_dir) as runtime:
         accelerator = await detect_accelerator(
             config.accelerator,

@@ -19,6 +19,7 @@ from tests._leaks import cancel_at_every_step, nothing_left
 from trio_sandbox import (
     ImageBuildError,
     ImageCorruptError,
+    ImageError,
     ImageMissingError,
     MissingProgramError,
     Progress,
@@ -297,6 +298,101 @@ async def test_what_earlier_versions_built_without_a_mark_can_be_removed(tmp_pat
     (image.path.parent / ".trio-sandbox").unlink()
     assert await store.remove("tiny") > 0
     assert files_below(tmp_path) == set()
+
+
+UNTRUSTED = {
+    "the directory": ("", 0o777),
+    "the store": ("store", 0o777),
+    "the store, for its group": ("store", 0o775),
+    "the locks": ("locks", 0o777),
+    "the staging directory": ("staging", 0o707),
+    "the templates": ("templates", 0o777),
+    "what is saved": ("saved", 0o720),
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), UNTRUSTED.values(), ids=UNTRUSTED)
+async def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+    store = make_store(tmp_path / "cache", TinyRecipe())
+    await store.ensure("tiny")
+    (tmp_path / "cache" / name).mkdir(exist_ok=True)
+    (tmp_path / "cache" / name).chmod(mode)
+    with pytest.raises(
+        ImageError, match=r"can't be used: .* not trusted, since other users may write to it.* --cache-dir"
+    ):
+        await store.ensure("tiny")
+    with pytest.raises(ImageError):
+        await store.remove("tiny")
+    (tmp_path / "cache" / name).chmod(0o755)
+    await store.ensure("tiny")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("name", ["", "store", "locks"])
+async def test_a_cache_of_somebody_else_is_refused(tmp_path: Path, name: str) -> None:
+    store = make_store(tmp_path / "cache", TinyRecipe())
+    await store.ensure("tiny")
+    os.chown(tmp_path / "cache" / name, 12345, 12345)
+    with pytest.raises(ImageError, match="not trusted, since it belongs to the user 12345"):
+        await store.ensure("tiny")
+
+
+@pytest.mark.parametrize("name", [".", "manifest.json", IMAGE_NAME])
+async def test_an_image_that_others_may_write_to_is_not_used(tmp_path: Path, name: str) -> None:
+    store = make_store(tmp_path, TinyRecipe())
+    image = await store.ensure("tiny")
+    (image.path.parent / name).chmod(0o777)
+    with pytest.raises(ImageCorruptError, match="not trusted"):
+        await store.ensure("tiny")
+
+
+async def test_a_verdict_that_others_may_write_to_does_not_count(tmp_path: Path) -> None:
+    store = make_store(tmp_path, TinyRecipe())
+    image = await store.ensure("tiny")
+    verdict = image.path.with_name("verified.json")
+    status = image.path.stat()
+    image.path.write_bytes(b"evil")
+    changed = image.path.stat()
+    verdict.write_text(
+        verdict.read_text()
+        .replace(str(status.st_mtime_ns), str(changed.st_mtime_ns))
+        .replace(str(status.st_ctime_ns), str(changed.st_ctime_ns))
+    )
+    verdict.chmod(0o666)
+    with pytest.raises(ImageCorruptError, match="is not what was built"):
+        await store.ensure("tiny")
+
+
+async def test_whatever_the_umask_says_nobody_else_may_write(tmp_path: Path) -> None:
+    for umask in (0o000, 0o022, 0o077):
+        cache = tmp_path / f"umask-{umask:o}"
+        before = os.umask(umask)
+        try:
+            image = await make_store(cache / "below", TinyRecipe()).ensure("tiny")
+        finally:
+            os.umask(before)
+        modes = {path: path.lstat().st_mode & 0o777 for path in (cache, *cache.rglob("*"))}
+        assert all(mode & 0o022 == 0 for mode in modes.values()), modes
+        for name in (".", "below", "below/locks", "below/staging"):
+            assert modes[cache / name] == 0o700
+        assert modes[cache / "below/locks/tiny"] == 0o600
+        assert modes[image.path] == 0o644
+
+
+async def test_no_link_that_somebody_planted_is_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    store = make_store(tmp_path / "cache", TinyRecipe())
+    image = await store.ensure("tiny")
+    image.path.with_name("verified.json").unlink()
+    image.path.with_name(f"verified.json.{os.getpid()}").symlink_to(precious)
+    image.path.with_name("verified.json").symlink_to(precious)
+    await store.ensure("tiny")
+    (tmp_path / "cache/locks/tiny").unlink()
+    (tmp_path / "cache/locks/tiny").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"):
+        await store.remove("tiny")
+    assert precious.read_text() == "mine"
 
 
 async def test_prune_removes_what_a_killed_build_left(tmp_path: Path) -> None:

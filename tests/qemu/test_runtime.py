@@ -235,13 +235,21 @@ def test_an_owner_that_died_before_its_reaper_was_ready(base: Path, marker: str)
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        argv = [sys.executable, "-IS", _reaper_main.__file__, str(pidfd), "token", str(directory)]
-        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=writer, pass_fds=[pidfd], check=True)
+        argv = [sys.executable, "-IS", _reaper_main.__file__, str(pidfd), str(directory)]
+        subprocess.run(argv, input=b"token\n", stdout=writer, pass_fds=[pidfd], check=True)
     finally:
         os.close(writer)
         os.close(pidfd)
     assert orphan.wait() == -signal.SIGKILL
     assert left_in(base) == []
+
+
+async def test_nobody_else_can_read_an_owners_token(base: Path) -> None:
+    async with open_runtime(base) as runtime:
+        token = runtime.environment["TRIO_SANDBOX_OWNER"].rpartition(":")[2].encode()
+        assert len(token) == 32
+        assert token not in Path(f"/proc/{runtime.reaper_pid}/cmdline").read_bytes()
+        assert Path(f"/proc/{runtime.reaper_pid}/environ").stat().st_mode & 0o077 == 0
 
 
 async def test_nested_owners_are_both_in_the_environment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

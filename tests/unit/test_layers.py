@@ -21,6 +21,7 @@ BASE = (
     "_errors",
     "_metadata",
     "_nurseries",
+    "_private",
     "_programs",
     "_quote",
     "_results",

@@ -210,6 +210,22 @@ def rewrite(change: Callable[[dict[str, object]], object]) -> Callable[[NamedTem
     return damage
 
 
+def test_what_others_may_write_to_is_not_used(store: NamedTemplateStore, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        save(store)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "saved", tmp_path / "saved/mine.json", store.find("mine").directory):
+        mode = path.stat().st_mode & 0o777
+        assert mode & 0o077 == 0
+        path.chmod(0o777)
+        with pytest.raises(TemplateUnusableError, match="not trusted"):
+            store.find("mine")
+        path.chmod(mode)
+    store.find("mine")
+
+
 DAMAGES: dict[str, Callable[[NamedTemplate], object]] = {
     "memory cut": lambda template: os.truncate(template.directory / "memory", 2),
     "devices gone": lambda template: template.devices.unlink(),

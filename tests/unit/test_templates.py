@@ -148,6 +148,29 @@ def test_pruning_takes_leftovers_and_what_is_damaged_and_leaves_what_is_being_ma
     assert sorted(name for name in os.listdir(directory) if name != "locks") == [kept.key]
 
 
+def test_a_template_that_others_may_write_to_is_not_used(store: TemplateStore, tmp_path: Path) -> None:
+    template = make(store, "a")
+    (tmp_path / "templates").chmod(0o777)
+    assert store.list() == []
+    (tmp_path / "templates").chmod(0o700)
+    assert [found.key for found in store.list()] == [template.key]
+    template.directory.chmod(0o770)
+    assert store.list() == []
+    assert store.find(template.key) is None
+
+
+def test_whatever_the_umask_says_nobody_else_may_write(store: TemplateStore, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        template = make(store, "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "templates").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "templates/locks").stat().st_mode & 0o777 == 0o700
+    assert template.directory.stat().st_mode & 0o777 == 0o700
+    assert (template.directory / "template.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_what_only_looks_like_ours_is_left_alone(store: TemplateStore, tmp_path: Path) -> None:
     kept, directory = make(store, "a"), tmp_path / "templates"
     key = "f" * 24

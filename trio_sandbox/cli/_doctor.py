@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from .. import __version__
-from .._errors import SandboxError
+from .._errors import ImageError, SandboxError
 from .._programs import REQUIREMENTS, Requirement, missing
 from ..image import ImageStore, StoredImage, default_cache_directory
 from ..qemu import detect_accelerator, open_runtime
@@ -164,6 +164,10 @@ def _existing_parent(directory: Path) -> Path:
 def cache_directory(directory: Path) -> Finding:
     """Whether images can be kept."""
     existing = _existing_parent(directory)
+    try:
+        ImageStore(directory).check_trusted()
+    except ImageError as exc:
+        return Finding("cache directory", "missing", str(exc))
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         return Finding("cache directory", "ok", str(directory) + ("" if existing == directory else " (not made yet)"))
     return Finding(

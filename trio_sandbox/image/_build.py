@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from .._errors import ImageBuildError
+from .._private import write_new_file
 from ..qemu import MARKER, is_marked, make_marked, mark
 from ._manifest import MANIFEST_NAME, Manifest, describe_files, record_verdict
 from ._mmdebstrap import remove_staging
@@ -103,7 +104,7 @@ def _finish(output: Path, request: BuildRequest, details: Mapping[str, object]) 
         (output / name).chmod(0o644)
     files = describe_files(output, recipe.files)
     manifest = Manifest(name=recipe.name, digest=request.digest, created=time.time(), files=files, details=details)
-    (output / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+    write_new_file(output / MANIFEST_NAME, manifest.to_json(), 0o644)
     record_verdict(output, manifest)
     for path in output.iterdir():
         _sync(path)

@@ -50,7 +50,7 @@ def try_lock(path: Path) -> Generator[bool]:
     Raises:
       OSError: if the file can't be made or locked.
     """
-    with _try_flock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)) as held:
+    with _try_flock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as held:
         yield held
 
 
@@ -61,7 +61,7 @@ def try_lock_directory(path: Path) -> Generator[bool]:
     Raises:
       OSError: if there is no such directory, or it can't be locked.
     """
-    with _try_flock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as held:
+    with _try_flock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)) as held:
         yield held
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import attrs
 
 from .._errors import ImageCorruptError
+from .._private import check_trusted, write_new_file
 
 MANIFEST_NAME = "manifest.json"
 _VERDICT_NAME = "verified.json"
@@ -95,6 +96,7 @@ def read_manifest(directory: Path) -> Manifest:
       ImageCorruptError: if there is none, or it can't be read.
     """
     try:
+        check_trusted(directory, directory / MANIFEST_NAME)
         return Manifest.from_json((directory / MANIFEST_NAME).read_text("utf-8"))
     except (OSError, ValueError) as exc:
         name = directory.name.rpartition("-")[0]
@@ -120,6 +122,11 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     state = _state(directory, manifest)
     verdict = directory / _VERDICT_NAME
     try:
+        check_trusted(*(directory / name for name in manifest.files))
+    except OSError as exc:
+        raise _corrupt(directory, manifest.name, str(exc)) from exc
+    try:
+        check_trusted(verdict)
         if json.loads(verdict.read_text("utf-8")) == state:
             return
     except (OSError, ValueError):
@@ -134,13 +141,12 @@ def check_files(directory: Path, manifest: Manifest) -> None:
 def record_verdict(directory: Path, manifest: Manifest, state: object = None) -> None:
     """Remember that the files are what was built, as of *state* (None: as they are now)."""
     verdict = directory / _VERDICT_NAME
-    temporary = verdict.with_name(f"{_VERDICT_NAME}.{os.getpid()}")
+    temporary = verdict.with_name(f"{_VERDICT_NAME}.{secrets.token_hex(8)}")
     try:
-        temporary.write_text(json.dumps(_state(directory, manifest) if state is None else state), "utf-8")
-        temporary.replace(verdict)
+        write_new_file(temporary, json.dumps(_state(directory, manifest) if state is None else state), 0o644)
     except OSError:
-        # A store that may only be read: the next process reads the files again.
-        temporary.unlink(missing_ok=True)
+        return  # A store that may only be read: the next process reads the files again.
+    temporary.replace(verdict)
 
 
 def _state(directory: Path, manifest: Manifest) -> dict[str, list[int]]:

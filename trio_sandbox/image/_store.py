@@ -16,6 +16,7 @@ import trio
 from .._config import Progress
 from .._errors import ImageBuildError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
+from .._private import check_trusted, make_private_directory
 from ..qemu import is_marked, is_own_directory, mark
 from ._build import BuildRequest, build_entry, find_leftovers, remove_leftovers
 from ._debian_image import IMAGE_NAME
@@ -297,6 +298,7 @@ class ImageStore:
         progress: Callable[[Progress], object],
         environment: Mapping[str, str],
     ) -> tuple[Path, Manifest]:
+        self.check_trusted()
         digest = await trio.to_thread.run_sync(recipe.digest)
         entry = self._entry(recipe, digest)
         if not entry.exists():
@@ -341,6 +343,7 @@ class ImageStore:
                 await build_entry(request, report)
 
     async def _remove(self, entry: Path) -> int:
+        self.check_trusted()
         self._make_directories()
         name = entry.name.rpartition("-")[0]
         async with open_lock(self._lock(name), on_wait=lambda: None):
@@ -353,10 +356,10 @@ class ImageStore:
 
     def _make_directories(self) -> None:
         try:
-            for directory in (self._directory / "store", self._directory / "locks"):
-                directory.mkdir(parents=True, exist_ok=True)
-            # What a build is making is nobody else's to see.
-            self._staging.mkdir(mode=0o700, exist_ok=True)
+            # Users that may only read it may share a store. What a build is making is nobody else's to see.
+            make_private_directory(self._directory / "store", 0o755)
+            make_private_directory(self._directory / "locks")
+            make_private_directory(self._staging)
             for directory in (self._directory / "store", self._directory / "locks", self._staging):
                 if not os.access(directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(directory))
@@ -364,6 +367,22 @@ class ImageStore:
             raise ImageBuildError(
                 f"the cache directory {self._directory} can't be written ({exc.strerror}: {exc.filename});"
                 f" choose another with HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME"
+            ) from exc
+
+    def check_trusted(self) -> None:
+        """Refuse a directory in which somebody else can have put something.
+
+        Raises:
+          ImageError: which says what and why.
+
+        """
+        top = self._directory
+        try:
+            check_trusted(top, *(top / name for name in ("store", "locks", "staging", "templates", "saved")))
+        except OSError as exc:
+            raise ImageError(
+                f"the cache directory {top} can't be used: {exc.filename} is {exc.strerror}."
+                f" HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME choose another"
             ) from exc
 
     def _all_recipes(self) -> Generator[Recipe]:

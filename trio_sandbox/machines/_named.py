@@ -22,6 +22,7 @@ from typing import Any, Final, final
 import attrs
 
 from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from .._private import check_trusted, make_private_directory, write_new_file
 from ..image import try_lock_directory
 from ..qemu import copy_memory, is_marked, link_file, make_marked, remove_marked
 from ._templates import disk_usage, file_identities, sync_files
@@ -203,7 +204,8 @@ class NamedTemplateStore:
         check_name(name)
         self._check_free(name, replace=replace)
         # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(self._directory)
+        check_trusted(self._directory)
         self._remove_leftovers(name)
         self._require_room(memory_mib)
         with self._new_directory(name) as directory:
@@ -248,10 +250,7 @@ class NamedTemplateStore:
 
     def _publish(self, template: NamedTemplate, *, replace: bool) -> None:
         temporary = template.directory / "manifest"
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(_to_json(template))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new_file(temporary, _to_json(template))
         sync_files([template.directory])
         if replace:
             os.rename(temporary, self._manifest(template.name))
@@ -331,6 +330,7 @@ class NamedTemplateStore:
           OSError: if something can't be read.
 
         """
+        check_trusted(self._directory, self._manifest(name))
         value: Any = json.loads(self._manifest(name).read_bytes())
         try:
             if value["format"] != _FORMAT:
@@ -338,6 +338,7 @@ class NamedTemplateStore:
             directory = self._directory / str(value["directory"])
             if value["name"] != name or directory.name.partition(_SEPARATOR)[0] != name:
                 raise ValueError("its manifest is of another template")
+            check_trusted(directory)
             template = NamedTemplate(
                 name=name,
                 directory=directory,

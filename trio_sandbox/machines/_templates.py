@@ -25,6 +25,7 @@ from typing import Any, Final, final
 import attrs
 
 from .._errors import UnknownTemplateError
+from .._private import check_trusted, make_private_directory, write_new_file
 from ..image import try_lock
 from ..qemu import (
     Qcow2FormatError,
@@ -161,8 +162,9 @@ class TemplateStore:
         """
         locks = self._directory / "locks"
         # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        locks.mkdir(exist_ok=True)
+        make_private_directory(self._directory)
+        make_private_directory(locks)
+        check_trusted(self._directory, locks)
         with try_lock(locks / key) as held:
             if held:
                 self._remove_leftovers(key)
@@ -356,10 +358,7 @@ def _write_manifest(template: Template) -> None:
         "created": template.created,
         "files": file_identities(template.directory / name for name in _FILES),
     }
-    with open(template.directory / _MANIFEST, "x", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_new_file(template.directory / _MANIFEST, json.dumps(value, indent=2) + "\n")
 
 
 def _read(directory: Path) -> Template:
@@ -371,6 +370,7 @@ def _read(directory: Path) -> Template:
 
     """
     manifest = directory / _MANIFEST
+    check_trusted(directory.parent, directory, manifest)
     value: Any = json.loads(manifest.read_bytes())
     try:
         if value["format"] != _FORMAT or value["key"] != directory.name:

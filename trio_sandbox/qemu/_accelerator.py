@@ -16,6 +16,7 @@ import trio
 
 from .._config import Timeouts
 from .._errors import HardwareRequiredError
+from .._private import make_private_directory
 from ._build import QemuBuild, inspect_qemu, locate_qemu
 from ._confinement import Confinement, kvm_access, prove_confinement
 from ._machine import AcceleratorName, base_argv
@@ -258,7 +259,7 @@ def _write_cache(cache_dir: Path, entry: _CacheEntry) -> None:
     version = ".".join(str(number) for number in entry.version)
     text = json.dumps({"key": entry.key, "version": version, "failure": entry.failure}, indent=2)
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        make_private_directory(cache_dir)
         with tempfile.NamedTemporaryFile("w", dir=cache_dir, prefix=".accelerator-", delete=False) as file:
             try:
                 file.write(text)

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from .._errors import QemuStorageDaemonError
+from .._private import make_private_directory
 from ._qcow2 import FileIdentity, Stamp
 from ._storage_daemon import QemuStorageDaemon, absolute_path, new_file
 
@@ -138,7 +139,7 @@ class OverlayPool:
             path = self._directory / f"prototype-{secrets.token_hex(8)}.qcow2"
             try:
                 # It may have vanished since the last time: temporary files get cleaned up.
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_directory(self._directory)
                 await self._daemon.create_overlay(base, path)
                 try:
                     stamp = Stamp.of(path.read_bytes())

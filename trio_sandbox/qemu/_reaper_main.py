@@ -3,9 +3,9 @@
 A script, not a module of the package: it is started as ``python -I -S THIS_FILE ...`` and imports
 the standard library only, so that nothing of the user's can slow it down or break it.
 
-    argv: PIDFD TOKEN DIRECTORY; stdin: a pipe that only the owner writes to
+    argv: PIDFD DIRECTORY; stdin: a pipe that only the owner writes to
 
-On that pipe come lines: ``uid N`` (processes of this user are the owner's), ``forget N``, and at a
+On that pipe come lines: first the token, which is nobody else's to read as a command line is, then ``uid N`` (processes of this user are the owner's), ``forget N``, and at a
 clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
 owner is killed until nothing more is found, and its runtime directory is removed.
 
@@ -113,6 +113,16 @@ def reap(token: str, uids: set[int]) -> None:
         time.sleep(_PAUSE)
 
 
+def read_token() -> str:
+    """Read the first line, a byte at a time: what follows is for `follow`. The owner wrote it before we were started."""
+    text = b""
+    while byte := os.read(0, 1):
+        if byte == b"\n":
+            return text.decode()
+        text += byte
+    raise SystemExit("there is no token")
+
+
 def follow(owner: int, uids: set[int]) -> bool:
     """Read what the owner says until it says that it is done (True) or is gone (False)."""
     text = b""
@@ -177,7 +187,8 @@ def _remove_entry(name: str, directory_fd: int) -> None:
 
 def main() -> None:
     """Run as the reaper."""
-    owner, token, directory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    owner, directory = int(sys.argv[1]), sys.argv[2]
+    token = read_token()
     try:
         os.write(1, b"ready\n")
     except BrokenPipeError:

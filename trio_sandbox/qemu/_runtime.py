@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -47,6 +47,7 @@ class Runtime:
         self._token = secrets.token_hex(16)
         self._uids: set[int] = set()
         self._reaper: trio.Process | None = None
+        self._pipe = -1  # to the reaper, or to one that is about to be it
 
     def __repr__(self) -> str:
         return f"<Runtime in {self._directory}>"
@@ -87,10 +88,9 @@ class Runtime:
     def _tell(self, line: str) -> None:
         if self._reaper is None:
             return  # The next one is told everything when it starts.
-        assert isinstance(self._reaper.stdin, trio.lowlevel.FdStream)
         try:
             # Shorter than PIPE_BUF, so all or nothing; the pipe holds thousands of these.
-            os.write(self._reaper.stdin.fileno(), f"{line}\n".encode())
+            os.write(self._pipe, f"{line}\n".encode())
         except BrokenPipeError:
             pass  # It died; `serve` is about to see it.
         except BlockingIOError as exc:
@@ -124,11 +124,17 @@ class Runtime:
 
     @trio.lowlevel.enable_ki_protection
     async def _spawn(self) -> trio.Process:
-        with InheritedFds() as inherited:
+        reading, writing = os.pipe()
+        with InheritedFds() as inherited, ExitStack() as stack, ExitStack() as undo:
+            stack.callback(os.close, reading)
+            undo.callback(os.close, writing)
+            os.set_blocking(writing, False)
+            # Not on its command line, which everybody may read; and before it runs, so that it has it if we die now.
+            os.write(writing, f"{self._token}\n".encode())
             owner = inherited.add(os.pidfd_open(os.getpid()))
-            return await trio.lowlevel.open_process(
-                [sys.executable, "-I", "-S", _reaper_main.__file__, str(owner), self._token, str(self._directory)],
-                stdin=subprocess.PIPE,
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-I", "-S", _reaper_main.__file__, str(owner), str(self._directory)],
+                stdin=reading,
                 stdout=subprocess.PIPE,
                 pass_fds=inherited.numbers,
                 # Nothing of ours: an outer owner's reaper must not take it for a victim.
@@ -137,6 +143,9 @@ class Runtime:
                 # Neither Ctrl-C nor the terminal's end may reach it before its work is done.
                 start_new_session=True,
             )
+            undo.pop_all()
+        self._pipe = writing
+        return process
 
     async def _dismiss(self, process: trio.Process) -> None:
         """Send the reaper away; by now there must be nothing left for it to do."""
@@ -151,9 +160,9 @@ class Runtime:
         if process.returncode is None:
             _log.error("the reaper (PID %d) did not leave; is it stopped?", process.pid)
             process.kill()
-        for pipe in (process.stdin, process.stdout):
-            assert isinstance(pipe, trio.lowlevel.FdStream)
-            pipe.close()
+        os.close(self._pipe)
+        assert isinstance(process.stdout, trio.lowlevel.FdStream)
+        process.stdout.close()
 
 
 def _default_bases() -> Iterator[str]:
