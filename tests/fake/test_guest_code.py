@@ -111,7 +111,16 @@ RESULTS = {
         "import sys\nsys.excepthook = lambda *a: print(a[0].__name__, a[2].tb_lineno)\n1 / 0",
         ran("ZeroDivisionError 3\n", "", 1),
     ),
-    "broken hook": ("import sys\nsys.excepthook = 5\n1 / 0", ran("", "ZeroDivisionError\n", 1)),
+    "broken hook": (
+        "import sys\nsys.excepthook = 5\n1 / 0",
+        ran(
+            "",
+            "Error in sys.excepthook:\nTypeError: 'int' object is not callable\n\nOriginal exception was:\n"
+            'Traceback (most recent call last):\n  File "<run 1>", line 3, in <module>\n    1 / 0\n    ~~^~~\n'
+            "ZeroDivisionError: division by zero\n",
+            1,
+        ),
+    ),
     "end of input": ("import sys; print(repr(sys.stdin.read()))", ran("''\n")),
     "asyncio": ("import asyncio\nasync def f(): print('in')\nasyncio.run(f())", ran("in\n")),
     "pickle": ("import pickle\nclass C: pass\nprint(type(pickle.loads(pickle.dumps(C()))) is C)", ran("True\n")),
@@ -326,11 +335,44 @@ async def test_code_of_several_megabytes(host: Host) -> None:
     assert await host.run(f"text = '{text}'\nprint(len(text))") == ran("2000000\n")
 
 
-async def test_environment_and_directory_are_set_for_good(host: Host, tmp_path: Path) -> None:
-    code = "import os; print(os.environ['GREETING'], os.getcwd())"
-    expected = ran(f"hello {tmp_path}\n")
-    assert await host.run(code, env={"GREETING": "hello"}, cwd=str(tmp_path)) == expected
-    assert await host.run(code) == expected
+async def test_environment_and_directory_are_those_of_one_run(host: Host, tmp_path: Path) -> None:
+    code = "import os; print(os.environ.get('GREETING'), os.environ['KEPT'], os.getcwd())"
+    await host.run("import os; os.environ['KEPT'] = 'old'; here = os.getcwd()")
+    env = {"GREETING": "hello", "KEPT": "new"}
+    expected = ran(f"hello new {tmp_path}\n")
+    assert await host.run(code, env=env, cwd=str(tmp_path)) == expected
+    # Whatever the code did to them meanwhile, and however it ended.
+    for change in ("os.chdir('/'); os.environ['KEPT'] = 'x'; del os.environ['GREETING']", "1 / 0", "exit(3)"):
+        await host.run(f"import os\nos.environ['MORE'] = 'stays'\n{change}", env=env, cwd=str(tmp_path))
+        assert (await host.run(code)).stdout == f"None old {os.getcwd()}\n"
+    assert await host.run("print(os.environ['MORE'], os.getcwd() == here)") == ran("stays True\n")
+    # Where the code goes by itself it stays.
+    assert await host.run("os.chdir('/')", env={"GREETING": "hello"}) == ran()
+    assert (await host.run(code)).stdout == "None old /\n"
+
+
+async def test_a_directory_that_is_gone_is_come_back_to_as_well(host: Host, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    await host.run(f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})")
+    assert await host.run("print(os.getcwd())", cwd="/") == ran("/\n")
+    assert (await host.run("os.getcwd()")).stderr.splitlines()[-1].startswith("FileNotFoundError")
+
+
+async def test_a_run_that_is_refused_changes_neither_environment_nor_directory(host: Host, tmp_path: Path) -> None:
+    await host.run("import os; here = os.getcwd()")
+    for request in (
+        {"env": {"A": "1"}, "cwd": str(tmp_path / "none")},
+        {"env": {"A": "1", "": "x"}, "cwd": str(tmp_path)},
+        {"env": {"A": "1", "B=": "x"}},
+        {"env": {"A": "1", "B": "nul\0"}},
+        {"env": {"A": "1", "B": "\ud800"}},
+    ):
+        async with host.open_run("print(1)", **request) as run:
+            assert (await run.failure())["errno"] in (errno.ENOENT, errno.EINVAL)
+    assert await host.run("print('A' in os.environ, 'B' in os.environ, os.getcwd() == here)") == ran(
+        "False False True\n"
+    )
 
 
 async def test_a_directory_or_variable_that_can_not_be_is_refused(host: Host, tmp_path: Path) -> None:
@@ -626,13 +668,13 @@ def test_a_worker_finds_its_source_however_soon_it_looks_or_ends() -> None:
 
     def spawn(request: object, descriptors: list[int]) -> None:
         with socket.socket(fileno=os.dup(descriptors[1])) as theirs:
-            found.extend(theirs.recv(1 << 17, socket.MSG_DONTWAIT) for _ in range(2))
+            found.extend(theirs.recv(1 << 17, socket.MSG_DONTWAIT) for _ in (*PYTHON.parts, PYTHON.worker))
 
     started = start_interpreter(PYTHON, spawn)
     started.control.close()
     os.close(started.stderr)
     directory = Path(languages.__file__).parents[1] / "interpreters"
-    assert found == [(directory / name).read_bytes() for name in (PYTHON.worker, PYTHON.library or "")]
+    assert found == [(directory / name).read_bytes() for name in (*PYTHON.parts, PYTHON.worker)]
 
 
 async def test_unknown_services_are_reset(host: Host) -> None:

@@ -424,7 +424,7 @@ async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:
       WarmupError: if it fails.
 
     """
-    request = code_request(code, language=language, env=None, cwd=None)
+    request = {**code_request(code, language=language, env=None, cwd=None), "warm_up": True}
     async with open_run(
         vm,
         request,

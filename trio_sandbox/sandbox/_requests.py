@@ -166,8 +166,8 @@ class GuestRequests:
           code: Source text, at most 4 MiB as UTF-8.
           language: "python", "javascript" or "shell"; None: the one that the image is for, `Sandbox.language`.
           stdin: What the code reads from its standard input, by `input` for instance, before end of file.
-          env: Environment variables to set in the interpreter before the code runs.
-          cwd: An absolute directory in the guest to change to before the code runs.
+          env: Environment variables for this run, besides the interpreter's own. After it they have their old values, or are gone.
+          cwd: An absolute directory in the guest for this run. After it the interpreter is where it was before.
           check: Whether an exit code other than 0 is an error.
 
         Returns:

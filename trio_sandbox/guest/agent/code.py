@@ -3,7 +3,7 @@
 A record stream. The host sends JSON, the first of it in the stream's header as "request" if it is short enough:
 
     {"language": str, "code": str, "display_limit": bytes}
-    and if wanted "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds
+    and if wanted "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds, "warm_up": true
     {"interrupt": true}   SIGINT to the interpreter's process group
     {"kill": true}        SIGKILL to everything that the interpreter ever started
     {"deadline": seconds | null}  instead of the one before
@@ -19,9 +19,11 @@ Then JSON and the end:
                   "oom": bool, "duration": seconds}}
     {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
 
+*warm_up*: it is none of the user's runs, which count those: tracebacks call it `<warm-up 1>`, and the first of theirs `<run 1>`.
 *value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
 *restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
-interpreter lives on. *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not
+interpreter lives on. *oom*: the interpreter was killed because there was no memory left, which an exception of its code's, as `MemoryError`, is not.
+*expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not
 ended, without being told to. A host that is there tells us, and tells us when the deadline moves. When an
 interpreter ends so does all that it started, and "finished" waits for that.
 A host that ends the stream before "finished" gives the run up, and with it the interpreter that has taken it. A run that
@@ -125,6 +127,7 @@ class CodeService:
                 trio.current_time() + parse_seconds(request.get("deadline"), "deadline"),
                 parse_seconds(request.get("grace"), "grace"),
             )
+            run.is_warm_up = request.get("warm_up") is True
             keeper = self._keepers.get(parse_string(request.get("language"), "language"))
         except BadRequestError as exc:
             records.stream.reset(str(exc))

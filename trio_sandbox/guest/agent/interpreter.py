@@ -20,7 +20,7 @@ import trio
 from ...wire import STDERR, STDOUT
 from .children import Child
 from .displays import BadDisplayError, Display
-from .languages import Language, StartedInterpreter, send_code, send_renewal, send_sync
+from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_renewal, send_sync
 from .pipes import CHUNK, open_pipe
 from .run import Run
 
@@ -104,6 +104,7 @@ class Interpreter:
         self._spare: list[tuple[int, bytes, int]] = []
         """Those of the next run: our end, what it carries, and the other end."""
         self._numbers = itertools.count(1)
+        self._warm_up_numbers = itertools.count(WARM_UP + 1)
         self._number = 0
         self._interrupts: list[trio.Event] = []
         self._syncing: trio.Event | None = None
@@ -172,7 +173,7 @@ class Interpreter:
 
     def _hand_over(self, run: Run) -> bool:
         self.used = True
-        self._number = next(self._numbers)
+        self._number = next(self._warm_up_numbers if run.is_warm_up else self._numbers)
         theirs: list[int] = []
         try:
             if run.stdin is not None:

@@ -19,17 +19,29 @@ from ..messages import send_message, write_message_file
 if TYPE_CHECKING:
     from ..spawner.becoming import Program, Request
 
+#: Runs with numbers above this one are none of the user's: those that warm a template up.
+WARM_UP = 1 << 31
 #: Where the texts are that interpreters run.
 _WORKERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "interpreters")
 
-# Nothing but the worker's own dictionary holds its names: those of `__main__` are for the code of runs.
-_PYTHON_BOOT = (
-    "exec('import _socket, builtins\\n"
-    f"control = _socket.socket(fileno={CONTROL})\\n"
-    'source = compile(control.recv(1 << 17), "<trio-sandbox worker>", "exec")\\n'
-    'exec(source, {"__name__": "trio_sandbox_worker", "__builtins__": dict(vars(builtins)), "_control": control})'
-    "', {})"
-)
+#: The parts of Python's worker that come before it: what is after "python_" in their names.
+_PYTHON_PARTS = ("imports", "interrupts", "surroundings", "streams", "displays", "sources", "renewal")
+#: A program that none of them executes: one of them hands it on.
+_PYTHON_SPAWNED = "python_spawned.py"
+# Nothing but their own dictionaries holds their names: those of `__main__` are for the code of runs. Each has builtins of
+# its own.
+_PYTHON_BOOT = f"""exec('''
+import builtins, _socket
+control = _socket.socket(fileno={CONTROL})
+parts = {{}}
+def start(name, **names):
+    parts[name] = {{"__name__": "trio_sandbox_" + name, "__builtins__": dict(vars(builtins)), **names}}
+    exec(compile(control.recv(1 << 17), "<trio-sandbox " + name + ">", "exec"), parts[name])
+program = control.recv(1 << 17).decode()
+for name in {list(_PYTHON_PARTS)}:
+    start(name)
+start("worker", _control=control, _parts=parts, _program_of_spawned=program)
+''', {{}})"""
 
 
 _NODE_BOOT = (
@@ -42,22 +54,27 @@ _NODE_BOOT = (
 class Language:
     """How to start an interpreter of a language and what to send it first."""
 
-    __slots__ = ("argv", "dialect", "library", "name", "worker")
+    __slots__ = ("argv", "dialect", "name", "parts", "worker")
 
     def __init__(
-        self, name: str, argv: list[str], worker: str, *, library: str | None = None, dialect: str | None = None
+        self, name: str, argv: list[str], worker: str, *, parts: tuple[str, ...] = (), dialect: str | None = None
     ) -> None:
         self.name: str = name
         self.argv: list[str] = argv
         self.worker: str = worker
         """File in `interpreters` with the text that the interpreter is to run."""
-        self.library: str | None = library
-        """Another with text that the worker takes from its control socket next, if it does."""
+        self.parts: tuple[str, ...] = parts
+        """Others, which it finds before that in its control socket, if it has one."""
         self.dialect: str | None = dialect
         """What its porter speaks with it, one of `porter.DIALECTS`; None: it has none, and speaks with the agent."""
 
 
-PYTHON = Language("python", ["python3", "-c", _PYTHON_BOOT], "python_worker.py", library="python_displays.py")
+PYTHON = Language(
+    "python",
+    ["python3", "-I", "-c", _PYTHON_BOOT],  # see `python_imports` for why it is isolated
+    "python_worker.py",
+    parts=(_PYTHON_SPAWNED, *(f"python_{part}.py" for part in _PYTHON_PARTS)),
+)
 
 LANGUAGES = {
     language.name: language
@@ -102,7 +119,7 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
         if language.dialect is not None:
             request["dialect"] = language.dialect
         # Before it can be gone again.
-        for name in filter(None, (language.worker, language.library)):
+        for name in (*language.parts, language.worker):
             with open(os.path.join(_WORKERS, name), "rb") as source:
                 ours.send(source.read())
         spawn(request, [errors, theirs.fileno(), file.fileno()])

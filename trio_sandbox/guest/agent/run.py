@@ -45,6 +45,8 @@ class Run:
         self.code = code
         self.env = env
         self.cwd = cwd
+        self.is_warm_up = False
+        """It is none of the user's own."""
         self.stdin: ChannelStream | None = None
         """What it reads; None for nothing."""
         self.display_limit = display_limit

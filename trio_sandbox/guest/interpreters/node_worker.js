@@ -25,6 +25,8 @@
   const VALUE_LIMIT = 65536;
   const SIGINT_STATUS = 130;
   const EX_SOFTWARE = 70;
+  // As in `languages.py`.
+  const WARM_UP = 2 ** 31;
 
   let acorn = null;
   try {
@@ -484,7 +486,7 @@
     }
     for (const [name, value] of env) process.env[name] = value;
     files.slice(0, 3).forEach(place);
-    const name = `<run-${number}>`;
+    const name = number < WARM_UP ? `<run-${number}>` : `<warm-up-${number - WARM_UP}>`;
     const run = (current = { token, name, code: request.code, over: false, failed: false });
     const here = `${cwd()}/`;
     if (required?.here !== here && (required === null || globalThis.require === required.require)) {

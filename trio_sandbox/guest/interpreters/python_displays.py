@@ -49,11 +49,6 @@ _BACKEND = "trio_sandbox_figures"
 
 _modules = sys.modules  # as code may put something else there
 
-_modules = sys.modules  # as code may put something else there
-
-#: The number of the last run that showed something, and of what it shows next.
-_items = {"run": 0, "next": 0}
-
 
 class Displays:
     """Shows what the code of a run wants shown.
@@ -73,7 +68,6 @@ class Displays:
         self._get_number = get_number
         self._number = 0
         self._next_item = 0
-        sys.meta_path.insert(0, _FigureFinder(self.show_figures))
 
     def display(self, *objects: object) -> None:
         """Show objects, each in all the forms that it has; text is always one of them."""
@@ -95,6 +89,21 @@ class Displays:
                 self._show(_figure(pyplot.figure(number)))
         finally:
             pyplot.close("all")
+
+    def use_backend(self) -> None:
+        """Give Matplotlib, whose pyplot is about to be imported, a backend whose `show` shows figures here.
+
+        An environment variable would reach the code's child processes as well, which have no such backend.
+        """
+        matplotlib: Any = sys.modules["matplotlib"]
+        # Until somebody has chosen one it is no string. Getting it in other ways than dict's would choose one.
+        if isinstance(dict[str, object].get(matplotlib.rcParams, "backend"), str):
+            return
+        backend: Any = ModuleType(_BACKEND)
+        backend.FigureCanvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
+        backend.show = self.show_figures
+        sys.modules[_BACKEND] = backend
+        matplotlib.use(f"module://{_BACKEND}")
 
     def _show(self, forms: dict[str, bytes]) -> None:
         if not forms:
@@ -190,28 +199,3 @@ def _is_open_figure(value: Any) -> bool:
     """Whether the end of the run will show it anyway."""
     pyplot = _modules.get("matplotlib.pyplot")
     return pyplot is not None and _is_figure(value) and value in map(pyplot.figure, pyplot.get_fignums())
-
-
-class _FigureFinder:
-    """Gives Matplotlib a backend whose `show` shows figures here, when its pyplot is imported for the first time.
-
-    An environment variable would reach the code's child processes as well, which have no such backend.
-    """
-
-    def __init__(self, show: Callable[..., None]) -> None:
-        self._show = show
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "matplotlib.pyplot":
-            sys.meta_path.remove(self)
-            self._use_backend(sys.modules["matplotlib"])
-
-    def _use_backend(self, matplotlib: Any) -> None:
-        # Until somebody has chosen one it is no string. Getting it in other ways than dict's would choose one.
-        if isinstance(dict[str, object].get(matplotlib.rcParams, "backend"), str):
-            return
-        backend: Any = ModuleType(_BACKEND)
-        backend.FigureCanvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
-        backend.show = self._show
-        sys.modules[_BACKEND] = backend
-        matplotlib.use(f"module://{_BACKEND}")

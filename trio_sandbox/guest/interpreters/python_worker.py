@@ -11,6 +11,8 @@ the agent then ends that, and starts another.
   are /dev/null, so that the pipes end with the run unless something in the background holds them.
 - SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
   for; the agent then sends "sync" before the next run, which forgets it.
+- What the parts do that come as texts of their own says each: `python_imports`, `python_interrupts`, `python_streams`,
+  `python_surroundings`, `python_displays`, `python_sources` and `python_renewal`. The program that the interpreter is started with puts their names into our `_parts`.
 - Code that awaits at its top level runs on an event loop of asyncio that is kept for the next such code. In between it
   does not turn, nor while other code runs, so that this can run loops of its own.
 """
@@ -19,55 +21,53 @@ from __future__ import annotations
 
 import array
 import io
-import linecache
 import os
 import sys
 import traceback
-from _ast import Expr, Expression, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
+from _ast import Expr, Expression, Load, Module, Name, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST, Raise
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
-from collections import deque
+from errno import EINVAL
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
-from os import O_RDWR, _exit, chdir, close, dup2, environ, fstat, getpid, open as open_descriptor, urandom, write
-from signal import (
-    SIG_BLOCK,
-    SIG_IGN,
-    SIG_UNBLOCK,
-    SIGALRM,
-    SIGCHLD,
-    SIGHUP,
-    SIGINT,
-    SIGPROF,
-    SIGUSR1,
-    SIGUSR2,
-    SIGVTALRM,
-    default_int_handler,
-    raise_signal,
-)
+from os import _exit, close, fstat, getpid, write
+from signal import SIGINT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Sequence
-    from signal import pthread_sigmask, signal as set_handler
-    from types import CodeType, FrameType
+    from types import CodeType, FrameType, TracebackType
     from typing import Any, NoReturn
+
+    from .python_displays import Displays
+    from .python_imports import Imports
+    from .python_interrupts import Interrupts
+    from .python_renewal import renew
+    from .python_sources import Sources
+    from .python_streams import StandardStreams
+    from .python_surroundings import Surroundings
 else:
-    # The wrappers of these two make enumeration members of every number, which takes longer than the calls.
-    from _signal import pthread_sigmask, signal as set_handler
+    _parts = globals()["_parts"]
+    Displays = _parts["displays"]["Displays"]
+    Imports = _parts["imports"]["Imports"]
+    Interrupts = _parts["interrupts"]["Interrupts"]
+    Sources = _parts["sources"]["Sources"]
+    StandardStreams = _parts["streams"]["StandardStreams"]
+    Surroundings = _parts["surroundings"]["Surroundings"]
+    renew = _parts["renewal"]["renew"]
 
 #: Out of the way of code that counts on low numbers, or closes them.
 _LOWEST_DESCRIPTOR = 100
 #: Longer than any message of the agent; longer texts come in memory files.
 _MESSAGE_LIMIT = 1 << 17
-#: Bytes of past runs' source that is kept to be shown in tracebacks.
-_SOURCES_LIMIT = 8 << 20
 #: Bytes of a value's text that the agent takes.
 _VALUE_LIMIT = 1 << 16
 #: Characters of code whose last expression's value is looked for. Taking code apart takes a hundred times its size.
 _PARSED_LIMIT = 1 << 18
 #: In the flags of code that awaits at its top level.
 _CO_COROUTINE = 0x80
+#: As in `languages`.
+_WARM_UP = 1 << 31
 #: What an interpreter ends with that can't go on for a reason of its own.
 _EX_SOFTWARE = 70
 
@@ -77,128 +77,14 @@ _DONE_WITH_VALUE = b"V"
 _FAILED = b"F"
 _SYNCED = b"S"
 
-#: Signals that are kept from the code's handlers while we run: those that code commonly has handlers
-#: for, but for SIGTERM, which is to end an idle interpreter. Plain numbers, and few: they cost time in every run.
-_held_back = [int(number) for number in (SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGPROF, SIGUSR1, SIGUSR2, SIGVTALRM)]
-
 _modules = sys.modules  # as code may put something else there
 _main = _modules["__main__"].__dict__
 _print_exception = traceback.print_exception
-
-
-class _Interrupts:
-    """Who gets SIGINT: the code of a run, while it is on the main thread's stack, and nobody else.
-
-    In between it is blocked, and so are those that the code may have handlers for, which may raise.
-    The handler is ours as well, since a thread of the code's may take a signal that we block.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-        # Trio and asyncio take SIGINT over only from Python's own handler.
-        self._users_handler: Any = default_int_handler
-        set_handler(SIGINT, self._note)
-        pthread_sigmask(SIG_BLOCK, _held_back)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.pending = True
-
-    def forget(self) -> None:
-        """Drop what has come so far; ignoring a signal discards a blocked one."""
-        set_handler(SIGINT, int(SIG_IGN))
-        set_handler(SIGINT, self._note)
-        self.pending = False
-
-    def call(self, function: Callable[[], object]) -> BaseException | None:
-        """Call *function* with signals as the code wants them; return what it raised."""
-        error = None
-        # Between the two calls in the inner block any line here may raise KeyboardInterrupt. After
-        # the second it can't, and one signal is all that the agent sends, so it is done twice at most.
-        try:
-            try:
-                self._arm()
-                function()
-            except BaseException as exc:  # noqa: BLE001  whatever the code raises is its result
-                error = exc
-            self._disarm()
-        except BaseException as exc:  # noqa: BLE001
-            self._disarm()
-            if error is None:
-                error = exc
-        return error
-
-    def _arm(self) -> None:
-        set_handler(SIGINT, self._users_handler)
-        pthread_sigmask(SIG_UNBLOCK, _held_back)
-        if self.pending:
-            self.pending = False
-            raise_signal(SIGINT)
-
-    def _disarm(self) -> None:
-        pthread_sigmask(SIG_BLOCK, _held_back)
-        handler = set_handler(SIGINT, self._note)
-        if handler != self._note:
-            self._users_handler = handler
-
-
-class _StandardStreams:
-    """sys.stdin, sys.stdout and sys.stderr, on descriptors that never close."""
-
-    def __init__(self) -> None:
-        self._encoding: str = sys.stdout.encoding
-        self._errors = [sys.stdin.errors, sys.stdout.errors, sys.stderr.errors]
-        self._had_input = False
-        self._streams: list[io.TextIOWrapper] = [self._make(descriptor) for descriptor in range(3)]
-        for name, stream in zip(("stdin", "stdout", "stderr"), self._streams):  # noqa: B905  new in Python 3.10
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
-        self.disconnect()
-
-    def _make(self, descriptor: int) -> io.TextIOWrapper:
-        raw = io.FileIO(descriptor, "w" if descriptor else "r", closefd=False)
-        buffered = io.BufferedWriter(raw) if descriptor else io.BufferedReader(raw)
-        return io.TextIOWrapper(
-            buffered, self._encoding, self._errors[descriptor] or "strict", line_buffering=descriptor > 0
-        )
-
-    def connect(self, stdin: int, stdout: int, stderr: int) -> None:
-        """Give a run its descriptors, which are closed; *stdin* may be -1 for no input."""
-        # What threads printed since the last run goes where that was to go: nowhere.
-        self.flush()
-        for descriptor, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
-            if descriptor >= 0:
-                dup2(descriptor, target)
-                close(descriptor)
-        # A reader has buffered, and remembers, the last run's input.
-        stale = [self._had_input or stdin >= 0, False, False]
-        self._had_input = stdin >= 0
-        for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-            ours = self._streams[descriptor]
-            current = getattr(sys, name, None)
-            if stale[descriptor] or not _is_usable(ours):
-                self._streams[descriptor] = self._make(descriptor)
-                setattr(sys, f"__{name}__", self._streams[descriptor])
-            # A stream that the code put there is its own affair, as long as it can be used at all.
-            if current is ours or not _is_usable(current):
-                setattr(sys, name, self._streams[descriptor])
-
-    def disconnect(self) -> None:
-        """Send on what is still in buffers, and let go of the run's descriptors."""
-        self.flush()
-        # Opened each time: code may close, or reuse, what we would keep open.
-        null = open_descriptor("/dev/null", O_RDWR)
-        for target in range(3):
-            dup2(null, target)
-        if null > 2:
-            close(null)
-
-    def flush(self) -> None:
-        """Empty the buffers of sys.stdout and sys.stderr, ours and the code's own."""
-        for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._streams[1:]):
-            try:
-                stream.flush()  # type: ignore[union-attr]
-            except BaseException:  # noqa: BLE001  the code's own object, or one of ours that it closed
-                pass
+#: What needs nothing but the interpreter itself, where that one fails, and shows less.
+_print_plainly = sys.__excepthook__
+# The code's own classes may have other ideas of their attributes.
+_get_traceback: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+_set_traceback: Callable[[BaseException, TracebackType | None], None] = BaseException.__dict__["__traceback__"].__set__
 
 
 class _Worker:
@@ -208,22 +94,29 @@ class _Worker:
         self._control = socket(fileno=moved)
         self._identity = _identity(moved)
         self._pid = getpid()
-        self._interrupts = _Interrupts()
-        self._streams = _StandardStreams()
-        self._sources: deque[tuple[str, int]] = deque()
-        self._sources_size = 0
+        self._interrupts = Interrupts()
+        self._streams = StandardStreams(_main)
+        self._sources = Sources(globals()["_program_of_spawned"])
         self._number = 0
         self._loop: AbstractEventLoop | None = None
-        self._library: dict[str, Any] = {
-            "__name__": "trio_sandbox_displays",
-            "__builtins__": globals()["__builtins__"],
-        }
-        exec(compile(self._control.recv(_MESSAGE_LIMIT), "<trio-sandbox displays>", "exec"), self._library)
-        self._displays = self._library["Displays"](self._post, self._streams.flush, lambda: self._number)
+        self._displays = Displays(self._post, self._streams.flush, lambda: self._number)
+        self._has_paths = False
+        self._imports = Imports(
+            {
+                "matplotlib.pyplot": self._displays.use_backend,
+                "multiprocessing.popen_forkserver": self._sources.patch_multiprocessing,
+                "multiprocessing.popen_spawn_posix": self._sources.patch_multiprocessing,
+            }
+        )
         _modules["builtins"].display = self._displays.display  # type: ignore[attr-defined]
         sys.argv = [""]  # instead of how we were started, as where code is typed in
+        if sys.version_info >= (3, 10):  # noqa: UP036  an image may have an older one
+            sys.orig_argv = ["python3"]
+        if hasattr(sys, "set_int_max_str_digits"):
+            sys.set_int_max_str_digits(0)  # it guards servers against who sends them numbers
         os.register_at_fork(after_in_child=self._close_control)
         _take_name()
+        self._streams.disconnect()  # until here, what goes wrong is told on the second
 
     def _is_control_ours(self) -> bool:
         try:
@@ -246,18 +139,22 @@ class _Worker:
                 self._send(_SYNCED)
                 continue
             if message[0] == "renew":
-                _renew(message[1])
+                renew(message[1])
                 continue
             _, self._number, code, env, cwd = message
-            failure = self._prepare(env, cwd)
-            if failure is not None:
-                for descriptor in descriptors:
-                    close(descriptor)
-                self._send(_FAILED + self._number.to_bytes(4, "big") + failure)
-                continue
+            surroundings = None
+            if env is not None or cwd is not None:
+                try:
+                    surroundings = Surroundings(env, cwd)
+                except (OSError, ValueError) as exc:
+                    for descriptor in descriptors:
+                        close(descriptor)
+                    failure = exc.errno if isinstance(exc, OSError) and exc.errno else EINVAL
+                    self._send(_FAILED + self._number.to_bytes(4, "big") + b"%d" % failure)
+                    continue
             stdin = -1 if len(descriptors) == 2 else descriptors.pop(0)
             self._streams.connect(stdin, *descriptors)
-            status, value = self._run(f"<run {self._number}>", code)
+            status, value = self._run(code)
             if getpid() != self._pid:
                 return status
             if not self._is_control_ours():
@@ -265,6 +162,8 @@ class _Worker:
                 self._streams.flush()
                 _exit(status)
             self._streams.disconnect()
+            if surroundings is not None:
+                surroundings.restore()
             end = self._number.to_bytes(4, "big") + bytes([status])
             self._send(_DONE + end if value is None else _DONE_WITH_VALUE + end + value)
 
@@ -291,34 +190,25 @@ class _Worker:
             raise OSError("this process can't display anything: it is no interpreter, or has closed all descriptors")
         self._control.sendmsg([data], [(SOL_SOCKET, SCM_RIGHTS, array.array("i", descriptors))])
 
-    def _prepare(self, env: dict[str, str] | None, cwd: str | None) -> bytes | None:
-        try:
-            if cwd is not None:
-                chdir(cwd)
-            if env is not None:
-                environ.update(env)
-        except OSError as exc:
-            return b"%d" % (exc.errno or 0)
-        except ValueError:
-            return b"22"  # EINVAL
-        return None
-
-    def _run(self, name: str, code: str) -> tuple[int, bytes | None]:
+    def _run(self, code: str) -> tuple[int, bytes | None]:
         """Run *code* and show what it raised, as a Python that runs a script would.
 
         Return the exit status, and the text of what its last expression came to, if it is one and that is not None.
         """
-        self._remember(name, code)
+        number = self._number
+        name = f"<run {number}>" if number < _WARM_UP else f"<warm-up {number - _WARM_UP}>"
+        code = code[1:] if code[:1] == "\ufeff" else code  # as at the start of a file
+        self._sources.add(name, code)
         value: bytes | None = None
 
         def execute() -> None:
             nonlocal value
+            if not self._has_paths:
+                self._complete_paths()
             try:
                 result = self._evaluate(name, code)
                 if result is not None:
-                    text = _encode_value(repr(result))
-                    self._displays.show_value(result)
-                    value = text
+                    value = self._show(result, name, code)
             except (Exception, SystemExit):
                 self._displays.show_figures()
                 raise
@@ -339,6 +229,29 @@ class _Worker:
             # Formatting it takes more memory than is left, or the code has broken what it takes.
             self._interrupts.call(lambda: write(2, type(error).__name__.encode("utf-8", "replace") + b"\n"))
         return status, None
+
+    def _complete_paths(self) -> None:
+        """Put the user's site directory on the path, in the first run's time: its `.pth` files may do anything."""
+        self._has_paths = True
+        try:
+            self._imports.add_user_site()
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  as `site` does of most
+            self._show_error(exc)
+
+    def _show(self, result: object, name: str, code: str) -> bytes:
+        """Show what the last expression came to; return its text."""
+        try:
+            text = _encode_value(repr(result))
+            self._displays.show_value(result)
+        except (Exception, SystemExit) as exc:
+            # It is the expression's line that is to blame. Nothing of the code's own may have been underway.
+            _set_traceback(exc, self._without_ours(exc))
+            last = compile(code, name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT | PyCF_ONLY_AST, dont_inherit=True).body[-1]
+            place = {key: getattr(last, key) for key in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
+            blame = Raise(Name("error", Load(), **place), None, **place)
+            exec(compile(Module([blame], []), name, "exec", dont_inherit=True), {"error": exc})
+            raise AssertionError("unreachable") from exc
+        return text
 
     def _evaluate(self, name: str, code: str) -> object:
         """Run *code*; return what its last expression came to, if it is one that no semicolon follows."""
@@ -378,6 +291,7 @@ class _Worker:
 
     def _wait(self, coroutine: Any) -> object:
         """Run our event loop until *coroutine* is over."""
+        self._imports.load("asyncio")
         from asyncio import CancelledError, new_event_loop
 
         if self._loop is None or self._loop.is_closed():
@@ -398,75 +312,55 @@ class _Worker:
 
     def _exit_status(self, error: BaseException) -> int:
         """Show *error* as a Python that runs a script would, and return what that would exit with."""
-        if isinstance(error, SystemExit):
-            value = error.code
+        # Its own `__class__` is not to be trusted.
+        kind = type(error)
+        if issubclass(kind, SystemExit):
+            value: Any = error.code  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
             if value is None:
                 return 0
             if isinstance(value, int):
                 return int.__and__(value, 0xFF)
             sys.stderr.write(f"{value}\n")
             return 1
-        trace = error.__traceback__
-        while trace is not None and self._is_ours(trace.tb_frame):
-            trace = trace.tb_next
-        error.__traceback__ = trace
+        _set_traceback(error, self._without_ours(error))
+        self._show_error(error)
+        return 128 + SIGINT if issubclass(kind, KeyboardInterrupt) else 1
+
+    def _show_error(self, error: BaseException) -> None:
         hook = getattr(sys, "excepthook", None)
         if hook is None or hook is sys.__excepthook__:
-            _print_exception(type(error), error, trace)
-        else:
-            hook(type(error), error, trace)
-        return 128 + SIGINT if isinstance(error, KeyboardInterrupt) else 1
+            self._print_error(error)
+            return
+        try:
+            hook(type(error), error, _get_traceback(error))
+        except Exception as exc:  # noqa: BLE001  as Python has it
+            sys.stderr.write("Error in sys.excepthook:\n")
+            _set_traceback(exc, self._without_ours(exc))
+            self._print_error(exc)
+            sys.stderr.write("\nOriginal exception was:\n")
+            self._print_error(error)
+
+    def _print_error(self, error: BaseException) -> None:
+        try:
+            # `traceback` imports these when it needs them.
+            self._imports.load("ast", "tokenize", "unicodedata")
+            _print_exception(type(error), error, _get_traceback(error))
+        except Exception:  # noqa: BLE001  the exception is a strange one, or the code has broken what formats it
+            _print_plainly(type(error), error, _get_traceback(error))
+
+    def _without_ours(self, error: BaseException) -> TracebackType | None:
+        """Return the traceback of *error* from the code's first frame on."""
+        trace = _get_traceback(error)
+        while trace is not None and self._is_ours(trace.tb_frame):
+            trace = trace.tb_next
+        return trace
 
     def _is_ours(self, frame: FrameType) -> bool:
         """Whether a frame that no frame of the code's has called is of what we do to run that."""
         names = frame.f_globals
-        return names is globals() or names is self._library or str(names.get("__name__")).startswith("asyncio.")
-
-    def _remember(self, name: str, code: str) -> None:
-        """Let tracebacks show the lines of *code*."""
-        self._sources.append((name, len(code)))
-        self._sources_size += len(code)
-        while self._sources_size > _SOURCES_LIMIT and len(self._sources) > 1:
-            oldest, size = self._sources.popleft()
-            self._sources_size -= size
-            linecache.cache.pop(oldest, None)
-        # No time of modification means that there is no file to check against.
-        linecache.cache[name] = (len(code), None, code.splitlines(True), name)
-
-
-def _renew(entropy: bytes) -> None:
-    """Forget what must not be the same in two machines that were made from one state.
-
-    That is what the standard library has drawn at random for this process, and NumPy's old global
-    generator. Generators of the code's own are its own affair; so is the seed of `hash`, which can't change.
-    """
-    renewals: tuple[tuple[str, Callable[[Any], object]], ...] = (
-        ("random", lambda module: module.seed()),
-        ("tempfile", lambda module: setattr(module, "_name_sequence", None)),
-        ("uuid", _renew_uuid),
-        # OpenSSL notices a fork, and not this.
-        ("_ssl", lambda module: module.RAND_add(entropy, float(len(entropy)))),
-        ("multiprocessing.process", _renew_authkey),
-        ("numpy.random.mtrand", lambda module: module.seed()),
-    )
-    for name, renew in renewals:
-        try:
-            if name in sys.modules:
-                renew(sys.modules[name])
-        except BaseException:  # noqa: BLE001  the code has put something else in its place
-            pass
-
-
-def _renew_uuid(uuid: Any) -> None:
-    # The node, where it is no network card's address, and what keeps the next one from being the last one. The C
-    # library that makes version 1 has a node and a sequence of its own, which can't be reset: Python does it instead.
-    for name in ("_node", "_generate_time_safe", "_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7"):
-        if hasattr(uuid, name):
-            setattr(uuid, name, None)
-
-
-def _renew_authkey(process: Any) -> None:
-    process._current_process._config["authkey"] = process.AuthenticationString(urandom(32))
+        return any(names is part for part in globals()["_parts"].values()) or str(names.get("__name__")).startswith(
+            "asyncio."
+        )
 
 
 def _take_name() -> None:
@@ -476,13 +370,6 @@ def _take_name() -> None:
             file.write(os.path.basename(sys.executable))
     except OSError:
         pass
-
-
-def _is_usable(stream: Any) -> bool:
-    try:
-        return stream is not None and not getattr(stream, "closed", False)
-    except BaseException:  # noqa: BLE001  detached, if it is ours; the code's own may raise anything
-        return False
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
@@ -514,8 +401,9 @@ def _is_muted(last: Expr, code: str) -> bool:
 
 
 def _serve() -> NoReturn:
+    worker = _Worker(globals()["_control"])
     try:
-        status = _Worker(globals()["_control"]).serve()
+        status = worker.serve()
     except BaseException:  # noqa: BLE001
         # Something of the code's own, a thread's signal or a trace function, reached into our loop.
         _exit(_EX_SOFTWARE)

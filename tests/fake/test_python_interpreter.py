@@ -1,0 +1,369 @@
+"""An interpreter of Python is what `python3` is: its streams, its paths, its tracebacks; and reads nothing of the user's at its start."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import trio
+
+from ._agent import Host, Ran, open_agent
+
+
+@pytest.fixture(autouse=True)
+def _plain_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no variables that make Python another one than in an image."""
+    for name in os.environ:
+        if name.startswith("PYTHON"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def host() -> AsyncGenerator[Host]:
+    async with open_agent() as host:
+        yield host
+
+
+def ran(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Ran:
+    """A run that the interpreter survived, as those before."""
+    return Ran(stdout, stderr, exit_code, restarted=False, state_kept=True)
+
+
+# --- Streams ---
+
+_DESCRIBE = """
+import sys
+def describe(part):
+    found = {}
+    for name in dir(part):
+        if name.startswith("__") or name in ("buffer", "raw", "_finalizing"):
+            continue
+        try:
+            value = getattr(part, name)
+            if callable(value) and name in ("fileno", "isatty", "seekable", "readable", "writable", "tell"):
+                value = value()
+        except Exception as exc:
+            value = type(exc)
+        found[name] = repr(value) if not callable(value) else "a method"
+    return type(part), found
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    parts = stream, stream.buffer, stream.buffer.raw
+    for part in parts:
+        print(*describe(part))
+print(repr(sys.stdin.read()), sys.__stdin__ is sys.stdin, sys.__stdout__ is sys.stdout, sys.__stderr__ is sys.stderr)
+"""
+
+
+async def run_with_input(host: Host, code: str, text: bytes) -> Ran:
+    pipe = host.open_pipe()
+    async with host.open_run(code, stdin=pipe.id) as run:
+        await pipe.send_all(text)
+        await pipe.send_eof()
+        return await run.finish()
+
+
+async def test_streams_are_as_pythons_own(host: Host) -> None:
+    text = b"one\r\ntwo\rthree\n\xc3\xa9"
+    process = await trio.run_process(["python3", "-c", _DESCRIBE], stdin=text, capture_stdout=True, capture_stderr=True)
+    # Each line goes out when it is complete, as at a terminal.
+    expected = process.stdout.decode().replace("'line_buffering': 'False'", "'line_buffering': 'True'")
+    await host.run("pass")
+    result = await run_with_input(host, _DESCRIBE, text)
+    assert result.stdout.replace("'line_buffering': 'False'", "'line_buffering': 'True'") == expected
+    assert result.exit_code == 0
+
+
+#: Each wraps, closes or replaces a stream, and prints "ok é" or what it has read.
+WRAPPED = {
+    "wrapper": "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\nprint('ok é')",
+    "wrapper again": "sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')\nprint('ok é')",
+    "codecs": "sys.stdout = codecs.getwriter('utf-8')(sys.stdout.buffer)\nprint('ok é')",
+    "codecs, detached": "sys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach())\nprint('ok é')",
+    "reconfigured": "sys.stdout.reconfigure(encoding='utf-8', errors='replace', line_buffering=False)\nprint('ok é')",
+    "opened": "sys.stdout = open(sys.stdout.fileno(), 'w', encoding='utf-8')\nprint('ok é')",
+    "raw": "sys.stdout = io.TextIOWrapper(sys.stdout.buffer.raw, write_through=True)\nprint('ok é')",
+    "opened and closed": "sys.stdout = open(1, 'w')\nprint('ok é')\nsys.stdout.close()",
+    "closed": "print('ok é')\nsys.stdout.close(); sys.stderr.close(); sys.stdin.close()",
+    "not sought": "print('ok é' if not sys.stdout.seekable() and not sys.stdin.seekable() else 'seekable')",
+    "stdin, wrapper": "sys.stdin = io.TextIOWrapper(sys.stdin.buffer, encoding='utf-8')\nprint(input())",
+    "stdin, codecs": "sys.stdin = codecs.getreader('utf-8')(sys.stdin.buffer)\nprint(sys.stdin.readline().strip())",
+    "stdin, detached": "sys.stdin = io.TextIOWrapper(sys.stdin.detach(), newline='')\nprint(input())",
+    "stdin, opened": "sys.stdin = open(0)\nprint(input())",
+    "stdin, kept": "f = open(0, closefd=False)\nprint(f.readline().strip())",
+    "stdin, binary": "g = open(0, 'rb', closefd=False)\nprint(g.readline().decode().strip())",
+    "stdin, iterated": "for line in sys.stdin:\n    print(line.strip())\n    break",
+    "stdin, cut": "sys.stdin.reconfigure(encoding='utf-8', errors='strict')\nprint(sys.stdin.buffer.readline().decode().strip())\nsys.stdin.buffer.peek()",
+    "stdin, text": "sys.stdin = io.StringIO('ok é')\nprint(input())\nsys.stdin = sys.__stdin__",
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+async def test_streams_that_code_wraps_or_replaces(host: Host, name: str) -> None:
+    await host.run("import codecs, io, sys")
+    for _ in range(2):
+        await host.run("sys.stdin, sys.stdout = sys.__stdin__, sys.__stdout__")
+        result = await run_with_input(
+            host, WRAPPED[name], "ok é\nsecret of this run\n".encode() + (b"\xc3" if name == "stdin, cut" else b"")
+        )
+        assert (result.stdout, result.stderr, result.exit_code) == ("ok é\n", "", 0)
+        assert await host.run("print('next')") == ran("next\n")
+        assert await run_with_input(
+            host, "print(input())\ntry: print(f.readline(), end='')\nexcept NameError: pass", b"in\n"
+        ) == ran("in\n")
+        assert (await host.run("input()")).stderr.endswith("EOFError: EOF when reading a line\n")
+
+
+async def test_what_keeps_a_stream_prints_to_the_run_that_is_current(host: Host) -> None:
+    await host.run(
+        "import logging, sys\nlogging.basicConfig(level='INFO', format='%(message)s')\nout, read = sys.stdout, sys.stdin"
+    )
+    assert await host.run("logging.info('log'); out.write('kept\\n'); sys.__stdout__.write('dunder\\n')") == ran(
+        "kept\ndunder\n", "log\n"
+    )
+    assert await run_with_input(host, "print(read.readline(), end='')", b"a\nb\n") == ran("a\n")
+    assert await run_with_input(host, "print(read.readline(), end='')", b"c\n") == ran("c\n")
+
+
+async def test_what_is_in_buffers_goes_out_with_its_own_run(host: Host) -> None:
+    await host.run("import ctypes, io, os, sys\nlibc = ctypes.CDLL(None)")
+    for name, code in {
+        "C": "libc.puts(b'text')",
+        "C, errors": "libc.fputs(b'text\\n', ctypes.c_void_p.in_dll(libc, 'stdout'))",
+        "file object": "one = open(1, 'w', closefd=False); n = one.write('text\\n')",
+        "binary file object": "two = open(1, 'wb', closefd=False); n = two.write(b'text\\n')",
+        "copy of the descriptor": "three = os.fdopen(os.dup(1), 'w'); n = three.write('text\\n')",
+        "wrapper": "four = io.TextIOWrapper(sys.stdout.buffer); n = four.write('text\\n')",
+        "by name": "five = open('/dev/stdout', 'w'); n = five.write('text\\n')",
+    }.items():
+        assert await host.run(code) == ran("text\n"), name
+        assert await host.run("print('next')") == ran("next\n"), name
+    # A file of its own is the code's affair.
+    assert await host.run("f = open('/dev/null', 'w'); n = f.write('x'); print('ok')") == ran("ok\n")
+
+
+async def test_input_that_c_has_read_is_not_for_the_next_run(host: Host) -> None:
+    await host.run("import ctypes\nlibc = ctypes.CDLL(None)")
+    assert await run_with_input(host, "print(chr(libc.getchar()))", b"ab\n") == ran("a\n")
+    assert await host.run("print(libc.getchar())") == ran("-1\n")
+    assert await run_with_input(host, "print(chr(libc.getchar()))", b"c\n") == ran("c\n")
+
+
+async def test_a_thread_that_reads_input_for_ever_holds_nothing_up(host: Host) -> None:
+    pipe = host.open_pipe()
+    code = "import sys, threading\nthread = threading.Thread(target=sys.stdin.read, daemon=True)\nthread.start()\nprint('on')"
+    async with host.open_run(code, stdin=pipe.id) as run:
+        assert await run.finish() == ran("on\n")
+    assert await run_with_input(host, "thread.join()\nprint(input())", b"in\n") == ran("in\n")
+
+
+# --- Nothing of the user's is read before its code runs ---
+
+#: Modules that a worker imports, or that what it imports would.
+SHADOWS = (
+    "_ctypes", "_socket", "array", "ast", "asyncio", "base64", "binascii", "builtins", "codecs", "collections", "contextlib", "copyreg",
+    "encodings", "enum", "errno", "fcntl", "functools", "heapq", "importlib", "io", "itertools", "json", "keyword", "linecache",
+    "marshal", "multiprocessing", "operator", "os", "random", "re", "reprlib", "select", "signal", "site", "sitecustomize", "socket", "struct",
+    "subprocess", "textwrap", "token", "tokenize", "traceback", "types", "typing", "unicodedata", "usercustomize", "warnings",
+)  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory, in which interpreters are started."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    # That of a virtual environment has no directory of the user's.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def user_site(home: Path) -> Path:
+    directory = home / ".local/lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    directory.mkdir(parents=True)
+    return directory
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit('shadowed')", "import os\nos._exit(9)", "print('shadowed')"])
+async def test_no_file_of_the_users_keeps_an_interpreter_from_starting(
+    home: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    site = user_site(home)
+    for name in SHADOWS:
+        (home / f"{name}.py").write_text(text)
+    for name in ("sitecustomize", "usercustomize"):
+        (site / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "types.py"))
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.setenv("PYTHONWARNINGS", "error::nonsense")
+    async with open_agent() as host:
+        for _ in range(2):
+            assert (await host.run("print(6 * 7)")).stdout == "42\n"
+            assert (await host.run("value = 1\nvalue")).value == "1"
+            result = await host.run("'é'.missing + [1][0]")
+            assert 'File "<run 3>", line 1, in <module>' in result.stderr
+            assert "AttributeError: 'str' object has no attribute 'missing'" in result.stderr
+            result = await host.run("async def f(): return 5\nawait f()")
+            assert (result.value, result.stderr) == ("5", "")
+            await host.run("__import__('posix')._exit(1)")
+
+
+async def test_files_that_are_made_later_do_not_break_runs(home: Path) -> None:
+    async with open_agent() as host:
+        await host.run("print(1)")
+        for name in SHADOWS:
+            (home / f"{name}.py").write_text("raise SystemExit('shadowed')")
+        result = await host.run("def f(x):\n    return 'é' + x.missing\nf(1)")
+        assert "    return 'é' + x.missing\n" in result.stderr
+        assert result.stderr.endswith("AttributeError: 'int' object has no attribute 'missing'\n")
+        assert (await host.run("async def f(): return 5\nawait f()")).value == "5"
+
+
+async def test_paths_are_those_of_python(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = user_site(home)
+    (home / "more").mkdir()
+    (site / "more.pth").write_text(f"{home / 'more'}\nimport sys; sys.obeyed = True\n")
+    monkeypatch.setenv("PYTHONPATH", f"{home / 'given'}:relative")
+    code = "import site, sys\nprint(sys.path, sys.obeyed, site.ENABLE_USER_SITE, site.USER_SITE, sys.argv)"
+    process = await trio.run_process(["python3", "-c", code], capture_stdout=True)
+    async with open_agent() as host:
+        result = await host.run(code)
+    assert result.stdout == process.stdout.decode().replace("['-c']", "['']")
+
+
+async def test_a_user_site_that_is_made_later_can_be_imported_from(home: Path) -> None:
+    async with open_agent() as host:
+        assert (await host.run("import later_made")).stderr.endswith(
+            "ModuleNotFoundError: No module named 'later_made'\n"
+        )
+        site = user_site(home)
+        (site / "later_made.py").write_text("answer = 42\n")
+        (site / "broken.pth").write_text("import no_such_module_at_all\n")
+        assert (await host.run("import later_made\nlater_made.answer")).value == "42"
+        (site / "more_of_it.py").write_text("answer = 43\n")
+        assert (await host.run("import more_of_it\nmore_of_it.answer")).value == "43"
+
+
+@pytest.mark.parametrize("line", ["raise SystemExit(3)", "import sys; sys.exit('no')", "import os; 1 / 0"])
+async def test_a_pth_file_that_fails_is_told_of_and_does_no_harm(home: Path, line: str) -> None:
+    (user_site(home) / "bad.pth").write_text(f"import os; exec({line!r})\n")
+    async with open_agent() as host:
+        result = await host.run("print(1)")
+        assert (result.stdout, result.exit_code) == ("1\n", 0)
+        assert await host.run("print(2)") == ran("2\n")
+
+
+# --- Source ---
+
+
+@pytest.mark.parametrize(
+    "separator", ["\f", "\v", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\n\f\n", "\r\n", "\r", "\n", ""]
+)
+async def test_tracebacks_show_the_lines_that_python_counts(host: Host, separator: str) -> None:
+    code = f"x = '''a{separator}b'''\ndef f():\n    return missing\nf()"
+    await host.run("import inspect")
+    result = await host.run(code)
+    line = 3 + separator.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    assert f"line {line}, in f\n    return missing\n" in result.stderr
+    assert f"line {line + 1}, in <module>\n    f()\n" in result.stderr
+    assert (await host.run("inspect.getsource(f)")).value == repr("def f():\n    return missing\n")
+    assert (await host.run("def g():\n    1 / 0\nx = 1; g()")).stderr.count("    x = 1; g()\n           ") == 1
+
+
+async def test_what_warms_a_machine_up_is_not_counted(host: Host) -> None:
+    assert await host.run("def warm(): missing", warm_up=True) == ran()
+    assert await host.run("print(1)", warm_up=True) == ran("1\n")
+    shown = (await host.run("warm()")).stderr
+    assert 'File "<run 1>", line 1, in <module>\n    warm()\n' in shown
+    assert 'File "<warm-up 1>", line 1, in warm\n    def warm(): missing\n' in shown
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_code(host: Host) -> None:
+    assert await host.run("\ufeffprint('bom')") == ran("bom\n")
+    assert (await host.run("\ufeffx = 5\nx")).value == "5"
+    assert "invalid non-printable character U+FEFF" in (await host.run("x = 1\n\ufeffx")).stderr
+
+
+async def test_source_of_old_runs_is_let_go_of(host: Host) -> None:
+    await host.run("import linecache\ndef first(): missing")
+    for _ in range(5):
+        await host.run(f"x = '{'x' * 2_000_000}'")
+    result = await host.run("first()")
+    assert 'File "<run 1>", line 2, in first\nNameError' in result.stderr
+    result = await host.run("len([name for name in linecache.cache if name.startswith('<run')])")
+    assert result.value is not None
+    assert int(result.value) < 6
+
+
+async def test_a_value_that_can_not_be_shown_is_blamed_on_its_line(host: Host) -> None:
+    code = "class R:\n    def __repr__(self):\n        raise OSError('no text')\nx = R(); R()\n"
+    shown = (await host.run(code)).stderr
+    assert re.sub(r"\n[ ~^]+\n", "\n", shown) == (
+        'Traceback (most recent call last):\n  File "<run 1>", line 4, in <module>\n    x = R(); R()\n'
+        "  File \"<run 1>\", line 3, in __repr__\n    raise OSError('no text')\nOSError: no text\n"
+    )
+    result = await host.run("x = []\nfor _ in range(100_000): x = [x]\nx")
+    assert 'File "<run 2>", line 3, in <module>\n    x\nRecursionError' in result.stderr
+    assert (await host.run("1 + 1")).value == "2"
+
+
+async def test_an_exception_that_can_not_be_shown_has_a_traceback(host: Host) -> None:
+    code = "class E(Exception):\n    def __getattribute__(self, name): raise RuntimeError(name)\nraise E"
+    result = await host.run(code)
+    assert 'File "<run 1>", line 3, in <module>' in result.stderr
+    assert result.exit_code == 1
+
+
+async def test_numbers_have_as_many_digits_as_they_have(host: Host) -> None:
+    assert (await host.run("print(len(str(2**20000)), int('9' * 5000) > 0)")).stdout == "6021 True\n"
+    assert (await host.run("10**5000")).value == "1" + "0" * 5000
+
+
+# --- Processes that are not forked ---
+
+_POOLED = """
+from __future__ import annotations
+import math, multiprocessing as mp
+from concurrent.futures import ProcessPoolExecutor
+LIMIT = 10
+try:
+    import no_such_module
+except ImportError:
+    no_such_module = None
+class Point:
+    x: Nowhere = 3
+    def __init__(self, y): self.y = y
+def square(x): return Point(x * x).y + LIMIT
+def fail(x): return 1 / (x - x)
+computed = math.sqrt(4)
+def uses_computed(x): return computed
+print('once')
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+async def test_processes_that_are_not_forked_know_what_runs_define(host: Host, method: str) -> None:
+    assert await host.run(_POOLED) == ran("once\n")
+    await host.run(f"context = mp.get_context({method!r})")
+    assert await host.run("with context.Pool(1) as pool: print(pool.map(square, [1, 2]))") == ran("[11, 14]\n")
+    assert await host.run(
+        "with ProcessPoolExecutor(1, mp_context=context) as pool: print(list(pool.map(square, [3])))"
+    ) == ran("[19]\n")
+    for function, error in (
+        ("fail", "ZeroDivisionError: division by zero"),
+        ("uses_computed", "NameError: name 'computed' is not defined"),
+        (
+            "exec('def hidden(x): pass') or hidden",
+            "RuntimeError: 'hidden' is not known to a process that was not forked",
+        ),
+    ):
+        result = await host.run(f"with context.Pool(1) as pool: pool.map({function}, [1])")
+        assert error in result.stderr.splitlines()[-1]
+    assert await host.run("print(square(1))") == ran("11\n")

@@ -1,0 +1,104 @@
+"""The source text of the runs of a Python interpreter: for tracebacks, for `inspect`, and for processes that start from nothing.
+
+Like the worker, whose part it is, it stands alone: the standard library of Python 3.9 or later, in the process of code
+that nobody trusts.
+
+A process of `multiprocessing` that is not forked imports the program's file to have its functions. Code of runs has none, so
+it is given one: a memory file of ours with a program (`python_spawned.py`) that makes what past runs have defined.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+import sys
+from collections import deque
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Bytes of past runs' source that is kept, about.
+_LIMIT = 8 << 20
+#: What keeping any costs besides its characters.
+_OVERHEAD = 500
+#: Out of the way of code that counts on low numbers, or closes them.
+_LOWEST_DESCRIPTOR = 100
+
+
+class Sources:
+    """What the last runs were, by the names that tracebacks have for them.
+
+    Args:
+      program: Text of the program for processes that start from nothing; it takes the rest of its file for `repr` of a list
+        of names and sources.
+
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._sources: deque[tuple[str, str]] = deque()
+        self._size = 0
+        self._file = -1
+        self._file_identity = (0, 0)
+
+    def add(self, name: str, code: str) -> None:
+        """Keep *code*, and let go of the oldest if it is too much."""
+        self._sources.append((name, code))
+        self._size += _cost(code)
+        while self._size > _LIMIT and len(self._sources) > 1:
+            oldest, old_code = self._sources.popleft()
+            self._size -= _cost(old_code)
+            linecache.cache.pop(oldest, None)
+        # Lines as Python's tokenizer counts them, which knows three line ends; `splitlines` knows ten.
+        lines = io.StringIO(code, None).readlines()
+        if lines and sys.version_info < (3, 13):  # there `traceback` places its marks by the line's end
+            lines[-1] = lines[-1].rstrip("\n") + "\n"
+        # No time of modification means that there is no file to check against.
+        linecache.cache[name] = (len(code), None, lines, name)
+
+    def patch_multiprocessing(self) -> None:
+        """Have processes that are not forked find what runs have defined."""
+        from multiprocessing import spawn
+
+        module: Any = spawn
+        prepare = module.get_preparation_data
+        if prepare.__module__ == __name__:
+            return  # it was done before
+
+        def get_preparation_data(name: str) -> dict[str, Any]:
+            data: dict[str, Any] = prepare(name)
+            if "init_main_from_name" not in data and "init_main_from_path" not in data:
+                data["init_main_from_path"] = self._write_program()
+            return data
+
+        module.get_preparation_data = get_preparation_data
+
+    def _write_program(self) -> str:
+        """Return the name of a file with the program, for other processes to open while this one lives."""
+        try:
+            is_ours = _identity(self._file) == self._file_identity
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            file = os.memfd_create("runs", os.MFD_CLOEXEC)
+            self._file = fcntl(file, F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
+            self._file_identity = _identity(self._file)
+            os.close(file)
+        text = f"{self._program}\n_define({list(self._sources)!a})\n"
+        with open(self._file, "wb", closefd=False) as output:
+            os.ftruncate(self._file, 0)
+            output.seek(0)
+            output.write(text.encode())
+        return f"/proc/{os.getpid()}/fd/{self._file}"
+
+
+def _cost(code: str) -> int:
+    return _OVERHEAD + 2 * len(code)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
