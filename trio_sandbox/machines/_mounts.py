@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from .._errors import GuestProtocolError, MountError
+from .._quote import quote_guest
 from ..client import Failed, Machine, Mounted, guest_failures, open_stream, receive_message
 from ..image import Place
 from ..wire import RecordStream
@@ -39,7 +40,7 @@ async def mount(vm: Machine, places: Sequence[Place], *, patience: float) -> Non
     finally:
         stream.close()
     if isinstance(answer, Failed):
-        where = answer.filename or "what it should"
+        where = quote_guest(answer.filename or "what it should")
         raise MountError(
             f"the guest can't mount {where}: {os.strerror(answer.errno) if answer.errno else answer.reason}"
         )

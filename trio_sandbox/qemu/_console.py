@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from .._quote import quote_guest, quote_tail
 from ._process import BoundedTail, describe_exit
 
 _CONSOLE_BYTES: Final = 64 * 2**10
@@ -77,10 +78,10 @@ def describe_end(returncode: int, output: str, console: str) -> str:
     """Say in words why a QEMU is gone that nobody ended."""
     for line in console.splitlines():
         if _PANIC in line:
-            return f"the guest's kernel panicked: {line[line.index(_PANIC) :].strip()}"
+            return f"the guest's kernel panicked: {quote_guest(line[line.index(_PANIC) :].strip())}"
     if returncode == 0:
         return "the guest shut down or rebooted"
     if returncode == -signal.SIGBUS:
         return "QEMU was ended by SIGBUS: the disk that its RAM's file is on is full, or that file was cut off"
-    said = f": {output.strip()}" if output.strip() else ""
+    said = f": {quote_tail(output.strip())}" if output.strip() else ""
     return f"QEMU {describe_exit(returncode)}{said}"

@@ -27,6 +27,7 @@ import attrs
 import trio
 
 from .._errors import QMPCommandError, QMPError, SnapshotError
+from .._quote import quote_guest
 from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receive_up_to
 from ._machine import MachineConfig, added_overlay
 from ._migration import save_with_memory
@@ -146,14 +147,16 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
                 except StreamResetError as exc:
                     # Before it was ready it has said no, which is on its way to the caller.
                     if ready:
-                        raise SnapshotError(f"the guest gave up while its state was saved: {exc.reason}") from exc
+                        raise SnapshotError(
+                            f"the guest gave up while its state was saved: {quote_guest(exc.reason)}"
+                        ) from exc
 
 
 async def _wait_frozen(stream: ChannelStream) -> None:
     try:
         answer = await receive_up_to(stream, len(_FROZEN))
     except StreamResetError as exc:
-        raise SnapshotError(f"the guest can't be saved: {exc.reason}") from exc
+        raise SnapshotError(f"the guest can't be saved: {quote_guest(exc.reason)}") from exc
     if answer != _FROZEN:
         raise SnapshotError(f"the guest did not get ready for being saved, but said {answer!r:.80}")
 
