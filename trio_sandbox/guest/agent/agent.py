@@ -83,7 +83,9 @@ async def serve(
         "mounts": MountService(children, mounts_disk).serve,
         "wake": wake,
         "clock": ClockService(settable=own_clock).serve,
-        "idle": IdleService(machine, lambda: code.count_idle() + files.count_idle(), code.has_only_python).serve,
+        "idle": IdleService(
+            machine, children.count, lambda: code.count_idle() + files.count_idle(), code.has_only_python
+        ).serve,
     }
     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
     hello = _hello()

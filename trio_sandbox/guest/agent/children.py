@@ -129,6 +129,10 @@ class Children:
         self._next_number += 1
         return child
 
+    def count(self) -> int:
+        """Tell how many there are, those of which only something that they started is left included."""
+        return len(self._children)
+
     def start(self, request: Request, descriptors: list[int]) -> Child:
         """Ask for a process, without waiting for it. The descriptors are copied."""
         child = self._new()

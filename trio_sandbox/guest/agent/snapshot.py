@@ -28,6 +28,8 @@ from ...wire import ChannelStream, PortStream
 _SHORTEST_MARKER = 16
 #: Seconds for the kernel to stop the users' processes, and between two looks whether it has.
 _FREEZE_PATIENCE, _LOOK = 5.0, 0.002
+#: Seconds that what the host is through with may take to end before it counts as something that goes on.
+_END_PATIENCE = 1.0
 
 FROZEN = b"frozen"
 
@@ -130,24 +132,34 @@ class IdleService:
     """Service "idle": whether nothing that the users have started goes on, answered by "idle" or "busy" and the end.
 
     What waits for a request of the host is idle: an interpreter, a file helper. A thread in Python's interpreter is not;
-    those of other interpreters come and go by themselves, and don't count.
+    those of other interpreters come and go by themselves, and don't count. What the host is through with may still be
+    ending, and is waited for: a process that was killed, a file helper that has yet to see that its session is over.
 
     Args:
       machine: Where; None: nobody can tell, and it counts as idle.
+      count_children: Tells how many processes there are that the host had started, those that are ending included.
       count_idle: Tells how many processes wait for requests of the host: interpreters, and file helpers.
       has_only_python: Whether there is none but Python's.
 
     """
 
     def __init__(
-        self, machine: Machine | None, count_idle: Callable[[], int], has_only_python: Callable[[], bool]
+        self,
+        machine: Machine | None,
+        count_children: Callable[[], int],
+        count_idle: Callable[[], int],
+        has_only_python: Callable[[], bool],
     ) -> None:
         self._machine = machine
+        self._count_children = count_children
         self._count_idle = count_idle
         self._has_only_python = has_only_python
 
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one request."""
+        deadline = trio.current_time() + _END_PATIENCE
+        while self._count_children() > self._count_idle() and trio.current_time() < deadline:
+            await trio.sleep(_LOOK)
         await stream.send_all(b"busy" if self._is_busy() else b"idle", end=True)
 
     def _is_busy(self) -> bool:
@@ -217,8 +229,12 @@ class SnapshotService:
         if machine.count_threads() > self._count_idle():
             await machine.freeze()
         os.sync()
-        await stream.send_all(FROZEN, end=True)
-        self._conclude(marker)
+        try:
+            await stream.send_all(FROZEN, end=True)
+            self._conclude(marker)
+        finally:
+            if not self.over.is_set():  # the host has thought better of it
+                machine.thaw()
 
     async def _hold_still(self, machine: Machine, stream: ChannelStream, marker: bytes, token: bytes) -> None:
         # What the disk does not have the memory has. This is for not every machine to write it once more.
