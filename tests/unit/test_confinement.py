@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from trio_sandbox.qemu import Confinement
 from trio_sandbox.qemu._confinement import candidates
+from trio_sandbox.qemu._limits import Limits
 
 ALL_UIDS = "         0          0 4294967295\n"
 CONTAINER = "         0     100000      65536\n"
-FULL = Confinement(network_namespace=True, other_user=True, uid_per_vm=True, no_new_privileges=True)
+FULL = Confinement(network_namespace=True, other_user=True, uid_per_vm=True, no_new_privileges=True, limits=True)
+#: What comes first in a command: `FULL` has a user of its own for each machine, whose threads are counted.
+LIMITS = ["nice", "-n5", "prlimit", "--core=0", "--nofile=1024"]
 
 
 def test_root_takes_another_user_and_nothing_else() -> None:
@@ -25,7 +28,7 @@ def test_without_high_uids_nobody_is_the_user() -> None:
 
 def test_an_ordinary_user_keeps_the_user_id() -> None:
     tried = candidates(root=False, uid_map=ALL_UIDS)
-    assert [confinement.choose_uid() for confinement in tried] == [None] * 4
+    assert {confinement.choose_uid() for confinement in tried} == {None}
     assert tried[0].network_namespace
     assert not tried[-1].network_namespace
 
@@ -38,13 +41,18 @@ def test_every_vm_gets_another_uid() -> None:
 
 def test_commands() -> None:
     drop = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-    assert _names(FULL.argv(7)) == [
+    limits = Limits.of_machine(disk_bytes=8 * 2**30, memory_bytes=2**28, vcpus=2)
+    assert _names(FULL.argv(7, limits=limits)) == [
+        *(*LIMITS, f"--fsize={9 * 2**30 - 2**29 + 2**29 + 2**26}", "--nproc=162", "--"),
         *("unshare", "--net", "--"),
         *("setpriv", "--reuid=7", "--regid=7", "--clear-groups", *drop, "--"),
     ]
     assert "--groups=104" in FULL.argv(7, groups=(104,))
-    ordinary = Confinement(network_namespace=True, other_user=False, uid_per_vm=False, no_new_privileges=True)
+    ordinary = Confinement(
+        network_namespace=True, other_user=False, uid_per_vm=False, no_new_privileges=True, limits=True
+    )
     assert _names(ordinary.argv(None)) == [
+        *(*LIMITS, f"--fsize={2**26}", "--"),
         *("unshare", "--user", "--map-current-user", "--net", "--"),
         *("setpriv", "--no-new-privs", "--"),
     ]
@@ -53,7 +61,10 @@ def test_commands() -> None:
 
 
 def test_words() -> None:
-    assert FULL.describe() == "a user id of its own, a network namespace of its own, seccomp, no new privileges"
+    assert (
+        FULL.describe()
+        == "a user id of its own, a network namespace of its own, seccomp, no new privileges, limits of resources"
+    )
 
 
 def _names(argv: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from .._errors import SandboxError
+from ._limits import Limits
 from ._process import InheritedFds, describe_exit, minimal_environment, require_program, run_owned
 
 _log = logging.getLogger("trio_sandbox.confinement")
@@ -55,6 +56,8 @@ class Confinement:
     """That other user is one of its own for each VM."""
     no_new_privileges: bool
     """No set-user-id program can give it rights back."""
+    limits: bool = False
+    """The sizes of its files and the numbers of its descriptors are limited, and everybody else's threads are preferred."""
 
     def describe(self) -> str:
         """Say in words what holds."""
@@ -67,6 +70,8 @@ class Confinement:
         ]
         if self.no_new_privileges:
             parts.append("no new privileges")
+        if self.limits:
+            parts.append("limits of resources")
         return ", ".join(parts)
 
     def weaknesses(self) -> list[tuple[str, str]]:
@@ -90,6 +95,13 @@ class Confinement:
             )
         if not self.no_new_privileges:
             found.append(("set-user-id programs are not denied to QEMU", "install util-linux, for its setpriv"))
+        if not self.limits:
+            found.append(
+                (
+                    "QEMU's files may grow without a limit, and it competes with this program",
+                    "install util-linux, for its prlimit",
+                )
+            )
         return found
 
     def choose_uid(self) -> int | None:
@@ -99,7 +111,7 @@ class Confinement:
         # Some 10^8 to choose from: no list is needed to keep two hosts' choices apart.
         return random.SystemRandom().randint(_FIRST_UID, _LAST_UID) if self.uid_per_vm else _NOBODY
 
-    def argv(self, uid: int | None, *, groups: Iterable[int] = ()) -> list[str]:
+    def argv(self, uid: int | None, *, groups: Iterable[int] = (), limits: Limits | None = None) -> list[str]:
         """Return the command to put before QEMU's own.
 
         The programs in it replace themselves by the next one, so that the process id stays.
@@ -107,8 +119,11 @@ class Confinement:
         Args:
           uid: What `choose_uid` returned.
           groups: Supplementary groups, where QEMU gets another user id.
+          limits: What it may take; the default is enough for a program without a guest.
         """
         command: list[str] = []
+        if self.limits:
+            command += (Limits() if limits is None else limits).argv(own_user=self.uid_per_vm)
         if self.network_namespace:
             # An ordinary user needs a user namespace around it, in which nobody but itself exists.
             command += [require_program("unshare"), *(() if self.other_user else ("--user", "--map-current-user"))]
@@ -176,8 +191,8 @@ def candidates(*, root: bool, uid_map: str) -> list[Confinement]:
     """
     mapped = _is_mapped(uid_map, _FIRST_UID) and _is_mapped(uid_map, _LAST_UID)
     return [
-        Confinement(network, root, root and mapped, no_new_privileges)
-        for no_new_privileges in ((True,) if root else (True, False))
+        Confinement(network, root, root and mapped, no_new_privileges, limits)
+        for limits, no_new_privileges in (((True, True),) if root else ((True, True), (True, False), (False, False)))
         for network in (True, False)
     ]
 

@@ -31,6 +31,7 @@ from ._balloon import BalloonClient
 from ._chain import MOST_LAYERS, Merging
 from ._clock import GuestClock
 from ._console import Console, describe_end
+from ._limits import prefer_as_victim
 from ._machine import OVERLAY_NODE, MachineConfig, layer_node
 from ._migration import MigrationError, load_state, save_state
 from ._process import InheritedFds, OwnedProcess, run_owned
@@ -370,6 +371,8 @@ class Vm:
                 self._process = await services.start(self._run_qemu, argv, environment, inherited)
                 await services.start(self._console.serve)
                 self._qmp = await services.start(self._serve_qmp, qmp_socket)
+                # It is itself by now, whatever it was started by.
+                prefer_as_victim(self._process.pid)
                 if saved is not None:
                     await self._load(saved)
                 marker = None if saved is None else saved.marker

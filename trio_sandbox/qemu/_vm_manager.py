@@ -16,8 +16,10 @@ from .._nurseries import open_services
 from ._accelerator import Accelerator
 from ._confinement import kvm_access
 from ._console import Console
+from ._limits import Limits
 from ._machine import MachineConfig, MachineFds, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
+from ._qcow2 import read_qcow2_info
 from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
@@ -87,6 +89,7 @@ class VmManager:
         accelerator, confinement = self._accelerator, self._accelerator.confinement
         uid = confinement.choose_uid()
         access = kvm_access(confinement) if accelerator.name == "kvm" else None
+        limits = _limits_of(config) if confinement.limits else None
         with ExitStack() as stack, InheritedFds() as inherited:
             qmp, qmp_fd = inherited.socketpair()
             stack.enter_context(qmp)
@@ -111,7 +114,7 @@ class VmManager:
                 memory=_lend_memory(inherited, config),
             )
             argv = [
-                *confinement.argv(uid, groups=() if access is None else access.groups),
+                *confinement.argv(uid, groups=() if access is None else access.groups, limits=limits),
                 accelerator.qemu.path,
                 *machine_argv(
                     config,
@@ -162,6 +165,14 @@ async def open_vm_manager(
         yield manager
     finally:
         manager._closed = True  # pyright: ignore[reportPrivateUsage]
+
+
+def _limits_of(config: MachineConfig) -> Limits:
+    return Limits.of_machine(
+        disk_bytes=read_qcow2_info(config.overlay).virtual_size,
+        memory_bytes=config.memory_mib * 2**20,
+        vcpus=config.vcpus,
+    )
 
 
 def _lend_memory(inherited: InheritedFds, config: MachineConfig) -> int:

@@ -1,0 +1,61 @@
+"""What one QEMU may take of the host, whatever its guest does, and how it stands behind everybody else."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, final
+
+import attrs
+
+from ._process import require_program
+
+_log = logging.getLogger("trio_sandbox.confinement")
+
+#: How much the kernel prefers everybody else's threads, our event loop's first of all. A busy guest has a third of its weight.
+_NICE: Final = 5
+#: When the kernel runs out of memory it ends a virtual machine, and not the program that has opened it.
+_OOM_SCORE: Final = 500
+#: Files and sockets of one QEMU: a few dozen, more with many layers under its disk.
+_DESCRIPTORS: Final = 1024
+#: Threads of QEMU besides virtual processors: its main loop, and as many as 64 for the disks.
+_THREADS: Final = 160
+#: What a file has besides what the guest has written: qcow2's own tables, the devices' state.
+_MARGIN: Final = 64 * 2**20
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Limits of one QEMU process. Those that every process has to have are no fields."""
+
+    file_bytes: int = _MARGIN
+    """The length of a file that it writes, in bytes."""
+    threads: int = _THREADS
+    """Threads and processes of its user, where that is its own."""
+
+    @classmethod
+    def of_machine(cls, *, disk_bytes: int, memory_bytes: int, vcpus: int) -> Limits:
+        """Return the limits of a machine with a disk of that size, of which it may write every byte."""
+        # The RAM may be saved together with the devices' state, and each page of it has a header.
+        return cls(file_bytes=disk_bytes + disk_bytes // 16 + 2 * memory_bytes + _MARGIN, threads=_THREADS + vcpus)
+
+    def argv(self, *, own_user: bool) -> list[str]:
+        """Return the command to put before another, which then has these limits.
+
+        Args:
+          own_user: Whether the user that it will run as is nobody else's, so that threads can be counted.
+
+        """
+        limits = ["--core=0", f"--nofile={_DESCRIPTORS}", f"--fsize={self.file_bytes}"]
+        if own_user:
+            limits.append(f"--nproc={self.threads}")
+        return [require_program("nice"), f"-n{_NICE}", require_program("prlimit"), *limits, "--"]
+
+
+def prefer_as_victim(pid: int) -> None:
+    """Have the kernel end this process before others when memory runs out. No error if it is gone, or if that is not allowed."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
+            file.write(b"%d" % _OOM_SCORE)
+    except OSError as exc:
+        _log.info("when memory runs out the kernel may end this program before a virtual machine: %s", exc)
