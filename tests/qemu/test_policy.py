@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox import SandboxConfig, open_host
+from trio_sandbox import Sandbox, SandboxConfig, open_host
 from trio_sandbox.host import Host
 
 pytestmark = pytest.mark.qemu
@@ -18,6 +18,12 @@ pytestmark = pytest.mark.qemu
 async def host() -> AsyncGenerator[Host]:
     async with open_host() as host:
         yield host
+
+
+def pid_of(sandbox: Sandbox) -> int:
+    pid = sandbox.statistics().qemu_pid
+    assert pid is not None
+    return pid
 
 
 def soft_and_hard(pid: int) -> dict[str, tuple[str, str]]:
@@ -30,7 +36,7 @@ async def test_limits_of_resources_hold_for_every_thread(host: Host) -> None:
         pytest.skip("this host has no prlimit")
     async with host.open_sandbox(config=SandboxConfig(vcpus=2)) as sandbox:
         await sandbox.run("1")
-        pid = sandbox.statistics().qemu_pid
+        pid = pid_of(sandbox)
         limits = soft_and_hard(pid)
         assert limits["Max core file size"] == ("0", "0")
         assert limits["Max open files"] == ("1024", "1024")
