@@ -7,6 +7,7 @@ anything of the library's dependencies is installed.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -48,6 +49,14 @@ REQUIREMENTS = (
     Requirement("debugfs", "e2fsprogs", "prepares mounts"),
     Requirement("newuidmap", "uidmap", "lets an ordinary user build images", ordinary_user_only=True),
 )
+
+
+def unsupported_platform() -> str:
+    """Say why nothing of ours runs on this machine, "" if it does."""
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) == ("Linux", "x86_64"):
+        return ""
+    return f"trio-sandbox runs on Linux on x86_64, and this is {system} on {machine}: use a machine, or a virtual one, of that kind"
 
 
 def find_program(name: str) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, final
 
 import attrs
 import trio
 
 from ._config import HostConfig, SandboxConfig
-from ._errors import ImageError, SandboxClosedError, TemplateUnusableError
+from ._errors import ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
 from ._nurseries import Services, open_services
+from ._programs import unsupported_platform
 from ._results import RunResult
 from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from .machines import (
@@ -26,6 +28,7 @@ from .machines import (
     WarmStatistics,
     WarmVms,
     hold_machine,
+    place_templates,
 )
 from .qemu import (
     Accelerator,
@@ -284,6 +287,20 @@ def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tupl
     return saved.image, config
 
 
+def _own_cache() -> list[Path]:
+    try:
+        ImageStore(own := default_cache_directory()).check_trusted()
+    except SandboxError:
+        return []  # this user has none, or others can write to it
+    return [own]
+
+
+def _open_templates(config: HostConfig, cache: Path, own: Path, accelerator: Accelerator) -> TemplateStore:
+    # Before QEMU could open a template's RAM for reading only, nobody could use it who might not write to it.
+    shared = cache if own != cache and accelerator.qemu.opens_memory_read_only else None
+    return TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared)
+
+
 @asynccontextmanager
 async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
@@ -302,22 +319,27 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
       ImageError: if the cache directory is somebody else's, or others may write to it; nothing was started.
-      SandboxError: if there is no place for the runtime directory or the cache; the message says what to set.
+      SandboxError: if this is no Linux on x86_64, or QEMU would run as root, or there is no place for the runtime directory
+        or the cache; the message says what to set.
       OSError: if the runtime or the cache directory can't be written.
 
     """
     if config is None:
         config = HostConfig()
+    if reason := unsupported_platform():
+        raise SandboxError(reason)
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
         store.check_name(image)
     store.check_trusted()
     async with open_runtime(config.runtime_dir) as runtime:
+        # Images that somebody else has built can be used; what we make ourselves is kept in a cache of our own then.
+        own = place_templates(cache, (*_own_cache(), runtime.directory))
         accelerator = await detect_accelerator(
             config.accelerator,
             require_hardware=config.require_hardware,
-            cache_dir=cache,
+            cache_dir=own,
             environment=runtime.environment,
             timeouts=config.timeouts,
         )
@@ -331,7 +353,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             launcher = Launcher(
                 machines=machines,
                 overlays=overlays,
-                templates=TemplateStore(cache, budget_mib=config.template_budget_mib) if config.templates else None,
+                templates=_open_templates(config, cache, own, accelerator) if config.templates else None,
                 directory=runtime.directory,
                 environment=runtime.environment,
                 timeouts=config.timeouts,

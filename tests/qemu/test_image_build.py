@@ -20,7 +20,7 @@ import trio
 
 from tests._leaks import nothing_left, wait_until
 from trio_sandbox import ImageBuildError, MissingProgramError, Progress
-from trio_sandbox.image import BuildContext, Image, ImageStore, SystemDisk
+from trio_sandbox.image import BuildContext, Image, ImageStore, SystemDisk, _scratch
 from trio_sandbox.image._debian_image import IMAGE_NAME
 from trio_sandbox.image._ext4 import mke2fs_script
 from trio_sandbox.image._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap
@@ -198,14 +198,23 @@ def small_disk(directory: Path, size: str) -> Generator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
 @pytest.mark.parametrize("size", ["4m", "200m"])
-async def test_a_full_disk_is_said_to_be_full(tmp_path: Path, size: str) -> None:
+async def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
     # 200 MiB hold the lists of packages and the tree; not what the hook makes of it.
     hook = 'head -c 200M /dev/zero > "$1/big"; '
+    monkeypatch.setattr(_scratch, "_ROOM", 0)  # all is made there, and nowhere else
     with small_disk(tmp_path / "small", size) as disk:
         with nothing_left(), pytest.raises(ImageBuildError, match=r"full.*another cache directory"):
             await make_store(disk / "cache", TinyTree(hook=hook)).ensure("tiny")
         assert list((disk / "cache" / "staging").iterdir()) == []
         assert list((disk / "cache" / "store").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+async def test_a_cache_on_a_small_disk_holds_what_is_built_elsewhere(tmp_path: Path) -> None:
+    hook = 'head -c 200M /dev/zero > "$1/big"; '
+    with small_disk(tmp_path / "small", "40m") as disk, nothing_left():
+        await make_store(disk / "cache", TinyTree(hook=hook)).ensure("tiny")
+        assert list((disk / "cache" / "staging").iterdir()) == []
 
 
 async def test_what_a_failing_program_says_is_in_the_error(tmp_path: Path) -> None:
@@ -293,6 +302,52 @@ async def test_an_ordinary_user_builds_the_same(ordinary_user: str, private_dire
     assert os.listdir(cache / "staging") == []
     await wait_until(lambda: marked_processes(mark) == [])
     assert not [name for name in set(os.listdir("/var/tmp")) - scratches if name.startswith("build-trio-sandbox-")]
+
+
+#: What container engines leave to root; see capabilities(7).
+_CONTAINER = ("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "sys_chroot", "mknod")
+_BUILD_IN_A_CONTAINER = """
+import os, sys, trio
+from pathlib import Path
+import tests.qemu.test_image_build as it
+from trio_sandbox.image import ImageStore, examine_building
+
+async def main():
+    print(await examine_building(Path(sys.argv[1]), {}))
+    print((await it.make_store(Path(sys.argv[1]), it.TinyTree(hook=it.OWNED)).ensure("tiny")).path)
+    # Of this, the parts from Debian are there already.
+    print((await ImageStore(Path(sys.argv[1])).ensure_system()).disk)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be root in a container")
+async def test_root_in_a_container_builds_the_same(tmp_path: Path, system_disk: SystemDisk) -> None:
+    base = Path(system_disk.disk).parent.parent
+    (tmp_path / "store").mkdir()
+    for entry in base.glob("system-base-*"):
+        shutil.copytree(entry, tmp_path / "store" / entry.name)
+    bounding = ",".join(["-all", *(f"+{name}" for name in _CONTAINER)])
+    result = await trio.run_process(
+        [
+            "setpriv",
+            f"--bounding-set={bounding}",
+            "--inh-caps=-all",
+            sys.executable,
+            "-c",
+            _BUILD_IN_A_CONTAINER,
+            tmp_path,
+        ],
+        capture_stdout=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    how, tiny, disk = result.stdout.decode().splitlines()
+    assert "without namespaces of their own" in how
+    assert_owned(Path(tiny))
+    for path in ("/agent/__pycache__", "/usr/bin", "/"):
+        assert debugfs(Path(disk), f"ls {path}") == debugfs(system_disk.disk, f"ls {path}")
+    assert os.listdir(tmp_path / "staging") == []
 
 
 def test_the_real_image_is_what_it_says(python_image: Image, system_disk: SystemDisk) -> None:

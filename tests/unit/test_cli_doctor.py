@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from trio_sandbox import ImageBuildError
 from trio_sandbox._programs import Requirement
 from trio_sandbox.cli import _doctor
 from trio_sandbox.cli._doctor import Finding
@@ -48,12 +50,19 @@ async def test_no_cache_directory_is_a_finding(monkeypatch: pytest.MonkeyPatch) 
     assert "54321" in finding.detail
 
 
-def test_user_namespaces() -> None:
-    assert _doctor.user_namespaces(lambda: "").verdict == "ok"
-    refused = _doctor.user_namespaces(lambda: "unshare failed: Operation not permitted")
-    assert refused.verdict == "missing"
-    assert "Operation not permitted" in refused.detail
-    assert "sysctl" in refused.remedy
+@pytest.mark.parametrize(("built", "verdict"), [(False, "missing"), (True, "note")])
+async def test_whether_images_can_be_built(tmp_path: Path, *, built: bool, verdict: str) -> None:
+    async def works(cache: Path, environment: Mapping[str, str]) -> str:
+        return f"in {cache}"
+
+    async def fails(cache: Path, environment: Mapping[str, str]) -> str:
+        raise ImageBuildError("the reason, and what to do")
+
+    assert await _doctor.building(tmp_path, built=built, examine=works) == Finding(
+        "building images", "ok", f"in {tmp_path}"
+    )
+    refused = await _doctor.building(tmp_path, built=built, examine=fails)
+    assert (refused.verdict, refused.detail) == (verdict, "the reason, and what to do")
 
 
 @pytest.mark.parametrize(
@@ -140,14 +149,3 @@ def test_json() -> None:
         "ok": False,
         "findings": [{"subject": "a", "verdict": "missing", "detail": "detail", "remedy": "remedy", "package": ""}],
     }
-
-
-def test_user_namespaces_are_tried_with_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "unshare" in _doctor.can_unshare()  # not found
-    program = tmp_path / "unshare"
-    program.write_text("#!/bin/sh\necho 'not permitted' >&2\nexit 1\n")
-    program.chmod(0o755)
-    assert _doctor.can_unshare() == "not permitted"
-    program.write_text("#!/bin/sh\nexit 0\n")
-    assert _doctor.can_unshare() == ""

@@ -9,10 +9,8 @@ import os
 import platform
 import pwd
 import shutil
-import subprocess
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +19,8 @@ import trio
 
 from .. import __version__
 from .._errors import ImageError, SandboxError
-from .._programs import REQUIREMENTS, Requirement, missing
-from ..image import ImageStore, StoredImage, default_cache_directory
+from .._programs import REQUIREMENTS, Requirement, missing, unsupported_platform
+from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
 from ..qemu import detect_accelerator, open_runtime
 
 #: Bytes that building the system disk and the image `python` takes while it goes on.
@@ -57,12 +55,19 @@ async def examine(cache_dir: Path | None) -> list[Finding]:
     """Look at everything; *cache_dir* None: at the user's."""
     findings = [versions(), *programs(REQUIREMENTS)]
     if os.geteuid() != 0:
-        findings += [user_namespaces(can_unshare), subordinate_ids(user_name(os.geteuid()))]
+        findings.append(subordinate_ids(user_name(os.geteuid())))
     try:
         cache_dir = cache_dir or default_cache_directory()
     except SandboxError as exc:
         return [*findings, Finding("cache directory", "missing", str(exc))]  # noqa: ASYNC910 (nothing to wait for)
-    findings += [cache_directory(cache_dir), free_space(cache_dir), images(ImageStore(cache_dir).list())]
+    stored = ImageStore(cache_dir).list()
+    built = {image.name for image in stored if image.current} >= {"python", "system"}
+    findings += [
+        cache_directory(cache_dir),
+        free_space(cache_dir),
+        images(stored),
+        await building(cache_dir, built=built),
+    ]
     findings += await accelerator(cache_dir)
     return findings
 
@@ -73,10 +78,8 @@ def versions() -> Finding:
         f"trio-sandbox {__version__}, Python {platform.python_version()}, trio {importlib.metadata.version('trio')}, "
         f"{platform.system()} {platform.release()} on {platform.machine()}"
     )
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return Finding(
-            "platform", "missing", detail, "use a machine with Linux on x86_64; other platforms are not supported yet"
-        )
+    if unsupported_platform():
+        return Finding("platform", "missing", detail, "use a machine with Linux on x86_64")
     return Finding("platform", "ok", detail)
 
 
@@ -94,29 +97,14 @@ def programs(requirements: Iterable[Requirement], *, root: bool | None = None) -
     return findings
 
 
-def can_unshare() -> str:
-    """Make a user namespace, as building an image does; return "" or why it failed."""
+async def building(
+    cache_dir: Path, *, built: bool, examine: Callable[[Path, Mapping[str, str]], Awaitable[str]] = examine_building
+) -> Finding:
+    """Whether images can be built here, by trying what a build does first; where they are there already it matters less."""
     try:
-        attempt = subprocess.run(
-            ["unshare", "--user", "--map-root-user", "true"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return str(exc)
-    return "" if attempt.returncode == 0 else attempt.stderr.strip() or f"unshare ended with {attempt.returncode}"
-
-
-def user_namespaces(attempt: Callable[[], str]) -> Finding:
-    """Whether an ordinary user may make user namespaces, which image builds need."""
-    if not (reason := attempt()):
-        return Finding("user namespaces", "ok", "an ordinary user may make them")
-    return Finding(
-        "user namespaces",
-        "missing",
-        f"images can't be built by this user: {reason}",
-        "as root: sysctl kernel.unprivileged_userns_clone=1 (Debian) or "
-        "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); or build the images as root",
-    )
+        return Finding("building images", "ok", await examine(cache_dir, {}))
+    except (SandboxError, OSError) as exc:
+        return Finding("building images", "note" if built else "missing", str(exc))  # noqa: ASYNC910 (it waited for its failure)
 
 
 def user_name(uid: int) -> str:

@@ -11,6 +11,7 @@ from ..qemu import InheritedFds
 from ._ext4 import mke2fs_script
 from ._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap, run_tool
 from ._recipe import BuildContext, digest_of
+from ._rights import find_rights
 
 IMAGE_NAME = "image.qcow2"
 #: How much of the work mmdebstrap is; the rest is qemu-img.
@@ -45,7 +46,7 @@ _CLEAN = (
     'printf "127.0.0.1 localhost sandbox\\n::1 localhost\\n" > etc/hosts'
 )
 _LIST_PACKAGES = "dpkg-query --admindir=\"$1/var/lib/dpkg\" -W -f '${{Package}} ${{Version}}\\n' > {listing}"
-# mmdebstrap has mounted /proc, /sys and /dev in the tree; a bind mount that is not recursive shows
+# mmdebstrap has mounted /proc, /sys and /dev in the tree, if it may; a bind mount that is not recursive shows
 # the tree without them.
 _MAKE_DISK = 'set -e; mount --bind "$1" "$1/mnt"; trap \'umount "$1/mnt"\' EXIT; '
 
@@ -83,6 +84,7 @@ class DebianImage:
     async def build(self, context: BuildContext) -> Mapping[str, object]:
         """Make the disk."""
         raw, listing = context.staging / "image.raw", context.staging / "packages"
+        mounted = (await find_rights(context.environment)).namespaces
         with InheritedFds() as inherited:
             disk = lend_output(raw, inherited, self.virtual_size)
             await run_mmdebstrap(
@@ -95,7 +97,7 @@ class DebianImage:
                         _LOOSEN,
                         _LIST_PACKAGES.format(listing=lend_output(listing, inherited)),
                         _CLEAN,
-                        _MAKE_DISK + mke2fs_script("$1/mnt", disk),
+                        _MAKE_DISK + mke2fs_script("$1/mnt", disk) if mounted else mke2fs_script("$1", disk),
                     ),
                 ),
                 staging=context.staging,

@@ -2,7 +2,8 @@
 
 An ordinary user gets a user namespace in which he is root and owns a range of user ids. That
 root is nobody in particular outside: he may not walk through a private home directory. So the
-scripts that run in there reach our files through inherited descriptors only.
+scripts that run in there reach our files through inherited descriptors only. Root gets namespaces,
+too, where there are any: without them nothing is mounted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .._errors import ImageBuildError, MissingProgramError
 from .._programs import REQUIREMENTS, missing
 from ..qemu import InheritedFds, is_marked, mark, remove_marked, run_owned
 from ._apt_progress import AptProgress
+from ._rights import explain_refusal, find_rights
+from ._scratch import choose_directory
 
 #: What apt takes from the environment. Nothing else of the user's gets in.
 _KEPT_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -59,6 +62,28 @@ def check_programs() -> None:
         raise MissingProgramError(requirement.name, requirement.package)
 
 
+async def examine_building(cache_dir: Path, environment: Mapping[str, str]) -> str:
+    """Say how images would be built here. Makes nothing.
+
+    Raises:
+      ImageBuildError: if they can't be; the message says why, and what to do.
+      MissingProgramError: if a program is not installed.
+    """
+    check_programs()
+    rights = await find_rights(environment)
+    root = os.geteuid() == 0
+    staging = cache_dir
+    while not staging.exists():
+        staging = staging.parent
+    directory = choose_directory(staging, root=root, device_nodes=not rights.namespaces)
+    how = (
+        "in namespaces of their own"
+        if rights.namespaces
+        else "without namespaces of their own, which this root may not make"
+    )
+    return f"{how}, in {directory}"
+
+
 async def run_mmdebstrap(
     bootstrap: Bootstrap,
     *,
@@ -83,27 +108,29 @@ async def run_mmdebstrap(
         kind, progress = "customize", AptProgress(report, rounds=(0.05, 0.35, 0.95), steps=3)
     with inherited:
         check_programs()
+        rights = await find_rights(environment)
+        root = os.geteuid() == 0
+        scratch = _make_scratch(staging, root=root, device_nodes=not rights.namespaces)
         # As root, mmdebstrap would mount /dev, /proc and /sys for all to see, and being killed leave
         # them there. In namespaces of its own they end with it, and so does every process below it.
-        namespaces = _in_namespaces('exec "$@"') if os.geteuid() == 0 else []
         await _run(
             [
-                *namespaces,
+                *(rights.as_root('exec "$@"') if root else ()),
                 "mmdebstrap",
                 "--verbose",
-                f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+                f"--mode={'root' if root else 'unshare'}",
                 f"--variant={bootstrap.variant}",
                 f"--include={','.join(bootstrap.packages)}",
                 "--format=null",
                 # The tree is thrown away. And after a hook that empties its /tmp, mmdebstrap's
                 # cleaning would take the host's own apt for the tree's.
-                "--skip=cleanup",
+                f"--skip=cleanup{'' if rights.namespaces else ',check/canmount,chroot/mount'}",
                 *(f"--{kind}-hook={hook}" for hook in bootstrap.hooks),
                 bootstrap.suite,
                 "/dev/null",
             ],
             inherited=inherited,
-            environment={**environment, "TMPDIR": os.fspath(_make_scratch(staging))},
+            environment={**environment, "TMPDIR": os.fspath(scratch)},
             on_output=progress.feed,
         )
 
@@ -111,7 +138,7 @@ async def run_mmdebstrap(
 async def run_as_root(
     script: str, arguments: Sequence[str] = (), *, inherited: InheritedFds, environment: Mapping[str, str]
 ) -> None:
-    """Run a shell script as root of namespaces of its own: its mounts and processes end with it.
+    """Run a shell script as root; in namespaces of its own, with which its mounts and processes end, if `find_rights` finds any.
 
     Raises:
       ImageBuildError: if it fails; the last of its output is in the message.
@@ -119,12 +146,8 @@ async def run_as_root(
     """
     with inherited:
         check_programs()
-        await _run([*_in_namespaces(script), *arguments], inherited=inherited, environment=environment)
-
-
-def _in_namespaces(script: str) -> list[str]:
-    """Return the beginning of an argv that runs a shell script as root of its own mounts, processes and, if need be, users."""
-    return ["mmdebstrap", "--unshare-helper", "sh", "-c", f"set -e; mount --make-rprivate /; {script}", "sh"]
+        rights = await find_rights(environment)
+        await _run([*rights.as_root(script), *arguments], inherited=inherited, environment=environment)
 
 
 async def run_tool(argv: Sequence[str], *, environment: Mapping[str, str]) -> None:
@@ -160,10 +183,11 @@ async def _run(
 def _explain(program: str, output: str) -> str:
     """Say why *program* failed, as far as its output tells."""
     reason = f"{program} failed"
-    if "No space left on device" in output:
+    refusals = [line for line in output.splitlines() if "unshare" in line or "/etc/sub" in line]
+    if any("No space left on device" in line for line in output.splitlines() if line not in refusals):
         reason = f"{program} failed because the disk is full: free some, or use another cache directory"
-    elif "/etc/subuid" in output or "/etc/subgid" in output:
-        reason = f"{program} failed because this user has no range of user ids to hand out: see subuid(5) and usermod(8), --add-subuids"
+    elif refusals:
+        reason = f"{program} failed: {explain_refusal(refusals[-1])}"
     elif "Temporary failure resolving" in output or "Could not connect" in output or "Unable to connect" in output:
         reason = f"{program} failed because Debian's packages could not be fetched: building needs the network"
     lines = [line[:_LOG_COLUMNS] for line in output.splitlines() if not line.startswith("/usr/bin/dpkg ")]
@@ -187,16 +211,13 @@ def lend_input(path: Path, inherited: InheritedFds) -> str:
     return f"/proc/self/fd/{inherited.open(path, os.O_RDONLY)}"
 
 
-def _make_scratch(staging: Path) -> Path:
-    """Return a directory which mmdebstrap may make its tree in; `remove_staging` removes it."""
+def _make_scratch(staging: Path, *, root: bool, device_nodes: bool) -> Path:
+    """Return a directory which mmdebstrap may make its tree in; `remove_staging` removes it. Arguments as `choose_directory`."""
     note = staging / _NOTE_NAME
     if note.exists():
         return Path(note.read_text("utf-8"))
-    if os.geteuid() == 0:
-        scratch = staging / "scratch"
-    else:
-        # A root who is nobody outside must get to it, which in a home directory he often does not.
-        scratch = Path(os.environ.get("TMPDIR", "/var/tmp")) / f"{_SCRATCH_PREFIX}{os.urandom(8).hex()}"
+    parent = choose_directory(staging, root=root, device_nodes=device_nodes)
+    scratch = parent / ("scratch" if parent == staging else f"{_SCRATCH_PREFIX}{os.urandom(8).hex()}")
     # First the note: what is noted is found again, whatever kills us.
     note.write_text(os.fspath(scratch), "utf-8")
     scratch.mkdir(mode=0o700)

@@ -14,6 +14,7 @@ from ._agent_tree import agent_archive
 from ._ext4 import mke2fs_script
 from ._mmdebstrap import lend_input, lend_output, run_as_root
 from ._recipe import BuildContext, digest_of
+from ._rights import find_rights
 from ._system_base import INITRD_NAME as INITRD_NAME, KERNEL_NAME as KERNEL_NAME, USERLAND_NAME, SystemBase
 
 DISK_NAME = "system.img"
@@ -37,9 +38,10 @@ KERNEL_ARGS = (
     "lsm=landlock,yama",
 )
 
-# The tree is put together in memory, in a mount namespace that ends with the script.
+# The tree is put together in memory, in a mount namespace that ends with the script, if we get one.
+_MOUNT = "mount -t tmpfs -o mode=755 tmpfs /mnt; "
 _MAKE_DISK = (
-    "mount -t tmpfs -o mode=755 tmpfs /mnt; cd /mnt; tar -xf {userland}; tar -xf {agent} -C agent; "
+    "cd {tree}; tar -xf {userland}; tar -xf {agent} -C agent; "
     "chroot . /usr/bin/python3.13 -I -S -m compileall -q --invalidation-mode unchecked-hash /agent; "
     # What can't be imported is better missed here than by process 1 of every guest.
     'chroot . /usr/bin/python3.13 -I -S -c \'import sys; sys.path.insert(0, "/agent"); '
@@ -77,11 +79,20 @@ class SystemRecipe:
             os.link(context.base / name, context.output / name)
         archive = context.staging / "agent.tar"
         archive.write_bytes(await trio.to_thread.run_sync(agent_archive))
+        mounted = (await find_rights(context.environment)).namespaces
+        tree = "/mnt"
+        if not mounted:
+            tree = os.fspath(context.staging / "tree")
+            os.mkdir(tree)
+            os.chmod(tree, 0o755)
         with InheritedFds() as inherited:
             script = _MAKE_DISK.format(
+                tree=tree,
                 userland=lend_input(context.base / USERLAND_NAME, inherited),
                 agent=lend_input(archive, inherited),
-                mke2fs=mke2fs_script("/mnt", lend_output(context.output / DISK_NAME, inherited, _DISK_SIZE)),
+                mke2fs=mke2fs_script(tree, lend_output(context.output / DISK_NAME, inherited, _DISK_SIZE)),
             )
-            await run_as_root(script, inherited=inherited, environment=context.environment)
+            await run_as_root(
+                _MOUNT + script if mounted else script, inherited=inherited, environment=context.environment
+            )
         return {}

@@ -7,6 +7,11 @@ from ._fork import check_count as check_count, open_together as open_together
 from ._launcher import RESTORE_FAILURES as RESTORE_FAILURES, Launcher as Launcher
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
-from ._templates import Template as Template, TemplateStore as TemplateStore, sync_files as sync_files
+from ._templates import (
+    Template as Template,
+    TemplateStore as TemplateStore,
+    place_templates as place_templates,
+    sync_files as sync_files,
+)
 from ._warm import WarmPool as WarmPool, WarmStatistics as WarmStatistics
 from ._warm_vm import WarmVms as WarmVms

@@ -118,12 +118,15 @@ class TemplateStore:
     Args:
       cache_dir: Where it is, or will be: in ``templates`` there.
       budget_mib: What all of them together may take on the disk, in MiB.
+      shared: Another cache, whose templates are used, too, and never touched.
 
     """
 
-    def __init__(self, cache_dir: Path, *, budget_mib: int) -> None:
+    def __init__(self, cache_dir: Path, *, budget_mib: int, shared: Path | None = None) -> None:
         self._directory = cache_dir.absolute() / "templates"
         self._budget = budget_mib * 2**20
+        self._shared = None if shared is None else shared.absolute() / "templates"
+        self._refused: set[str] = set()  # of those that are shared
 
     def __repr__(self) -> str:
         return f"<trio_sandbox TemplateStore in {str(self._directory)!r}>"
@@ -136,8 +139,15 @@ class TemplateStore:
     def find(self, key: str) -> Template | None:
         """Return the intact template of that key, marked as used now, or None.
 
-        One that is damaged is removed, and a warning says so.
+        One that is damaged is removed, and a warning says so. One that can't be read is not there.
         """
+        found = self._find_own(key)
+        if found is None and self._shared is not None and key not in self._refused:
+            with suppress(OSError, ValueError):
+                found = _read(self._shared / key)
+        return found
+
+    def _find_own(self, key: str) -> Template | None:
         directory = self._directory / key
         try:
             template = _read(directory)
@@ -146,7 +156,8 @@ class TemplateStore:
                 self.discard(key, "a file of it is missing")
             return None
         except (OSError, ValueError) as exc:
-            self.discard(key, str(exc))
+            if not isinstance(exc, PermissionError):
+                self.discard(key, str(exc))
             return None
         with suppress(OSError):  # where only reading is allowed it can still be used
             os.utime(directory / _MANIFEST)
@@ -203,7 +214,11 @@ class TemplateStore:
             raise OSError(errno.ENOSPC, f"no room for {memory_mib} MiB of RAM", str(self._directory))
 
     def discard(self, key: str, reason: str) -> None:
-        """Remove a template that proved to be of no use, and say so in the log."""
+        """Remove a template that proved to be of no use, or use it no more if it is shared, and say so in the log."""
+        if not (self._directory / key).exists():
+            self._refused.add(key)
+            _log.warning("the template %s of %s is not used any more: %s", key, self._shared, reason)
+            return
         _log.warning("the template %s is removed: %s", key, reason)
         try:
             self._remove(self._directory / key)
@@ -344,6 +359,18 @@ def sync_files(paths: Iterable[Path]) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def place_templates(cache_dir: Path, others: Iterable[Path]) -> Path:
+    """Return where templates can be kept: *cache_dir*, or the first of *others* if that can't be written."""
+    for directory in (cache_dir, *others):
+        existing = directory.absolute() / "templates"
+        while not os.path.exists(existing):  # or out of our reach
+            existing = existing.parent
+        # It tells of a file system that is mounted read-only, too.
+        if os.access(existing, os.W_OK | os.X_OK):
+            return directory
+    return cache_dir
 
 
 def _write_manifest(template: Template) -> None:
