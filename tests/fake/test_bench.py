@@ -25,7 +25,7 @@ from trio_sandbox import (
 from trio_sandbox.bench import Figure, Plan, Skipped, measure
 from trio_sandbox.cli import main
 from trio_sandbox.cli._bench import run_bench
-from trio_sandbox.cli._run import end_on_signal
+from trio_sandbox.cli._signals import end_on_signal
 from trio_sandbox.qemu import Accelerator
 
 from ._guest import ACCELERATOR

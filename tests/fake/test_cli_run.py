@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Literal
 
 import attrs
 import pytest
 import trio
 import trio.testing
+from trio.testing import memory_stream_one_way_pair
 
 from trio_sandbox import (
-    Display,
     HostConfig,
     OutputChunk,
     Progress,
-    RunResult,
     SandboxConfig,
     SandboxError,
     UnknownImageError,
     VmBootError,
 )
-from trio_sandbox.cli._run import OutputClosedError, RunRequest, run_until_signal
+from trio_sandbox.cli import _process
+from trio_sandbox.cli._program import Download, Program
+from trio_sandbox.cli._run import RunRequest, run_until_signal as run_real
+from trio_sandbox.cli._streams import OutputClosedError, Write
 
-Step = OutputChunk | Display | RunResult | Callable[[], Awaitable[object]]
+#: What a process does; a number is its exit status, after which only what it left behind still prints.
+Step = OutputChunk | int | Callable[[], Awaitable[object]]
 
 
-def result(exit_code: int = 0) -> RunResult:
-    return RunResult(exit_code=exit_code, duration=0.01, restarted=False, state_kept=True, accelerator="tcg")
+class FakeProcess:
+    """Plays a script."""
+
+    def __init__(self) -> None:
+        self.stdin, self.typed = memory_stream_one_way_pair()
+        self.printed_out, self.stdout = memory_stream_one_way_pair()
+        self.printed_err, self.stderr = memory_stream_one_way_pair()
+        self.returncode: int | None = None
+        self.ended = trio.Event()
+
+    async def play(self, script: list[Step]) -> None:
+        for step in script:
+            await trio.lowlevel.checkpoint()
+            if isinstance(step, OutputChunk):
+                await (self.printed_out if step.stream == "stdout" else self.printed_err).send_all(step.data)
+                # For the other stream's to come later: what each of two pipes has to say has no order.
+                await trio.testing.wait_all_tasks_blocked()
+            elif isinstance(step, int):
+                self.returncode = step
+                self.ended.set()
+            else:
+                await step()
+        self.printed_out.close()
+        self.printed_err.close()
+
+    async def wait(self) -> int:
+        await self.ended.wait()
+        assert self.returncode is not None
+        return self.returncode
 
 
 @attrs.define
@@ -42,6 +75,8 @@ class FakeHost:
     log: list[str] = attrs.field(factory=list[str])
     boot_error: Exception | None = None
     prepare_error: Exception | None = None
+    start_error: Exception | None = None
+    download_error: Exception | None = None
     config: HostConfig | None = None
     accelerator: str = "tcg"
 
@@ -72,24 +107,27 @@ class FakeHost:
             self.log.append("sandbox closed")
 
     @asynccontextmanager
-    async def stream(
-        self, code: str, /, *, language: str | None
-    ) -> AsyncGenerator[AsyncIterator[OutputChunk | Display | RunResult]]:
-        self.log.append(f"run: {code}")
-        events = self.play()
+    async def open_process(self, argv: Sequence[str], *, cwd: str | None) -> AsyncGenerator[FakeProcess]:
+        if self.start_error is not None:
+            raise self.start_error
+        self.log.append(f"run: {' '.join(argv)}")
+        process = FakeProcess()
         try:
-            yield events
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(process.play, self.script)
+                yield process
+                nursery.cancel_scope.cancel()
         finally:
-            await events.aclose()
             self.log.append("run ended")
 
-    async def play(self) -> AsyncGenerator[OutputChunk | Display | RunResult]:
-        for step in self.script:
-            await trio.lowlevel.checkpoint()
-            if isinstance(step, (OutputChunk, Display, RunResult)):
-                yield step
-            else:
-                await step()
+    def path(self, path: str) -> str:
+        return path
+
+    async def download(self, remote: str, local: Path) -> None:
+        await trio.lowlevel.checkpoint()
+        self.log.append(f"downloaded: {remote} to {local}")
+        if self.download_error is not None:
+            raise self.download_error
 
 
 @attrs.define
@@ -110,10 +148,13 @@ def request(
     timeout: float = math.inf,
     quiet: bool = False,
     timings: bool = False,
+    json: bool = False,
+    downloads: tuple[Download, ...] = (),
 ) -> RunRequest:
     return RunRequest(
-        code="pass",
-        image="python",
+        program=Program(language="python", image="python", argv=("python3", "-c", "pass")),
+        json=json,
+        downloads=downloads,
         host=host or HostConfig(),
         sandbox=sandbox or SandboxConfig(),
         timeout=timeout,
@@ -122,23 +163,24 @@ def request(
     )
 
 
+async def no_input() -> bytes:
+    await trio.lowlevel.checkpoint()
+    return b""
+
+
+async def run_until_signal(request: RunRequest, *, open_host: object, write: Write) -> int:
+    return await run_real(request, open_host=open_host, write=write, read=no_input)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 CLOSED = ["run ended", "sandbox closed", "host closed"]
 
 
 async def test_output_comes_in_order_and_the_status_is_the_codes() -> None:
-    host = FakeHost([OutputChunk("stdout", b"a"), OutputChunk("stderr", b"b"), OutputChunk("stdout", b"c"), result(7)])
+    host = FakeHost([OutputChunk("stdout", b"a"), OutputChunk("stderr", b"b"), OutputChunk("stdout", b"c"), 7])
     output = Output()
     assert await run_until_signal(request(), open_host=host.open, write=output.write) == 7
     assert output.chunks == [("stdout", b"a"), ("stderr", b"b"), ("stdout", b"c")]
-    assert host.log == ["host opened", "sandbox opened: python, 256 MiB", "run: pass", *CLOSED]
-
-
-async def test_what_is_displayed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    host = FakeHost([OutputChunk("stdout", b"a"), Display("image/png", b"123"), OutputChunk("stdout", b"b"), result()])
-    output = Output()
-    assert await run_until_signal(request(), open_host=host.open, write=output.write) == 0
-    assert output.chunks == [("stdout", b"a"), ("stdout", b"b")]
-    assert "not shown: image/png, 3 bytes" in capsys.readouterr().err
+    assert host.log == ["host opened", "sandbox opened: python, 256 MiB", "run: python3 -c pass", *CLOSED]
 
 
 async def test_output_is_written_before_the_code_ends() -> None:
@@ -148,13 +190,13 @@ async def test_output_is_written_before_the_code_ends() -> None:
     async def look() -> None:
         seen.append(list(output.chunks))
 
-    host = FakeHost([OutputChunk("stdout", b"early"), look, OutputChunk("stdout", b"late"), result()])
+    host = FakeHost([OutputChunk("stdout", b"early"), look, OutputChunk("stdout", b"late"), 0])
     await run_until_signal(request(), open_host=host.open, write=output.write)
     assert seen == [[("stdout", b"early")]]
 
 
 async def test_the_configuration_reaches_the_host() -> None:
-    host = FakeHost([result()])
+    host = FakeHost([0])
     sent = request(host=HostConfig(accelerator="tcg", build_images=False), sandbox=SandboxConfig(memory_mib=512))
     await run_until_signal(sent, open_host=host.open, write=Output().write)
     assert host.config == HostConfig(accelerator="tcg", build_images=False)
@@ -175,7 +217,7 @@ async def test_the_timeout_does_not_count_what_comes_before_the_code(autojump_cl
         async def prepare(self, image: str, /) -> None:
             await trio.sleep(100)
 
-    host = SlowHost([result(3)])
+    host = SlowHost([3])
     assert await run_until_signal(request(timeout=2.5), open_host=host.open, write=Output().write) == 3
 
 
@@ -186,14 +228,14 @@ async def test_a_failure_of_the_sandbox_is_125(error: Exception, capsys: pytest.
     host = FakeHost([], boot_error=error)
     assert await run_until_signal(request(), open_host=host.open, write=Output().write) == 125
     assert host.log[-1] == "host closed"
-    assert f"trio-sandbox: {error}" in capsys.readouterr().err
+    assert f"trio-sandbox: {error}".replace("\n", "\n      ") in capsys.readouterr().err
 
 
 async def test_a_guests_console_can_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     host = FakeHost([], boot_error=VmBootError("no", console="\x1b]0;owned\x07\r\nétage\t1\x9b2J"))
     assert await run_until_signal(request(quiet=True), open_host=host.open, write=Output().write) == 125
     error = capsys.readouterr().err
-    assert error.endswith("\n| \\x1b]0;owned\\x07\n| étage\t1\\x9b2J\n")
+    assert error.endswith("\n      | \\x1b]0;owned\\x07\n      | étage   1\\x9b2J\n")
 
 
 async def test_the_message_says_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,16 +274,16 @@ async def test_a_reader_who_went_away_ends_it_as_sigpipe_would(capsys: pytest.Ca
         await trio.lowlevel.checkpoint()
         raise OutputClosedError
 
-    host = FakeHost([OutputChunk("stdout", b"x"), result()])
+    host = FakeHost([OutputChunk("stdout", b"x"), 0])
     assert await run_until_signal(request(quiet=True), open_host=host.open, write=write) == 128 + signal.SIGPIPE
     assert host.log[-3:] == CLOSED
     assert capsys.readouterr().err == ""
 
 
 async def test_progress_is_shown_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    await run_until_signal(request(), open_host=FakeHost([result()]).open, write=Output().write)
+    await run_until_signal(request(), open_host=FakeHost([0]).open, write=Output().write)
     assert capsys.readouterr().err == "image python: unpacking\n"
-    await run_until_signal(request(quiet=True), open_host=FakeHost([result()]).open, write=Output().write)
+    await run_until_signal(request(quiet=True), open_host=FakeHost([0]).open, write=Output().write)
     assert capsys.readouterr().err == ""
 
 
@@ -249,8 +291,134 @@ async def test_timings(autojump_clock: trio.testing.MockClock, capsys: pytest.Ca
     async def take_two_seconds() -> None:
         await trio.sleep(2)
 
-    host = FakeHost([take_two_seconds, result()])
+    host = FakeHost([take_two_seconds, 0])
     await run_until_signal(request(timings=True, quiet=True), open_host=host.open, write=Output().write)
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
     assert ["running", "the", "code", "2.000", "s"] in lines
-    assert [line[0] for line in lines] == ["starting", "preparing", "booting", "running", "closing", "total"]
+    steps = ["starting", "preparing", "booting", "copying", "running", "copying", "closing", "total"]
+    assert [line[0] for line in lines] == steps
+
+
+# --- What a process of the guest's may do ---
+
+
+async def test_a_process_that_a_signal_ended_is_128_and_its_number() -> None:
+    host = FakeHost([-9])
+    assert await run_until_signal(request(), open_host=host.open, write=Output().write) == 128 + 9
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "python3"), 127),
+        (PermissionError(errno.EACCES, "Permission denied", "python3"), 126),
+    ],
+)
+async def test_an_interpreter_that_does_not_start(
+    error: OSError, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = FakeHost([], start_error=error)
+    assert await run_until_signal(request(quiet=True), open_host=host.open, write=Output().write) == status
+    assert capsys.readouterr().err == f"trio-sandbox: python3: {error.strerror}\n"
+
+
+async def test_what_it_printed_before_its_end_is_waited_for_and_what_it_left_behind_is_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def a_moment() -> None:
+        await trio.sleep(_process.DRAIN_SECONDS * 0.9)
+
+    a, b, c = (OutputChunk("stdout", data) for data in (b"a", b"b", b"c"))
+    host = FakeHost([a, 0, a_moment, b, a_moment, c, trio.sleep_forever])
+    output = Output()
+    assert await run_until_signal(request(), open_host=host.open, write=output.write) == 0
+    assert output.chunks == [("stdout", b"a"), ("stdout", b"b"), ("stdout", b"c")]
+
+
+async def test_a_slow_reader_misses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    written: list[bytes] = []
+
+    async def write(stream: str, data: bytes) -> None:
+        await trio.sleep(10 * _process.DRAIN_SECONDS)
+        written.append(data)
+
+    host = FakeHost([OutputChunk("stdout", b"a"), OutputChunk("stdout", b"b"), 0, OutputChunk("stdout", b"c")])
+    assert await run_until_signal(request(), open_host=host.open, write=write) == 0
+    assert b"".join(written) == b"abc"
+
+
+async def test_json_is_one_line_with_what_is_known() -> None:
+    host = FakeHost([OutputChunk("stdout", b"a\xff"), OutputChunk("stderr", b"b"), 7])
+    output = Output()
+    assert await run_until_signal(request(json=True), open_host=host.open, write=output.write) == 7
+    ((stream, data),) = output.chunks
+    fields = json.loads(data)
+    assert stream == "stdout"
+    assert data.endswith(b"}\n")
+    assert isinstance(fields.pop("duration"), float)
+    assert fields == {
+        "exit_code": 7,
+        "timed_out": False,
+        "stdout": "a\N{REPLACEMENT CHARACTER}",
+        "stderr": "b",
+        "language": "python",
+        "image": "python",
+        "accelerator": "tcg",
+    }
+
+
+async def test_json_of_a_program_that_was_stopped(autojump_clock: trio.testing.MockClock) -> None:
+    host = FakeHost([OutputChunk("stdout", b"before"), trio.sleep_forever])
+    output = Output()
+    assert await run_until_signal(request(json=True, timeout=2), open_host=host.open, write=output.write) == 124
+    fields = json.loads(output.chunks[0][1])
+    assert (fields["exit_code"], fields["timed_out"], fields["stdout"]) == (None, True, "before")
+
+
+async def test_json_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    host = FakeHost([OutputChunk("stdout", b"x" * 11), trio.sleep_forever])
+    sent = request(json=True, sandbox=SandboxConfig(max_output_bytes=10))
+    output = Output()
+    assert await run_until_signal(sent, open_host=host.open, write=output.write) == 125
+    assert output.chunks == []
+    assert "more than the 10 bytes to stdout" in capsys.readouterr().err
+
+
+async def test_files_are_fetched_of_a_program_that_failed(tmp_path: Path) -> None:
+    host = FakeHost([3])
+    sent = request(downloads=(Download("a", tmp_path), Download("/b", tmp_path)))
+    assert await run_until_signal(sent, open_host=host.open, write=Output().write) == 3
+    assert host.log[-4:-2] == [f"downloaded: a to {tmp_path}", f"downloaded: /b to {tmp_path}"]
+
+
+@pytest.mark.parametrize(("status", "shown"), [(0, 125), (3, 3)])
+async def test_a_file_that_is_not_there_is_told(
+    status: int, shown: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = FakeHost([status], download_error=FileNotFoundError(errno.ENOENT, "No such file or directory", "/home/a"))
+    sent = request(downloads=(Download("a", tmp_path),))
+    assert await run_until_signal(sent, open_host=host.open, write=Output().write) == shown
+    assert "trio-sandbox: a was not downloaded: No such file or directory: /home/a\n" in capsys.readouterr().err
+
+
+async def test_a_first_signal_says_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    async def deliver() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await trio.sleep_forever()
+
+    host = FakeHost([deliver])
+    assert await run_until_signal(request(quiet=True), open_host=host.open, write=Output().write) == 130
+    assert capsys.readouterr().err == "trio-sandbox: SIGINT: closing the sandbox; once more ends it at once\n"
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+
+
+async def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deliver() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await trio.lowlevel.checkpoint()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert await run_until_signal(request(), open_host=FakeHost([deliver, 5]).open, write=Output().write) == 5
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -15,8 +15,8 @@ import trio
 
 from trio_sandbox import HostConfig, Sandbox, SandboxConfig
 from trio_sandbox.cli import _shell
-from trio_sandbox.cli._run import end_on_signal
 from trio_sandbox.cli._shell import RESET_MODES, ShellRequest, StandardTerminal, run_shell
+from trio_sandbox.cli._signals import end_on_signal
 
 from ._guest import FakeMachine
 from ._sandbox import open_local_sandbox

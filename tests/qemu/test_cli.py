@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,9 +42,105 @@ def test_output_and_exit_status_are_the_codes() -> None:
 
 def test_a_timeout_keeps_what_was_printed() -> None:
     code = "print('before', flush=True)\nwhile True: pass"
-    completed = trio_sandbox("run", "--quiet", "--timeout", "1", "-c", code)
+    completed = trio_sandbox("run", "--quiet", "--timeout", "3", "-c", code)
     assert (completed.returncode, completed.stdout) == (124, b"before\n")
-    assert b"stopped after 1 seconds" in completed.stderr
+    assert b"stopped after 3 seconds" in completed.stderr
+
+
+def test_a_program_is_run_to_its_end_with_all_that_it_has(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, ctypes, os, sys, threading, time\n"
+        "atexit.register(print, 'atexit')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "ctypes.CDLL(None).puts(b'C')\n"
+        "print(sys.argv, __file__, os.environ['A'], open('data.txt').read(), int(input()) + 1)\n"
+        "open('out.txt', 'w').write('result')\n"
+        "sys.exit(7)\n"
+    )
+    (tmp_path / "data.txt").write_text("data")
+    options = ["-q", "-e", "A=b c", "--upload", f"{tmp_path}/data.txt", "--download", f"out.txt:{tmp_path}/"]
+    completed = trio_sandbox("run", *options, str(program), "--flag", "-c", stdin=b"41\n")
+    assert (completed.returncode, completed.stderr) == (7, b"")
+    shown = b"['program.py', '--flag', '-c'] /home/user/program.py b c data 42"
+    assert sorted(completed.stdout.splitlines()) == sorted([shown, b"C", b"atexit", b"thread"])
+    assert (tmp_path / "out.txt").read_text() == "result"
+
+
+def test_node_waits_for_what_comes_after_the_last_line(tmp_path: Path) -> None:
+    program = tmp_path / "program.mjs"
+    program.write_text("setTimeout(() => console.log(process.argv.slice(2)), 200); console.log('main')")
+    completed = trio_sandbox("run", "-q", str(program), "--a")
+    assert (completed.stdout, completed.stderr) == (b"main\n[ '--a' ]\n", b"")
+
+
+def test_python_of_standard_input_in_another_encoding() -> None:
+    completed = trio_sandbox("run", "-q", "-", stdin="# coding: latin-1\nprint('é')\n".encode("latin-1"))
+    assert (completed.stdout, completed.stderr) == ("é\n".encode(), b"")
+
+
+def test_json() -> None:
+    completed = trio_sandbox("run", "-q", "--json", "-c", "import sys; print('out'); sys.exit('err')")
+    assert completed.returncode == 1
+    report = json.loads(completed.stdout)
+    assert (report["exit_code"], report["stdout"], report["stderr"]) == (1, "out\n", "err\n")
+    assert completed.stderr == b""
+
+
+def test_a_reader_who_went_away() -> None:
+    command = f"{' '.join(COMMAND)} run -q -c 'while True: print(1)' | head -n 1; echo ${{PIPESTATUS[0]}}"
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (completed.stdout, completed.stderr) == (b"1\n141\n", b"")
+
+
+@pytest.mark.parametrize(("closed", "stdout", "stderr"), [(">&-", b"", b"err\n"), ("<&- 2>&-", b"out\n", b"")])
+def test_closed_streams(closed: str, stdout: bytes, stderr: bytes) -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.stdin.read()"
+    command = f'{" ".join(COMMAND)} run -q -c "{code}" {closed}'
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, stdout, stderr)
+
+
+def test_conditions_of_the_caller(tmp_path: Path) -> None:
+    gone, long = tmp_path / "gone", tmp_path / ("long" * 30)
+    gone.mkdir()
+    long.mkdir()
+    script = f"cd {gone}; rmdir {gone}; trap '' CHLD; umask 0777; {' '.join(COMMAND)} run -q -c 'print(6 * 7)'"
+    environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(Path(__file__).parents[2])}
+    completed = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=False)
+    assert (completed.stdout, completed.returncode) == (b"42\n", 0), completed.stderr
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_once_and_twice(times: int) -> None:
+    # Not tmp_path: the path of a runtime directory has to be short.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with subprocess.Popen(
+            [*COMMAND, "run", "--quiet", "-c", "print('ready', flush=True)\nwhile True: pass"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": name},
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                assert process.stdout.readline() == b"ready\n"
+                process.send_signal(signal.SIGINT)
+                assert process.stderr.readline() == (
+                    b"trio-sandbox: SIGINT: closing the sandbox; once more ends it at once\n"
+                )
+                if times == 2:
+                    process.send_signal(signal.SIGINT)
+                # The second one may come when all is closed already.
+                assert process.wait() in ({130} if times == 1 else {130, -signal.SIGINT})
+                assert process.stderr.read() == b""
+            finally:
+                process.kill()
+        deadline = time.monotonic() + 30
+        while list(directory.iterdir()):  # the reaper's work, where we were ended
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_sigterm_leaves_nothing() -> None:

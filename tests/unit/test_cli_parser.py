@@ -17,7 +17,8 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 
 def test_run_has_defaults() -> None:
     options = build_parser().parse_args(["run"])
-    assert (options.code, options.file, options.image) == (None, None, "python")
+    assert (options.code, options.words, options.image) == (None, [], None)
+    assert (options.environment, options.uploads, options.downloads, options.workdir) == ([], [], [], None)
     assert (options.memory, options.vcpus, options.timeout) == (256, 1, math.inf)
     assert (options.accelerator, options.require_hardware, options.no_build) == ("auto", False, False)
 
@@ -27,9 +28,58 @@ def test_run_takes_everything() -> None:
         "run --image node --memory 1G --vcpus 2 --timeout 2.5 --accelerator tcg --no-build --timings -q "
         "--cache-dir /var/c file.py".split()
     )
-    assert (options.file, options.image, options.memory, options.vcpus) == ("file.py", "node", 1024, 2)
+    assert (options.words, options.image, options.memory, options.vcpus) == (["file.py"], "node", 1024, 2)
     assert (options.timeout, options.accelerator, options.no_build) == (2.5, "tcg", True)
     assert (options.timings, options.quiet, options.cache_dir) == (True, True, Path("/var/c"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("f --memory 1 -c x -- -q", None, "f --memory 1 -c x -- -q"),
+        ("-q f -h", None, "f -h"),
+        ("-- -f --json", None, "-f --json"),
+        ("- --json", None, "- --json"),
+        ("-c x -q a --json -- b", "x", "a --json -- b"),
+        ("-c x -- -c y", "x", "-c y"),
+        ("-qc x a", "x", "a"),
+        ("-cx a", "x", "a"),
+        ("--memory=512 --cache-dir d f -q", None, "f -q"),
+        ("--", None, ""),
+    ],
+)
+def test_what_follows_the_options_is_the_programs(arguments: str, code: str | None, words: str) -> None:
+    options = build_parser().parse_args(["run", *arguments.split()])
+    assert (options.code, options.words) == (code, words.split())
+
+
+def test_the_environment() -> None:
+    options = build_parser().parse_args(["run", "-e", "SET_HERE", "-e", "A=b=c", "-eD=", "-e", "A=z", "f"])
+    assert options.environment == [("SET_HERE", None), ("A", "b=c"), ("D", ""), ("A", "z")]
+
+
+def test_what_is_copied() -> None:
+    texts = ["c", "c:/x", "c:x/", "a:b:", "a:b:x/y/../z", "/d/c", "c:"]
+    options = build_parser().parse_args(["run", *(word for text in texts for word in ("--upload", text)), "f"])
+    assert [(str(each.local), each.remote) for each in options.uploads] == [
+        ("c", "c"),
+        ("c", "/x"),
+        ("c", "x/c"),
+        ("a:b", "a:b"),
+        ("a:b", "x/z"),
+        ("/d/c", "c"),
+        ("c", "c"),
+    ]
+    texts = ["x", "/d/x", "x/", "x:y", "x:a:b", "x:a/b/"]
+    options = build_parser().parse_args(["run", *(word for text in texts for word in ("--download", text)), "f"])
+    assert [(each.remote, str(each.local)) for each in options.downloads] == [
+        ("x", "."),
+        ("/d/x", "."),
+        ("x/", "."),
+        ("x", "y"),
+        ("x", "a:b"),
+        ("x", "a/b"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +94,16 @@ def test_memory_has_units(text: str, mebibytes: int) -> None:
     [
         ([], "required: COMMAND"),
         (["jump"], "invalid choice: 'jump'"),
-        (["run", "-c", "1", "file.py"], "not allowed with"),
+        (["run", "-c", "1", "-c", "2"], "-c may be given once"),
+        (["run", "-c"], "expected one argument"),
+        (["run", "-e", "=x", "f"], "'=x' has no name"),
+        (["run", "-e", "", "f"], "'' has no name"),
+        (["run", "-w", "relative", "f"], "'relative' is not an absolute path"),
+        (["run", "--upload", ":x", "f"], "':x' does not say what to upload"),
+        (["run", "--upload", "/:..", "f"], "gives it no name in the guest"),
+        (["run", "--upload", "/", "f"], "gives it no name in the guest"),
+        (["run", "--download", ":x", "f"], "':x' does not say what to download"),
+        (["run", "--download", "..", "f"], "'..' does not say what to download"),
         (["run", "--memory", "lots"], "'lots' is no amount of memory"),
         (["run", "--memory", "1.5G"], "'1.5G' is no amount of memory"),
         (["run", "--timeout", "0"], "'0' is not a positive number of seconds"),
@@ -90,3 +149,9 @@ def test_every_command_and_option_is_in_the_reference() -> None:
             for option in action.option_strings:
                 if option not in ("-h", "--help", "--version"):
                     assert re.search(rf"`{option}[ `]", text), option
+
+
+def test_every_commands_help_has_examples() -> None:
+    top, *rest = parsers(build_parser())
+    for parser in (top, *(parser for parser in rest if parser.prog.count(" ") == 1)):
+        assert f"examples:\n  {parser.prog}" in parser.format_help()

@@ -1,4 +1,4 @@
-"""What `trio-sandbox run` does before it starts anything, and how it writes."""
+"""What `trio-sandbox run` refuses before it starts anything."""
 
 from __future__ import annotations
 
@@ -10,44 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox import constants
 from trio_sandbox.cli import main
-from trio_sandbox.cli._run import read_source
-
-WRITER = "import trio; from trio_sandbox.cli._run import write_output; trio.run(write_output, {stream!r}, {data!r})"
-
-
-class Terminal(io.TextIOWrapper):
-    """Standard input that says whether it is a terminal."""
-
-    def __init__(self, data: bytes, *, terminal: bool) -> None:
-        super().__init__(io.BytesIO(data))
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-
-def test_code_on_the_command_line_is_taken_as_it_is() -> None:
-    assert read_source("print('é')", None) == "print('é')"
-
-
-def test_a_file_is_read_in_the_encoding_it_declares(tmp_path: Path) -> None:
-    file = tmp_path / "latin.py"
-    file.write_bytes("# coding: latin-1\nprint('é')\n".encode("latin-1"))
-    assert read_source(None, str(file)) == "# coding: latin-1\nprint('é')\n"
-
-
-@pytest.mark.parametrize("file", [None, "-"])
-def test_standard_input_is_read(file: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(b"print(1)\r\n", terminal=False))
-    assert read_source(None, file) == "print(1)\n"
-
-
-def test_reading_from_a_terminal_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(b"1", terminal=True))
-    assert read_source(None, None) == "1"
-    assert "Ctrl-D" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -57,6 +20,13 @@ def test_reading_from_a_terminal_says_so(monkeypatch: pytest.MonkeyPatch, capsys
         (["-c", "1", "--vcpus", "0"], "`vcpus` must be from 1 to"),
         (["/nonexistent/file.py"], "/nonexistent/file.py"),
         (["/"], "Is a directory"),
+        ([""], "Is a directory"),
+        (["--language", "ruby", "-c", "1"], "there is no language 'ruby'; there are: python, javascript, shell"),
+        (["--image", "python", "--language", "javascript", "-c", "1"], "images that have it: node"),
+        (["program.ts"], "program.ts"),
+        (["-e", "NOT_SET_HERE", "-c", "1"], "-e NOT_SET_HERE: it is not set here"),
+        (["--upload", "/no/such/file", "-c", "1"], "/no/such/file"),
+        (["--download", "x:/no/such/directory/x", "-c", "1"], "no directory '/no/such/directory'"),
     ],
 )
 def test_wrong_use_is_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,53 +41,37 @@ def test_a_file_that_is_no_text_is_status_2(tmp_path: Path, capsys: pytest.Captu
     assert "trio-sandbox: " in capsys.readouterr().err
 
 
-def test_a_file_that_is_too_long_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "long.py"
-    file.write_bytes(b"#" * (constants.MAXIMUM_REQUEST_BYTES + 1))
-    assert main(["run", str(file)]) == 2
-    assert f"at most {constants.MAXIMUM_REQUEST_BYTES}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_output_is_written_whole_and_as_bytes(stream: str) -> None:
-    data = bytes(range(256)) * 1000  # more than a pipe holds
-    script = f"data = bytes(range(256)) * 1000; {WRITER.format(stream=stream, data='DATA')}".replace("'DATA'", "data")
-    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
-    assert getattr(completed, stream) == data
-
-
-def test_output_that_nobody_reads_any_more() -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="may not be somebody else")
+def test_a_file_that_may_not_be_read_is_status_2(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text("print(1)")
+    file.chmod(0)
     script = (
-        "import trio\n"
-        "from trio_sandbox.cli._run import OutputClosedError, write_output\n"
-        "try:\n    trio.run(write_output, 'stdout', b'x')\n"
-        "except OutputClosedError:\n    raise SystemExit(77)\n"
+        f"import os, sys; from trio_sandbox.cli import main; os.seteuid(65534); sys.exit(main(['run', {str(file)!r}]))"
     )
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        completed = subprocess.run([sys.executable, "-c", script], stdout=writing, check=False)
-    finally:
-        os.close(writing)
-    assert completed.returncode == 77
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert completed.returncode == 2
+    assert b"Permission denied" in completed.stderr
+    assert b"Traceback" not in completed.stderr
 
 
-def test_a_reader_who_does_not_read_does_not_keep_a_cancelled_write() -> None:
-    script = (
-        "import trio\n"
-        "from trio_sandbox.cli._run import write_output\n"
-        "async def main():\n"
-        "    async with trio.open_nursery() as nursery:\n"
-        "        nursery.start_soon(write_output, 'stdout', bytes(2**22))\n"
-        "        await trio.testing.wait_all_tasks_blocked()\n"
-        "        nursery.cancel_scope.cancel()\n"
-        "import trio.testing\n"
-        "trio.run(main)\n"
-    )
-    reading, writing = os.pipe()
-    try:
-        # Would wait for ever: nobody reads.
-        subprocess.run([sys.executable, "-c", script], stdout=writing, check=True, timeout=60)
-    finally:
-        os.close(reading)
-        os.close(writing)
+def test_python_of_standard_input_that_is_no_text_is_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"# coding: klingon\n1")))
+    assert main(["run"]) == 2
+    assert "klingon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["run", "-c", "1"], ["image", "list"], ["template", "list"], ["bench", "--quick"]])
+def test_no_cache_directory_is_one_line_and_125(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert main(command) == 125
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("trio-sandbox: there is no cache directory")
+    assert captured.err.count("\n") == 1

@@ -11,9 +11,10 @@ from .._config import Timeouts
 from ..bench import OpenHost, Plan, measure
 from ..host import open_host
 from . import _status
+from ._configs import host_config, sandbox_config
 from ._progress import open_progress
 from ._report import complain
-from ._run import end_on_signal, host_config, sandbox_config
+from ._signals import end_on_signal
 
 #: Seconds to boot: thirty-two at once on two cores under emulation take minutes, and that is to be measured.
 _BOOT = 1800.0

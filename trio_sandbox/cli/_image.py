@@ -27,6 +27,8 @@ def image(options: argparse.Namespace) -> int:
     status = 0
     try:
         actions[options.action]()
+    except* BrokenPipeError:
+        raise
     except* (SandboxError, OSError) as group:
         complain_about(group)
         status = 1

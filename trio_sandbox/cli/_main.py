@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from . import _bench, _doctor, _image, _run, _shell, _status, _template
+from .._errors import SandboxError
+from . import _status
 from ._parser import build_parser
+from ._report import complain_about
+from ._streams import fill_closed_streams
 
 if TYPE_CHECKING:
     import argparse
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run.run,
-    "shell": _shell.shell,
-    "bench": _bench.bench,
-    "doctor": _doctor.doctor,
-    "image": _image.image,
-    "template": _template.template,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +23,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Wrong arguments raise `SystemExit` with status 2, as argparse does.
     """
-    options = build_parser().parse_args(arguments)
+    fill_closed_streams()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Who started us may ignore it; we want to know how our children end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    status = _status.SANDBOX_FAILURE
     try:
-        return _COMMANDS[options.command](options)
-    except KeyboardInterrupt:
-        return _status.SIGNAL_BASE + signal.SIGINT
+        try:
+            options = build_parser().parse_args(arguments)
+            status = _find_command(options.command)(options)
+        finally:
+            sys.stdout.flush()
+    except* KeyboardInterrupt:
+        status = _status.SIGNAL_BASE + signal.SIGINT
+    except* BrokenPipeError:
+        # As a program that does not handle SIGPIPE. What is still to be written must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        status = _status.SIGNAL_BASE + signal.SIGPIPE
+    except* (SandboxError, OSError) as group:
+        # What is wrong with where we run. What can be wrong in a command's own work it says itself.
+        complain_about(group)
+    return status
+
+
+def _find_command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return what does a command; the others are not imported, nor is anything for a mere --help."""
+    match name:
+        case "run":
+            from ._run import run as command
+        case "shell":
+            from ._shell import shell as command
+        case "bench":
+            from ._bench import bench as command
+        case "doctor":
+            from ._doctor import doctor as command
+        case "image":
+            from ._image import image as command
+        case "template":
+            from ._template import template as command
+        case _:
+            raise AssertionError(f"no command {name!r}")
+    return command

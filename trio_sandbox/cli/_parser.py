@@ -4,68 +4,30 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
 
 from .. import __version__, constants
 from ..bench import MEASURES
+from . import _examples
+from ._arguments import counts, download, guest_directory, measures, memory_mib, seconds, upload, variable
+from ._command_parser import CommandParser, Once
 from ._status import BENCH_EXIT_STATUSES, EXIT_STATUSES, SHELL_EXIT_STATUSES
-
-_MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
-
-
-def memory_mib(text: str) -> int:
-    """Read an amount of memory: ``512`` and ``512M`` are MiB, ``2G`` is GiB."""
-    match = _MEMORY.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 512 or 512M (MiB), or 2G (GiB)")
-    unit = (match[2] or "M")[0].upper()
-    return int(match[1]) * {"M": 1, "G": 1024}[unit]
-
-
-def seconds(text: str) -> float:
-    """Read a positive number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:  # NaN is not above 0 either
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Read positive numbers with commas between them."""
-    words = text.split(",")
-    if not all(word.isascii() and word.isdecimal() and int(word) for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} are not positive numbers with commas between them")
-    return tuple(dict.fromkeys(map(int, words)))
-
-
-def measures(text: str) -> tuple[str, ...]:
-    """Read names of what can be measured, with commas between them."""
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in MEASURES:
-            raise argparse.ArgumentTypeError(f"{name!r} can't be measured; there are: {', '.join(MEASURES)}")
-    return names
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Give the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="trio-sandbox", description="Run untrusted code in throw-away virtual machines.", allow_abbrev=False
+    parser = CommandParser(
+        prog="trio-sandbox", description="Run untrusted code in throw-away virtual machines.", epilog=_examples.ALL
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     _fill_run(
         commands.add_parser(
             "run",
-            help="run code in a fresh virtual machine",
-            description="Run code in a fresh virtual machine, and show what it prints while it prints it.",
-            epilog=EXIT_STATUSES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            help="run a program in a fresh virtual machine",
+            description="Run a program in a fresh virtual machine, to its end, with our standard input, output and error: "
+            "as python3 FILE, node FILE or bash FILE would.",
+            epilog=_examples.RUN + EXIT_STATUSES,
         )
     )
     _fill_shell(
@@ -74,9 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="open a shell in a fresh virtual machine",
             description="Open a shell in a fresh virtual machine, for as long as the shell runs. "
             "Ctrl-] ends both from outside, whatever the guest does.",
-            epilog=SHELL_EXIT_STATUSES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            epilog=_examples.SHELL + SHELL_EXIT_STATUSES,
         )
     )
     _fill_bench(
@@ -85,9 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="measure how fast sandboxes are on this machine",
             description="Measure how fast sandboxes are on this machine, and what they cost. It takes some minutes under "
             "software emulation; a busy machine gives figures of no use.",
-            epilog=BENCH_EXIT_STATUSES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            epilog=_examples.BENCH + BENCH_EXIT_STATUSES,
         )
     )
     _fill_doctor(
@@ -96,30 +54,73 @@ def build_parser() -> argparse.ArgumentParser:
             help="say what is there, what is missing and how to get it",
             description="Say what of this machine is there, what is missing and how to get it. "
             "Exit status 0: sandboxes can run; 1: something is missing.",
-            allow_abbrev=False,
+            epilog=_examples.DOCTOR,
         )
     )
-    _fill_image(commands.add_parser("image", help="build, list and remove images", allow_abbrev=False))
-    _fill_template(commands.add_parser("template", help="list and remove saved machines", allow_abbrev=False))
+    _fill_image(commands.add_parser("image", help="build, list and remove images", epilog=_examples.IMAGE))
+    _fill_template(commands.add_parser("template", help="list and remove saved machines", epilog=_examples.TEMPLATE))
     return parser
 
 
-def _fill_run(run: argparse.ArgumentParser) -> None:
-    source = run.add_mutually_exclusive_group()
-    source.add_argument("-c", dest="code", metavar="CODE", help="the code itself")
-    source.add_argument("file", nargs="?", metavar="FILE", help="a file of code; - (as without FILE): standard input")
+def _fill_run(run: CommandParser) -> None:
+    run.takes_program = True
+    run.usage = "%(prog)s [OPTION ...] (FILE | - | -c CODE) [ARGUMENT ...]"
+    run.add_argument(
+        "-c",
+        dest="code",
+        action=Once,
+        metavar="CODE",
+        help="the code itself; what follows the options is its arguments",
+    )
     run.add_argument(
         "--language",
         metavar="NAME",
-        help="python, javascript or shell (default: what the image is for)",
+        help="python, javascript or shell (default: what FILE's name or first line says, else what the image is for)",
     )
-    _add_machine(run)
+    run.add_argument(
+        "-e",
+        dest="environment",
+        type=variable,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="set a variable of the program's environment; without a value: to the one it has here",
+    )
+    run.add_argument(
+        "--upload",
+        dest="uploads",
+        type=upload,
+        action="append",
+        default=[],
+        metavar="HOST[:GUEST]",
+        help="copy a file or directory into the guest first",
+    )
+    run.add_argument(
+        "--download",
+        dest="downloads",
+        type=download,
+        action="append",
+        default=[],
+        metavar="GUEST[:HOST]",
+        help="copy a file or directory back in the end",
+    )
+    run.add_argument(
+        "-w",
+        "--workdir",
+        type=guest_directory,
+        metavar="DIR",
+        help="where the program starts in the guest, and is copied to (default: the home directory)",
+    )
+    _add_machine(run, image=None)
     run.add_argument(
         "--timeout",
         type=seconds,
         default=math.inf,
         metavar="SECONDS",
-        help="stop the code after that long (default: never)",
+        help="stop the program after that long (default: never)",
+    )
+    run.add_argument(
+        "--json", action="store_true", help="print one JSON object in the end, with what the program printed"
     )
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
     _add_quiet(run)
@@ -166,35 +167,31 @@ def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
 def _fill_image(image: argparse.ArgumentParser) -> None:
     actions = image.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    build = actions.add_parser("build", help="build images now, not when they are first used", allow_abbrev=False)
+    build = actions.add_parser("build", help="build images now, not when they are first used")
     build.add_argument("names", nargs="*", default=["python"], metavar="NAME", help="image names (default: python)")
     _add_quiet(build)
     _add_cache_dir(build)
 
-    listing = actions.add_parser("list", help="list what is in the cache", allow_abbrev=False)
+    listing = actions.add_parser("list", help="list what is in the cache")
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove images from the cache", allow_abbrev=False)
+    remove = actions.add_parser("rm", help="remove images from the cache")
     remove.add_argument("names", nargs="+", metavar="NAME", help="image names or digests")
     _add_cache_dir(remove)
 
-    prune = actions.add_parser(
-        "prune", help="remove what interrupted builds and older versions left", allow_abbrev=False
-    )
+    prune = actions.add_parser("prune", help="remove what interrupted builds and older versions left")
     _add_cache_dir(prune)
 
 
 def _fill_template(template: argparse.ArgumentParser) -> None:
     actions = template.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser(
-        "list", help="list the templates and the saved sandboxes in the cache", allow_abbrev=False
-    )
+    listing = actions.add_parser("list", help="list the templates and the saved sandboxes in the cache")
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove templates and saved sandboxes from the cache", allow_abbrev=False)
+    remove = actions.add_parser("rm", help="remove templates and saved sandboxes from the cache")
     remove.add_argument(
         "keys", nargs="+", metavar="KEY", help="names of saved sandboxes, or keys, or their first 6 characters or more"
     )
@@ -203,14 +200,16 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
     prune = actions.add_parser(
         "prune",
         help="remove what is damaged, left by killed processes, of an image that is gone, or over the budget",
-        allow_abbrev=False,
     )
     _add_cache_dir(prune)
 
 
-def _add_machine(parser: argparse.ArgumentParser, *, templates: bool = True) -> None:
+def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python", templates: bool = True) -> None:
     parser.add_argument(
-        "--image", default="python", metavar="NAME", help="what is seen inside: python or node (default: %(default)s)"
+        "--image",
+        default=image,
+        metavar="NAME",
+        help=f"what is seen inside: python or node (default: {image or 'one that has the language'})",
     )
     parser.add_argument(
         "--memory",

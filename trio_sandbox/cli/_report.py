@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import sys
 from typing import cast
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Before each further line of a message: none of ours starts so far to the right, so none can be feigned.
+_INDENT = "\n" + 6 * " "
 
 
 def complain(message: str) -> None:
     """Print one message of ours."""
-    _print(f"trio-sandbox: {message}")
+    _print(f"trio-sandbox: {printable(message)}")
 
 
 def complain_about(exc: BaseException) -> None:
@@ -20,15 +21,32 @@ def complain_about(exc: BaseException) -> None:
         for inner in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
             complain_about(inner)
         return
-    complain(str(exc) or repr(exc))
+    complain(_describe(exc))
     cause = exc.__cause__
     while cause is not None:
-        _print(f"  because: {str(cause) or repr(cause)}")
+        _print(f"  because: {printable(_describe(cause))}")
         cause = cause.__cause__
 
 
-def _print(text: str) -> None:
-    # A message may quote the guest's console, and what a hostile guest says must not reach a
-    # terminal as commands to it.
-    shown = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text.replace("\r\n", "\n"))
-    print(shown, file=sys.stderr, flush=True)
+def printable(text: str) -> str:
+    """Make *text* fit to be shown on a terminal.
+
+    It may quote a guest. Whatever is no character to be seen is written as an escape sequence: a terminal would take
+    it for a command, or show other text than there is. A line that is not the first is indented.
+    """
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    return _INDENT.join("".join(map(_show, line.expandtabs())) for line in lines)
+
+
+def _show(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _describe(exc: BaseException) -> str:
+    return str(exc) or repr(exc)
+
+
+def _print(line: str) -> None:
+    # Where nobody reads our standard error, there is nobody left to be told.
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

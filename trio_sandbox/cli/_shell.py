@@ -21,9 +21,11 @@ from .._config import HostConfig, SandboxConfig
 from ..client import GuestProcess, Terminal
 from ..host import Host, open_host
 from . import _status
+from ._configs import host_config, sandbox_config
 from ._progress import ShowProgress, open_progress
 from ._report import complain
-from ._run import end_on_signal, host_config, sandbox_config, write_output
+from ._signals import end_on_signal
+from ._streams import write_output
 
 #: Ctrl-], as with telnet(1): ends the shell and its machine from outside.
 DETACH_KEY = b"\x1d"

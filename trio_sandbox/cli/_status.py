@@ -8,16 +8,21 @@ USAGE = 2
 TIMEOUT = 124
 #: The sandbox failed, not the code in it.
 SANDBOX_FAILURE = 125
+#: As env(1) has it: the interpreter was found and can't be run, or was not found.
+CANNOT_RUN = 126
+NOT_FOUND = 127
 #: Added to a signal's number, as shells do.
 SIGNAL_BASE = 128
 
 EXIT_STATUSES = f"""\
 exit status:
-  that of the code; 1 after an uncaught exception, {SIGNAL_BASE} + n after signal n
-  {USAGE:3}  wrong use, or FILE can't be read
-  {TIMEOUT:3}  the code was stopped by --timeout
+  that of the program, {SIGNAL_BASE} + n after signal n
+  {USAGE:3}  wrong use, or FILE can't be read; nothing was started
+  {TIMEOUT:3}  the program was stopped by --timeout
   {SANDBOX_FAILURE:3}  the sandbox failed; standard error says how
-Code that exits with one of these itself can't be told apart by the status alone.
+  {CANNOT_RUN:3}  the interpreter can't be run in the guest
+  {NOT_FOUND:3}  the interpreter is not in the guest
+A program that exits with one of these itself can't be told apart by the status alone.
 """
 
 SHELL_EXIT_STATUSES = f"""\

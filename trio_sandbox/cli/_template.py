@@ -26,10 +26,11 @@ def template(options: argparse.Namespace) -> int:
         "prune": lambda: f"{mebibytes(store.prune() + named.prune())} freed",
     }
     try:
-        print(actions[options.action]())
+        report = actions[options.action]()
     except (SandboxError, OSError) as exc:
         complain_about(exc)
         return 1
+    print(report)
     return 0
 
 

@@ -7,7 +7,7 @@ from ._lock import try_lock as try_lock, try_lock_directory as try_lock_director
 from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
-from ._recipes import images_with as images_with
+from ._recipes import IMAGES as IMAGES, images_with as images_with
 from ._store import (
     Image as Image,
     ImageStore as ImageStore,

@@ -1,0 +1,90 @@
+"""What the options' texts mean: each function is a `type` of argparse's."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import posixpath
+import re
+from pathlib import Path
+
+from ..bench import MEASURES
+from ._program import Download, Upload
+
+_MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
+
+
+def memory_mib(text: str) -> int:
+    """Read an amount of memory: ``512`` and ``512M`` are MiB, ``2G`` is GiB."""
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 512 or 512M (MiB), or 2G (GiB)")
+    unit = (match[2] or "M")[0].upper()
+    return int(match[1]) * {"M": 1, "G": 1024}[unit]
+
+
+def seconds(text: str) -> float:
+    """Read a positive number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:  # NaN is not above 0 either
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read positive numbers with commas between them."""
+    words = text.split(",")
+    if not all(word.isascii() and word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} are not positive numbers with commas between them")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def measures(text: str) -> tuple[str, ...]:
+    """Read names of what can be measured, with commas between them."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MEASURES:
+            raise argparse.ArgumentTypeError(f"{name!r} can't be measured; there are: {', '.join(MEASURES)}")
+    return names
+
+
+def variable(text: str) -> tuple[str, str | None]:
+    """Read ``NAME=VALUE``, or ``NAME`` for one that is set here."""
+    name, has_value, value = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; write NAME=VALUE, or NAME for one that is set here")
+    return name, value if has_value else None
+
+
+def upload(text: str) -> Upload:
+    """Read ``HOST[:GUEST]``; the guest's path is what follows the last colon."""
+    local, colon, remote = text.rpartition(":")
+    if not colon:
+        local, remote = text, ""
+    if not local:
+        raise argparse.ArgumentTypeError(f"{text!r} does not say what to upload; write HOST or HOST:GUEST")
+    if not remote or remote.endswith("/"):
+        remote += os.path.basename(os.path.normpath(local))
+    remote = posixpath.normpath(remote)
+    if posixpath.basename(remote) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} gives it no name in the guest; write HOST:GUEST")
+    return Upload(Path(local), remote)
+
+
+def download(text: str) -> Download:
+    """Read ``GUEST[:HOST]``; the guest's path ends at the first colon."""
+    remote, _, local = text.partition(":")
+    if posixpath.basename(posixpath.normpath(remote or ".")) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} does not say what to download; write GUEST or GUEST:HOST")
+    return Download(remote, Path(local))
+
+
+def guest_directory(text: str) -> str:
+    """Read an absolute path of the guest's."""
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path in the guest")
+    return posixpath.normpath(text)
