@@ -15,7 +15,7 @@ _LEFT_OUT = "[...]"
 
 def quote_guest(text: str, limit: int = REASON_LIMIT) -> str:
     r"""Return *text* in one line of at most *limit* characters; what is not printable is written as ``\x1b``."""
-    quoted = _escape(text[:limit])
+    quoted = escape(text[:limit])
     if len(text) > limit or len(quoted) > limit:
         quoted = quoted[: limit - len(_LEFT_OUT)] + _LEFT_OUT
     return quoted
@@ -23,7 +23,7 @@ def quote_guest(text: str, limit: int = REASON_LIMIT) -> str:
 
 def quote_tail(text: str, limit: int = REASON_LIMIT) -> str:
     """Return the end of *text* like `quote_guest`, for where what matters comes last."""
-    quoted = _escape(text[-limit:])
+    quoted = escape(text[-limit:])
     if len(text) > limit or len(quoted) > limit:
         quoted = _LEFT_OUT + quoted[len(_LEFT_OUT) - limit :]
     return quoted
@@ -36,10 +36,11 @@ def quote_lines(text: str, limit: int = EXCERPT_LIMIT) -> str:
         lines.pop()
     if len(text) > limit:
         lines[:1] = [_LEFT_OUT + lines[0]] if lines else []
-    return "\n".join("| " + "\t".join(map(_escape, line.split("\t"))) for line in lines)
+    return "\n".join("| " + "\t".join(map(escape, line.split("\t"))) for line in lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    r"""Return *text* with whatever is not printable in it, tabs and line ends included, written as ``\x1b``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

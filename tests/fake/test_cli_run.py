@@ -36,6 +36,10 @@ from trio_sandbox.cli._streams import OutputClosedError, Write
 Step = OutputChunk | int | Callable[[], Awaitable[object]]
 
 
+#: The status of a process that was killed for want of memory; no signal has that number.
+OOM = -99
+
+
 class FakeProcess:
     """Plays a script."""
 
@@ -44,6 +48,7 @@ class FakeProcess:
         self.printed_out, self.stdout = memory_stream_one_way_pair()
         self.printed_err, self.stderr = memory_stream_one_way_pair()
         self.returncode: int | None = None
+        self.oom = False
         self.ended = trio.Event()
 
     async def play(self, script: list[Step]) -> None:
@@ -54,7 +59,7 @@ class FakeProcess:
                 # For the other stream's to come later: what each of two pipes has to say has no order.
                 await trio.testing.wait_all_tasks_blocked()
             elif isinstance(step, int):
-                self.returncode = step
+                self.returncode, self.oom = step, step == OOM
                 self.ended.set()
             else:
                 await step()
@@ -235,7 +240,7 @@ async def test_a_guests_console_can_not_command_the_terminal(capsys: pytest.Capt
     host = FakeHost([], boot_error=VmBootError("no", console="\x1b]0;owned\x07\r\nétage\t1\x9b2J"))
     assert await run_until_signal(request(quiet=True), open_host=host.open, write=Output().write) == 125
     error = capsys.readouterr().err
-    assert error.endswith("\n      | \\x1b]0;owned\\x07\n      | étage   1\\x9b2J\n")
+    assert error.endswith("\n      | \\x1b]0;owned\\x07\n      | étage 1\\x9b2J\n")
 
 
 async def test_the_message_says_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,12 +364,21 @@ async def test_json_is_one_line_with_what_is_known() -> None:
     assert fields == {
         "exit_code": 7,
         "timed_out": False,
+        "oom": False,
         "stdout": "a\N{REPLACEMENT CHARACTER}",
         "stderr": "b",
         "language": "python",
         "image": "python",
         "accelerator": "tcg",
     }
+
+
+async def test_a_program_that_took_too_much_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    host = FakeHost([OOM])
+    assert await run_until_signal(request(json=True, quiet=True), open_host=host.open, write=output.write) == 128 - OOM
+    assert json.loads(output.chunks[0][1])["oom"] is True
+    assert "killed for want of memory; --memory" in capsys.readouterr().err
 
 
 async def test_json_of_a_program_that_was_stopped(autojump_clock: trio.testing.MockClock) -> None:

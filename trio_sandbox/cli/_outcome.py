@@ -21,6 +21,8 @@ class Outcome:
     duration: float
     """Seconds."""
     timed_out: bool = False
+    oom: bool = False
+    """It was killed for want of memory."""
 
 
 @attrs.define
@@ -48,6 +50,7 @@ class Collected:
         fields = {
             "exit_code": None if outcome.timed_out else outcome.status,
             "timed_out": outcome.timed_out,
+            "oom": outcome.oom,
             "duration": round(outcome.duration, 6),
             "stdout": self.output["stdout"].decode("utf-8", "replace"),
             "stderr": self.output["stderr"].decode("utf-8", "replace"),

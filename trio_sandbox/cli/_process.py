@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
+import attrs
 import trio
 
 from .. import Sandbox
@@ -19,8 +20,18 @@ from ._streams import Read, Stream, Write
 DRAIN_SECONDS: Final = 2.0
 
 
-async def run_process(sandbox: Sandbox, argv: Sequence[str], *, cwd: str | None, write: Write, read: Read) -> int:
-    """Run a process to its end and return its exit status, or what env(1) returns where it can't be started.
+@attrs.frozen
+class Ended:
+    """How a process ended."""
+
+    status: int
+    """Its exit status, 128 + n after signal n, or what env(1) returns where it can't be started."""
+    oom: bool = False
+    """It was killed for want of memory."""
+
+
+async def run_process(sandbox: Sandbox, argv: Sequence[str], *, cwd: str | None, write: Write, read: Read) -> Ended:
+    """Run a process to its end.
 
     What it prints is passed on as it comes, and what *read* gives is its input, each no faster than it is taken.
     Cancelled: it is killed with all of its descendants.
@@ -30,11 +41,11 @@ async def run_process(sandbox: Sandbox, argv: Sequence[str], *, cwd: str | None,
             process = await stack.enter_async_context(sandbox.open_process(argv, cwd=cwd))
         except OSError as exc:
             complain(f"{exc.filename or argv[0]}: {exc.strerror or exc}")
-            return _status.NOT_FOUND if isinstance(exc, FileNotFoundError) else _status.CANNOT_RUN
+            return Ended(_status.NOT_FOUND if isinstance(exc, FileNotFoundError) else _status.CANNOT_RUN)
         await _Conversation(process, write, read).hold()
         status = process.returncode
     assert status is not None
-    return _status.SIGNAL_BASE - status if status < 0 else status
+    return Ended(_status.SIGNAL_BASE - status if status < 0 else status, process.oom)
 
 
 class _Conversation:

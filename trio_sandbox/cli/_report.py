@@ -6,6 +6,8 @@ import contextlib
 import sys
 from typing import cast
 
+from .._quote import escape
+
 #: Before each further line of a message: none of ours starts so far to the right, so none can be feigned.
 _INDENT = "\n" + 6 * " "
 
@@ -35,11 +37,7 @@ def printable(text: str) -> str:
     it for a command, or show other text than there is. A line that is not the first is indented.
     """
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    return _INDENT.join("".join(map(_show, line.expandtabs())) for line in lines)
-
-
-def _show(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return _INDENT.join(escape(line.expandtabs()) for line in lines)
 
 
 def _describe(exc: BaseException) -> str:

@@ -21,7 +21,7 @@ from ..host import Host, open_host
 from . import _status
 from ._configs import host_config, sandbox_config
 from ._outcome import Collected, Outcome
-from ._process import run_process
+from ._process import Ended, run_process
 from ._program import Download, Program, Upload, find_program
 from ._progress import ShowProgress, open_progress
 from ._report import complain
@@ -144,6 +144,8 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write,
         timings.lap("closing")
     if outcome.timed_out:
         complain(f"stopped after {request.timeout:g} seconds (--timeout)")
+    if outcome.oom:
+        complain("killed for want of memory; --memory gives it more")
     if collected is not None:
         await write("stdout", collected.as_json(outcome, program, sandbox.accelerator))
     if request.timings:
@@ -170,15 +172,15 @@ async def _run(sandbox: Sandbox, request: RunRequest, write: Write, read: Read) 
         argv = ("env", "--", *(f"{name}={value}" for name, value in request.environment.items()), *argv)
     given = request.program.stdin
     started = trio.current_time()
-    status: int | None = None
+    ended: Ended | None = None
     with trio.move_on_after(request.timeout):
-        status = await run_process(
+        ended = await run_process(
             sandbox, argv, cwd=request.workdir, write=write, read=read if given is None else _once(given)
         )
     duration = trio.current_time() - started
-    if status is None:
+    if ended is None:
         return Outcome(status=_status.TIMEOUT, duration=duration, timed_out=True)
-    return Outcome(status=status, duration=duration)
+    return Outcome(status=ended.status, duration=duration, oom=ended.oom)
 
 
 def _once(data: bytes) -> Read:
