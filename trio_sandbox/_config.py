@@ -242,6 +242,10 @@ class SandboxConfig:
     What it leaves is the same in all of them. `random` and the other generators of the standard library, and
     NumPy's global one, are seeded anew, so that seeding them here is of no use; the seed of `hash`, and generators
     that the code makes itself, stay the same. It must not leave threads or processes behind that count on time.
+
+    It is not run again in an interpreter that takes the place of one that ended (`RunResult.state_kept` is False, and
+    `RunResult.restarted` True in the next run). What it had imported and defined is gone then, as all other variables are: run it again
+    yourself, with `Sandbox.run`.
     """
     mounts: Mapping[str, Path] = attrs.field(
         factory=dict[str, Path], converter=_mounts, validator=_check_mounts, hash=False
