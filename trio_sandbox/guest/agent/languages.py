@@ -25,7 +25,7 @@ WARM_UP = 1 << 31
 _WORKERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "interpreters")
 
 #: The parts of Python's worker that come before it: what is after "python_" in their names.
-_PYTHON_PARTS = ("imports", "interrupts", "surroundings", "streams", "displays", "sources", "renewal")
+_PYTHON_PARTS = ("imports", "interrupts", "commands", "surroundings", "streams", "displays", "sources", "renewal")
 #: A program that none of them executes: one of them hands it on.
 _PYTHON_SPAWNED = "python_spawned.py"
 # Nothing but their own dictionaries holds their names: those of `__main__` are for the code of runs. Each has builtins of

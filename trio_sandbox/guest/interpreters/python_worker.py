@@ -11,7 +11,7 @@ the agent then ends that, and starts another.
   are /dev/null, so that the pipes end with the run unless something in the background holds them.
 - SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
   for; the agent then sends "sync" before the next run, which forgets it.
-- What the parts do that come as texts of their own says each: `python_imports`, `python_interrupts`, `python_streams`,
+- What the parts do that come as texts of their own says each: `python_imports`, `python_interrupts`, `python_commands`, `python_streams`,
   `python_surroundings`, `python_displays`, `python_sources` and `python_renewal`. The program that the interpreter is started with puts their names into our `_parts`.
 - Code that awaits at its top level runs on an event loop of asyncio that is kept for the next such code. In between it
   does not turn, nor while other code runs, so that this can run loops of its own.
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
     from typing import Any, NoReturn
 
+    from .python_commands import install as install_commands
     from .python_displays import Displays
     from .python_imports import Imports
     from .python_interrupts import Interrupts
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .python_surroundings import Surroundings
 else:
     _parts = globals()["_parts"]
+    install_commands = _parts["commands"]["install"]
     Displays = _parts["displays"]["Displays"]
     Imports = _parts["imports"]["Imports"]
     Interrupts = _parts["interrupts"]["Interrupts"]
@@ -95,6 +97,7 @@ class _Worker:
         self._identity = _identity(moved)
         self._pid = getpid()
         self._interrupts = Interrupts()
+        install_commands()
         self._streams = StandardStreams(_main)
         self._sources = Sources(globals()["_program_of_spawned"])
         self._number = 0
