@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 import posixpath
 from collections.abc import Callable, Mapping, Set as AbstractSet
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, TypedDict, cast
 
 import attrs
-from attrs import validators as v
 
 from . import constants
-
-
-def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`{attribute.name}` must be a number of seconds, not {value!r}")
-    if math.isnan(value) or value <= 0:
-        raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {value!r}")
+from ._checks import (
+    check_callable,
+    check_flag,
+    check_seconds,
+    check_text,
+    instance,
+    one_of,
+    or_none,
+    to_path,
+    whole_number,
+)
 
 
 def _timeout(default: float) -> float:
-    field: float = attrs.field(default=default, converter=float, validator=_seconds)
+    field: float = attrs.field(default=default, validator=check_seconds)
     return field
 
 
@@ -113,38 +115,46 @@ def _warm(counts: _Counts) -> Mapping[tuple[str, SandboxConfig], int]:
     return checked
 
 
+def _cache_dir(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else to_path(value, "cache_dir")
+
+
+def _runtime_dir(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else to_path(value, "runtime_dir")
+
+
 @attrs.frozen(kw_only=True)
 class HostConfig:
     """How a host works; every field has a default that suits most."""
 
-    cache_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    cache_dir: Path | None = attrs.field(default=None, converter=_cache_dir)
     """Where images live; None: ``trio-sandbox`` in the user's cache directory (XDG)."""
-    runtime_dir: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    runtime_dir: Path | None = attrs.field(default=None, converter=_runtime_dir)
     """Where a host's own directory of sockets and overlays is made; None: ``TMPDIR`` if that is set, else ``/var/tmp``.
 
     Guests' writes go there, so it should not be in memory. Its path may have at most 66 bytes.
     """
-    accelerator: Literal["auto", "kvm", "tcg"] = attrs.field(default="auto", validator=v.in_(("auto", "kvm", "tcg")))
+    accelerator: Literal["auto", "kvm", "tcg"] = attrs.field(default="auto", validator=one_of("auto", "kvm", "tcg"))
     """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
-    require_hardware: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    require_hardware: bool = attrs.field(default=False, validator=check_flag)
     """Refuse software emulation, which QEMU's own policy does not count as a security boundary."""
-    memory_budget_mib: int | None = attrs.field(default=None, validator=v.optional([v.instance_of(int), v.ge(1)]))
+    memory_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
     """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.
 
     None: nine tenths of what is available when the host is opened, within the limits of our control groups.
     """
-    vcpu_budget: int | None = attrs.field(default=None, validator=v.optional([v.instance_of(int), v.ge(1)]))
+    vcpu_budget: int | None = attrs.field(default=None, validator=or_none(whole_number(1)))
     """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""
-    build_images: bool = attrs.field(default=True, validator=v.instance_of(bool))
+    build_images: bool = attrs.field(default=True, validator=check_flag)
     """Build an image that is missing; otherwise a missing image is an error."""
-    templates: bool = attrs.field(default=True, validator=v.instance_of(bool))
+    templates: bool = attrs.field(default=True, validator=check_flag)
     """Save the state of a machine that has booted, in the cache, and have all later ones go on from there.
 
     The files hold the RAM of a guest before any code of a sandbox ran in it, but for `SandboxConfig.warmup`.
     False: neither write nor use any.
     """
     template_budget_mib: int = attrs.field(
-        default=constants.DEFAULT_TEMPLATE_BUDGET_MIB, validator=[v.instance_of(int), v.ge(1)]
+        default=constants.DEFAULT_TEMPLATE_BUDGET_MIB, validator=whole_number(1, unit="MiB")
     )
     """What all templates in the cache may take of the disk, in MiB; those used longest ago are removed first.
 
@@ -159,28 +169,17 @@ class HostConfig:
     ``{("python", SandboxConfig(memory_mib=512)): 1}``; a sandbox gets one of exactly its own. They are opened in the background,
     take their share of the budgets, and give way to sandboxes that would have to wait for it.
     """
-    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=v.instance_of(Timeouts))
+    timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance(Timeouts))
     """Bounds on the library's own operations."""
     progress: Callable[[Progress], object] = attrs.field(
-        default=_ignore_progress, validator=v.is_callable(), eq=False, repr=False
+        default=_ignore_progress, validator=check_callable, eq=False, repr=False
     )
     """Called in the host's task at every step of long work; must not block."""
 
 
-def check_memory_mib(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    """Validate a machine's memory."""
-    if not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`{attribute.name}` must be a whole number of MiB, not {value!r}")
-    if value < constants.MINIMUM_MEMORY_MIB:
-        raise ValueError(f"`{attribute.name}` must be at least {constants.MINIMUM_MEMORY_MIB} MiB, not {value}")
-
-
-def check_vcpus(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    """Validate a machine's number of processors."""
-    if not isinstance(value, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`{attribute.name}` must be a whole number, not {value!r}")
-    if not 1 <= value <= constants.MAXIMUM_VCPUS:
-        raise ValueError(f"`{attribute.name}` must be from 1 to {constants.MAXIMUM_VCPUS}, not {value}")
+#: Checks of a machine's memory and of its number of processors.
+check_memory_mib = whole_number(constants.MINIMUM_MEMORY_MIB, unit="MiB")
+check_vcpus = whole_number(1, constants.MAXIMUM_VCPUS)
 
 
 def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
@@ -193,7 +192,7 @@ def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
         place = posixpath.normpath(target)
         if place in mounts:
             raise ValueError(f"`mounts` has two directories for {place!r}")
-        mounts[place] = Path(source)
+        mounts[place] = to_path(source, f"mounts[{target!r}]")
     return mounts
 
 
@@ -222,20 +221,20 @@ class SandboxConfig:
     vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
     max_output_bytes: int = attrs.field(
-        default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=[v.instance_of(int), v.ge(1)]
+        default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=whole_number(1, unit="bytes")
     )
     """What one run may print on each of stdout and stderr, and show in all displays together, before it is stopped."""
-    hibernate_after: float | None = attrs.field(default=None, validator=v.optional(_seconds))
+    hibernate_after: float | None = attrs.field(default=None, validator=or_none(check_seconds))
     """Put the sandbox to sleep when it was idle for so many seconds, as `Sandbox.hibernate` does; the next request
     wakes it up, and takes longer by that. Idle is a sandbox with no request under way and no process in its guest, nor
     a thread, that a run has left in the background. None: never.
     """
-    reclaim_after: float | None = attrs.field(default=constants.RECLAIM_AFTER, validator=v.optional(_seconds))
+    reclaim_after: float | None = attrs.field(default=constants.RECLAIM_AFTER, validator=or_none(check_seconds))
     """When the sandbox was idle for so many seconds, idle as for `hibernate_after`, have its guest give the host what it keeps
     in caches. That is for sandboxes with all of their memory for themselves, those of a host without `HostConfig.templates`; others
     share it with their template. The sandbox has its whole memory all the time but for some seconds, which a request ends. None: never.
     """
-    warmup: str = attrs.field(default="", validator=v.instance_of(str))
+    warmup: str = attrs.field(default="", validator=check_text)
     """Code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
     defines is there. It is in the language that the image is for. With `HostConfig.templates` it runs once, and not once for each sandbox.
 
@@ -259,3 +258,42 @@ class SandboxConfig:
 
     At most `constants.MAXIMUM_MOUNTS`, none inside another, and together no larger than `constants.MOUNTS_DISK_BYTES`.
     """
+
+
+class SandboxFields(TypedDict, total=False):
+    """The fields of a `SandboxConfig`, as keyword arguments of what opens sandboxes."""
+
+    memory_mib: int
+    vcpus: int
+    max_output_bytes: int
+    hibernate_after: float | None
+    reclaim_after: float | None
+    warmup: str
+    mounts: Mapping[str, str | os.PathLike[str]]
+
+
+def sandbox_config(config: SandboxConfig | None, fields: Mapping[str, object]) -> SandboxConfig | None:
+    """Return the configuration that a whole one, or some fields of one, ask for; None if neither is given.
+
+    Raises:
+      TypeError, ValueError: if there is no such field, if it can't have that value, or if both are given and contradict
+        each other.
+
+    """
+    if config is not None and not isinstance(config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`config` must be a SandboxConfig, not {config!r:.100}")
+    known = [field.name for field in attrs.fields(SandboxConfig)]
+    if wrong := sorted(fields.keys() - set(known)):
+        raise TypeError(f"there is no argument {', '.join(map(repr, wrong))}; a sandbox has {', '.join(known)}")
+    if not fields:
+        return config
+    made = SandboxConfig(**cast("SandboxFields", fields))
+    if config is None:
+        return made
+    for name in fields:
+        if getattr(made, name) != getattr(config, name):
+            raise TypeError(
+                f"`{name}` is {getattr(made, name)!r}, and in `config` it is {getattr(config, name)!r}: say it once, or "
+                "change the configuration with attrs.evolve()"
+            )
+    return config

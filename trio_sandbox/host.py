@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Container
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Unpack, final
 
 import attrs
 import trio
 
-from ._config import HostConfig, SandboxConfig
+from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
+from ._entries import check_trio, open_block
 from ._errors import ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
@@ -115,6 +116,8 @@ class Host:
           MissingProgramError: if a program needed for building is not installed.
 
         """
+        check_trio("Host.prepare()")
+        check_image(image)
         await self._prepared(image)
 
     async def _prepared(self, name: str, *, build: bool = True) -> tuple[Image, SystemDisk]:
@@ -128,9 +131,14 @@ class Host:
                 )
             return self._images[name]
 
-    @asynccontextmanager
+    @open_block
     async def open_sandbox(
-        self, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None, *, template: str | None = None
+        self,
+        image: str = _DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        *,
+        template: str | None = None,
+        **fields: Unpack[SandboxFields],
     ) -> AsyncGenerator[Sandbox]:
         """Start a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
 
@@ -145,8 +153,9 @@ class Host:
         Args:
           image: The name of the image that the guest's code sees.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
-          template: The name of a saved sandbox to go on from. Image, memory and vCPUs are then those of that one:
+          template: The name of a saved sandbox to restore. Image, memory and vCPUs are then those of that one:
             leave them out, or say the same.
+          **fields: Fields of a `SandboxConfig`, in place of *config*: ``open_sandbox(memory_mib=512)``.
 
         Raises:
           TypeError, ValueError: if *template* is no name, or *image* and *config* do not fit it; nothing was started.
@@ -164,11 +173,11 @@ class Host:
 
         """
         self._check_open()
-        if config is not None and not isinstance(config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"`config` must be a SandboxConfig, not {type(config).__name__}")
+        check_image(image)
+        config = sandbox_config(config, fields)
         saved = None if template is None else self._named.find(template)
         if saved is not None:
-            image, config = _fit(saved, image, config)
+            image, config = fit(saved, image, config, fields)
         elif config is None:
             config = SandboxConfig()
         for source in config.mounts.values():
@@ -252,29 +261,53 @@ class Host:
         return self._launcher.open_saved(disk, system, saved)
 
     async def run(
-        self, code: str, *, image: str = _DEFAULT_IMAGE, config: SandboxConfig | None = None, check: bool = False
+        self,
+        code: str,
+        *,
+        image: str = _DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
     ) -> RunResult:
         """Run *code* in a virtual machine of its own that is gone when this returns.
 
         Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
         the virtual machine.
         """
-        async with self.open_sandbox(image, config) as sandbox:
+        async with self.open_sandbox(image, config, **fields) as sandbox:
             return await sandbox.run(code, check=check)
 
 
-def _fit(saved: NamedTemplate, image: str, config: SandboxConfig | None) -> tuple[str, SandboxConfig]:
-    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for."""
+def check_image(image: object) -> None:
+    """Refuse what can't name an image."""
+    if isinstance(image, SandboxConfig):
+        raise TypeError("`image` must be the name of an image, not a SandboxConfig: pass that as `config=`")
+    if not isinstance(image, str):
+        raise TypeError(f"`image` must be the name of an image, not {image!r:.100}")
+
+
+def fit(
+    saved: NamedTemplate, image: str, config: SandboxConfig | None, fields: Container[str]
+) -> tuple[str, SandboxConfig]:
+    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
+
+    *fields* were said one by one. Of a whole configuration nobody knows which were; a memory or a number of processors
+    that is the default was not.
+    """
     if image not in (saved.image, _DEFAULT_IMAGE):
         raise ValueError(
             f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
         )
     if config is None:
         return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
+    default = SandboxConfig()
+    for name in ("memory_mib", "vcpus"):
+        if name not in fields and getattr(config, name) == getattr(default, name):
+            config = attrs.evolve(config, **{name: getattr(saved, name)})
     if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
         raise ValueError(
             f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
-            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine"
+            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine, so leave them out"
         )
     if config.warmup:
         raise ValueError(
@@ -301,7 +334,7 @@ def _open_templates(config: HostConfig, cache: Path, own: Path, accelerator: Acc
     return TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared)
 
 
-@asynccontextmanager
+@open_block
 async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
 
@@ -326,6 +359,8 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     """
     if config is None:
         config = HostConfig()
+    elif not isinstance(config, HostConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`config` must be a HostConfig, not {config!r:.100}")
     if reason := unsupported_platform():
         raise SandboxError(reason)
     cache = config.cache_dir or default_cache_directory()
@@ -369,14 +404,35 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                     host._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
-@asynccontextmanager
+@open_block
 async def open_sandbox(
     image: str = _DEFAULT_IMAGE,
     config: SandboxConfig | None = None,
     *,
     template: str | None = None,
     host_config: HostConfig | None = None,
+    **fields: Unpack[SandboxFields],
 ) -> AsyncGenerator[Sandbox]:
-    """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block."""
-    async with open_host(host_config) as host, host.open_sandbox(image, config, template=template) as sandbox:
+    """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block.
+
+        async with open_sandbox("python", memory_mib=512) as sandbox:
+            ...
+
+    Args:
+      image: The name of the image that the guest's code sees.
+      config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+      template: The name of a saved sandbox to restore.
+      host_config: How the host works; the default is `HostConfig()`.
+      **fields: Fields of a `SandboxConfig`, in place of *config*.
+
+    Raises:
+      Exception: all that `open_host` and `Host.open_sandbox` raise.
+
+    """
+    check_image(image)  # what is wrong is said before anything is started
+    sandbox_config(config, fields)
+    async with (
+        open_host(host_config) as host,
+        host.open_sandbox(image, config, template=template, **fields) as sandbox,
+    ):
         yield sandbox

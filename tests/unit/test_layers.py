@@ -16,8 +16,10 @@ PACKAGE = Path(trio_sandbox.__file__).parent
 
 #: Modules directly in `trio_sandbox` that everything but `wire` and `guest` may use.
 BASE = (
+    "_checks",
     "_config",
     "_display",
+    "_entries",
     "_errors",
     "_metadata",
     "_nurseries",

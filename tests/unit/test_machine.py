@@ -129,7 +129,7 @@ def test_no_path_of_the_hosts_is_named() -> None:
         ({"kernel_args": ("a b",)}, "words without spaces, not 'a b'"),
         ({"kernel_args": ("a\n",)}, "printable words"),
         ({"kernel_args": ("",)}, "printable words"),
-        ({"image_format": "vmdk"}, "'image_format' must be in"),
+        ({"image_format": "vmdk"}, "`image_format` must be 'qcow2' or 'raw', not 'vmdk'"),
     ],
 )
 def test_machines_that_can_not_be(changes: dict[str, Any], message: str) -> None:

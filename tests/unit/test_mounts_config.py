@@ -41,7 +41,7 @@ def test_a_config_with_mounts_is_a_value() -> None:
         ({"/a": "/x", "/a/b/c": "/y"}, ValueError, "'/a/b/c' is in '/a'"),
         ({f"/{n}": "/x" for n in range(16)}, ValueError, "at most 15, not 16"),
         ({b"/a": "/x"}, TypeError, "must be str, not bytes"),
-        ({"/a": 1}, TypeError, "int"),
+        ({"/a": 1}, TypeError, "must be a path, str or Path, not 1"),
         (["/a"], TypeError, "`mounts` must be a mapping"),
     ],
 )

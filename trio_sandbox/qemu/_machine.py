@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, Literal, final
 
 import attrs
-from attrs import validators as v
 
 from .. import constants
+from .._checks import check_flag, one_of
 from .._config import check_memory_mib, check_vcpus
 
 #: The guest's agent finds its port by this name.
@@ -49,7 +49,7 @@ class MachineConfig:
     """The raw disk with the agent, shared read-only by every machine."""
     image: Path = attrs.field(converter=Path)
     """The disk that the overlay stands on, read-only."""
-    image_format: Literal["qcow2", "raw"] = attrs.field(default="qcow2", validator=v.in_(("qcow2", "raw")))
+    image_format: Literal["qcow2", "raw"] = attrs.field(default="qcow2", validator=one_of("qcow2", "raw"))
     """The format of `image`."""
     layers: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
     """Frozen overlays between `image` and `overlay`, the lowest first: qcow2 files, read-only."""
@@ -66,9 +66,9 @@ class MachineConfig:
 
     The user that QEMU runs as must be allowed to write to it, before QEMU 8.2 whether `memory_shared` or not.
     """
-    memory_shared: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    memory_shared: bool = attrs.field(default=False, validator=check_flag)
     """What the guest writes goes to `memory_file`; otherwise to private copies of its pages."""
-    balloon: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    balloon: bool = attrs.field(default=False, validator=check_flag)
     """A memory balloon, by which the guest gives memory back: when it is asked to, and free pages unasked.
 
     A machine with private copies can't have one. QEMU discards what a guest gives back by punching holes into

@@ -7,7 +7,6 @@ import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, final
 from weakref import WeakValueDictionary
@@ -15,6 +14,7 @@ from weakref import WeakValueDictionary
 import attrs
 import trio
 
+from .._entries import open_block
 from .._errors import QemuStorageDaemonError
 from .._private import make_private_directory
 from ._qcow2 import FileIdentity, Stamp
@@ -154,7 +154,7 @@ class OverlayPool:
             return stamp
 
 
-@asynccontextmanager
+@open_block
 async def open_overlay_pool(
     daemon: QemuStorageDaemon, *, directory: str | os.PathLike[str] | None = None
 ) -> AsyncGenerator[OverlayPool]:

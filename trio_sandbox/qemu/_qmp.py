@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Any, final
 
 import attrs
@@ -15,6 +15,7 @@ import outcome
 import trio
 
 from .._config import Timeouts
+from .._entries import open_block
 from .._errors import QMPClosedError, QMPCommandError, QMPConnectError, QMPError, QMPProtocolError
 from .._nurseries import open_services
 from ..constants import QMP_EVENT_BUFFER
@@ -370,7 +371,7 @@ class QMPChannel:
         return error
 
 
-@asynccontextmanager
+@open_block
 async def open_qmp(
     path_or_socket: str | os.PathLike[str] | socket.socket,
     *,

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, final
 
 import trio
 
+from .._entries import open_block
 from .._errors import SandboxError
 from .._nurseries import open_services
 from . import _reaper_main
@@ -244,7 +245,7 @@ def remove_leftovers(base: Path) -> None:
             os.close(fd)
 
 
-@asynccontextmanager
+@open_block
 async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
     """Own a runtime directory and a reaper for the block.
 

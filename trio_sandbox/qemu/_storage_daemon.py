@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from .._config import Timeouts
+from .._entries import open_block
 from .._errors import QemuStorageDaemonError, QMPClosedError, QMPCommandError, QMPError
 from .._nurseries import open_services
 from ._process import InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
@@ -328,7 +329,7 @@ class QemuStorageDaemon:
         return "" if self._process is None else self._process.output()
 
 
-@asynccontextmanager
+@open_block
 async def open_storage_daemon(
     *,
     directory: str | os.PathLike[str],

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from .._config import Timeouts
+from .._entries import open_block
 from .._errors import SandboxClosedError
 from .._nurseries import open_services
 from ._accelerator import Accelerator
@@ -146,7 +147,7 @@ class VmManager:
         self._failed += vm.failure is not None
 
 
-@asynccontextmanager
+@open_block
 async def open_vm_manager(
     *, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts | None = None
 ) -> AsyncGenerator[VmManager]:

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from .._config import SandboxConfig, Timeouts
+from .._entries import check_trio
 from .._results import RunOutput, RunResult
 from ..client import (
     GuestProcess,
@@ -114,6 +115,7 @@ class GuestRequests:
         language = self._language if language is None else language
         request = code_request(code, language=language, env=env, cwd=cwd)
         takes_input(stdin)
+        check_trio("a run")
         task = trio.lowlevel.current_task()
         if self._interpreter.statistics().owner is task:
             raise RuntimeError(

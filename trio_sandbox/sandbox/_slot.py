@@ -7,6 +7,7 @@ from typing import final
 
 import trio
 
+from .._entries import check_trio
 from ..client import Machine
 
 #: Waits until the slot may have a machine again, or raises why it has none; told what the request is, for messages.
@@ -42,6 +43,7 @@ class Slot:
           Exception: what the gate raises.
 
         """
+        check_trio(what)
         while self._gate is not None:
             await self._gate(what)
         self.last_request = trio.current_time()

@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from typing import Any, Literal, final
 
 import attrs
@@ -15,6 +14,7 @@ import trio.testing
 
 from .._config import SandboxConfig, Timeouts
 from .._display import Display
+from .._entries import open_block
 from .._errors import VmDiedError
 from .._nurseries import hide_nursery, open_services
 from ..qemu import Accelerator, Confinement, QemuBuild
@@ -229,7 +229,7 @@ async def _receive(records: RecordStream) -> dict[str, Any]:
     return message
 
 
-@asynccontextmanager
+@open_block
 async def open_scripted_sandbox(answer: Answerer, *, config: SandboxConfig | None = None) -> AsyncGenerator[Sandbox]:
     """Open a real `Sandbox` with no virtual machine behind it: *answer* says how each run and each process ends.
 

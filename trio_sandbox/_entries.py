@@ -1,0 +1,84 @@
+"""Doors into the library: what is said to who comes without Trio, or not by ``async with``."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import NoReturn, ParamSpec, TypeVar, final
+
+import trio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def check_trio(what: str) -> None:
+    """Refuse to go on outside of Trio.
+
+    Raises:
+      RuntimeError: if no Trio task runs here; the message names the way.
+
+    """
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise RuntimeError(f"{what} needs Trio, and {_where()}") from None
+
+
+def _where() -> str:
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        return (
+            "asyncio runs here: start your async function by `trio.run(main)` in place of `asyncio.run(main())`, or from "
+            "asyncio in a thread of its own, by `await asyncio.to_thread(trio.run, main)`"
+        )
+    return "no Trio runs here: call it in an async function that you start by `trio.run(main)`"
+
+
+@final
+class _Block(AbstractAsyncContextManager[T]):
+    """An asynchronous context manager that says how to enter it to who tries otherwise."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T], name: str) -> None:
+        self._manager = manager
+        self._name = name
+
+    async def __aenter__(self) -> T:
+        check_trio(self._name)
+        return await self._manager.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, traceback)
+
+    def __enter__(self) -> NoReturn:
+        self._refuse()
+
+    def __exit__(self, *_: object) -> None:
+        """Never called: without it Python would complain before `__enter__` can say what to do."""
+
+    def __await__(self) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(
+            f"{self._name} opens a block: write `async with {self._name[:-1]}...) as ...:`, in an async function that you "
+            "start by `trio.run(main)`"
+        )
+
+
+def open_block(function: Callable[P, AsyncGenerator[T]]) -> Callable[P, AbstractAsyncContextManager[T]]:
+    """Do what `contextlib.asynccontextmanager` does, for a public function that is the first that users call."""
+    manager = asynccontextmanager(function)
+    name = f"{function.__qualname__}()"
+
+    @functools.wraps(function)
+    def opened(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
+        return _Block(manager(*args, **kwargs), name)
+
+    opened.__returns_acontextmanager__ = True  # type: ignore[attr-defined] # for the documentation
+    return opened
