@@ -15,7 +15,8 @@ def hide_nursery(owner: str) -> Generator[None]:
     """Raise the one exception that happened instead of a group of one.
 
     Only our own layer is taken off: a group that the body raised passes whole. Where two parts
-    failed, nothing is dropped: the group is raised with a note that names *owner*.
+    failed, nothing is dropped: the group is raised with a note that names *owner*. Who interrupts the
+    program wants it to end: that exception is raised, and what failed besides is its cause.
     """
     try:
         yield
@@ -23,7 +24,10 @@ def hide_nursery(owner: str) -> Generator[None]:
         errors = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
         for exc in errors:
             if isinstance(exc, (KeyboardInterrupt, SystemExit)):
-                raise type(exc)(*exc.args) from group
+                # Itself and not a copy: contextlib gives it back the traceback that it came with, without our frames.
+                if len(errors) > 1:
+                    exc.__cause__ = group.derive([other for other in errors if other is not exc])
+                raise_keeping_context(exc)
         if len(errors) > 1:
             group.add_note(f"{owner}: more than one of its tasks failed")
             raise

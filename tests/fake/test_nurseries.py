@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -83,9 +87,31 @@ async def test_a_group_of_the_body_passes_whole() -> None:
             raise ExceptionGroup("mine", [KeyError(), ValueError()])
 
 
-def test_an_interrupt_wins_over_other_errors() -> None:
-    with pytest.raises(KeyboardInterrupt), hide_nursery("test"):
-        raise BaseExceptionGroup("both", [OSError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupt_wins_over_other_errors(interrupt: BaseException) -> None:
+    error = OSError()
+    with pytest.raises(type(interrupt)) as raised, hide_nursery("test"):
+        raise BaseExceptionGroup("both", [error, interrupt])
+    assert raised.value is interrupt
+    assert isinstance(interrupt.__cause__, BaseExceptionGroup)
+    assert interrupt.__cause__.exceptions == (error,)
+
+
+async def test_an_interrupt_has_no_more_to_say_than_where_it_came() -> None:
+    """A traceback of all of our blocks, each with a group of its own, would be some two hundred lines."""
+
+    @asynccontextmanager
+    async def open_three() -> AsyncGenerator[None]:
+        async with open_services("one"), open_services("two"), open_services("three"):
+            yield
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        async with open_three():
+            raise KeyboardInterrupt
+    lines = traceback.format_exception(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+    assert len(lines) == 3  # the headline, this function, and the exception
 
 
 async def test_before_it_has_started_a_service_is_the_callers_to_cancel() -> None:

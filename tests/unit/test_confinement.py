@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+
+import pytest
+
 from trio_sandbox.qemu import Confinement
 from trio_sandbox.qemu._confinement import candidates
 from trio_sandbox.qemu._limits import Limits
@@ -69,3 +73,9 @@ def test_words() -> None:
 
 def _names(argv: list[str]) -> list[str]:
     return [word.rpartition("/")[2] for word in argv]
+
+
+def test_no_limit_is_above_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 64))
+    command = FULL.argv(7, limits=Limits.of_machine(disk_bytes=8 * 2**30, memory_bytes=2**28, vcpus=2))
+    assert {"--nofile=64", "--fsize=64", "--nproc=64"} < set(command)

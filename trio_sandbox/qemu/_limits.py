@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from typing import Final, final
 
 import attrs
@@ -46,10 +47,20 @@ class Limits:
           own_user: Whether the user that it will run as is nobody else's, so that threads can be counted.
 
         """
-        limits = ["--core=0", f"--nofile={_DESCRIPTORS}", f"--fsize={self.file_bytes}"]
+        limits = [
+            "--core=0",
+            f"--nofile={_at_most(resource.RLIMIT_NOFILE, _DESCRIPTORS)}",
+            f"--fsize={_at_most(resource.RLIMIT_FSIZE, self.file_bytes)}",
+        ]
         if own_user:
-            limits.append(f"--nproc={self.threads}")
+            limits.append(f"--nproc={_at_most(resource.RLIMIT_NPROC, self.threads)}")
         return [require_program("nice"), f"-n{_NICE}", require_program("prlimit"), *limits, "--"]
+
+
+def _at_most(kind: int, wanted: int) -> int:
+    """Return *wanted*, or the lower limit that we have ourselves, which nobody may raise."""
+    _, hard = resource.getrlimit(kind)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def prefer_as_victim(pid: int) -> None:

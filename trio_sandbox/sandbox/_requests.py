@@ -190,8 +190,12 @@ class GuestRequests:
         """
         if isinstance(stdin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError("`stdin` must be bytes; Sandbox.stream() has one to write to while the code runs")
-        async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
-            result = await collect(events, self._config.max_output_bytes)
+        try:
+            async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
+                result = await collect(events, self._config.max_output_bytes)
+        except KeyboardInterrupt as exc:
+            # Who typed Ctrl-C wants to see where their own program was, not what we were doing.
+            raise exc.with_traceback(None)  # noqa: B904 - it is the same
         return result.check() if check else result
 
     @asynccontextmanager

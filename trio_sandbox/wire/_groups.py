@@ -28,16 +28,16 @@ def hide_nursery() -> Generator[None]:
         yield
     except BaseExceptionGroup as group:
         errors = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
-        for error in errors:
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise type(error)(*error.args) from group
-        if len(errors) > 1:
+        interrupts = [error for error in errors if isinstance(error, (KeyboardInterrupt, SystemExit))]
+        if len(errors) > 1 and not interrupts:
             group.add_note("open_channel(): more than one of its tasks failed")
             raise
-        error = errors[0] if errors else group.exceptions[0]
+        error = (interrupts or errors or group.exceptions)[0]
+        if interrupts and len(errors) > 1:
+            error.__cause__ = group.derive([other for other in errors if other is not error])
         context = error.__context__
         try:
             raise error
         finally:
             error.__context__ = context
-            del error, context, errors
+            del error, context, errors, interrupts
