@@ -40,6 +40,8 @@ Wrong arguments are `TypeError` and `ValueError`, raised before anything is star
 
 from __future__ import annotations
 
+import errno
+
 from ._display import Display
 from ._quote import quote_lines
 
@@ -223,12 +225,43 @@ class TemplateUnusableError(TemplateError):
 class RunRefusedError(SandboxError):
     """The guest did not start the run, for instance because the image has no interpreter of that language.
 
-    `errno` is the guest's reason where it is one of those, else 0.
+    `errno` is the guest's reason where it is one of those, else 0. Where the directory for the run can't be changed to, it is
+    an `OSError`, too: `FileNotFoundError`, `NotADirectoryError` or `PermissionError`, with that directory as its `filename`.
     """
 
     def __init__(self, message: str, *, errno: int = 0) -> None:
         super().__init__(message)
-        self.errno = errno
+        self.errno: int | None = errno  # as OSError has it, which some of these are
+
+
+class _DirectoryRefusedError(RunRefusedError, OSError):
+    """The directory for a run can't be changed to; the subclasses are what `OSError` makes of such an errno."""
+
+    def __init__(self, errno: int, strerror: str, filename: str) -> None:
+        OSError.__init__(self, errno, strerror, filename)
+
+
+class _DirectoryNotFoundError(_DirectoryRefusedError, FileNotFoundError):
+    pass
+
+
+class _DirectoryIsNoneError(_DirectoryRefusedError, NotADirectoryError):
+    pass
+
+
+class _DirectoryForbiddenError(_DirectoryRefusedError, PermissionError):
+    pass
+
+
+def directory_refused(number: int, reason: str, directory: str) -> RunRefusedError:
+    """Return the error of a run whose directory can't be changed to, which is an `OSError`, too."""
+    kinds = {
+        errno.ENOENT: _DirectoryNotFoundError,
+        errno.ENOTDIR: _DirectoryIsNoneError,
+        errno.EACCES: _DirectoryForbiddenError,
+        errno.EPERM: _DirectoryForbiddenError,
+    }
+    return kinds.get(number, _DirectoryRefusedError)(number, reason, directory)
 
 
 class OutputLimitError(SandboxError):

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import signal
+import socket
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from trio_sandbox import (
     SandboxClosedError,
 )
 from trio_sandbox.guest.helpers import file_helper
+from trio_sandbox.guest.trees import record
+from trio_sandbox.sandbox._files import encode_request, open_session
 from trio_sandbox.sandbox._watch import ChangeKind
 
 from ._guest import FakeMachine
@@ -231,12 +234,16 @@ async def test_what_the_kernel_gives_no_size_of_is_read(sandbox: Sandbox) -> Non
     assert "MemTotal" in await sandbox.path("/proc/meminfo").read_text()
 
 
-async def test_content_without_end_is_not_read_to_its_end(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_content_without_end_is_not_read_to_its_end(
+    here: GuestPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "long").write_bytes(bytes(1_000_001))
     monkeypatch.setattr("trio_sandbox.sandbox._path.MAXIMUM_READ_BYTES", 1_000_000)
     with pytest.raises(OSError, match="longer than 1000000 bytes") as caught:
-        await sandbox.path("/dev/zero").read_bytes()
-    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "/dev/zero")
-    assert await sandbox.path("/dev/null").read_bytes() == b""
+        await (here / "long").read_bytes()
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(here / "long"))
+    (tmp_path / "long").write_bytes(bytes(1_000_000))
+    assert await (here / "long").read_bytes() == bytes(1_000_000)
 
 
 async def test_writing_replaces_as_a_whole(here: GuestPath, tmp_path: Path) -> None:
@@ -254,16 +261,103 @@ async def test_writing_replaces_as_a_whole(here: GuestPath, tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
-async def test_writing_to_what_is_no_file_goes_there(sandbox: Sandbox, here: GuestPath, tmp_path: Path) -> None:
-    assert await sandbox.path("/dev/null").write_bytes(b"x" * 200_000) == 200_000
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to a pipe"])
+async def test_what_may_wait_for_ever_is_opened_or_refused(
+    sandbox: Sandbox, here: GuestPath, tmp_path: Path, kind: str
+) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link to a pipe").symlink_to("pipe")
+    path = sandbox.path("/dev/null") if kind == "device" else here / kind
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    with listener:
+        calls: list[Callable[[], Awaitable[object]]] = [
+            path.read_bytes,
+            path.read_text,
+            lambda: path.write_bytes(b"x"),
+            lambda: path.write_text("x"),
+        ]
+        for call in calls:
+            with pytest.raises(OSError, match=r"may wait for ever; use GuestPath.open\(\)") as caught:
+                await call()
+            assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, str(path))
+    assert sorted(os.listdir(tmp_path)) == ["link to a pipe", "pipe", "socket"]
+
+
+async def test_a_pipe_that_is_opened_is_as_on_the_host(here: GuestPath, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    async def write() -> None:
+        async with await (here / "pipe").open("wb") as file:
+            await file.write(b"through the pipe")
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon((here / "pipe").write_bytes, b"through the pipe")
-        assert await (here / "pipe").read_bytes() == b"through the pipe"
-    with pytest.raises(OSError, match="No space left") as caught:
-        await sandbox.path("/dev/full").write_bytes(b"x")
-    assert caught.value.filename == "/dev/full"
+        nursery.start_soon(write)
+        async with await (here / "pipe").open("rb") as file:
+            assert await file.read() == b"through the pipe"
+
+
+@pytest.mark.parametrize("upload", [False, True], ids=["write", "upload"])
+@pytest.mark.parametrize("name", ["plain", "private", "shared", "special", "attributes", "locked", "read-only"])
+async def test_a_file_stays_the_same_but_for_its_content(
+    sandbox: Sandbox, here: GuestPath, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str, upload: bool
+) -> None:
+    """As it does when open(2) with O_TRUNC writes it."""
+    source = tmp_path_factory.mktemp("host") / "source"
+    source.write_text("new")
+    source.chmod(0o666)
+    path = tmp_path / name
+    path.write_text("older, and longer")
+    path.chmod({"private": 0o600, "special": 0o2755, "read-only": 0o444}.get(name, 0o640))
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 5678)
+        path.chmod({"private": 0o600, "special": 0o2755, "read-only": 0o444}.get(name, 0o640))
+    if name == "shared":
+        (tmp_path / "other").hardlink_to(path)
+    if name == "attributes":
+        try:
+            os.setxattr(path, "user.mine", b"kept")
+        except OSError:
+            pytest.skip("no extended attributes here")
+    if name == "locked":
+        tmp_path.chmod(0o555)
+    before = path.stat()
+    try:
+        if name == "read-only" and os.geteuid() != 0:
+            with pytest.raises(PermissionError) as caught:
+                await (sandbox.upload(source, here / name) if upload else (here / name).write_text("new"))
+            assert caught.value.filename == str(path)
+            return
+        await (sandbox.upload(source, here / name) if upload else (here / name).write_text("new"))
+    finally:
+        tmp_path.chmod(0o755)
+    after = path.stat()
+    assert path.read_text() == "new"
+    for field in ("st_mode", "st_uid", "st_gid", "st_nlink"):
+        assert getattr(after, field) == getattr(before, field), field
+    if name == "shared":
+        assert (tmp_path / "other").read_text() == "new"
+    if name == "attributes":
+        assert os.getxattr(path, "user.mine") == b"kept"
+    assert sorted(os.listdir(tmp_path)) == sorted({name, *({"other"} if name == "shared" else ())})
+
+
+async def test_a_file_of_many_names_is_written_when_all_is_there(here: GuestPath, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "other").hardlink_to(tmp_path / "file")
+    async with open_session(here._slot, None, "a write") as session:
+        await session.send(encode_request("put", here / "file") + record(b"D", b"half"))
+        assert (tmp_path / "other").read_text() == "old"
+        await session.take_back()
+    assert (tmp_path / "file").read_text() == "old"
+    await (here / "file").write_bytes(b"x" * 300_000)
+    assert (tmp_path / "other").read_bytes() == b"x" * 300_000
+
+
+async def test_kernel_files_are_written_as_they_are(here: GuestPath, sandbox: Sandbox) -> None:
+    # In a directory where nobody can make a file: the helper's own name.
+    await sandbox.path("/proc/self/comm").write_text("short")
+    assert (await sandbox.path("/proc/self/comm").read_text()) == "short\n"
 
 
 async def test_a_write_that_fails_or_is_cancelled_leaves_what_was_there(
@@ -528,7 +622,7 @@ async def test_helpers_are_used_again(here: GuestPath) -> None:
 async def test_a_session_that_hangs_holds_up_nobody(here: GuestPath, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon((here / "pipe").read_bytes)  # waits for somebody to write
+        nursery.start_soon((here / "pipe").open, "rb")  # waits for somebody to write
         await wait_until(lambda: len(helpers()) == 1)
         for _ in range(3):
             assert await here.is_dir()
@@ -557,13 +651,12 @@ async def test_a_helper_that_is_killed_is_replaced(here: GuestPath, tmp_path: Pa
     assert await here.exists()
     # In the middle of a request nobody can know how far it came.
     os.mkfifo(tmp_path / "pipe")
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(OutcomeUnknownError, match="read_bytes of .*pipe.* the file helper was killed")
-    ):
+    with pytest.RaisesGroup(pytest.RaisesExc(OutcomeUnknownError, match="open of .*pipe.* the file helper was killed")):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kill_when_it_reads, tmp_path / "pipe")
             try:
-                await (here / "pipe").read_bytes()
+                async with await (here / "pipe").open("rb") as file:
+                    await file.read(1)
             finally:
                 nursery.cancel_scope.cancel(reason="it is killed")
     assert await here.exists()
@@ -599,11 +692,11 @@ async def test_requests_after_the_end_are_not_sent(tmp_path: Path) -> None:
 async def test_a_machine_that_ends_meanwhile(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     async with open_local_sandbox() as (sandbox, machine):
-        with pytest.RaisesGroup(pytest.RaisesExc(OutcomeUnknownError, match="ended during read_bytes")):
+        with pytest.RaisesGroup(pytest.RaisesExc(OutcomeUnknownError, match="ended during open")):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(retire, machine)
                 try:
-                    await sandbox.path(str(tmp_path), "pipe").read_bytes()
+                    await sandbox.path(str(tmp_path), "pipe").open("rb")
                 finally:
                     nursery.cancel_scope.cancel(reason="it is over")
 
@@ -618,6 +711,7 @@ def test_nothing_that_a_helper_does_by_name_is_out_of_place() -> None:
     operations = file_helper._OPERATIONS
     assert {name.decode() for name in operations} == {
         *"stat list mkdir unlink rmdir chmod rename symlink link touch readlink resolve get put upload download".split(),
+        "environment",
         *"open read seek truncate watch".split(),
     }
 

@@ -14,7 +14,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
-from tests.unit.test_trees import describe, payloads, tags
+from tests.unit.test_trees import describe, make_sparse, payloads, tags
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, TransferStatistics
 from trio_sandbox.guest.helpers.direct_file import BLOCK
 from trio_sandbox.guest.trees import CHUNK, record
@@ -396,27 +396,6 @@ async def test_numbers_and_changes_that_are_none() -> None:
                     await changes.receive()
 
 
-async def test_names_without_end_are_not_listed_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def endless(records: RecordStream) -> None:
-        await records.receive()
-        while True:
-            await records.send(b"D", b"dname\0" * 1000 + b"fx")
-
-    async def deep(records: RecordStream) -> None:
-        while await records.receive() is not None:
-            await records.send_many([(b"D", b"dname"), (b"R", b"")])
-
-    monkeypatch.setattr("trio_sandbox.sandbox._walk._LISTING_LIMIT", 100_000)
-    async with open_fake_sandbox({"file": endless}) as (sandbox, _):
-        for call in (sandbox.path("x").iterdir, lambda: sandbox.path("x").glob("*")):
-            with pytest.raises(OSError, match="longer than 100000 bytes") as caught:
-                await call()
-            assert caught.value.errno == errno.EOVERFLOW
-    async with open_fake_sandbox({"file": deep}) as (sandbox, _):
-        with pytest.raises(OSError, match="nested deeper"):
-            await sandbox.path("x").rglob("*")
-
-
 async def test_an_upload_that_the_guest_refuses_early_stops_early(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(10_000_000))
 
@@ -430,3 +409,51 @@ async def test_an_upload_that_the_guest_refuses_early_stops_early(tmp_path: Path
         assert caught.value.filename == "there"
         assert sandbox._slot.machine.guest.statistics().bytes_sent < 5_000_000
         await wait_until(lambda: sandbox._slot.machine.guest.statistics().open_streams == 0)
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["new", "over a file of two names"])
+async def test_holes_stay_holes_both_ways(sandbox: Sandbox, tmp_path: Path, over: bool) -> None:
+    make_sparse(tmp_path / "sparse", 2**30, {2**29: b"x" * 300_000})
+    if over:
+        (tmp_path / "there").write_text("old")
+        (tmp_path / "other").hardlink_to(tmp_path / "there")
+    steps: list[TransferStatistics] = []
+    sent = await sandbox.upload(tmp_path / "sparse", str(tmp_path / "there"), progress=steps.append)
+    received = await sandbox.download(str(tmp_path / "there"), tmp_path / "back", max_bytes=2**20)
+    assert sent == steps[-1]
+    assert 300_000 <= sent.size == sent.total_size == received.size < 310_000
+    for name in ("there", "back", *(("other",) if over else ())):
+        status = (tmp_path / name).stat()
+        assert (status.st_size, status.st_blocks * 512 < 2**20) == (2**30, True)
+        async with await trio.open_file(tmp_path / name, "rb") as file:
+            await file.seek(2**29 - 1)
+            assert await file.read(300_002) == b"\0" + b"x" * 300_000 + b"\0"
+
+
+MODES = [(None, 0o077, 0o700, 0o600), (None, 0o002, 0o755, 0o644), (0, 0o077, 0o777, 0o666), (0o027, 0, 0o750, 0o640)]
+
+
+@pytest.mark.parametrize(("umask", "process", "directory", "file"), MODES)
+async def test_a_download_has_the_modes_that_were_asked_for(
+    tmp_path: Path, umask: int | None, process: int, directory: int, file: int
+) -> None:
+    async def guest(records: RecordStream) -> None:
+        await records.receive()
+        tree = [(b"d", b"777\0x"), (b"f", b"666\0file\0x"), (b"u", b""), (b".", b""), (b"R", b"1\0001")]
+        await records.send_many(tree, end=True)
+
+    before = os.umask(process)
+    try:
+        async with open_fake_sandbox({"file": guest}) as (sandbox, _):
+            await sandbox.download("x", tmp_path / "new", umask=umask)
+            assert os.umask(process) == process
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "new").stat().st_mode & 0o7777) == oct(directory)
+    assert oct((tmp_path / "new" / "file").stat().st_mode & 0o7777) == oct(file)
+
+
+@pytest.mark.parametrize("umask", [-1, 0o1000])
+async def test_a_umask_is_checked(sandbox: Sandbox, tmp_path: Path, umask: int) -> None:
+    with pytest.raises(ValueError, match="`umask` must be from 0 to 0o777"):
+        await sandbox.download("x", tmp_path / "new", umask=umask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from trio_sandbox.guest.trees import (
     ENTRY_COST,
     HEADER,
     MAXIMUM_DEPTH,
+    MAXIMUM_LENGTH,
     TreeError,
     TreeReader,
     TreeWriter,
     check_replaceable,
+    extents,
     open_directory,
     remove,
 )
@@ -289,3 +292,93 @@ def test_removing(tmp_path: Path) -> None:
     os.close(descriptor)
     assert os.listdir(tmp_path) == ["kept"]
     assert os.listdir(tmp_path / "kept") == ["file"]
+
+
+# --- Holes ---
+
+MIB = 2**20
+#: Lengths, and where content is, by what they show.
+SPARSE: dict[str, tuple[int, dict[int, bytes]]] = {
+    "nothing but a hole": (64 * MIB, {}),
+    "content at the start": (64 * MIB, {0: b"x" * 5000}),
+    "content in the middle": (64 * MIB, {10 * MIB: b"y" * 300_000}),
+    "content at the end": (64 * MIB, {64 * MIB - 3: b"end"}),
+    "content in many places": (64 * MIB, {number * MIB: bytes([number + 1]) * 4096 for number in range(60)}),
+    "longer than any disk": (2**40, {2**39: b"far"}),
+}
+
+
+def make_sparse(path: Path, length: int, content: dict[int, bytes]) -> None:
+    with open(path, "wb") as file:
+        for position, data in content.items():
+            file.seek(position)
+            file.write(data)
+        file.truncate(length)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_holes_stay_holes(tmp_path: Path, name: str) -> None:
+    length, content = SPARSE[name]
+    (tmp_path / "tree").mkdir()
+    make_sparse(tmp_path / "tree" / "sparse", length, content)
+    (tmp_path / "tree" / "z after it").write_text("more")
+    reader = TreeReader(str(tmp_path / "tree"))
+    sent = list(records(b"".join(reader.batches())))
+    assert sum(len(payload) for _, payload in sent) < 2 * MIB
+    assert reader.size < sum(map(len, content.values())) + 2 * 4096 * max(1, len(content))
+    writer = write(tmp_path, sent)
+    assert (writer.files, writer.size) == (reader.files, reader.size)
+    copy = tmp_path / "new" / "sparse"
+    assert copy.stat().st_size == length
+    assert copy.stat().st_blocks * 512 <= (tmp_path / "tree" / "sparse").stat().st_blocks * 512 + 65536
+    with open(copy, "rb") as file:
+        for position, data in content.items():
+            file.seek(position)
+            assert file.read(len(data)) == data
+    assert (tmp_path / "new" / "z after it").read_text() == "more"
+
+
+def test_a_file_system_that_knows_no_holes_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_sparse(tmp_path / "sparse", MIB, {0: b"x"})
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EINVAL, "no")
+
+    with open(tmp_path / "sparse", "rb") as file:
+        monkeypatch.setattr(os, "lseek", refuse)
+        assert list(extents(file.fileno(), MIB)) == [(0, MIB)]
+
+
+HOLE = struct.Struct(">Q").pack
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ([(b"h", HOLE(1))], "can't be here"),
+        ([(b"d", b"755\0x"), (b"h", HOLE(1))], "can't be here"),
+        ([(b"f", b"644\0x\0"), (b"h", b"1")], "can't be here"),
+        ([(b"f", b"644\0x\0"), (b"h", HOLE(0))], "a hole of nothing"),
+    ],
+)
+def test_what_is_no_hole(tmp_path: Path, sent: list[Record], message: str) -> None:
+    with pytest.raises(TreeError, match=message):
+        write(tmp_path, sent)
+
+
+@pytest.mark.parametrize("holes", [[2**64 - 1], [2**63], [MAXIMUM_LENGTH + 1], [MAXIMUM_LENGTH, 1]])
+def test_a_file_can_not_be_longer_than_any_disk_allows(tmp_path: Path, holes: list[int]) -> None:
+    with pytest.raises(OSError, match=r"holes included, is too long") as caught:
+        write(tmp_path, [(b"f", b"644\0x\0"), *((b"h", HOLE(size)) for size in holes)])
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_a_limit_counts_holes_and_not_their_length(tmp_path: Path) -> None:
+    sent = [(b"f", b"644\0x\0"), (b"h", HOLE(2**30)), (b"c", b"1234"), (b"h", HOLE(2**30)), (b".", b"")]
+    needed = 3 * ENTRY_COST + 4
+    assert write(tmp_path, sent, max_bytes=needed).finished
+    assert (tmp_path / "new").stat().st_size == 2**31 + 4
+    (tmp_path / "new").unlink()
+    with pytest.raises(OSError, match=f"{needed - 1} bytes") as caught:
+        write(tmp_path, sent, max_bytes=needed - 1)
+    assert caught.value.errno == errno.EFBIG

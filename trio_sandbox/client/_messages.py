@@ -170,9 +170,7 @@ def _mime_type(value: object) -> str:
     return mime
 
 
-def code_request(
-    code: str, *, language: str, env: Mapping[str, str] | None, cwd: str | PathLike[str] | None
-) -> dict[str, object]:
+def code_request(code: str, *, language: str, env: Mapping[str, str] | None, cwd: str | None) -> dict[str, object]:
     """The request of the service `code`, or `TypeError`/`ValueError` for what can't be one."""
     if type(code) is not str:
         raise TypeError(f"`code` must be str, not {type(code).__name__}")
@@ -191,7 +189,7 @@ def process_request(
     command: Sequence[str | PathLike[str]],
     *,
     env: Mapping[str, str] | None,
-    cwd: str | PathLike[str] | None,
+    cwd: str | None,
     user: str | int | None,
 ) -> dict[str, object]:
     """The request of the service `process`, its streams still to be filled in."""
@@ -241,14 +239,15 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     return dict(env)
 
 
-def _directory(cwd: str | PathLike[str] | None) -> str | None:
+def _directory(cwd: str | None) -> str | None:
     if cwd is None:
         return None
-    path = fspath(cwd)
-    _check_text(path, "`cwd`")
-    if not path.startswith("/"):
-        raise ValueError(f"`cwd` must be an absolute path in the guest, not {path!r}")
-    return path
+    _check_text(cwd, "`cwd`")
+    if not cwd.startswith("/"):
+        raise ValueError(
+            f"`cwd` must be an absolute path in the guest, not {cwd!r}; Sandbox.path({cwd!r}) starts at the user's home"
+        )
+    return cwd
 
 
 def _check_text(value: object, what: str) -> None:

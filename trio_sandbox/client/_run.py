@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, Literal, final
@@ -19,6 +20,7 @@ from .._errors import (
     OutputLimitError,
     RunRefusedError,
     SandboxError,
+    directory_refused,
 )
 from .._nurseries import open_services
 from .._quote import quote_guest
@@ -160,8 +162,9 @@ class RunEvents:
 
     def _refusal(self, failed: Failed) -> RunRefusedError:
         reason = failed.reason
-        # A directory for the run would be an absolute path.
-        if failed.errno == errno.ENOENT and failed.filename and not failed.filename.startswith("/"):
+        if failed.errno and failed.filename and failed.filename.startswith("/"):
+            return directory_refused(failed.errno, os.strerror(failed.errno), failed.filename)
+        if failed.errno == errno.ENOENT and failed.filename:
             names = ", ".join(images_with(self._trace.language)) or "none"
             reason += f": {quote_guest(failed.filename)}. Images that have it: {names}"
         elif failed.filename:

@@ -6,7 +6,6 @@ import contextlib
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from os import PathLike
 from typing import Final
 
 import trio
@@ -25,7 +24,7 @@ _LAST_WORDS_PATIENCE: Final = 1.0
 
 async def run_process(
     open_process: Callable[..., AbstractAsyncContextManager[GuestProcess]],
-    command: Sequence[str | PathLike[str]] | str,
+    command: Sequence[object] | str,
     *,
     stdin: bytes | bytearray | memoryview,
     capture_stdout: bool,
@@ -34,7 +33,7 @@ async def run_process(
     check: bool,
     shell: bool,
     env: Mapping[str, str] | None,
-    cwd: str | PathLike[str] | None,
+    cwd: object,
     user: str | int | None,
     pty: bool | Terminal,
     limit: int,

@@ -6,6 +6,7 @@ The host and the guest's file helper both use it, in either direction. A tree is
     u                          its end
     f  mode NUL name NUL data  a file with its first bytes
     c  data                    the last file goes on
+    h  size                    the last file goes on with a hole of so many bytes, a number of 64 bits
     l  name NUL target         a symbolic link
     .                          the end of the whole
 
@@ -20,7 +21,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 HEADER = struct.Struct(">cI")
+_HOLE = struct.Struct(">Q")
 
 #: Bytes of content in one record, where it is not said otherwise.
 CHUNK = 65536
@@ -44,6 +46,8 @@ BATCH = 131072
 MAXIMUM_DEPTH = 128
 #: What an entry counts for beside its content where there is a limit on bytes: a block on the disk, as a rule.
 ENTRY_COST = 4096
+#: Of one file, holes included: no file in a guest can be longer (ext4).
+MAXIMUM_LENGTH = 2**44
 
 #: Of one record with names of a directory: bytes after which it ends, and names at most.
 LISTING_BYTES = 32768
@@ -132,27 +136,50 @@ class TreeReader:
                 self._enter(descriptor, shown)
                 descriptor = -1
                 return
+            self.files += 1
+            if is_sparse(status):
+                self._put(b"f", head + b"\0")
+                yield from self._read_parts(descriptor, status.st_size)
+                return
             data = os.read(descriptor, CHUNK)
             self._put(b"f", b"%s\0%s" % (head, data))
-            self.files += 1
             self.size += len(data)
-            left = status.st_size - len(data)
             # A size of 0 may mean that the kernel does not know it: /proc. Otherwise what is added meanwhile is left
             # out, so that a file which grows has an end.
-            while data and (left > 0 or not status.st_size):
-                if self._ready_size >= BATCH:
-                    yield self._take()
-                # With its header it makes up a batch, of which the frames of a channel are even parts.
-                data = os.read(descriptor, BATCH - HEADER.size)
-                if data:
-                    self._put(b"c", data)
-                    self.size += len(data)
-                    left -= len(data)
+            left = status.st_size - len(data) if status.st_size else None
+            if data and left != 0:
+                yield from self._read_content(descriptor, left)
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, shown) from None
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def _read_parts(self, descriptor: int, size: int) -> Generator[bytes]:
+        position = 0
+        for start, end in extents(descriptor, size):
+            if start > position:
+                self._put(b"h", _HOLE.pack(start - position))
+            os.lseek(descriptor, start, os.SEEK_SET)
+            yield from self._read_content(descriptor, end - start)
+            position = end
+        if size > position:
+            self._put(b"h", _HOLE.pack(size - position))
+
+    def _read_content(self, descriptor: int, left: int | None) -> Generator[bytes]:
+        """Read *left* bytes, which are more than none, from where the file is; None: all that there are."""
+        while left is None or left > 0:
+            if self._ready_size >= BATCH:
+                yield self._take()
+            # With its header it makes up a batch, of which the frames of a channel are even parts.
+            most = BATCH - HEADER.size
+            data = os.read(descriptor, most if left is None else min(most, left))
+            if not data:
+                return
+            self._put(b"c", data)
+            self.size += len(data)
+            if left is not None:
+                left -= len(data)
 
     def _enter(self, descriptor: int, shown: str) -> None:
         if len(self._directories) == MAXIMUM_DEPTH:
@@ -181,6 +208,33 @@ def _check_kind(mode: int, path: str) -> None:
         raise OSError(errno.EOPNOTSUPP, "neither a file nor a directory nor a link", path)
 
 
+def is_sparse(status: os.stat_result) -> bool:
+    """Whether a file takes less room than it is long, so that it may have holes."""
+    return status.st_blocks * 512 < status.st_size
+
+
+def extents(descriptor: int, size: int) -> Iterable[tuple[int, int]]:
+    """Yield the start and the end of each part of a file, up to *size*, that is not a hole. Moves the file's position.
+
+    Raises:
+      OSError: as lseek(2).
+
+    """
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return  # nothing else is there
+            if exc.errno != errno.EINVAL:
+                raise
+            start, end = end, size  # the file system does not know
+        if start < size:
+            yield start, end
+
+
 class TreeWriter:
     """Writes a tree whose sender is not trusted; *name* in *parent* is all that it can make.
 
@@ -190,11 +244,12 @@ class TreeWriter:
     Args:
       parent: A directory's descriptor, which stays the caller's.
       name: What the tree is to be called in there. Nobody may be using that name.
-      max_bytes: What the tree may need, with `ENTRY_COST` for each entry; None: anything.
+      max_bytes: What the tree may need, with `ENTRY_COST` for each entry and each hole; None: anything.
+      mask: Bits of modes that nothing gets.
 
     """
 
-    def __init__(self, parent: int, name: str, *, max_bytes: int | None = None) -> None:
+    def __init__(self, parent: int, name: str, *, max_bytes: int | None = None, mask: int = 0) -> None:
         self.files: int = 0
         """Files and links written so far."""
         self.size: int = 0
@@ -204,8 +259,10 @@ class TreeWriter:
         self._parent = parent
         self._name = name
         self._limit = max_bytes
+        self._mask = mask
         self._cost = 0
         self._file = -1
+        self._ends_in_hole = False
         self._directories: list[tuple[int, int]] = []
         self._complete = False
 
@@ -219,6 +276,9 @@ class TreeWriter:
         """
         if tag == b"c":
             self._write(payload)
+            return
+        if tag == b"h":
+            self._leave_hole(bytes(payload))
             return
         payload = bytes(payload)
         self._close_file()
@@ -234,10 +294,10 @@ class TreeWriter:
             self._complete = not self._directories
         elif tag == b"f":
             permissions, name, data = _split(payload, 3)
-            self._make_file(_parse_mode(permissions), self._new_name(name), data)
+            self._make_file(_parse_mode(permissions) & ~self._mask, self._new_name(name), data)
         elif tag == b"d":
             permissions, name = _split(payload, 2)
-            self._make_directory(_parse_mode(permissions), self._new_name(name))
+            self._make_directory(_parse_mode(permissions) & ~self._mask, self._new_name(name))
         elif tag == b"l" and self._directories:
             name, target = _split(payload, 2)
             if not 0 < len(target) <= _TARGET_LIMIT or b"\0" in target:
@@ -262,7 +322,26 @@ class TreeWriter:
             raise TreeError("content that belongs to no file")
         self._charge(size)
         self.size += size
+        if size:
+            self._ends_in_hole = False
         return self._file
+
+    def _leave_hole(self, payload: bytes) -> None:
+        if self._file < 0 or len(payload) != _HOLE.size:
+            raise TreeError("a hole that can't be here")
+        (size,) = _HOLE.unpack(payload)
+        if not size:
+            raise TreeError("a hole of nothing")
+        # It takes no room, but what comes behind it does.
+        self._charge(ENTRY_COST)
+        length = os.lseek(self._file, 0, os.SEEK_CUR) + size
+        try:
+            if length > MAXIMUM_LENGTH:
+                raise OverflowError
+            os.lseek(self._file, length, os.SEEK_SET)
+        except (OverflowError, OSError) as exc:  # or longer than this file system allows
+            raise OSError(errno.EFBIG, f"a file of {length} bytes, holes included, is too long") from exc
+        self._ends_in_hole = True
 
     def close(self) -> None:
         """Close what is open; what is on the disk stays."""
@@ -319,7 +398,12 @@ class TreeWriter:
     def _close_file(self) -> None:
         if self._file >= 0:
             descriptor, self._file = self._file, -1
-            os.close(descriptor)
+            try:
+                if self._ends_in_hole:
+                    self._ends_in_hole = False
+                    os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+            finally:
+                os.close(descriptor)
 
 
 class _nothing_there:  # noqa: N801  used like a function, and contextlib's costs ten times as much

@@ -177,6 +177,20 @@ async def call(slot: Slot, user: str | int | None, what: str, operation: str, *f
         return await session.reply()
 
 
+async def read_environment(slot: Slot, user: str | int | None) -> dict[str, str]:
+    """What `Sandbox.environment` does."""
+    what = "the environment of processes"
+    async with open_session(slot, user, what) as session:
+        payload = await session.ask("environment", end=True)
+        variables: dict[str, str] = {}
+        for field in payload.split(b"\0") if payload else ():
+            name, equals, value = field.partition(b"=")
+            if not name or not equals:
+                raise session.violation(f"a variable that is none: {field[:80]!r}")
+            variables[os.fsdecode(name)] = os.fsdecode(value)
+    return variables
+
+
 def parse_error(payload: bytes, what: str) -> OSError:
     """Return what the guest says went wrong."""
     number, *names = payload.split(b"\0")

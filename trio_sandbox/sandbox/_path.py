@@ -5,49 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from operator import index
-from pathlib import PurePosixPath
-from typing import final, overload
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias, final, overload
 
-from .._errors import GuestProtocolError
+import trio
+
 from ..constants import MAXIMUM_LINE_BYTES, MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
 from ._file import GuestFile
 from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
 from ._open import BinaryMode, TextMode, open_file
 from ._slot import Slot
+from ._status import HIGHEST_MODE, parse_stat
 from ._text import GuestTextFile, decode_text
 from ._walk import Walk
 
 #: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP)
-#: All bits of `st_mode`.
-_HIGHEST_MODE = 0o177777
-_NANOSECONDS = 10**9
-_UNSIGNED_32, _UNSIGNED_64, _SIGNED_64 = (0, 2**32 - 1), (0, 2**64 - 1), (0, 2**63 - 1)
-#: Seconds of 64 bits, which some file systems have, in nanoseconds.
-_TIMES = (-(2**63) * _NANOSECONDS, 2**63 * _NANOSECONDS)
-#: What the guest tells of a file, in its order, and what each number can be.
-_STAT_RANGES = {
-    "st_mode": (0, _HIGHEST_MODE),
-    "st_ino": _UNSIGNED_64,
-    "st_dev": _UNSIGNED_64,
-    "st_nlink": _UNSIGNED_64,
-    "st_uid": _UNSIGNED_32,
-    "st_gid": _UNSIGNED_32,
-    "st_size": _SIGNED_64,
-    "st_rdev": _UNSIGNED_64,
-    "st_blksize": _SIGNED_64,
-    "st_blocks": _SIGNED_64,
-    "st_atime_ns": _TIMES,
-    "st_mtime_ns": _TIMES,
-    "st_ctime_ns": _TIMES,
-}
-#: So many of them are the first items of the result as a tuple; seconds follow.
-_STAT_SEQUENCE = 7
-_STAT_DIGITS = len(str(_TIMES[0]))
+
+
+#: What may stand for a path in the guest.
+AnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"
 
 
 @final
@@ -59,8 +40,8 @@ class GuestPath:
 
     It acts with the rights of its user. A relative path starts at the home directory of that user.
 
-    It is not `os.PathLike`, on purpose: ``open(path)`` would open a file of the *host's* by that name.
-    Say ``str(path)`` where a program in the guest is to have it as an argument.
+    It may be an argument of a process, and the directory of a run or a process; it stands for `absolute` there. It is not
+    `os.PathLike`, on purpose: ``open(path)`` would open a file of the *host's* by that name.
 
     All async methods raise besides:
 
@@ -101,7 +82,7 @@ class GuestPath:
     def __lt__(self, other: GuestPath) -> bool:
         return self._path < other._path
 
-    def __truediv__(self, other: str | PurePosixPath | GuestPath) -> GuestPath:
+    def __truediv__(self, other: AnyGuestPath) -> GuestPath:
         return self._like(self._path / _pure(other))
 
     @property
@@ -149,7 +130,7 @@ class GuestPath:
         """Like `pathlib.PurePath.parents`."""
         return tuple(map(self._like, self._path.parents))
 
-    def joinpath(self, *others: str | PurePosixPath | GuestPath) -> GuestPath:
+    def joinpath(self, *others: AnyGuestPath) -> GuestPath:
         """Like `pathlib.PurePath.joinpath`."""
         return self._like(self._path.joinpath(*map(_pure, others)))
 
@@ -165,11 +146,11 @@ class GuestPath:
         """Like `pathlib.PurePath.with_suffix`."""
         return self._like(self._path.with_suffix(suffix))
 
-    def relative_to(self, other: str | PurePosixPath | GuestPath) -> GuestPath:
+    def relative_to(self, other: AnyGuestPath) -> GuestPath:
         """Like `pathlib.PurePath.relative_to`."""
         return self._like(self._path.relative_to(_pure(other)))
 
-    def is_relative_to(self, other: str | PurePosixPath | GuestPath) -> bool:
+    def is_relative_to(self, other: AnyGuestPath) -> bool:
         """Like `pathlib.PurePath.is_relative_to`."""
         return self._path.is_relative_to(_pure(other))
 
@@ -187,7 +168,7 @@ class GuestPath:
         """Return its status; that of a link itself without *follow_symlinks*."""
         async with self._session("stat") as session:
             await session.send(encode_request("stat", self, int(follow_symlinks)), end=True)
-            return _parse_stat(await session.reply())
+            return parse_stat(await session.reply())
 
     async def lstat(self) -> os.stat_result:
         """Return its status, of a link that of the link itself."""
@@ -262,6 +243,14 @@ class GuestPath:
         """Return where a symbolic link leads."""
         return self._like(PurePosixPath(os.fsdecode(await self._call("readlink", self))))
 
+    async def absolute(self) -> GuestPath:
+        """Return the absolute path: a relative one starts at the home directory of its user."""
+        if self._path.is_absolute():
+            await trio.lowlevel.checkpoint()
+            return self
+        home = os.fsdecode(await self._call("resolve", ".", 0))
+        return self._like(PurePosixPath(home) / self._path)
+
     async def resolve(self, *, strict: bool = False) -> GuestPath:
         """Return the absolute path without links and ``..``; with *strict* it must be there."""
         return self._like(PurePosixPath(os.fsdecode(await self._call("resolve", self, int(strict)))))
@@ -300,13 +289,13 @@ class GuestPath:
         """Make an empty file, or set the times of one that is there to now."""
         await self._call("touch", self, _mode(mode), int(exist_ok))
 
-    async def rename(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
+    async def rename(self, target: AnyGuestPath) -> GuestPath:
         """Rename to *target*, which is replaced if it is a file or an empty directory; return its path."""
         new = self._like(self._here(target))
         await self._call("rename", self, new)
         return new
 
-    async def replace(self, target: str | PurePosixPath | GuestPath) -> GuestPath:
+    async def replace(self, target: AnyGuestPath) -> GuestPath:
         """The same as `rename`."""
         return await self.rename(target)
 
@@ -314,26 +303,27 @@ class GuestPath:
         """Set the mode, following links; what `stat` says of the kind of file may be in *mode*, too."""
         await self._call("chmod", self, _mode(mode))
 
-    async def symlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
+    async def symlink_to(self, target: AnyGuestPath) -> None:
         """Make this a symbolic link to *target*."""
         await self._call("symlink", _pure(target), self)
 
-    async def hardlink_to(self, target: str | PurePosixPath | GuestPath) -> None:
+    async def hardlink_to(self, target: AnyGuestPath) -> None:
         """Make this another name of the file *target*."""
         await self._call("link", self._here(target), self)
 
     # --- Content ---
 
     async def read_bytes(self) -> bytes:
-        """Return the content.
+        """Return the content of a regular file.
 
         Raises:
           OSError: besides, with EFBIG if it is longer than `constants.MAXIMUM_READ_BYTES`: a guest's file may have no
-            end. Use `open` or `Sandbox.download`.
+            end. Use `open` or `Sandbox.download`. With EOPNOTSUPP, at once, for a named pipe, a device or a socket,
+            which may have nothing to read for ever: use `open`.
 
         """
         content = bytearray()
-        async with self._session("read_bytes") as session:
+        async with self._regular("read_bytes") as session:
             await session.send(encode_request("get", self), end=True)
             while True:
                 tag, payload = await session.receive()
@@ -363,14 +353,21 @@ class GuestPath:
     async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
         """Replace the content by *data*, or make the file; return how many bytes that was.
 
-        It happens as a whole or not at all, whoever reads meanwhile and whatever fails: the new file is
-        written beside and takes the place of the old one, whose mode it keeps. So the directory must be
-        writable; `open` writes into a file as it is. A symbolic link stays, and what it leads to is replaced.
+        A file that is there must be a regular one, and writable, and stays the same in all else: owner, group, mode and
+        attributes, whoever writes. As a rule a new file is written beside it and takes its place. It happens as a
+        whole then or not at all, whoever reads meanwhile. Where a new file can't be the same (the old one belongs to
+        another user, has several names, a special mode or attributes, is a mount point, or its directory is not writable),
+        the content is copied into the file that is there when all of it has arrived; readers may see some of it, and a
+        full disk may leave some of it. A symbolic link stays, and what it leads to is written.
 
         Cancelled: the old content is there, or all of the new; what was written beside is removed.
+
+        Raises:
+          OSError: besides, with EOPNOTSUPP, at once, for a named pipe, a device or a socket: use `open`.
+
         """
         view = memoryview(data).cast("B")
-        async with self._session("write_bytes") as session:
+        async with self._regular("write_bytes") as session:
             try:
                 await session.send(encode_request("put", self))
                 for start in range(0, len(view), CHUNK):
@@ -441,13 +438,25 @@ class GuestPath:
             self._slot, self._user, str(self), mode, encoding=encoding, errors=errors, newline=newline, limit=limit
         )
 
-    def _here(self, path: str | PurePosixPath | GuestPath) -> PurePosixPath:
+    def _here(self, path: AnyGuestPath) -> PurePosixPath:
         if isinstance(path, GuestPath):
             check_slot(path, self._slot)
         return _pure(path)
 
     def _call(self, operation: str, *fields: object) -> Awaitable[bytes]:
         return call(self._slot, self._user, f"{operation} of {str(self)!r:.200}", operation, *fields)
+
+    @asynccontextmanager
+    async def _regular(self, operation: str) -> AsyncGenerator[FileSession]:
+        """Open a session for what is done to regular files only."""
+        try:
+            async with self._session(operation) as session:
+                yield session
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            reason = "it is a named pipe, a device or a socket, which may wait for ever; use GuestPath.open()"
+            raise OSError(exc.errno, reason, exc.filename) from None
 
     def _session(self, operation: str) -> AbstractAsyncContextManager[FileSession]:
         return open_session(self._slot, self._user, f"{operation} of {str(self)!r:.200}")
@@ -459,39 +468,23 @@ def check_slot(path: GuestPath, slot: Slot) -> None:
         raise ValueError(f"{path!r} is a path in another sandbox; say {str(path)!r} for the same place in this one")
 
 
-def _pure(path: str | PurePosixPath | GuestPath) -> PurePosixPath:
-    if isinstance(path, GuestPath):
-        return path.pure
-    if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
+def _pure(path: AnyGuestPath) -> PurePosixPath:
+    check_guest_path(path)
+    return path.pure if isinstance(path, GuestPath) else PurePosixPath(path)
+
+
+def check_guest_path(path: AnyGuestPath) -> None:
+    """Refuse what is no path in the guest: the rule for every argument that is one. A path of the host's is none."""
+    if isinstance(path, (Path, trio.Path)):
+        raise TypeError(
+            f"{path!r} is a path on the host, where one in the guest is meant; say PurePosixPath({str(path)!r}) if that is it"
+        )
+    if not isinstance(path, (str, PurePosixPath, GuestPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
-    return PurePosixPath(path)
 
 
 def _mode(mode: int) -> int:
     number = index(mode)  # TypeError for what is no whole number: the guest would read "600" as if it was decimal
-    if not 0 <= number <= _HIGHEST_MODE:
-        raise ValueError(f"`mode` must be from 0 to {_HIGHEST_MODE:#o}, not {number:#o}")
+    if not 0 <= number <= HIGHEST_MODE:
+        raise ValueError(f"`mode` must be from 0 to {HIGHEST_MODE:#o}, not {number:#o}")
     return number
-
-
-def _parse_stat(payload: bytes) -> os.stat_result:
-    fields = payload.split(b"\0")
-    numbers: list[int] = []
-    if len(fields) == len(_STAT_RANGES):
-        for field, (lowest, highest) in zip(fields, _STAT_RANGES.values(), strict=True):
-            # Not int() alone: it takes blanks, underscores and megabytes of digits.
-            if not 0 < len(field) <= _STAT_DIGITS or not field.removeprefix(b"-").isdigit():
-                break
-            number = int(field)
-            if not lowest <= number <= highest:
-                break
-            numbers.append(number)
-    if len(numbers) != len(_STAT_RANGES):
-        raise GuestProtocolError(f"the guest sent a status that is none: {payload[:200]!r}")
-    status: dict[str, int | float] = dict(zip(_STAT_RANGES, numbers, strict=True))
-    seconds: list[int] = []
-    for name in ("st_atime", "st_mtime", "st_ctime"):
-        nanoseconds = status[f"{name}_ns"]
-        status[name] = nanoseconds / _NANOSECONDS
-        seconds.append(int(nanoseconds // _NANOSECONDS))
-    return os.stat_result([*numbers[:_STAT_SEQUENCE], *seconds], status)

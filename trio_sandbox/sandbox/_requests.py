@@ -5,10 +5,8 @@ from __future__ import annotations
 import subprocess
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from os import PathLike
-from pathlib import PurePosixPath
 from typing import Final
 
 import trio
@@ -31,25 +29,24 @@ from ..client import (
     run_process,
     takes_input,
 )
-from ..constants import DEFAULT_MAX_DOWNLOAD_BYTES
-from ._path import GuestPath, check_slot
+from ._arguments import command_texts, path_text
+from ._file_requests import FileRequests
+from ._path import AnyGuestPath
 from ._slot import Slot
-from ._transfer import TransferStatistics, download, upload
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
-from ._watch import FileChanges, watch
 
 #: Runs whose last output is kept.
 _RECENT_RUNS: Final = 8
 
 
-class GuestRequests:
+class GuestRequests(FileRequests):
     """The requests of a `Sandbox`. Each goes to the machine that is in the slot when its turn comes.
 
     What becomes of the machine itself, copies, checkpoints and sleep, is no request to the guest: `Sandbox` has that.
     """
 
     def __init__(self, slot: Slot, config: SandboxConfig, timeouts: Timeouts, language: str) -> None:
-        self._slot = slot
+        super().__init__(slot)
         self._config = config
         self._timeouts = timeouts
         self._language = language
@@ -93,7 +90,7 @@ class GuestRequests:
         language: str | None = None,
         stdin: bytes | bytearray | memoryview | bool = b"",
         env: Mapping[str, str] | None = None,
-        cwd: str | PathLike[str] | None = None,
+        cwd: AnyGuestPath | None = None,
     ) -> AsyncGenerator[RunEvents]:
         """Run *code* like `run`, and hand out what it prints and shows as it comes.
 
@@ -113,7 +110,8 @@ class GuestRequests:
           would wait for itself.
         """
         language = self._language if language is None else language
-        request = code_request(code, language=language, env=env, cwd=cwd)
+        directory = None if cwd is None else await path_text(self._slot, cwd)
+        request = code_request(code, language=language, env=env, cwd=directory)
         takes_input(stdin)
         check_trio("a run")
         task = trio.lowlevel.current_task()
@@ -148,7 +146,7 @@ class GuestRequests:
         language: str | None = None,
         stdin: bytes | bytearray | memoryview = b"",
         env: Mapping[str, str] | None = None,
-        cwd: str | PathLike[str] | None = None,
+        cwd: AnyGuestPath | None = None,
         check: bool = False,
     ) -> RunResult:
         """Run *code* in the sandbox's interpreter and wait for its end.
@@ -169,7 +167,7 @@ class GuestRequests:
           language: "python", "javascript" or "shell"; None: the one that the image is for, `Sandbox.language`.
           stdin: What the code reads from its standard input, by `input` for instance, before end of file.
           env: Environment variables for this run, besides the interpreter's own. After it they have their old values, or are gone.
-          cwd: An absolute directory in the guest for this run. After it the interpreter is where it was before.
+          cwd: A directory in the guest for this run, absolute or a `GuestPath`. After it the interpreter is where it was before.
           check: Whether an exit code other than 0 is an error.
 
         Returns:
@@ -178,7 +176,8 @@ class GuestRequests:
 
         Raises:
           TypeError, ValueError: for arguments that can't be run; nothing was sent.
-          RunRefusedError: if the guest could not start it; nothing ran.
+          RunRefusedError: if the guest could not start it; nothing ran. For a *cwd* that is not there or can't be changed
+            to it is an `OSError` as well: `FileNotFoundError` and so on, as of `open_process`.
           RunFailedError: if *check* and the exit code is not 0; the traceback is in the message, and all else in `result`.
           OutputLimitError: if it printed or showed more than it may; it was stopped, and what came is attached.
           DeadlinePassedError: if the guest stopped it at a deadline that was moved meanwhile, without the event loop
@@ -201,13 +200,13 @@ class GuestRequests:
     @asynccontextmanager
     async def open_process(
         self,
-        command: Sequence[str | PathLike[str]],
+        command: Sequence[AnyGuestPath],
         *,
         stdin: bool = True,
         stdout: bool = True,
         stderr: Stderr = "pipe",
         env: Mapping[str, str] | None = None,
-        cwd: str | PathLike[str] | None = None,
+        cwd: AnyGuestPath | None = None,
         user: str | int | None = None,
         pty: bool | Terminal = False,
     ) -> AsyncGenerator[GuestProcess]:
@@ -217,12 +216,12 @@ class GuestRequests:
         with which the block is entered goes along: see `run`. Here the guest kills at once.
 
         Args:
-          command: The program, looked up in the guest's PATH, and its arguments.
+          command: The program, looked up in the guest's PATH, and its arguments: text, or paths in the guest.
           stdin: Whether `GuestProcess.stdin` is a stream; otherwise the process reads end of file.
           stdout: Whether `GuestProcess.stdout` is a stream; otherwise output is discarded.
           stderr: "pipe" for a stream of its own, "stdout" to go where stdout goes, or "discard".
-          env: The whole environment; None for the guest's default one.
-          cwd: An absolute directory in the guest; None for the user's home.
+          env: The whole environment; None for the guest's default one, which `environment` returns.
+          cwd: A directory in the guest, absolute or a `GuestPath`; None for the user's home.
           user: A user's name or id in the guest; None for the unprivileged user 1000.
           pty: Whether the process gets a terminal, which is `GuestProcess.stdio`, in place of *stdin*, *stdout*
             and *stderr*, whatever these say; a `Terminal` also gives its size and kind.
@@ -238,8 +237,11 @@ class GuestRequests:
         """
         if stderr not in ("pipe", "stdout", "discard"):
             raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
-        request = process_request(command, env=env, cwd=cwd, user=user)
-        vm = await self._slot.resolve(f"the process {command[0]!r}")
+        check_user(user)
+        argv = await command_texts(self._slot, command)
+        directory = None if cwd is None else await path_text(self._slot, cwd)
+        request = process_request(argv, env=env, cwd=directory, user=user)
+        vm = await self._slot.resolve(f"the process {argv[0]!r}")
         async with open_process(
             vm,
             request,
@@ -254,7 +256,7 @@ class GuestRequests:
 
     async def run_process(
         self,
-        command: Sequence[str | PathLike[str]] | str,
+        command: Sequence[AnyGuestPath] | str,
         *,
         stdin: bytes | bytearray | memoryview = b"",
         capture_stdout: bool = False,
@@ -263,7 +265,7 @@ class GuestRequests:
         check: bool = True,
         shell: bool = False,
         env: Mapping[str, str] | None = None,
-        cwd: str | PathLike[str] | None = None,
+        cwd: AnyGuestPath | None = None,
         user: str | int | None = None,
         pty: bool | Terminal = False,
         task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
@@ -282,8 +284,8 @@ class GuestRequests:
           check: Whether an exit status other than 0 is an error. The end of standard error is kept for that, captured
             or not.
           shell: Whether *command* is a line for the guest's /bin/sh.
-          env: The whole environment; None for the guest's default one.
-          cwd: An absolute directory in the guest; None for the user's home.
+          env: The whole environment; None for the guest's default one, which `environment` returns.
+          cwd: A directory in the guest, absolute or a `GuestPath`; None for the user's home.
           user: A user's name or id in the guest; None for the unprivileged user 1000.
           pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and what *capture_stdout*
             captures is all that the terminal shows, standard error and the echo of the input included. What is typed
@@ -383,119 +385,3 @@ class GuestRequests:
         check_port(guest_port, "guest_port")
         check_port(host_port, "host_port", lowest=0)
         await forward_port(self._slot, guest_port, host_port, task_status=task_status)
-
-    def path(self, *parts: str | PurePosixPath | GuestPath, user: str | int | None = None) -> GuestPath:
-        """Return a path in the guest, on which files are worked with like with `trio.Path`.
-
-            await sandbox.path("/home/user/data.json").write_text("{}")
-
-        Args:
-          parts: Joined as by `pathlib.PurePosixPath`; a relative path starts at the user's home.
-          user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
-
-        """
-        check_user(user)
-        return GuestPath(self._slot, user, PurePosixPath()).joinpath(*parts)
-
-    async def upload(
-        self,
-        local: str | PathLike[str],
-        remote: str | PurePosixPath | GuestPath,
-        *,
-        user: str | int | None = None,
-        progress: Callable[[TransferStatistics], object] | None = None,
-    ) -> TransferStatistics:
-        """Copy a file or a whole tree of the host's into the guest.
-
-        What is copied are content, permission bits, symbolic links as they are, and empty directories; owner is
-        *user*. It appears at *remote* as a whole or not at all: whatever fails, and when cancelled, nothing
-        is left. A file or link that is there is replaced. A directory that is there must be empty: trees are
-        not merged.
-
-        Args:
-          local: A file or directory of the host's; a link here is followed, and none below.
-          remote: What to call it in the guest. Its directory must be there.
-          user: Who does that in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
-          progress: Called after each piece, in this task; must not block. What it raises stops the upload.
-
-        Returns:
-          What went over.
-
-        Raises:
-          OSError: of the host or the guest; `filename` tells. EOPNOTSUPP for a device, a socket or a named pipe.
-          Exception: besides, what methods of `GuestPath` raise.
-
-        """
-        path, user = _remote(self._slot, remote, user)
-        return await upload(self._slot, user, local, path, progress)
-
-    async def download(
-        self,
-        remote: str | PurePosixPath | GuestPath,
-        local: str | PathLike[str],
-        *,
-        user: str | int | None = None,
-        progress: Callable[[TransferStatistics], object] | None = None,
-        max_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES,
-    ) -> TransferStatistics:
-        """Copy a file or a whole tree of the guest's to the host.
-
-        What is copied are content, the nine permission bits, symbolic links as they are, and empty directories.
-        It appears at *local* as a whole or not at all, under the same rules as for `upload`.
-
-        Whatever the guest answers, nothing but *local* is written. What it contains is the guest's choice
-        all the same: a symbolic link in it may lead anywhere on the host for whoever follows it.
-
-        Args:
-          remote: A file or directory of the guest's; a link here is followed, and none below.
-          local: What to call it on the host. Its directory must be there, and trusted.
-          user: Who reads it in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
-          progress: Called after each piece, in this task; must not block. What it raises stops the download.
-          max_bytes: What may be written to the host's disk, with 4096 bytes for each file, link and directory.
-
-        Returns:
-          What went over.
-
-        Raises:
-          OSError: of the guest or the host; `filename` tells. EFBIG for more than *max_bytes*.
-          Exception: besides, what methods of `GuestPath` raise.
-
-        """
-        path, user = _remote(self._slot, remote, user)
-        return await download(self._slot, user, path, local, progress, max_bytes)
-
-    @asynccontextmanager
-    async def watch(
-        self, path: str | PurePosixPath | GuestPath, *, user: str | int | None = None
-    ) -> AsyncGenerator[FileChanges]:
-        """Watch a file or directory of the guest's for a block.
-
-            async with sandbox.watch("/home/user") as changes:
-                async for change in changes:
-                    print(change.kind, change.path)
-
-        Changes from the moment that the block starts are reported. Of a directory, that is what happens to it and to
-        what is directly in it, not below.
-
-        Args:
-          path: What to watch; a link is followed.
-          user: Whose rights it takes; None for the unprivileged user 1000, or the user of a `GuestPath`.
-
-        Raises:
-          OSError: as inotify_add_watch(2) in the guest.
-          Exception: besides, what methods of `GuestPath` raise.
-
-        """
-        remote, user = _remote(self._slot, path, user)
-        async with watch(self._slot, GuestPath(self._slot, user, PurePosixPath(remote))) as changes:
-            yield changes
-
-
-def _remote(slot: Slot, path: str | PurePosixPath | GuestPath, user: str | int | None) -> tuple[str, str | int | None]:
-    check_user(user)
-    if isinstance(path, GuestPath):
-        check_slot(path, slot)
-        return str(path), path.user if user is None else user
-    if not isinstance(path, (str, PurePosixPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")
-    return str(PurePosixPath(path)), user

@@ -6,17 +6,30 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from operator import index
 from os import PathLike
-from typing import final
+from typing import Final, final
 
 import attrs
 import trio
 
 from .._errors import GuestProtocolError
-from ..guest.trees import TreeError, TreeReader, TreeWriter, check_replaceable, open_directory, remove
+from ..guest.trees import (
+    TreeError,
+    TreeReader,
+    TreeWriter,
+    check_replaceable,
+    extents,
+    is_sparse,
+    open_directory,
+    remove,
+)
 from ..wire import RecordDecoder
 from ._files import ERROR, REPLY, encode_request, open_session, parse_error
 from ._slot import Slot
+
+_PERMISSIONS: Final = 0o777
+_WRITABLE_FOR_OTHERS: Final = 0o022
 
 
 @final
@@ -27,7 +40,7 @@ class TransferStatistics:
     files: int
     """Files and symbolic links that went over."""
     size: int
-    """Bytes of content that went over."""
+    """Bytes of content that went over. Holes of sparse files do not: they stay holes."""
     total_size: int | None
     """Bytes of content in all, where that was found out: for uploads with a progress callback."""
 
@@ -72,12 +85,24 @@ async def upload(
 
 
 def _measure(path: str) -> int:
-    total = os.stat(path).st_size if not os.path.isdir(path) else 0
+    total = 0 if os.path.isdir(path) else _content_size(path, os.stat(path))
     for directory, _, names in os.walk(path):
         for name in names:
-            status = os.lstat(os.path.join(directory, name))
-            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            entry = os.path.join(directory, name)
+            total += _content_size(entry, os.lstat(entry))
     return total
+
+
+def _content_size(path: str, status: os.stat_result) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        return 0
+    if not is_sparse(status):
+        return status.st_size
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return sum(end - start for start, end in extents(descriptor, status.st_size))
+    finally:
+        os.close(descriptor)
 
 
 async def download(
@@ -87,13 +112,16 @@ async def download(
     local: str | PathLike[str],
     progress: ProgressCallback | None,
     max_bytes: int,
+    umask: int | None,
 ) -> TransferStatistics:
     """What `Sandbox.download` does."""
     if max_bytes < 0:
         raise ValueError(f"`max_bytes` must not be negative, but is {max_bytes}")
+    if umask is not None and not 0 <= index(umask) <= _PERMISSIONS:
+        raise ValueError(f"`umask` must be from 0 to {_PERMISSIONS:#o}, not {umask:#o}")
     request = encode_request("download", remote)
     limiter = trio.CapacityLimiter(1)
-    target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, limiter=limiter)
+    target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, umask, limiter=limiter)
     try:
         async with open_session(slot, user, f"download of {remote!r:.200}") as session:
             await session.send(request, end=True)
@@ -122,8 +150,9 @@ class _Target:
 
     """
 
-    def __init__(self, path: str, max_bytes: int) -> None:
+    def __init__(self, path: str, max_bytes: int, umask: int | None) -> None:
         self._path = path
+        mask = _WRITABLE_FOR_OTHERS | _read_umask() if umask is None else umask
         directory, self._name = os.path.split(os.path.normpath(path))
         if self._name in ("", ".", ".."):
             raise IsADirectoryError(errno.EISDIR, "the name to give to what is downloaded is missing", path)
@@ -137,7 +166,7 @@ class _Target:
             os.close(self._parent)
             raise OSError(exc.errno, exc.strerror, path) from None
         self._temporary = f".trio-sandbox-{os.urandom(8).hex()}"
-        self._writer = TreeWriter(self._parent, self._temporary, max_bytes=max_bytes)
+        self._writer = TreeWriter(self._parent, self._temporary, max_bytes=max_bytes, mask=mask)
         self._decoder = RecordDecoder()
         self.complete = False
         """The tree is there, and the guest said that this was all."""
@@ -180,3 +209,9 @@ class _Target:
             remove(self._parent, self._temporary)
         finally:
             os.close(self._parent)
+
+
+def _read_umask() -> int:
+    """Return this process's umask; os.umask() would have to set it, for all threads."""
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+        return next((int(line.split()[1], 8) for line in status if line.startswith("Umask:")), _WRITABLE_FOR_OTHERS)

@@ -15,8 +15,9 @@ is R with the fields of a result, or X with an error's number and the names of t
     touch path mode exist_ok    R
     readlink path               R target
     resolve path strict         R path
-    get path                    D content, ...; R
-    put path                    <- D content, ..., E; R      as a whole or not at all
+    get path                    D content, ...; R                      of a regular file, as the next
+    put path                    <- D content, ..., E; R                all of it, once it is there; see `_Session.put`
+    environment                 R NAME=value ...                       of processes of the user, unless they are told
     upload path                 <- a tree; R files bytes     as a whole or not at all
     download path               a tree; R files bytes
     watch path                  R, then W mask name for each change
@@ -34,7 +35,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
 from collections.abc import Callable
@@ -54,14 +54,23 @@ from ..trees import (
     TreeReader,
     TreeWriter,
     check_replaceable,
-    open_directory,
     record,
-    remove,
 )
 from .direct_file import DirectFile
+from .replacing import (
+    NOT_WAITING,
+    NotTheSameError,
+    Replacement,
+    check_regular,
+    copy_into,
+    create_like,
+    may_be_replaced,
+    open_nameless,
+    write_all,
+)
 
 if TYPE_CHECKING:
-    from typing import NoReturn, Self
+    from typing import NoReturn
 
 #: Told the agent between two sessions.
 IDLE = b"."
@@ -84,8 +93,8 @@ class _SessionOverError(Exception):
     """The other end is gone, or nothing sensible can follow."""
 
 
-def main() -> NoReturn:
-    """Serve sessions until the agent is gone."""
+def main(environment: dict[str, str]) -> NoReturn:
+    """Serve sessions until the agent is gone; *environment* is what processes of the user get."""
     try:
         # What was not imported before the fork would come from the user's own files.
         sys.path.clear()
@@ -97,7 +106,7 @@ def main() -> NoReturn:
         control = socket.socket(fileno=CONTROL)
         while (received := receive_message(control)) is not None:
             with socket.socket(fileno=received[1][0]) as sock:
-                _Session(sock).serve()
+                _Session(sock, environment).serve()
                 # Before the socket is closed, so that who sees the session's end finds it there.
                 control.send(IDLE)
     except BaseException as exc:  # noqa: BLE001  the spawner's code, which called us, must not go on in this process
@@ -107,8 +116,9 @@ def main() -> NoReturn:
 
 
 class _Session:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, environment: dict[str, str]) -> None:
         self._sock = sock
+        self._environment = environment
         self._start = self._end = 0  # of what is in the buffer and not yet taken
         self._file: FileIO | None = None
 
@@ -271,52 +281,67 @@ class _Session:
     def resolve(self, path: str, strict: str) -> None:
         self._reply(os.path.realpath(path, strict=strict == "1"))
 
+    def environment(self) -> None:
+        self._reply(*(f"{name}={value}" for name, value in self._environment.items()))
+
     # --- Content ---
 
     def get(self, path: str) -> None:
-        with FileIO(path) as file:
+        check_regular(os.stat(path), path)
+        # Looked at again: it may be another one by now, and opening that must not wait either.
+        with FileIO(os.open(path, os.O_RDONLY | NOT_WAITING)) as file:
+            check_regular(os.fstat(file.fileno()), path)
             while data := file.read(CHUNK):
                 self._send(b"D", data)
         self._reply()
 
     def put(self, path: str) -> None:
-        target = os.path.realpath(path)
+        """Replace what a file holds, and nothing else about it, when all of the new content is there.
+
+        As a rule a new file takes the old one's place, so that nobody ever sees half of it. Where that would not be the same
+        file to others (it has another owner, more names, attributes, ...) or the directory can't be written, the content is
+        copied into the file that is there, as by open(2) with O_TRUNC.
+        """
         try:
-            status = os.stat(target)
-        except FileNotFoundError:
-            mode = 0o666
-        else:
-            mode = stat.S_IMODE(status.st_mode) & 0o777
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            if not stat.S_ISREG(status.st_mode):
-                # A pipe or a device, which is not replaced by what is written to it.
-                with FileIO(path, "w") as file:
-                    self._receive_content(file)
-                self._reply()
-                return
-            if not os.access(target, os.W_OK, effective_ids=True):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        with _Replacement(target, path) as new:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            # `mode` goes through the umask if the file is new, and is as it was if not.
-            descriptor = os.open(new.name, flags, 0o666, dir_fd=new.parent)
-            with FileIO(descriptor, "w") as file:
-                if mode != 0o666:
-                    os.fchmod(descriptor, mode)
-                self._receive_content(file)
-            new.commit()
+            self._put(os.path.realpath(path), path)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, path) from None
         self._reply()
+
+    def _put(self, target: str, path: str) -> None:
+        old: os.stat_result | None
+        try:
+            old = os.stat(target)
+        except FileNotFoundError:
+            old = None
+        else:
+            check_regular(old, path)
+            if not os.access(target, os.W_OK, effective_ids=True):
+                os.close(os.open(target, os.O_WRONLY | NOT_WAITING))  # for the kernel to say why not
+        if old is None or may_be_replaced(target, old):
+            try:
+                with Replacement(target, path) as new, FileIO(create_like(old, new), "r+") as file:
+                    self._receive_content(file)
+                    try:
+                        new.commit()
+                    except NotTheSameError:
+                        copy_into(target, file)
+                return
+            except NotTheSameError:
+                pass
+        with FileIO(open_nameless(os.path.dirname(target)), "r+") as file:
+            self._receive_content(file)
+            copy_into(target, file)
 
     def _receive_content(self, file: FileIO) -> None:
         while True:
             tag, payload = self._receive_more()
             if tag != b"D":
                 return
-            _write_all(file, payload)
+            write_all(file, payload)
 
     def upload(self, path: str) -> None:
-        with _Replacement(path, path) as new:
+        with Replacement(path, path) as new:
             check_replaceable(new.parent, new.target)
             writer = TreeWriter(new.parent, new.name)
             try:
@@ -327,7 +352,7 @@ class _Session:
                 raise OSError(exc.errno, exc.strerror, path) from None
             finally:
                 writer.close()
-            new.commit()
+            new.commit_like()
         self._reply(writer.files, writer.size)
 
     def _receive_tree(self, writer: TreeWriter) -> None:
@@ -379,7 +404,7 @@ class _Session:
 
     def _write(self, data: memoryview) -> None:
         assert self._file is not None
-        _write_all(self._file, data)
+        write_all(self._file, data)
         self._reply()
 
     def seek(self, offset: str, whence: str) -> None:
@@ -425,45 +450,6 @@ class _Session:
             records.append(record(b"W", b"%d\0%s" % (mask, name)))
         self._send_raw(b"".join(records))
         return gone
-
-
-class _Replacement:
-    """Something new beside *target*, which takes its place by `commit` or is gone at the end of the block."""
-
-    def __init__(self, target: str, shown: str) -> None:
-        directory, self.target = os.path.split(target)
-        self._shown = shown
-        self.name = f".trio-sandbox-{os.urandom(8).hex()}"
-        if self.target in ("", ".", ".."):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), shown)
-        try:
-            self.parent = open_directory(directory or ".", follow=True)
-        except OSError as exc:
-            raise OSError(exc.errno, exc.strerror, shown) from None
-        self._pending = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def commit(self) -> None:
-        os.rename(self.name, self.target, src_dir_fd=self.parent, dst_dir_fd=self.parent)
-        self._pending = False
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if self._pending:
-                remove(self.parent, self.name)
-        finally:
-            os.close(self.parent)
-        if isinstance(error, OSError) and error.filename != self._shown:
-            # Nobody knows the name of what would have replaced it.
-            raise OSError(error.errno, error.strerror, self._shown) from None
-
-
-def _write_all(file: FileIO, view: memoryview) -> None:
-    while view:
-        # None: it would block, which nothing does that was opened here.
-        view = view[file.write(view) or 0 :]
 
 
 _Operation = Callable[..., None]

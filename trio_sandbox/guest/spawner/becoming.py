@@ -123,7 +123,7 @@ class Becoming:
                 os.dup2(descriptor, target)
             pthread_sigmask(SIG_SETMASK, request["blocked"])
             if not self._program:
-                file_helper.main()
+                file_helper.main(dict(os.environ) if user is None else user.environment())
             subject = PROGRAM
             if "dialect" in request:
                 porter.divide(porter.DIALECTS[request["dialect"]], report)

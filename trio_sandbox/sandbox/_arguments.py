@@ -1,0 +1,33 @@
+"""Paths of the guest among the arguments of runs and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._path import AnyGuestPath, GuestPath, check_guest_path, check_slot
+from ._slot import Slot
+
+
+async def path_text(slot: Slot, path: AnyGuestPath) -> str:  # noqa: ASYNC910 - most know theirs
+    """Return a path as the guest is to get it; it is asked for where a relative `GuestPath` starts.
+
+    Raises:
+      TypeError, ValueError: for a path of the host's, or in another sandbox.
+      Exception: besides, what methods of `GuestPath` raise.
+
+    """
+    check_guest_path(path)
+    if isinstance(path, GuestPath):
+        check_slot(path, slot)
+        if not path.is_absolute():
+            path = await path.absolute()
+    return str(path)
+
+
+async def command_texts(  # noqa: ASYNC910 - as above
+    slot: Slot, command: Sequence[AnyGuestPath]
+) -> Sequence[str]:
+    """Return a process's arguments as the guest is to get them. Errors as `path_text`."""
+    if isinstance(command, (str, bytes)):
+        return command  # which `process_request` refuses
+    return [argument if isinstance(argument, str) else await path_text(slot, argument) for argument in command]
