@@ -291,6 +291,32 @@ async def test_a_byte_order_mark_is_no_part_of_the_code(host: Host) -> None:
     assert "invalid non-printable character U+FEFF" in (await host.run("x = 1\n\ufeffx")).stderr
 
 
+@pytest.mark.parametrize(
+    "code", ["return 5", "yield 5", "break", "nonlocal x", "x = 1\nfrom __future__ import nope", "await = 5", "x = (1,"]
+)
+async def test_syntax_errors_show_their_line(host: Host, tmp_path: Path, code: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    process = await trio.run_process(["python3", str(program)], capture_stderr=True, check=False)
+    assert (await host.run(code)).stderr == process.stderr.decode().replace(str(program), "<run 1>")
+
+
+async def test_an_error_is_shown_where_there_is_no_standard_error(host: Host) -> None:
+    assert (
+        "NameError: name 'missing' is not defined" in (await host.run("import sys; sys.stderr = None\nmissing")).stderr
+    )
+    assert (await host.run("import sys; sys.stderr = None\nsys.exit('text')")).stderr == "text\n"
+
+
+async def test_no_line_of_ours_is_taken_for_one_of_the_codes(host: Host) -> None:
+    assert await host.run("exec('x = 1\\nmissing')") == ran(
+        "",
+        "Traceback (most recent call last):\n  File \"<run 1>\", line 1, in <module>\n    exec('x = 1\\nmissing')\n"
+        "  File \"<string>\", line 2, in <module>\nNameError: name 'missing' is not defined\n",
+        1,
+    )
+
+
 async def test_source_of_old_runs_is_let_go_of(host: Host) -> None:
     await host.run("import linecache\ndef first(): missing")
     for _ in range(5):
@@ -344,6 +370,16 @@ def square(x): return Point(x * x).y + LIMIT
 def fail(x): return 1 / (x - x)
 computed = math.sqrt(4)
 def uses_computed(x): return computed
+import os.path, xml.dom
+import xml.sax
+from string import *
+def even(n): return n == 0 or odd(n - 1)
+def odd(n): return n != 0 and even(n - 1)
+callable_one = lambda function: function
+@callable_one
+def decorated(x): return x
+def uses(x): return even(x), xml.dom.__name__, xml.sax.__name__, digits
+raise_if_run = open("/nope") if __name__ == "__mp_main__" else None
 print('once')
 """
 
@@ -356,8 +392,12 @@ async def test_processes_that_are_not_forked_know_what_runs_define(host: Host, m
     assert await host.run(
         "with ProcessPoolExecutor(1, mp_context=context) as pool: print(list(pool.map(square, [3])))"
     ) == ran("[19]\n")
+    assert await host.run("with context.Pool(1) as pool: print(pool.map(uses, [3])[0])") == ran(
+        "(False, 'xml.dom', 'xml.sax', '0123456789')\n"
+    )
     for function, error in (
         ("fail", "ZeroDivisionError: division by zero"),
+        ("decorated", "making it failed with NameError(\"name 'callable_one' is not defined\")"),
         ("uses_computed", "NameError: name 'computed' is not defined"),
         (
             "exec('def hidden(x): pass') or hidden",

@@ -32,8 +32,7 @@ class Sources:
     """What the last runs were, by the names that tracebacks have for them.
 
     Args:
-      program: Text of the program for processes that start from nothing; it takes the rest of its file for `repr` of a list
-        of names and sources.
+      program: Text of the program for processes that start from nothing; see `python_spawned`.
 
     """
 
@@ -43,6 +42,8 @@ class Sources:
         self._size = 0
         self._file = -1
         self._file_identity = (0, 0)
+        # From Python 3.13 on the text that the interpreter was started with is there, for whatever code calls "<string>".
+        linecache.cache.clear()
 
     def add(self, name: str, code: str) -> None:
         """Keep *code*, and let go of the oldest if it is too much."""
@@ -58,6 +59,14 @@ class Sources:
             lines[-1] = lines[-1].rstrip("\n") + "\n"
         # No time of modification means that there is no file to check against.
         linecache.cache[name] = (len(code), None, lines, name)
+
+    def complete(self, error: SyntaxError) -> None:
+        """Give *error* the line that it is about, if that is of a run: the compiler looks for it in a file."""
+        entry = linecache.cache.get(str(error.filename))
+        if error.text is None and error.lineno is not None and entry is not None and len(entry) == 4:
+            lines = entry[2]
+            if error.filename in dict(self._sources) and 0 < error.lineno <= len(lines):
+                error.text = lines[error.lineno - 1]
 
     def patch_multiprocessing(self) -> None:
         """Have processes that are not forked find what runs have defined."""
@@ -87,7 +96,7 @@ class Sources:
             self._file = fcntl(file, F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
             self._file_identity = _identity(self._file)
             os.close(file)
-        text = f"{self._program}\n_define({list(self._sources)!a})\n"
+        text = f"{self._program}\n_learn({list(self._sources)!a})\n"
         with open(self._file, "wb", closefd=False) as output:
             os.ftruncate(self._file, 0)
             output.seek(0)

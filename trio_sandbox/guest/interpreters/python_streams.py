@@ -53,6 +53,12 @@ class StandardStreams:
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
 
+    @property
+    def stderr(self) -> Any:
+        """`sys.stderr`, or ours where the code has put nothing in its place."""
+        current = getattr(sys, "stderr", None)
+        return self._streams[2] if current is None else current
+
     def connect(self, stdin: int, stdout: int, stderr: int) -> None:
         """Give a run its descriptors, which are closed; *stdin* may be -1 for no input."""
         # What threads printed since the last run goes where that was to go: nowhere.

@@ -323,7 +323,7 @@ class _Worker:
                 return 0
             if isinstance(value, int):
                 return int.__and__(value, 0xFF)
-            sys.stderr.write(f"{value}\n")
+            self._streams.stderr.write(f"{value}\n")
             return 1
         _set_traceback(error, self._without_ours(error))
         self._show_error(error)
@@ -337,17 +337,19 @@ class _Worker:
         try:
             hook(type(error), error, _get_traceback(error))
         except Exception as exc:  # noqa: BLE001  as Python has it
-            sys.stderr.write("Error in sys.excepthook:\n")
+            self._streams.stderr.write("Error in sys.excepthook:\n")
             _set_traceback(exc, self._without_ours(exc))
             self._print_error(exc)
-            sys.stderr.write("\nOriginal exception was:\n")
+            self._streams.stderr.write("\nOriginal exception was:\n")
             self._print_error(error)
 
     def _print_error(self, error: BaseException) -> None:
         try:
             # `traceback` imports these when it needs them.
             self._imports.load("ast", "tokenize", "unicodedata")
-            _print_exception(type(error), error, _get_traceback(error))
+            if issubclass(type(error), SyntaxError):
+                self._sources.complete(error)  # type: ignore[arg-type]
+            _print_exception(type(error), error, _get_traceback(error), file=self._streams.stderr)
         except Exception:  # noqa: BLE001  the exception is a strange one, or the code has broken what formats it
             _print_plainly(type(error), error, _get_traceback(error))
 
