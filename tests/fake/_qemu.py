@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trio_sandbox.qemu import Accelerator, Confinement, MachineConfig, QemuBuild
+from trio_sandbox.qemu import Accelerator, Confinement, MachineConfig, QemuBuild, Vm
 
 _SCRIPT = r"""
 import json, mmap, os, re, selectors, socket, struct, sys, time
@@ -46,16 +46,25 @@ if memory := re.search(r'"mem-path":"(/proc/self/fd/\d+)","share":false', argv):
             ram = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
         ram[4096] = 1
 
-state = {"status": "inmigrate" if incoming else "running", "fdsets": {}, "nodes": ["overlay"], "received": [], "job": None}
+state = {"status": "inmigrate" if incoming else "running", "fdsets": {}, "nodes": ["overlay"], "received": [], "job": None, "opaque": {}}
 
 def obey(command, arguments):
     # Do what a snapshot asks for, and return the answer.
     match command:
         case "add-fd":
-            state["fdsets"].setdefault(arguments["fdset-id"], []).append(state["received"].pop(0))
+            fd = state["received"].pop(0)
+            state["fdsets"].setdefault(arguments["fdset-id"], []).append(fd)
+            state["opaque"][fd] = arguments.get("opaque")
+            return {"fdset-id": arguments["fdset-id"], "fd": fd}
         case "remove-fd":
-            for fd in state["fdsets"].pop(arguments["fdset-id"]):
+            fds = state["fdsets"].get(arguments["fdset-id"])
+            if fds is None:
+                raise ValueError("no such set")
+            for fd in [arguments["fd"]] if "fd" in arguments else list(fds):
+                fds.remove(fd)
                 os.close(fd)
+            if not fds:
+                del state["fdsets"][arguments["fdset-id"]]
         case "getfd":
             state["file"] = state["received"].pop(0)
         case "xen-save-devices-state":
@@ -96,7 +105,10 @@ def obey(command, arguments):
                 state["status"] = "postmigrate"
             return {"status": status, "running": status == "running"}
         case "query-fdsets":
-            return [{"fdset-id": number, "fds": [{"fd": fd} for fd in fds]} for number, fds in state["fdsets"].items()]
+            return [
+                {"fdset-id": number, "fds": [{"fd": fd, "opaque": state["opaque"][fd]} for fd in fds]}
+                for number, fds in state["fdsets"].items()
+            ]
         case "query-named-block-nodes":
             return [{"node-name": name} for name in state["nodes"]]
     return {}
@@ -223,6 +235,18 @@ def fake_accelerator(directory: Path) -> Accelerator:
         (directory / name).touch()
     unconfined = Confinement(network_namespace=False, other_user=False, uid_per_vm=False, no_new_privileges=False)
     return Accelerator("tcg", False, "it is a fake", QemuBuild(str(path), 0, 0, (7, 2, 0)), unconfined)
+
+
+async def check_fdsets(vm: Vm) -> None:
+    """Assert that QEMU has just the descriptors that it needs, and can write to no file but its overlay."""
+    current, frozen = vm._node, vm._layer_nodes  # pyright: ignore[reportPrivateUsage]
+    for fdset in await vm.qmp.execute("query-fdsets"):
+        opaque = [fd["opaque"] for fd in fdset["fds"]]
+        if fdset["fdset-id"] == current.fdset:
+            assert opaque == ["writable", None]
+        else:
+            assert fdset["fdset-id"] in {node.fdset for node in frozen}
+            assert opaque == [None]
 
 
 def fake_config(directory: Path, *modes: str) -> MachineConfig:

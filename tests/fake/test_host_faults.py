@@ -35,6 +35,7 @@ from trio_sandbox.qemu import Vm
 from trio_sandbox.sandbox import _lifecycle
 
 from ._host import open_fake_host
+from ._qemu import check_fdsets
 
 MEMORY_MIB = 128
 CONFIG = SandboxConfig(memory_mib=MEMORY_MIB)
@@ -64,7 +65,7 @@ class Fixture:
         (directory,) = (self.directory / "overlays").iterdir()
         assert {path.name for path in directory.iterdir()} == own
         assert (await vm.qmp.execute("query-status"))["status"] == "running"
-        assert await vm.qmp.execute("query-fdsets") == []
+        await check_fdsets(vm)
 
 
 @asynccontextmanager

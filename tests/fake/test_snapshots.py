@@ -17,7 +17,7 @@ from tests._leaks import cancel_at_every_step, nothing_left, open_fds
 from trio_sandbox import QMPClosedError, SnapshotError, Timeouts
 from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, _vm, open_runtime, open_vm_manager
 
-from ._qemu import fake_accelerator, fake_config
+from ._qemu import check_fdsets, fake_accelerator, fake_config
 
 
 @asynccontextmanager
@@ -57,7 +57,13 @@ async def test_taken(tmp_path: Path) -> None:
     async with open_machine(tmp_path) as vm:
         await take(vm, tmp_path)
         assert vm.config.overlay == tmp_path / "new"
-        assert asked(vm)[-3:] == ["cont", "remove-fd", "remove-fd"]
+        assert asked(vm)[-3:] == ["cont", "remove-fd", "query-fdsets"]
+        await check_fdsets(vm)
+        (tmp_path / "snapshot" / "second").mkdir()
+        (tmp_path / "snapshot" / "newer").touch()
+        await vm.snapshot(tmp_path / "snapshot" / "second", tmp_path / "snapshot" / "newer")
+        assert asked(vm)[-4:] == ["cont", "remove-fd", "query-fdsets", "remove-fd"]
+        await check_fdsets(vm)
         await vm.guest.ping()
 
 
@@ -101,7 +107,7 @@ async def test_a_command_that_qemu_refuses(tmp_path: Path, command: str) -> None
         said = asked(vm)
         assert said.count("cont") == said.count("xen-save-devices-state")
         assert said[-3:] == ["blockdev-del", "remove-fd", "remove-fd"]
-        assert await vm.qmp.execute("query-fdsets") == []
+        await check_fdsets(vm)
         assert await vm.qmp.execute("query-named-block-nodes") == [{"node-name": "overlay"}]
         assert vm.config.overlay == tmp_path / "overlay"
         await vm.guest.ping()
@@ -130,7 +136,7 @@ async def test_a_state_that_qemu_refuses_to_write_leaves_it_no_descriptor(tmp_pa
     async with open_machine(tmp_path, version, "hides-memory", "refuses-migrate", restored=True) as vm:
         with pytest.raises(SnapshotError, match="could not be saved: no such command"):
             await take(vm, tmp_path)
-        assert await vm.qmp.execute("query-fdsets") == []
+        await check_fdsets(vm)
         await vm.guest.ping()
 
 
@@ -202,7 +208,7 @@ async def test_cancelled_anywhere_the_machine_goes_on_and_qemu_keeps_nothing(
         assert vm.failure is None
         await vm.guest.ping()
         assert (await vm.qmp.execute("query-status"))["status"] == "running"
-        assert await vm.qmp.execute("query-fdsets") == []
+        await check_fdsets(vm)
         if len(vm.config.layers) < len(before.layers):  # they were merged
             before = attrs.evolve(before, layers=before.layers[:1])
             del nodes[2:]
@@ -268,7 +274,7 @@ async def test_cancelled_anywhere_while_somebody_does_not_do_his_part(
         try:
             await vm.guest.ping()
             assert (await vm.qmp.execute("query-status"))["status"] == "running"
-            assert await vm.qmp.execute("query-fdsets") == []
+            await check_fdsets(vm)
         except (trio.BrokenResourceError, QMPClosedError):
             return str(await vm.wait_ended()).splitlines()[0].removeprefix("the virtual machine was ended: ")
         return None

@@ -22,7 +22,18 @@ CONFIG = MachineConfig(
     memory_mib=192,
     vcpus=2,
 )
-FDS = MachineFds(kernel=10, initrd=11, system_disk=12, image=13, overlay=14, qmp=15, agent=16, console=17, memory=18)
+FDS = MachineFds(
+    kernel=10,
+    initrd=11,
+    system_disk=12,
+    image=13,
+    overlay=14,
+    frozen_overlay=24,
+    qmp=15,
+    agent=16,
+    console=17,
+    memory=18,
+)
 
 GOLDEN = """\
 -name trio-sandbox
@@ -53,9 +64,10 @@ GOLDEN = """\
 -add-fd fd=13,set=13
 -blockdev {"driver":"file","node-name":"image-file","filename":"/dev/fdset/13","read-only":true,"locking":"off"}
 -blockdev {"driver":"qcow2","node-name":"image","file":"image-file","read-only":true,"backing":null}
--add-fd fd=14,set=14
+-add-fd fd=14,set=14,opaque=writable
+-add-fd fd=24,set=14
 -blockdev {"driver":"file","node-name":"overlay-file","filename":"/dev/fdset/14","read-only":false,\
-"discard":"unmap","cache":{"direct":false,"no-flush":true}}
+"discard":"unmap","cache":{"direct":false,"no-flush":true},"auto-read-only":true,"locking":"off"}
 -blockdev {"driver":"qcow2","node-name":"overlay","file":"overlay-file","backing":"image",\
 "discard":"unmap","cache":{"direct":false,"no-flush":true}}
 -device virtio-blk-pci,drive=overlay,serial=overlay,werror=report,rerror=report

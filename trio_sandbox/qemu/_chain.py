@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, final
 
 import trio
 
 from .._errors import QMPCommandError, QMPError
+from ._machine import DiskNode
 from ._qmp import QMPChannel
 from ._qmp_codec import QMPEvent
 
@@ -34,14 +35,14 @@ class Merging:
 
     Args:
       qmp: The machine's.
-      overlay: QEMU's name for what it writes to.
-      layers: Its names for the layers under that, the lowest first. That one stays: as a rule it is a template's, which
-        all machines of that have in common.
+      overlay: What it writes to.
+      layers: The layers under that, the lowest first. That one stays: as a rule it is a template's, which all machines of
+        that have in common.
       patience: Seconds for QEMU to answer a command, or to copy anything at all.
 
     """
 
-    def __init__(self, qmp: QMPChannel, overlay: str, layers: Sequence[str], *, patience: float) -> None:
+    def __init__(self, qmp: QMPChannel, overlay: DiskNode, layers: Sequence[DiskNode], *, patience: float) -> None:
         self.done: bool = False
         """Whether the overlay stands on the lowest layer now. That may be so also if `run` was cancelled, or failed."""
         self._qmp = qmp
@@ -66,8 +67,8 @@ class Merging:
                     "block-stream",
                     {
                         "job-id": self._job,
-                        "device": self._overlay,
-                        "base-node": self._layers[0],
+                        "device": self._overlay.name,
+                        "base-node": self._layers[0].name,
                         # What goes into the header, where nobody reads it. The base's own name could be too long for that.
                         "backing-file": "base",
                     },
@@ -113,12 +114,17 @@ class Merging:
         """Have QEMU close what it does not need any more."""
         for layer in reversed(self._layers[1:]):
             # The machine's first nodes have names for their files, too.
-            for node in (layer, f"{layer}-file"):
+            commands: list[tuple[str, dict[str, object]]] = [
+                ("blockdev-del", {"node-name": layer.name}),
+                ("blockdev-del", {"node-name": f"{layer.name}-file"}),
+                ("remove-fd", {"fdset-id": layer.fdset}),
+            ]
+            for command, arguments in commands:
                 try:
-                    await self._execute("blockdev-del", {"node-name": node})
+                    await self._execute(command, arguments)
                 except QMPCommandError as exc:
                     _log.debug("%s", exc)
 
-    async def _execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         with trio.fail_after(self._patience):
             return await self._qmp.execute(command, arguments)

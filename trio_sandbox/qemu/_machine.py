@@ -99,6 +99,8 @@ class MachineFds:
     layers: tuple[int, ...] = ()
     overlay: int
     """Open for reading and writing."""
+    frozen_overlay: int
+    """The same file, open for reading only: all that QEMU keeps of it once a snapshot stands on it."""
     mounts: int | None = None
     qmp: int
     """A connected stream socket, like the two below."""
@@ -108,6 +110,26 @@ class MachineFds:
     """``/dev/kvm`` open for reading and writing, where QEMU may not open it itself."""
     memory: int
     """`MachineConfig.memory_file`, open for whatever, or memory of the machine's own: memfd_create(2)."""
+
+
+#: What QEMU is told about the descriptor of a set that is open for writing, to know it again.
+WRITABLE: Final = "writable"
+
+
+@final
+@attrs.frozen
+class DiskNode:
+    """One file of a machine's disk, as QEMU knows it."""
+
+    name: str
+    fdset: int
+    """The number of the set of its descriptors. `WRITABLE` says which is open for writing."""
+
+
+def disk_nodes(fds: MachineFds) -> list[DiskNode]:
+    """Return the files of a machine's disk as it starts, the lowest layer first and the overlay last."""
+    layers = [DiskNode(_layer_node(number), fd) for number, fd in enumerate(fds.layers)]
+    return [*layers, DiskNode(OVERLAY_NODE, fds.overlay)]
 
 
 def base_argv(accelerator: AcceleratorName, *, kvm_fd: int | None = None) -> list[str]:
@@ -199,7 +221,9 @@ def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tup
 
     A state loads into a machine of the same identity, and into no other.
     """
-    fds = MachineFds(kernel=0, initrd=0, system_disk=0, image=0, overlay=0, qmp=0, agent=0, console=0, memory=0)
+    fds = MachineFds(
+        kernel=0, initrd=0, system_disk=0, image=0, overlay=0, frozen_overlay=0, qmp=0, agent=0, console=0, memory=0
+    )
     alike = attrs.evolve(config, layers=(), mounts=None, memory_shared=True)
     return tuple(machine_argv(alike, accelerator, fds))
 
@@ -228,6 +252,9 @@ def _system_disk(fds: MachineFds) -> list[str]:
     ]
 
 
+#: QEMU has the file open for writing only while it is what the machine writes to. Afterwards it takes the set's other descriptor,
+#: and would be kept from that by its own locks. Nobody else could use the file: its name is random, and told to nobody.
+_WHILE_WRITTEN: Final[dict[str, object]] = {"auto-read-only": True, "locking": "off"}
 #: What is thrown away with its VM needs no protection from a power failure, so the guest's flushes need not reach the disk.
 _OVERLAY_OPTIONS: Final[dict[str, object]] = {"discard": "unmap", "cache": {"direct": False, "no-flush": True}}
 
@@ -241,10 +268,10 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
     }
     if config.image_format == "qcow2":
         image["backing"] = None  # Whatever its header names.
-    overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | _OVERLAY_OPTIONS
+    overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | _OVERLAY_OPTIONS | _WHILE_WRITTEN
     top, layers = "image", list[str]()
     for number, fd in enumerate(fds.layers):
-        name = layer_node(number)
+        name = _layer_node(number)
         file = f"{name}-file"
         layer: dict[str, object] = {
             "driver": "qcow2",
@@ -267,14 +294,15 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         *_blockdev(_file_node("image-file", fds.image, read_only=True)),
         *_blockdev(image),
         *layers,
-        *_fdset(fds.overlay),
+        *("-add-fd", f"fd={fds.overlay},set={fds.overlay},opaque={WRITABLE}"),
+        *("-add-fd", f"fd={fds.frozen_overlay},set={fds.overlay}"),
         *_blockdev(overlay_file),
         *_blockdev(overlay),
         *_disk(OVERLAY_NODE),
     ]
 
 
-def layer_node(number: int) -> str:
+def _layer_node(number: int) -> str:
     """Return QEMU's name for one of the layers that a machine starts with."""
     return f"layer{number}"
 
@@ -306,10 +334,10 @@ def added_overlay(node: str, path: str) -> dict[str, object]:
 
     Args:
       node: What to call it.
-      path: Of a descriptor set with the file, open for reading and writing.
+      path: Of a descriptor set with the file, open for reading and writing, and once more for reading only.
 
     """
-    file = {"driver": "file", "filename": path, **_OVERLAY_OPTIONS}
+    file = {"driver": "file", "filename": path, **_OVERLAY_OPTIONS, **_WHILE_WRITTEN}
     return {"driver": "qcow2", "node-name": node, "file": file, "backing": None, **_OVERLAY_OPTIONS}
 
 
@@ -322,8 +350,7 @@ def _fdset_path(fd: int) -> str:
 
 
 def _file_node(name: str, fd: int, *, read_only: bool) -> dict[str, object]:
-    # What is read-only is never written to by anybody, so locks would protect nothing. The overlay's
-    # lock keeps it from being used by two machines.
+    # What is read-only is never written to by anybody, so locks would protect nothing.
     node: dict[str, object] = {
         "driver": "file",
         "node-name": name,

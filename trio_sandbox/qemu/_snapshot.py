@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import attrs
 import trio
@@ -29,7 +29,7 @@ import trio
 from .._errors import QMPCommandError, QMPError, SnapshotError
 from .._quote import quote_guest
 from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receive_up_to
-from ._machine import MachineConfig, added_overlay
+from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay
 from ._migration import save_with_memory
 from ._qmp import QMPChannel
 from ._ram import PrivateRam, copy_data
@@ -181,7 +181,7 @@ class Taking:
     Args:
       qmp: The machine's.
       config: The machine.
-      node: QEMU's name for its overlay.
+      node: Its overlay, as QEMU knows it.
       overlay: What it is to write to from now on: a new and empty qcow2 file of the size of its disk.
       directory: An empty directory for the snapshot's files.
       marker: What the agent is told to wait for.
@@ -194,7 +194,7 @@ class Taking:
         self,
         qmp: QMPChannel,
         config: MachineConfig,
-        node: str,
+        node: DiskNode,
         *,
         overlay: Path,
         directory: Path,
@@ -204,8 +204,8 @@ class Taking:
     ) -> None:
         self.config: MachineConfig = config
         """The machine as it is now: with the new overlay once that is in its place."""
-        self.node: str = node
-        """QEMU's name for its overlay, as it is now."""
+        self.node: DiskNode = node
+        """Its overlay as it is now."""
         self.lost: MonitorLostError | None = None
         """Why QEMU is not asked for anything more."""
         self._qmp = qmp
@@ -216,7 +216,7 @@ class Taking:
         self._patience = patience
         self._stack = ExitStack()
         self._layers: tuple[Path, ...] = ()
-        self._devices = self._new_overlay = self._memory = -1
+        self._devices = self._new_overlay = self._frozen_overlay = self._memory = -1
         self._copy_ram: Callable[[], object] | None = None
 
     def __enter__(self) -> Taking:
@@ -244,6 +244,7 @@ class Taking:
             link_file(self.config.mounts, self._directory / _MOUNTS)
         self._devices = self._open(self._directory / _DEVICES, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         self._new_overlay = self._open(self._overlay, os.O_RDWR)
+        self._frozen_overlay = self._open(self._overlay, os.O_RDONLY)
         if self.config.memory_file is None or self.config.memory_shared:
             self._memory = self._make_memory()
             # It changes for as long as the machine runs.
@@ -279,13 +280,15 @@ class Taking:
           MonitorLostError: if QEMU does not answer, or refuses to let the machine go on.
 
         """
-        config, fdsets = self.config, [1 << 30 | secrets.randbits(30) for _ in range(2)]
-        devices, overlay = (f"/dev/fdset/{number}" for number in fdsets)
-        node = f"overlay-{secrets.token_hex(4)}"
+        config, before = self.config, self.node
+        state, disk = (1 << 30 | secrets.randbits(30) for _ in range(2))
+        devices, overlay = f"/dev/fdset/{state}", f"/dev/fdset/{disk}"
+        node = DiskNode(f"overlay-{secrets.token_hex(4)}", disk)
         try:
-            for number, fd in zip(fdsets, (self._devices, self._new_overlay), strict=True):
-                await self._execute("add-fd", {"fdset-id": number}, [fd])
-            await self._execute("blockdev-add", added_overlay(node, overlay))
+            await self._execute("add-fd", {"fdset-id": state}, [self._devices])
+            await self._execute("add-fd", {"fdset-id": disk, "opaque": WRITABLE}, [self._new_overlay])
+            await self._execute("add-fd", {"fdset-id": disk}, [self._frozen_overlay])
+            await self._execute("blockdev-add", added_overlay(node.name, overlay))
             begin = trio.current_time()
             await self._execute("stop")
             try:
@@ -302,12 +305,14 @@ class Taking:
                     await self._go_on()  # noqa: ASYNC102 - the caller shields us, and each command is bounded
             pause = trio.current_time() - begin
         finally:
-            undo: list[tuple[str, dict[str, object]]] = [("remove-fd", {"fdset-id": number}) for number in fdsets]
-            if self.node != node:
-                undo.insert(0, ("blockdev-del", {"node-name": node}))
+            undo: list[tuple[str, dict[str, object]]] = [("remove-fd", {"fdset-id": state})]
+            if self.node is before:
+                undo = [("blockdev-del", {"node-name": node.name}), *undo, ("remove-fd", {"fdset-id": disk})]
             for command, arguments in undo if self.lost is None else ():
                 with suppress(QMPCommandError):  # it may not be there yet
                     await self._execute(command, arguments)  # noqa: ASYNC102 - as above
+            if self.node is not before and self.lost is None:
+                await self._forget_writable(before)  # noqa: ASYNC102 - as above
         memory = None if self._memory < 0 else self._directory / _MEMORY
         return Snapshot(
             self._directory,
@@ -329,8 +334,16 @@ class Taking:
             self.lost = MonitorLostError(str(exc))
             raise self.lost from exc
 
-    async def _change_overlay(self, node: str) -> None:
-        await self._execute("blockdev-snapshot", {"node": self.node, "overlay": node})
+    async def _forget_writable(self, frozen: DiskNode) -> None:
+        """Have QEMU close the last descriptor by which it could write to what others stand on from now on."""
+        for fdset in await self._execute("query-fdsets"):
+            if fdset["fdset-id"] == frozen.fdset:
+                for fd in fdset["fds"]:
+                    if fd.get("opaque") == WRITABLE:
+                        await self._execute("remove-fd", {"fdset-id": frozen.fdset, "fd": fd["fd"]})
+
+    async def _change_overlay(self, node: DiskNode) -> None:
+        await self._execute("blockdev-snapshot", {"node": self.node.name, "overlay": node.name})
         self.node = node
         self.config = attrs.evolve(
             self.config, layers=(*self.config.layers, self.config.overlay), overlay=self._overlay
@@ -338,9 +351,9 @@ class Taking:
 
     async def _execute(
         self, command: str, arguments: Mapping[str, object] | None = None, fds: Sequence[int] = ()
-    ) -> None:
+    ) -> Any:
         with self._bounded(command):
-            await self._qmp.execute(command, arguments, fds)
+            return await self._qmp.execute(command, arguments, fds)
 
     async def _save_with_memory(self) -> None:
         with self._bounded("migrate"):

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -32,7 +33,7 @@ from ._chain import MOST_LAYERS, Merging
 from ._clock import GuestClock
 from ._console import Console, describe_end
 from ._limits import prefer_as_victim
-from ._machine import OVERLAY_NODE, MachineConfig, layer_node
+from ._machine import DiskNode, MachineConfig
 from ._migration import MigrationError, load_state, save_state
 from ._process import InheritedFds, OwnedProcess, run_owned
 from ._qmp import QMPChannel, open_qmp
@@ -53,14 +54,19 @@ class Vm:
     """
 
     def __init__(
-        self, config: MachineConfig, accelerator: Accelerator, timeouts: Timeouts, console: Console, memory: int
+        self,
+        config: MachineConfig,
+        accelerator: Accelerator,
+        timeouts: Timeouts,
+        console: Console,
+        memory: int,
+        disk: Sequence[DiskNode],
     ) -> None:
         self.clock: GuestClock = GuestClock()
         """The guest's clock, which is kept right."""
         self._config = config
         self._memory = memory  # a descriptor of the RAM's file, the manager's
-        self._node = OVERLAY_NODE
-        self._layer_nodes = [layer_node(number) for number in range(len(config.layers))]
+        *self._layer_nodes, self._node = disk
         self._snapshots = trio.Lock()
         self._accelerator = accelerator
         self._timeouts = timeouts

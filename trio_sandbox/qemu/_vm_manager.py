@@ -18,7 +18,7 @@ from ._accelerator import Accelerator
 from ._confinement import kvm_access
 from ._console import Console
 from ._limits import Limits
-from ._machine import MachineConfig, MachineFds, machine_argv, stand_in_kernel
+from ._machine import MachineConfig, MachineFds, disk_nodes, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
 from ._qcow2 import read_qcow2_info
 from ._runtime import Runtime
@@ -107,6 +107,7 @@ class VmManager:
                 image=inherited.open(config.image, os.O_RDONLY),
                 layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
                 overlay=inherited.open(config.overlay, os.O_RDWR),
+                frozen_overlay=inherited.open(config.overlay, os.O_RDONLY),
                 mounts=None if config.mounts is None else inherited.open(config.mounts, os.O_RDONLY),
                 qmp=qmp_fd,
                 agent=guest_fd,
@@ -128,7 +129,7 @@ class VmManager:
             environment = {**minimal_environment(), **self._runtime.environment}
             memory = os.dup(fds.memory)
             stack.callback(os.close, memory)
-            vm = Vm(config, accelerator, self._timeouts, Console(console), memory)
+            vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds))
             if uid is not None and confinement.uid_per_vm:
                 self._runtime.guard_uid(uid)
                 stack.callback(self._runtime.release_uid, uid)
