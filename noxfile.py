@@ -10,15 +10,11 @@ packages are installed by apt where they are missing.
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import shutil
-import sys
 from pathlib import Path
 
 import nox
-from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.5.1"
 nox.options.sessions = ["tests"]
@@ -30,6 +26,12 @@ PYPROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
 #: Files of tests side by side: a virtual machine under emulation keeps one processor busy, and waits a lot.
 IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
+
+#: Programs that only tests use, their Debian packages, and what for.
+TESTS_NEED = (
+    ("busybox", "busybox-static", "is the guest of confinement tests without a virtual machine"),
+    ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
+)
 
 #: What `tests` runs as well, unless it is given arguments of its own.
 CHECKS = ("lint", "typing", "docs")
@@ -51,12 +53,12 @@ def hello(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, then `lint`, `typing` and `docs`; with arguments: pytest alone, with them."""
-    install_system_packages(session)
+    install_system_packages(session, *TESTS_NEED)
     session.install("-e.[cli]", *group("tests"))
     if not session.posargs:
         for name in CHECKS:
             session.notify(name)
-    session.run("pytest", *(session.posargs or IN_PARALLEL))
+    session.run("pytest", *(session.posargs or (*IN_PARALLEL, "-rs")))  # what is skipped is said, and why
 
 
 @nox.session
@@ -143,35 +145,25 @@ def trio_files(directory: str) -> list[str]:
     ]
 
 
-def install_system_packages(session: nox.Session) -> None:
-    """Install by apt what is missing of the operating system; do nothing where all is there."""
+def install_system_packages(session: nox.Session, *more: tuple[str, str, str]) -> None:
+    """Install what is missing of the operating system, *more* (name, package, purpose) besides; nothing where all is there.
+
+    Also what only ordinary users need: root may have to install it, and the next to come may be none.
+    """
     # The library's own list, run by itself: nothing of ours is installed yet.
     programs = runpy.run_path(str(HERE / "trio_sandbox" / "_programs.py"))
-    missing = programs["missing"]()
+    if reason := programs["unsupported_platform"]():
+        session.error(reason)
+    requirements = [*programs["REQUIREMENTS"], *(programs["Requirement"](*requirement) for requirement in more)]
+    missing = programs["missing"](requirements, root=False)
     if not missing:
         return
     wanted = ", ".join(f"{requirement.name} ({requirement.purpose})" for requirement in missing)
     packages = sorted({requirement.package for requirement in missing})
-    by_hand = f"apt-get install --no-install-recommends {' '.join(packages)}"
     session.log(f"not installed: {wanted}")
-    if shutil.which("apt-get") is None:
-        session.error(
-            f"These are needed and not installed: {wanted}. There is no apt-get here to install them with; "
-            f"on Debian and Ubuntu they are in the packages {' '.join(packages)}. Install them, then try again."
-        )
-    as_root: tuple[str, ...] = ()
-    if os.geteuid() != 0:
-        if shutil.which("sudo") is None:
-            session.error(f"Run this as root, then try again: {by_hand}")
-        as_root = ("sudo",) if sys.stdin.isatty() else ("sudo", "-n")  # -n: fail rather than ask nobody
-    apt_get = (*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300")
-    try:
-        # Lists of unrelated sources that can't be reached are apt's warnings, not our failure.
-        session.run(*apt_get, "update", external=True, success_codes=[0, 100])
-        session.run(*apt_get, "install", "-y", "--no-install-recommends", *packages, external=True)
-    except CommandFailed:
-        session.error(f"apt could not install what is missing. Run this as root, then try again: {by_hand}")
-    if still := [requirement.name for requirement in programs["missing"]()]:
+    if problem := runpy.run_path(str(HERE / "bootstrap.py"))["apt_install"](packages):
+        session.error(f"These are needed and not installed: {wanted}. {problem}")
+    if still := [requirement.name for requirement in programs["missing"](requirements, root=False)]:
         session.error(f"{' '.join(packages)} are installed, and yet {', '.join(still)} can't be found")
 
 

@@ -1,18 +1,15 @@
-"""How the noxfile gets system packages: the one thing in it that changes somebody's machine."""
+"""How the noxfile gets system packages; how apt does it is `bootstrap`'s."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import cast
 
 import nox
 import pytest
-from nox.command import CommandFailed
 
 from tests.documented import ROOT
 
@@ -22,9 +19,22 @@ class Requirement(NamedTuple):
     name: str
     package: str
     purpose: str
-def missing():
+    ordinary_user_only: bool = False
+REQUIREMENTS = [Requirement("qemu", "qemu-package", "runs"), Requirement("newuidmap", "uid-package", "builds", True)]
+def missing(requirements, *, root):
     import os
-    return [] if os.path.exists({marker!r}) else [Requirement("qemu", "qemu-package", "runs"), Requirement("mke", "mke-package", "makes")]
+    return [] if os.path.exists({marker!r}) else [r for r in requirements if not (root and r.ordinary_user_only)]
+def unsupported_platform():
+    return {platform!r}
+"""
+
+BOOTSTRAP = """
+from pathlib import Path
+def apt_install(packages):
+    if {helps!r}:
+        Path({marker!r}).touch()
+    Path({log!r}).write_text(" ".join(packages))
+    return {problem!r}
 """
 
 
@@ -33,27 +43,13 @@ class SessionError(Exception):
 
 
 class FakeSession:
-    """Records what a session is asked to do; *install* says what happens at an installation."""
-
-    def __init__(self, installed: Path, *, works: bool = True, helps: bool = True) -> None:
-        self.commands: list[tuple[str, ...]] = []
-        self._installed = installed
-        self._works = works
-        self._helps = helps
+    """A session that does nothing but give up."""
 
     def log(self, message: str) -> None:
         pass
 
     def error(self, message: str) -> None:
         raise SessionError(message)
-
-    def run(self, *arguments: str, external: bool, success_codes: tuple[int, ...] = (0,)) -> None:
-        assert external
-        self.commands.append(arguments)
-        if not self._works:
-            raise CommandFailed
-        if "install" in arguments and self._helps:
-            self._installed.touch()
 
 
 @functools.cache
@@ -67,105 +63,69 @@ def load_noxfile() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def marker(tmp_path: Path) -> Path:
-    """The file whose existence means that everything is installed."""
-    return tmp_path / "installed"
+class Site:
+    """The noxfile, in a directory whose library says that packages are missing."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.installed = directory / "installed"
+        self._directory = directory
+        self._noxfile = load_noxfile()
+        (directory / "trio_sandbox").mkdir()
+        monkeypatch.setattr(self._noxfile, "HERE", directory)
+
+    def install(
+        self, *more: tuple[str, str, str], platform: str = "", problem: str = "", helps: bool = True
+    ) -> list[str]:
+        """Install; return the packages that apt was asked for."""
+        marker, log = str(self.installed), self._directory / "log"
+        programs = PROGRAMS.format(marker=marker, platform=platform)
+        (self._directory / "trio_sandbox" / "_programs.py").write_text(programs)
+        bootstrap = BOOTSTRAP.format(marker=marker, helps=helps, log=str(log), problem=problem)
+        (self._directory / "bootstrap.py").write_text(bootstrap)
+        self._noxfile.install_system_packages(cast("nox.Session", FakeSession()), *more)
+        return log.read_text().split() if log.exists() else []
 
 
 @pytest.fixture
-def noxfile(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The noxfile, in a directory whose library says that two packages are missing; PATH is empty."""
-    module = load_noxfile()
-    (tmp_path / "trio_sandbox").mkdir()
-    (tmp_path / "trio_sandbox" / "_programs.py").write_text(PROGRAMS.format(marker=str(marker)))
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setattr(module, "HERE", tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    return module
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(tmp_path, monkeypatch)
 
 
-def add_program(tmp_path: Path, name: str) -> None:
-    program = tmp_path / "bin" / name
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+def test_nothing_is_done_where_all_is_there(site: Site) -> None:
+    site.installed.touch()
+    assert site.install() == []
 
 
-def install(noxfile: ModuleType, session: FakeSession) -> None:
-    noxfile.install_system_packages(cast("nox.Session", session))
+def test_what_is_missing_is_installed_for_ordinary_users_too(site: Site) -> None:
+    """Root does without some; but the next to come may be an ordinary user, who can't install anything."""
+    assert site.install() == ["qemu-package", "uid-package"]
 
 
-def be(monkeypatch: pytest.MonkeyPatch, user: int, *, terminal: bool = False) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: user)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: terminal, raising=False)
+def test_what_a_session_needs_besides_is_installed(site: Site) -> None:
+    assert site.install(("box", "box-package", "is in")) == ["box-package", "qemu-package", "uid-package"]
 
 
-def test_nothing_is_done_where_all_is_there(noxfile: ModuleType, marker: Path) -> None:
-    marker.touch()
-    session = FakeSession(marker)
-    install(noxfile, session)
-    assert session.commands == []
+def test_what_apt_could_not_do_is_said(site: Site) -> None:
+    with pytest.raises(SessionError, match=r"qemu \(runs\), newuidmap \(builds\)\. Do it yourself"):
+        site.install(problem="Do it yourself")
 
 
-def test_root_installs_what_is_missing(
-    noxfile: ModuleType, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_program(tmp_path, "apt-get")
-    be(monkeypatch, 0)
-    session = FakeSession(marker)
-    install(noxfile, session)
-    update, installation = session.commands
-    assert update[:3] == ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get")
-    assert update[-1] == "update"
-    assert installation[-5:] == ("install", "-y", "--no-install-recommends", "mke-package", "qemu-package")
+def test_packages_that_do_not_help_are_noticed(site: Site) -> None:
+    with pytest.raises(SessionError, match="are installed, and yet qemu, newuidmap can't be found"):
+        site.install(helps=False)
 
 
-@pytest.mark.parametrize(("terminal", "prefix"), [(True, ("sudo", "env")), (False, ("sudo", "-n", "env"))])
-def test_others_use_sudo_and_only_a_terminal_is_asked(
-    noxfile: ModuleType,
-    marker: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    terminal: bool,
-    prefix: tuple[str, ...],
-) -> None:
-    add_program(tmp_path, "apt-get")
-    add_program(tmp_path, "sudo")
-    be(monkeypatch, 1000, terminal=terminal)
-    session = FakeSession(marker)
-    install(noxfile, session)
-    assert all(command[: len(prefix)] == prefix for command in session.commands)
+def test_another_platform_is_told_at_once(site: Site) -> None:
+    with pytest.raises(SessionError, match="this is Darwin on arm64"):
+        site.install(platform="this is Darwin on arm64")
 
 
-def test_without_sudo_the_command_is_in_the_message(
-    noxfile: ModuleType, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_program(tmp_path, "apt-get")
-    be(monkeypatch, 1000)
-    with pytest.raises(
-        SessionError, match=r"as root.*apt-get install --no-install-recommends mke-package qemu-package"
-    ):
-        install(noxfile, FakeSession(marker))
+def test_the_library_s_own_files_are_what_they_are_taken_for() -> None:
+    import bootstrap
+    from trio_sandbox import _programs
 
-
-def test_without_apt_the_packages_are_in_the_message(noxfile: ModuleType, marker: Path) -> None:
-    with pytest.raises(SessionError, match=r"qemu \(runs\), mke \(makes\).*no apt-get.*mke-package qemu-package"):
-        install(noxfile, FakeSession(marker))
-
-
-def test_a_failure_of_apt_says_what_to_do(
-    noxfile: ModuleType, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_program(tmp_path, "apt-get")
-    be(monkeypatch, 0)
-    with pytest.raises(SessionError, match=r"could not install.*apt-get install"):
-        install(noxfile, FakeSession(marker, works=False))
-
-
-def test_packages_that_do_not_help_are_noticed(
-    noxfile: ModuleType, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_program(tmp_path, "apt-get")
-    be(monkeypatch, 0)
-    with pytest.raises(SessionError, match="are installed, and yet qemu, mke can't be found"):
-        install(noxfile, FakeSession(marker, helps=False))
+    needed = [_programs.Requirement(*requirement) for requirement in load_noxfile().TESTS_NEED]
+    assert {requirement.package for requirement in needed} == {"busybox-static", "nodejs"}
+    assert "uidmap" in {requirement.package for requirement in _programs.REQUIREMENTS}
+    assert callable(bootstrap.apt_install)
+    assert isinstance(_programs.unsupported_platform(), str)
