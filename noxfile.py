@@ -106,6 +106,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
+@nox.session(default=False)
+def machines(session: nox.Session) -> None:
+    """Try the two commands on fresh machines: Debian 12 and 13, as root and as a user; ``-- --suite trixie --user [COMMAND]``."""
+    session.install("pip")  # it tells where packages come from here
+    session.run("python", "-m", "tests.machines", *session.posargs)
+
+
 # --- What the sessions share ---
 
 #: Everything is on, the optional rules about checkpoints as well, except two that misfire here:

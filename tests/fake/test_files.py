@@ -129,7 +129,7 @@ OPERATIONS: dict[str, Operation] = {
     "unlink missing_ok": lambda path: path.unlink(missing_ok=True),
     "touch": lambda path: path.touch(),
     "touch exist_ok": lambda path: path.touch(0o600, exist_ok=False),
-    "chmod": lambda path: path.chmod(0o640),
+    "chmod": lambda path: path.chmod(0o740),  # an ordinary user can still look into a directory
     "rename": lambda path: path.rename(str(path) + ".renamed"),
     "rename over": lambda path: path.rename(str(path.parent / "empty")),
     "symlink_to": lambda path: path.symlink_to("anywhere"),

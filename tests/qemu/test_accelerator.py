@@ -152,6 +152,9 @@ async def test_kvm_unconfined_is_proved_or_refuted_in_time(runtime: Runtime) -> 
         failure = await prove_kvm(build, _UNCONFINED, environment=runtime.environment, deadline=5)
     if not os.access("/dev/kvm", os.F_OK):
         assert failure == "/dev/kvm does not exist"
+    elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        assert failure is not None
+        assert "this user may not open /dev/kvm: join the group" in failure
     else:
         assert failure is None or "instead of running a guest" in failure or "did not run within" in failure
 

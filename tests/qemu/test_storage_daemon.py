@@ -63,6 +63,24 @@ async def stopped(daemon: QemuStorageDaemon) -> AsyncGenerator[None]:
 # --- Life cycle ---
 
 
+async def test_a_directory_of_its_own(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/tmp")  # short enough for a socket
+    with nothing_left():
+        async with open_storage_daemon() as daemon:
+            directory = daemon.socket_path.parent
+            assert daemon.socket_path.is_socket()
+            assert directory.parent == Path("/tmp")
+            assert directory.stat().st_mode & 0o777 == 0o700
+            await daemon.create_overlay(base, tmp_path / "overlay.qcow2")
+        assert not directory.exists()
+    with pytest.raises(MissingProgramError):
+        async with open_storage_daemon(program="no-such-daemon"):
+            pytest.fail("started")
+    monkeypatch.setenv("TMPDIR", "/" + "long" * 30)
+    async with open_storage_daemon() as daemon:
+        assert daemon.started
+
+
 async def test_runs_for_the_block_and_no_longer(sockets: Path, base: Path, tmp_path: Path) -> None:
     with nothing_left(sockets):
         async with open_storage_daemon(directory=sockets) as daemon:

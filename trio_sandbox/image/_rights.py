@@ -102,7 +102,7 @@ def explain_refusal(output: str) -> str:
         why = "the limit of this system's user namespaces, user.max_user_namespaces, is reached"
         way_out = "as root, sysctl user.max_user_namespaces=15000"
     elif "Operation not permitted" in output or "Permission denied" in output:
-        why = "this system lets ordinary users make no user namespaces"
+        why = "this system lets ordinary users make no user namespaces, or this is a chroot, which has none for them"
         way_out = (
             "as root, sysctl kernel.unprivileged_userns_clone=1 (Debian) or "
             "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, run as its root"

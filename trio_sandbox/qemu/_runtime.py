@@ -214,6 +214,18 @@ def _own_directory(directory: Path) -> Generator[None]:
         remove_marked(directory)
 
 
+@contextmanager
+def private_directory() -> Generator[Path]:
+    """Own a directory like a `Runtime`'s for the block, without a reaper: if we are killed, the next `open_runtime` removes it.
+
+    Raises:
+      SandboxError: if there is no place for it, or it can't be made.
+    """
+    directory = _choose_directory(None)
+    with _own_directory(directory):
+        yield directory
+
+
 def remove_leftovers(base: Path) -> None:
     """Remove runtime directories of owners that died together with their reapers.
 

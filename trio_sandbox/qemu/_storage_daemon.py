@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -29,6 +29,7 @@ from .._nurseries import open_services
 from ._process import InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qcow2 import FileIdentity, Qcow2FormatError, Qcow2Info, Qcow2InfoCache
 from ._qmp import QMPChannel, open_qmp
+from ._runtime import private_directory
 
 _log = logging.getLogger("trio_sandbox.storage_daemon")
 
@@ -332,7 +333,7 @@ class QemuStorageDaemon:
 @open_block
 async def open_storage_daemon(
     *,
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | None = None,
     timeouts: Timeouts | None = None,
     environment: Mapping[str, str] | None = None,
     program: str = "qemu-storage-daemon",
@@ -343,7 +344,8 @@ async def open_storage_daemon(
     not cancel the block: requests fail then.
 
     Args:
-      directory: An existing directory of ours alone, where the socket is made.
+      directory: An existing directory of ours alone, where the socket is made; None: a new one, in TMPDIR or else /var/tmp,
+        which is removed with the block.
       timeouts: `Timeouts.storage_daemon_start` bounds the start, `overlay` each creation,
         `process_exit` the end before it is killed.
       environment: What the process gets besides a minimal environment, for instance `Runtime.environment`.
@@ -353,12 +355,15 @@ async def open_storage_daemon(
       MissingProgramError: if the program is not installed.
       QemuStorageDaemonError: if it can't be started, ends at once, or does not answer in time
         (then `trio.TooSlowError` is the cause).
+      SandboxError: if there is no place for a directory; the message says what to set.
 
     """
     timeouts = Timeouts() if timeouts is None else timeouts
     bound = timeouts.storage_daemon_start
-    daemon = QemuStorageDaemon(directory=directory, timeouts=timeouts, environment=environment, program=program)
-    async with open_services("open_storage_daemon()") as services:
+    async with AsyncExitStack() as stack:
+        place = stack.enter_context(private_directory()) if directory is None else directory
+        daemon = QemuStorageDaemon(directory=place, timeouts=timeouts, environment=environment, program=program)
+        services = await stack.enter_async_context(open_services("open_storage_daemon()"))
         try:
             with trio.fail_after(bound):
                 await services.start(daemon.serve)

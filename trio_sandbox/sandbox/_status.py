@@ -59,4 +59,6 @@ def parse_stat(payload: bytes) -> os.stat_result:
         nanoseconds = status[f"{name}_ns"]
         status[name] = nanoseconds / _NANOSECONDS
         seconds.append(int(nanoseconds // _NANOSECONDS))
-    return os.stat_result([*numbers[:_STAT_SEQUENCE], *seconds], status)
+    # Python 3.13 refuses names whose values are in the sequence, too.
+    others = {name: value for number, (name, value) in enumerate(status.items()) if number >= _STAT_SEQUENCE}
+    return os.stat_result([*numbers[:_STAT_SEQUENCE], *seconds], others)
