@@ -8,6 +8,8 @@ Leaving the block is the destruction of the virtual machine; cancelling the call
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 # The redundant aliases are what type checkers read as "exported".
 from ._config import (
     HostConfig as HostConfig,
@@ -51,7 +53,7 @@ from ._errors import (
     VmError as VmError,
     WarmupError as WarmupError,
 )
-from ._metadata import fix_module_metadata, version
+from ._metadata import fix_module_metadata, version as _version
 from ._results import (
     ProcessFailedError as ProcessFailedError,
     RunFailedError as RunFailedError,
@@ -81,7 +83,17 @@ from .sandbox import (
     TransferStatistics as TransferStatistics,
 )
 
-__version__: str = version()
-
 fix_module_metadata(__name__, globals())
-del fix_module_metadata, version
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Find out the version when it is asked for: that takes a tenth of the time of importing all of this."""
+        if name == "__version__":
+            return _version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+del TYPE_CHECKING, fix_module_metadata

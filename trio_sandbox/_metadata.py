@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 
 def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:
     """Set `__module__` of what *namespace* re-exports, so that tracebacks and docs show the public path."""
@@ -18,6 +16,8 @@ def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:
 
 def version() -> str:
     """Return the installed version, or "0+unknown" when run from a tree that was never installed."""
+    import importlib.metadata  # slow, and few ask
+
     try:
         return importlib.metadata.version("trio-sandbox")
     except importlib.metadata.PackageNotFoundError:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from trio_sandbox.cli import build_parser
+import trio_sandbox
+from trio_sandbox.bench import MEASURES
+from trio_sandbox.cli import build_parser, main
+from trio_sandbox.cli._arguments import MEASURES as NAMES
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 
@@ -155,3 +160,27 @@ def test_every_commands_help_has_examples() -> None:
     top, *rest = parsers(build_parser())
     for parser in (top, *(parser for parser in rest if parser.prog.count(" ") == 1)):
         assert f"examples:\n  {parser.prog}" in parser.format_help()
+
+
+def test_what_can_be_measured_is_what_the_benchmarks_measure() -> None:
+    assert tuple(MEASURES) == NAMES
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"trio-sandbox {trio_sandbox.__version__}\n"
+
+
+def test_help_imports_no_more_than_it_needs() -> None:
+    script = (
+        "import sys; from trio_sandbox.cli import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: print(*sorted(sys.modules))"
+    )
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    modules = set(completed.stdout.splitlines()[-1].split())
+    assert "trio_sandbox.cli._parser" in modules
+    slow = {"importlib.metadata", "rich", "trio_sandbox.bench", "trio_sandbox.testing", "trio_sandbox.cli._run"}
+    assert not slow & modules

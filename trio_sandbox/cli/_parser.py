@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from .. import __version__, constants
-from ..bench import MEASURES
+from .. import constants
+from .._metadata import version
 from . import _examples
-from ._arguments import counts, download, guest_directory, measures, memory_mib, seconds, upload, variable
+from ._arguments import MEASURES, counts, download, guest_directory, measures, memory_mib, seconds, upload, variable
 from ._command_parser import CommandParser, Once
 from ._status import BENCH_EXIT_STATUSES, EXIT_STATUSES, SHELL_EXIT_STATUSES
 
@@ -19,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="trio-sandbox", description="Run untrusted code in throw-away virtual machines.", epilog=_examples.ALL
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action=_ShowVersion, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     _fill_run(
         commands.add_parser(
@@ -60,6 +61,23 @@ def build_parser() -> argparse.ArgumentParser:
     _fill_image(commands.add_parser("image", help="build, list and remove images", epilog=_examples.IMAGE))
     _fill_template(commands.add_parser("template", help="list and remove saved machines", epilog=_examples.TEMPLATE))
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """What argparse has for this wants to know the version before anybody asks."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, help: str) -> None:  # noqa: A002 - argparse's
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print(f"{parser.prog} {version()}")
+        parser.exit()
 
 
 def _fill_run(run: CommandParser) -> None:
@@ -142,7 +160,7 @@ def _fill_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--only",
         type=measures,
-        default=tuple(MEASURES),
+        default=MEASURES,
         metavar="NAMES",
         help=f"measure these only, with commas between them: {', '.join(MEASURES)}",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from .._errors import ImageBuildError
@@ -34,6 +33,8 @@ def agent_files() -> Iterator[tuple[str, bytes]]:
     Raises:
       ImageBuildError: if a distribution that the agent needs is not installed as ordinary files.
     """
+    from importlib import metadata  # slow to import, and a mere --help can do without
+
     yield "__main__.py", _MAIN
     # No `trio_sandbox/__init__.py`: inside the guest it is a namespace package of these parts.
     ours = Path(__file__).parent.parent
