@@ -174,7 +174,10 @@ class HostConfig:
     progress: Callable[[Progress], object] = attrs.field(
         default=_ignore_progress, validator=check_callable, eq=False, repr=False
     )
-    """Called in the host's task at every step of long work; must not block."""
+    """Called in the host's task at every step of long work; must not block.
+
+    Each new message is logged besides, at INFO, by the logger ``trio_sandbox.progress``.
+    """
 
 
 #: Checks of a machine's memory and of its number of processors.

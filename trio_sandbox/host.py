@@ -24,6 +24,7 @@ from .machines import (
     Launcher,
     NamedTemplate,
     NamedTemplateStore,
+    ProgressLog,
     TemplateStore,
     WarmPool,
     WarmStatistics,
@@ -363,6 +364,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         raise TypeError(f"`config` must be a HostConfig, not {config!r:.100}")
     if reason := unsupported_platform():
         raise SandboxError(reason)
+    config = attrs.evolve(config, progress=ProgressLog(config.progress))
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:

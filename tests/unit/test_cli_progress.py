@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -55,3 +56,24 @@ def test_a_terminal_gets_bars_that_are_cleared_away(monkeypatch: pytest.MonkeyPa
 def test_a_terminal_gets_lines_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich", None)  # what importing it then does: ImportError
     assert show_steps(Terminal()) == LINES
+
+
+HOSTILE = Progress("[/bold]", "[red]x[/nothing]\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}y")
+
+
+def test_a_message_is_shown_and_not_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    for output in (Terminal(), io.StringIO()):
+        with open_progress(quiet=False, output=output) as show:
+            show(HOSTILE)
+        assert "[/bold]" in output.getvalue()
+        assert "[red]x[/nothing]\\x1b[2J\\u202ey" in output.getvalue()
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_no_color_takes_the_colours_out(no_color: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    colours = re.findall(r"\x1b\[[0-9;]*[34]\d[0-9;]*m", show_steps(Terminal()))
+    assert bool(colours) is (no_color == "")

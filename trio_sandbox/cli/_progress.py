@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from .._config import Progress
+from ._report import printable
 
 ShowProgress = Callable[[Progress], None]
 
@@ -27,7 +28,7 @@ class LineProgress:
         """Show the step, unless only its fraction changed."""
         if self._last.get(progress.stage) != progress.message:
             self._last[progress.stage] = progress.message
-            print(f"{progress.stage}: {progress.message}", file=self._output, flush=True)
+            print(printable(f"{progress.stage}: {progress.message}"), file=self._output, flush=True)
 
 
 @contextmanager
@@ -53,10 +54,10 @@ def _open_bars(output: TextIO) -> Generator[ShowProgress]:
         return
     columns = (
         bars.SpinnerColumn(),
-        bars.TextColumn("[bold]{task.description}"),
+        bars.TextColumn("{task.description}", style="bold", markup=False),
         bars.BarColumn(),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("{task.fields[message]}"),
+        bars.TextColumn("{task.fields[message]}", markup=False),  # nothing in it is ours to obey
     )
     with bars.Progress(*columns, console=console.Console(file=output), transient=True) as display:
         tasks: dict[str, bars.TaskID] = {}
@@ -64,9 +65,9 @@ def _open_bars(output: TextIO) -> Generator[ShowProgress]:
         def show(progress: Progress) -> None:
             task = tasks.get(progress.stage)
             if task is None:
-                task = tasks[progress.stage] = display.add_task(progress.stage, total=None, message="")
+                task = tasks[progress.stage] = display.add_task(printable(progress.stage), total=None, message="")
             total = None if progress.fraction is None else 1.0
-            display.update(task, total=total, completed=progress.fraction or 0.0, message=progress.message)
+            display.update(task, total=total, completed=progress.fraction or 0.0, message=printable(progress.message))
             if progress.fraction == 1.0:
                 display.stop_task(task)
 

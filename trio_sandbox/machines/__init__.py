@@ -7,6 +7,7 @@ from ._fork import check_count as check_count, open_together as open_together
 from ._launcher import RESTORE_FAILURES as RESTORE_FAILURES, Launcher as Launcher
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
+from ._progress_log import ProgressLog as ProgressLog
 from ._templates import (
     Template as Template,
     TemplateStore as TemplateStore,
