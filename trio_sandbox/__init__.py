@@ -30,6 +30,7 @@ from ._errors import (
     ImageMissingError as ImageMissingError,
     MissingProgramError as MissingProgramError,
     MountError as MountError,
+    NetworkUnavailableError as NetworkUnavailableError,
     OutcomeUnknownError as OutcomeUnknownError,
     OutputLimitError as OutputLimitError,
     QemuStorageDaemonError as QemuStorageDaemonError,
@@ -54,6 +55,7 @@ from ._errors import (
     WarmupError as WarmupError,
 )
 from ._metadata import fix_module_metadata, version as _version
+from ._network import Network as Network, NetworkRule as NetworkRule
 from ._results import (
     ProcessFailedError as ProcessFailedError,
     RunFailedError as RunFailedError,
@@ -71,6 +73,7 @@ from .client import (
 )
 from .host import Host as Host, HostStatistics as HostStatistics, open_host as open_host, open_sandbox as open_sandbox
 from .machines import AdmissionStatistics as AdmissionStatistics, WarmStatistics as WarmStatistics
+from .network import NetworkEvent as NetworkEvent, NetworkStatistics as NetworkStatistics, NetworkWatch as NetworkWatch
 from .sandbox import (
     Checkpoint as Checkpoint,
     FileChange as FileChange,

@@ -22,6 +22,7 @@ from ._checks import (
     to_path,
     whole_number,
 )
+from ._network import Network
 
 
 def _timeout(default: float) -> float:
@@ -56,6 +57,8 @@ class Timeouts:
     """Between INT and KILL when a run or process in the guest is cancelled."""
     kill: float = _timeout(constants.KILL_TIMEOUT)
     """The guest's acknowledging a KILL; past it the VM itself is ended."""
+    connect: float = _timeout(constants.CONNECT_TIMEOUT)
+    """A connection's coming about that a guest wants to the outside; see `Network`."""
     process_exit: float = _timeout(constants.PROCESS_EXIT_GRACE)
     """Between asking one of the host's processes to end and killing it."""
 
@@ -169,6 +172,11 @@ class HostConfig:
     ``{("python", SandboxConfig(memory_mib=512)): 1}``; a sandbox gets one of exactly its own. They are opened in the background,
     take their share of the budgets, and give way to sandboxes that would have to wait for it.
     """
+    proxy: str | None = attrs.field(default=None, validator=or_none(check_text), repr=False)
+    """An HTTP proxy that guests' connections to the outside go through, ``"http://user:password@proxy:3128"``, or "environment"
+    for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names, so that it has to see to it itself
+    where they lead. None: connections are made from here.
+    """
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance(Timeouts))
     """Bounds on the library's own operations."""
     progress: Callable[[Progress], object] = attrs.field(
@@ -249,6 +257,8 @@ class SandboxConfig:
     `RunResult.restarted` True in the next run). What it had imported and defined is gone then, as all other variables are: run it again
     yourself, with `Sandbox.run`.
     """
+    network: Network = attrs.field(factory=Network.none, validator=instance(Network))
+    """What the sandbox may reach; see `Network`. `warmup` runs without. `Sandbox.network` gives another policy for a block."""
     mounts: Mapping[str, Path] = attrs.field(
         factory=dict[str, Path], converter=_mounts, validator=_check_mounts, hash=False
     )
@@ -272,6 +282,7 @@ class SandboxFields(TypedDict, total=False):
     hibernate_after: float | None
     reclaim_after: float | None
     warmup: str
+    network: Network
     mounts: Mapping[str, str | os.PathLike[str]]
 
 

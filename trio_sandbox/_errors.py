@@ -222,6 +222,10 @@ class TemplateUnusableError(TemplateError):
     """
 
 
+class NetworkUnavailableError(SandboxError):
+    """The guest could not switch its side of the network on. Nothing was opened, and the sandbox goes on without one."""
+
+
 class RunRefusedError(SandboxError):
     """The guest did not start the run, for instance because the image has no interpreter of that language.
 

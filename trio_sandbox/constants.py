@@ -83,3 +83,11 @@ AGENT_SILENCE_TIMEOUT = 60.0
 INTERRUPT_GRACE = 1.0
 KILL_TIMEOUT = 20.0
 PROCESS_EXIT_GRACE = 5.0
+CONNECT_TIMEOUT = 30.0
+
+# --- Network ---
+
+#: Connections of a sandbox to the outside at a time: what it may have at most, and what it has unless told otherwise.
+#: Each may take 256 KiB of the host's memory.
+MAXIMUM_CONNECTIONS = 256
+DEFAULT_MAX_CONNECTIONS = 128

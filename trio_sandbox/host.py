@@ -32,6 +32,7 @@ from .machines import (
     hold_machine,
     place_templates,
 )
+from .network import Gateway, HostResolver, Proxy, find_proxy
 from .qemu import (
     Accelerator,
     Runtime,
@@ -75,6 +76,7 @@ class Host:
         accelerator: Accelerator,
         launcher: Launcher,
         named: NamedTemplateStore,
+        proxy: Proxy | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
@@ -86,6 +88,8 @@ class Host:
         self._ensuring = trio.Lock()
         self._admission = Admission(config)
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
+        self._resolver = HostResolver()
+        self._proxy = proxy
         self._open = 0
         self._opened = 0
         self._closed = False
@@ -191,7 +195,9 @@ class Host:
                 services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
                     held = await hold_machine(services, self._open_machine(image, config, saved))
-                sandbox = await stack.enter_async_context(self._keep(services, held, image, config))
+                sandbox = await stack.enter_async_context(
+                    self._keep(services, held, image, config, self._gateway(config))
+                )
             yield sandbox
 
     def _check_open(self) -> None:
@@ -208,7 +214,13 @@ class Host:
 
     @asynccontextmanager
     async def _keep(
-        self, services: Services, held: HeldMachine[Vm], image: str, config: SandboxConfig, beside: int = 1
+        self,
+        services: Services,
+        held: HeldMachine[Vm],
+        image: str,
+        config: SandboxConfig,
+        gateway: Gateway,
+        beside: int = 1,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine, which may be replaced by others of *services*."""
         lifecycle = Lifecycle(
@@ -220,9 +232,12 @@ class Host:
             named=self._named,
             config=config,
             timeouts=self._config.timeouts,
-            open_child=lambda machine, beside: self._open_copy(machine, image, config, beside),
+            open_child=lambda machine, beside, gateway: self._open_copy(machine, image, config, gateway, beside),
+            gateway=gateway,
             beside=beside,
         )
+        if gateway.network:
+            await lifecycle.network.switch(held.vm)
         if config.hibernate_after is not None:
             await services.start(lifecycle.serve_idleness, config.hibernate_after)
         if config.reclaim_after is not None and held.vm.config.balloon:
@@ -238,13 +253,21 @@ class Host:
 
     @asynccontextmanager
     async def _open_copy(
-        self, machine: AbstractAsyncContextManager[Vm], image: str, config: SandboxConfig, beside: int
+        self,
+        machine: AbstractAsyncContextManager[Vm],
+        image: str,
+        config: SandboxConfig,
+        gateway: Gateway,
+        beside: int,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine that goes on from that of another sandbox."""
         async with open_services("Sandbox.fork()") as services:
             held = await hold_machine(services, machine)
-            async with self._keep(services, held, image, config, beside) as sandbox:
+            async with self._keep(services, held, image, config, gateway, beside) as sandbox:
                 yield sandbox
+
+    def _gateway(self, config: SandboxConfig) -> Gateway:
+        return Gateway(config.network, self._resolver, connect_timeout=self._config.timeouts.connect, proxy=self._proxy)
 
     async def _machine(
         self, image: str, config: SandboxConfig, saved: NamedTemplate | None
@@ -346,6 +369,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       config: Directories, accelerator and timeouts; the default is `HostConfig()`.
 
     Raises:
+      ValueError: if `HostConfig.proxy` is no proxy's URL; nothing was started.
       UnknownImageError: if `HostConfig.warm` names an image that can't be built; nothing was started.
       CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
         together, a warning is logged, and there are as many as fit.
@@ -365,6 +389,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     if reason := unsupported_platform():
         raise SandboxError(reason)
     config = attrs.evolve(config, progress=ProgressLog(config.progress))
+    proxy = find_proxy(config.proxy)
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
@@ -396,7 +421,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache))
+            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache), proxy)
             async with open_services("open_host()") as services:
                 if config.warm:
                     await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]

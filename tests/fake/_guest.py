@@ -18,7 +18,17 @@ from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
 from trio_sandbox.qemu._clock import GuestClock
 from trio_sandbox.sandbox import Sandbox
 from trio_sandbox.sandbox._slot import Slot
-from trio_sandbox.wire import JSON, Channel, ChannelStream, RecordStream, Role, encode_json, encode_record, open_channel
+from trio_sandbox.wire import (
+    JSON,
+    Channel,
+    ChannelStream,
+    RecordStream,
+    Role,
+    StreamHandler,
+    encode_json,
+    encode_record,
+    open_channel,
+)
 
 Service = Callable[[RecordStream], Awaitable[None]]
 
@@ -45,6 +55,7 @@ class FakeMachine:
     clock: GuestClock = attrs.field(factory=GuestClock)
     config: object = None
     balloon: object = None
+    guest_handler: StreamHandler | None = None
 
     def retire(self, reason: str) -> None:
         """End the guest, as killing QEMU does: our side of the channel reads end of file."""

@@ -20,6 +20,7 @@ from trio_sandbox import (
     Checkpoint,
     GuestProtocolError,
     HostConfig,
+    Network,
     OutcomeUnknownError,
     SandboxClosedError,
     SandboxConfig,
@@ -36,6 +37,7 @@ from trio_sandbox.machines._admission import Admission
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.machines._machines import hold_machine
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
+from trio_sandbox.network import Gateway, HostResolver
 from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm
 from trio_sandbox.sandbox import Sandbox
 from trio_sandbox.sandbox._lifecycle import Lifecycle
@@ -117,7 +119,8 @@ class FakeLauncher:
         return Snapshot(directory, config, SavedState(directory / "devices", b"m" * 16), 0.0)
 
     @asynccontextmanager
-    async def open_restored(self, snapshot: Snapshot) -> AsyncGenerator[FakeMachine]:
+    async def open_restored(self, snapshot: Snapshot, guest_handler: object) -> AsyncGenerator[FakeMachine]:
+        assert guest_handler is None
         async with self.open_machine(snapshot.saved.devices.read_text()) as machine:
             yield machine
 
@@ -192,7 +195,8 @@ async def open_site(
                 named=named,
                 config=config,
                 timeouts=timeouts or Timeouts(),
-                open_child=lambda machine, beside: pytest.fail(f"nobody forks {machine} beside {beside}"),
+                open_child=lambda machine, beside, _: pytest.fail(f"nobody forks {machine} beside {beside}"),
+                gateway=Gateway(Network.none(), HostResolver(), connect_timeout=1),
             )
             if hibernate_after is not None:
                 await services.start(lifecycle.serve_idleness, hibernate_after)

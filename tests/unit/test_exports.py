@@ -16,7 +16,7 @@ PUBLIC: dict[str, str] = {
         AdmissionStatistics BalloonError CapacityError Checkpoint DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
-        MissingProgramError MountError OutcomeUnknownError OutputChunk OutputLimitError ProcessFailedError Progress QMPClosedError
+        MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch OutcomeUnknownError OutputChunk OutputLimitError ProcessFailedError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxHibernatedError SandboxStatistics
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
@@ -24,8 +24,8 @@ PUBLIC: dict[str, str] = {
     """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """
-        ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_SPARE_MIB BALLOON_TIMEOUT BOOT_TIMEOUT
-        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_DISPLAYS MAXIMUM_LINE_BYTES MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
+        ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_SPARE_MIB BALLOON_TIMEOUT BOOT_TIMEOUT CONNECT_TIMEOUT DEFAULT_MAX_CONNECTIONS
+        DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB DEFAULT_TEMPLATE_BUDGET_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_CONNECTIONS MAXIMUM_DISPLAYS MAXIMUM_LINE_BYTES MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE
         MINIMUM_MEMORY_MIB MOUNTS_DISK_BYTES OUTPUT_TAIL_BYTES OVERLAY_TIMEOUT PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT RECLAIM_AFTER STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB
     """,

@@ -16,7 +16,10 @@ READS = {"receive_some", "receive_view", "receive_up_to", "relay"}
 #: What keeps something.
 KEEPS = {"append", "extend", "join", "write", "insert"}
 #: Loops that keep what they read, each with what bounds it.
-BOUNDED = {("wire/_answers.py", "receive_up_to"): "the caller's number of bytes"}
+BOUNDED = {
+    ("wire/_answers.py", "receive_up_to"): "the caller's number of bytes",
+    ("network/_proxy.py", "_receive_head"): "_LONGEST_HEAD; and it is a proxy that says it",
+}
 
 
 def reads(node: ast.AST) -> bool:

@@ -22,6 +22,7 @@ BASE = (
     "_entries",
     "_errors",
     "_metadata",
+    "_network",
     "_nurseries",
     "_private",
     "_programs",
@@ -38,13 +39,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qemu": {"base", "wire"},
     "image": {"base", "qemu"},
     "client": {"base", "wire", "qemu", "image"},
-    "machines": {"base", "wire", "qemu", "image", "client"},
-    "sandbox": {"base", "wire", "qemu", "image", "client", "machines"},
-    "host": {"base", "qemu", "image", "client", "machines", "sandbox"},
+    "network": {"base", "wire"},
+    "machines": {"base", "wire", "qemu", "image", "client", "network"},
+    "sandbox": {"base", "wire", "qemu", "image", "client", "network", "machines"},
+    "host": {"base", "qemu", "image", "client", "network", "machines", "sandbox"},
     "testing": {"base", "wire", "qemu", "image", "client", "sandbox"},
     "bench": {"base", "qemu", "image", "client", "machines", "sandbox", "host", "top"},
     "cli": {"base", "wire", "qemu", "image", "client", "machines", "host", "bench", "top"},
-    "top": {"base", "wire", "qemu", "image", "client", "machines", "sandbox", "host", "testing", "cli"},
+    "top": {"base", "wire", "qemu", "image", "client", "network", "machines", "sandbox", "host", "testing", "cli"},
 }
 
 #: Modules of the guest that the host's side uses as well: what both do alike is written once.
@@ -52,12 +54,13 @@ BOTH_SIDES = {"guest.trees"}
 
 #: Third-party modules that each layer may import. What comes with Trio is in the guest as well.
 THIRD_PARTY: dict[str, set[str]] = {
-    "base": {"attrs", "outcome", "trio"},
+    "base": {"attrs", "idna", "outcome", "trio"},
     "wire": {"outcome", "trio"},
     "guest": {"outcome", "trio"},
     "qemu": {"attrs", "outcome", "trio"},
     "image": {"attrs", "trio"},
     "client": {"attrs", "trio"},
+    "network": {"attrs", "trio"},
     "machines": {"attrs", "outcome", "trio"},
     "sandbox": {"attrs", "outcome", "trio"},
     "host": {"attrs", "trio"},

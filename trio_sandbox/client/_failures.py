@@ -12,7 +12,7 @@ import trio
 from .._errors import GuestProtocolError, OutcomeUnknownError, SandboxClosedError
 from .._quote import quote_guest
 from ..qemu import Accelerator
-from ..wire import Channel, ChannelStream, StreamLimitError, StreamResetError, WireError
+from ..wire import Channel, ChannelStream, StreamHandler, StreamLimitError, StreamResetError, WireError
 
 #: Seconds between a broken channel and QEMU's exit, or its being killed for that.
 EXIT_PATIENCE = 10.0
@@ -45,6 +45,14 @@ class Machine(Protocol):
     def closed(self) -> bool:
         """Whether its block was left."""
         ...
+
+    @property
+    def guest_handler(self) -> StreamHandler | None:
+        """What serves the streams that the guest opens; None: they are refused."""
+        ...
+
+    @guest_handler.setter
+    def guest_handler(self, handler: StreamHandler | None) -> None: ...
 
     def retire(self, reason: str) -> None:
         """End the machine: nothing that its guest says from now on is believed."""

@@ -42,6 +42,7 @@ from ..qemu import (
     link_file,
     machine_identity,
 )
+from ..wire import StreamHandler
 from ._mounts import mount
 from ._named import NamedTemplate
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
@@ -237,12 +238,12 @@ class Launcher:
         )
 
     @asynccontextmanager
-    async def open_restored(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
+    async def open_restored(self, snapshot: Snapshot, guest_handler: StreamHandler | None = None) -> AsyncGenerator[Vm]:
         """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
 
         The snapshot may be discarded once the block has started. Errors are those of `open_machine`.
         """
-        async with self._open_vm(snapshot.config, snapshot.saved) as vm:
+        async with self._open_vm(snapshot.config, snapshot.saved, guest_handler) as vm:
             yield vm
 
     async def snapshot(self, vm: Vm) -> Snapshot:
@@ -283,7 +284,12 @@ class Launcher:
         return snapshot
 
     @asynccontextmanager
-    async def _open_vm(self, machine: MachineConfig, saved: SavedState | None = None) -> AsyncGenerator[Vm]:
+    async def _open_vm(
+        self,
+        machine: MachineConfig,
+        saved: SavedState | None = None,
+        guest_handler: StreamHandler | None = None,
+    ) -> AsyncGenerator[Vm]:
         directory = self._directory / secrets.token_hex(8)
         directory.mkdir(mode=0o700)
         try:
@@ -302,7 +308,9 @@ class Launcher:
                 machine = attrs.evolve(machine, memory_file=directory / _MEMORY)
             await self._overlays.acquire(machine.image, machine.overlay)
             hostname = f"sandbox-{secrets.token_hex(4)}"
-            async with self._machines.open_vm(machine, hostname=hostname, saved=saved) as vm:
+            async with self._machines.open_vm(
+                machine, hostname=hostname, saved=saved, guest_handler=guest_handler
+            ) as vm:
                 yield vm
         finally:
             shutil.rmtree(directory, ignore_errors=True)

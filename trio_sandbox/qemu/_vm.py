@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -26,7 +26,18 @@ from .._errors import (
     VmError,
 )
 from .._nurseries import Services
-from ..wire import Channel, ChannelError, PeerSilentError, PortStream, Role, StreamLimitError, WireError, open_channel
+from ..wire import (
+    Channel,
+    ChannelError,
+    ChannelStream,
+    PeerSilentError,
+    PortStream,
+    Role,
+    StreamHandler,
+    StreamLimitError,
+    WireError,
+    open_channel,
+)
 from ._accelerator import Accelerator
 from ._balloon import BalloonClient
 from ._chain import MOST_LAYERS, Merging
@@ -79,6 +90,9 @@ class Vm:
         self._closed = False
         self._exited = trio.Event()
         self._ended = trio.Event()
+        self.guest_handler: StreamHandler | None = None
+        """What serves the streams that the guest opens; None: they are refused. With one at the time of the hello, the guest
+        has its side of the network on before users' processes go on."""
 
     def __repr__(self) -> str:
         if self._failure is not None:
@@ -334,8 +348,14 @@ class Vm:
             "hostname": hostname,
             "machine_id": secrets.token_hex(16),
         }
+        if self.guest_handler is not None:
+            hello["network"] = True
         async with open_channel(
-            stream, role=Role.HOST, hello=hello, silence_timeout=self._timeouts.agent_silence
+            stream,
+            role=Role.HOST,
+            hello=hello,
+            handler=self._accept,
+            silence_timeout=self._timeouts.agent_silence,
         ) as guest:
             task_status.started(guest)
             failure = await guest.wait_closed()
@@ -347,6 +367,12 @@ class Vm:
             elif not await self._is_gone():
                 self._fail(VmDiedError(f"the guest's port broke: {failure}", console=self._console.excerpt()))
             await trio.sleep_forever()
+
+    def _accept(self, stream: ChannelStream, header: dict[str, object]) -> Awaitable[object] | None:
+        if self.guest_handler is not None:
+            return self.guest_handler(stream, header)
+        stream.reset("refused")
+        return None
 
     async def _is_gone(self) -> bool:
         """Find out whether a socket of QEMU's broke just because QEMU has ended."""

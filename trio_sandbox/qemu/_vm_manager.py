@@ -14,6 +14,7 @@ from .._config import Timeouts
 from .._entries import open_block
 from .._errors import SandboxClosedError
 from .._nurseries import open_services
+from ..wire import StreamHandler
 from ._accelerator import Accelerator
 from ._confinement import kvm_access
 from ._console import Console
@@ -64,7 +65,12 @@ class VmManager:
 
     @asynccontextmanager
     async def open_vm(
-        self, config: MachineConfig, *, hostname: str = "sandbox", saved: SavedState | None = None
+        self,
+        config: MachineConfig,
+        *,
+        hostname: str = "sandbox",
+        saved: SavedState | None = None,
+        guest_handler: StreamHandler | None = None,
     ) -> AsyncGenerator[Vm]:
         """Boot a virtual machine and own it for the block.
 
@@ -77,6 +83,7 @@ class VmManager:
           hostname: What the guest calls itself.
           saved: Go on from this state instead of booting. But for its overlay, and for the RAM's being
             private, the machine must be the one that was saved.
+          guest_handler: See `Vm.guest_handler`.
 
         Raises:
           VmBootError: if the guest's agent did not answer within `Timeouts.boot`, or the state did not
@@ -130,6 +137,7 @@ class VmManager:
             memory = os.dup(fds.memory)
             stack.callback(os.close, memory)
             vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds))
+            vm.guest_handler = guest_handler
             if uid is not None and confinement.uid_per_vm:
                 self._runtime.guard_uid(uid)
                 stack.callback(self._runtime.release_uid, uid)

@@ -32,7 +32,9 @@ from ..machines import (
     open_together,
     sync_files,
 )
+from ..network import Gateway
 from ..qemu import Snapshot, Vm
+from ._network import SandboxNetwork
 from ._slot import Slot
 
 #: What a fork is to its user: a sandbox of its own.
@@ -86,7 +88,9 @@ class Lifecycle(Generic[Child]):
       named: Where to save.
       config: What the sandbox was opened with.
       timeouts: Bounds on going back when a transaction fails.
-      open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside.
+      open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside, and
+        what decides on its connections.
+      gateway: What decides on the guest's connections.
       beside: How many sandboxes like this one there are, itself included, that are open for as long as it.
 
     """
@@ -102,10 +106,13 @@ class Lifecycle(Generic[Child]):
         named: NamedTemplateStore,
         config: SandboxConfig,
         timeouts: Timeouts,
-        open_child: Callable[[AbstractAsyncContextManager[Vm], int], AbstractAsyncContextManager[Child]],
+        open_child: Callable[[AbstractAsyncContextManager[Vm], int, Gateway], AbstractAsyncContextManager[Child]],
+        gateway: Gateway,
         beside: int = 1,
     ) -> None:
         self.slot: Slot = Slot(held.vm)
+        self.network: SandboxNetwork = SandboxNetwork(self.slot, gateway, timeouts.kill)
+        """What the guest may reach."""
         self.reverts: int = 0
         """How often the sandbox went back to a checkpoint."""
         self.hibernations: int = 0
@@ -122,6 +129,7 @@ class Lifecycle(Generic[Child]):
         self._named = named
         self._config = config
         self._timeouts = timeouts
+        self._gateway = gateway
         self._open_child = open_child
         self._beside = beside
         self._changing = trio.Lock()
@@ -187,7 +195,7 @@ class Lifecycle(Generic[Child]):
         """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
         self.slot.shut_off(self._gate)
         try:
-            held = await self._hold(self._launcher.open_restored(snapshot))
+            held = await self._hold(self._launcher.open_restored(snapshot, self.network.handler))
         except BaseException:
             self.slot.reopen()
             raise
@@ -251,19 +259,27 @@ class Lifecycle(Generic[Child]):
                 snapshot = await self._snapshot("forking")
             try:
                 beside = self._beside + count
-                openings = [self._open_child(self._restored(snapshot, share), beside) for share in shares]
+                openings = [self._open_copy(snapshot, share, beside) for share in shares]
                 async with open_together(openings) as children:
                     snapshot.discard()
                     yield children
             finally:
                 snapshot.discard()
 
+    def _open_copy(
+        self, snapshot: Snapshot, share: AbstractContextManager[None], beside: int
+    ) -> AbstractAsyncContextManager[Child]:
+        gateway = self._gateway.copy()
+        return self._open_child(self._restored(snapshot, share, gateway), beside, gateway)
+
     @asynccontextmanager
-    async def _restored(self, snapshot: Snapshot, share: AbstractContextManager[None]) -> AsyncGenerator[Vm]:
+    async def _restored(
+        self, snapshot: Snapshot, share: AbstractContextManager[None], gateway: Gateway
+    ) -> AsyncGenerator[Vm]:
         with share:
             async with AsyncExitStack() as stack:
                 try:
-                    vm = await stack.enter_async_context(self._launcher.open_restored(snapshot))
+                    vm = await stack.enter_async_context(self._launcher.open_restored(snapshot, gateway.handler))
                 except (QemuStorageDaemonError, OSError) as exc:
                     raise SnapshotError(f"a copy could not be opened, and the sandbox goes on: {exc}") from exc
                 yield vm
@@ -417,7 +433,10 @@ class Lifecycle(Generic[Child]):
 
     @asynccontextmanager
     async def _admitted(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
-        async with self._admission.admit(self._config), self._launcher.open_restored(snapshot) as vm:
+        async with (
+            self._admission.admit(self._config),
+            self._launcher.open_restored(snapshot, self.network.handler) as vm,
+        ):
             yield vm
 
     # --- All of them ---
@@ -465,12 +484,18 @@ class Lifecycle(Generic[Child]):
 
 async def _count_streams(vm: Vm) -> int:
     """Return how many streams are open. With the guest's answer to a ping come its ends of those that are over."""
-    if vm.guest.statistics().open_streams:
+    if _own_streams(vm):
         async with guest_failures(vm, "hibernating"):
             await vm.guest.ping()
     else:
         await trio.lowlevel.checkpoint()
-    return vm.guest.statistics().open_streams
+    return _own_streams(vm)
+
+
+def _own_streams(vm: Vm) -> int:
+    numbers = vm.guest.statistics()
+    # What the guest has opened are connections to the outside. They may be kept open for long, and a snapshot breaks them off.
+    return numbers.open_streams - numbers.peer_streams
 
 
 def _put_to_disk(snapshot: Snapshot) -> None:

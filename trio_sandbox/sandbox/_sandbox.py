@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import final
 
 import attrs
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import SnapshotError
+from .._network import Network
+from ..network import NetworkStatistics, NetworkWatch
 from ._lifecycle import Checkpoint, Lifecycle
 from ._requests import GuestRequests
 from ._slot import Slot
@@ -115,6 +117,54 @@ class Sandbox(GuestRequests):
         if self._lifecycle_or_none is None:
             raise SnapshotError("the state of this sandbox's machine can't be saved")
         return self._lifecycle_or_none
+
+    @asynccontextmanager
+    async def network(self, network: Network) -> AsyncGenerator[NetworkWatch]:
+        """Put another policy for the network in force, for the length of a block.
+
+            async with sandbox.network(Network.allow("api.github.com")):
+                await sandbox.run(code)
+
+        Within the block it is the only policy; of blocks in one another the innermost counts. When the block exits, the
+        connections that it allowed are broken off, and the policy from before is in force again. It stays in force when
+        the sandbox is reverted or sleeps, and copies of the sandbox get it.
+
+        Cancelled on the way in: the policy from before is in force.
+
+        Args:
+          network: The policy.
+
+        Returns:
+          What `watch_network` returns, for this block.
+
+        Raises:
+          TypeError: if *network* is none.
+          NetworkUnavailableError: if the guest can't have a network.
+          SandboxClosedError: if the sandbox is closed or its VM gone.
+
+        """
+        if not isinstance(network, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`network` must be a Network, such as Network.allow('pypi.org'), not {network!r}")
+        async with self._lifecycle.network.block(network) as watch:
+            yield watch
+
+    @contextmanager
+    def watch_network(self) -> Generator[NetworkWatch]:
+        """Follow the sandbox's connections during a block: an async iterator of `NetworkEvent`.
+
+            with sandbox.watch_network() as events:
+                async for event in events:
+                    print(event.host, event.port, event.outcome, event.error)
+
+        There is an event for each connection, when it ends, and for each name and connection that is refused. The last 1000
+        are kept for a reader that lags behind; `NetworkWatch.lost` counts the others.
+        """
+        with self._lifecycle.network.watch() as watch:
+            yield watch
+
+    def network_statistics(self) -> NetworkStatistics:
+        """Return numbers about the sandbox's connections as they are now."""
+        return self._lifecycle.network.statistics()
 
     @asynccontextmanager
     async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:

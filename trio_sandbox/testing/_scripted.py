@@ -29,6 +29,7 @@ from ..wire import (
     PeerGoneError,
     RecordStream,
     Role,
+    StreamHandler,
     open_channel,
 )
 
@@ -105,6 +106,7 @@ class _Machine:
     pid: int = _PID
     accelerator: Accelerator = _ACCELERATOR
     ended: trio.Event = attrs.field(factory=trio.Event)
+    guest_handler: StreamHandler | None = None
 
     def retire(self, reason: str) -> None:
         self.end(VmDiedError(reason))

@@ -42,7 +42,7 @@ FLUSH_GRACE = 1.0
 
 
 class ChannelStatistics(NamedTuple):
-    """Numbers about a channel, all but the last two since it was opened."""
+    """Numbers about a channel, all but the last three since it was opened."""
 
     bytes_sent: int
     """Handed to the transport, headers and all."""
@@ -54,6 +54,8 @@ class ChannelStatistics(NamedTuple):
     """Calls of the transport's `receive_some` that returned data."""
     open_streams: int
     """Streams that are not over on both sides."""
+    peer_streams: int
+    """Those of them that the peer opened."""
     backlog: int
     """Bytes of control frames that wait to be written."""
 
@@ -198,6 +200,7 @@ class Channel:
             writes=self._writes,
             reads=self._reads,
             open_streams=self._connection.open_streams,
+            peer_streams=self._connection.peer_streams,
             backlog=self._connection.backlog,
         )
 

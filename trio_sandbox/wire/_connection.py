@@ -222,6 +222,11 @@ class Connection:
         """Streams of both sides that are not over."""
         return len(self._streams)
 
+    @property
+    def peer_streams(self) -> int:
+        """Those of them that the peer opened."""
+        return self._peer_open_count
+
     def can_send(self, stream_id: int, size: int = 1) -> bool:
         """Whether there is credit for *size* bytes of data; True as well where sending would fail at once."""
         stream = self._streams.get(stream_id)

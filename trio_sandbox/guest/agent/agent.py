@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 import trio
@@ -17,6 +18,7 @@ from .code import CodeService
 from .files import FileService
 from .host_mounts import MountService
 from .languages import LANGUAGES, StartedInterpreter
+from .network.service import NetworkService
 from .pipes import ParkedPipes
 from .processes import ProcessService
 from .snapshot import IdleService, Machine, SnapshotService
@@ -44,6 +46,7 @@ async def serve(
     mounts_disk: str | None = None,
     user: int | None = None,
     own_clock: bool = False,
+    network: NetworkService | None = None,
 ) -> None:
     """Serve the host at the other end of *stream* until it is gone; then everything that it started is killed.
 
@@ -58,6 +61,7 @@ async def serve(
       mounts_disk: The device with what the host has mounted here; None: there is none.
       user: Number of the user that code runs as; None: ours.
       own_clock: Whether the host may set the clock.
+      network: What connects users' programs to the outside, by the host; None: nothing does.
 
     Raises:
       SpawnerGoneError: if the spawner ended first.
@@ -87,6 +91,8 @@ async def serve(
             machine, children.count, lambda: code.count_idle() + files.count_idle(), code.has_only_python
         ).serve,
     }
+    if network is not None:
+        services["network"] = network.serve
     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
     hello = _hello()
     greeted = trio.Event()
@@ -115,12 +121,16 @@ async def serve(
                 if on_hello is not None:
                     on_hello(channel.peer_hello)
                 await children.identify(channel.peer_hello)
+                if network is not None:
+                    await network.adopt(channel.peer_hello)
                 if snapshots.over.is_set() and machine is not None:
                     machine.thaw()
                     code.renew(channel.peer_hello)
                     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
                 greeted.set()
-                await _first_of(channel.wait_closed, snapshots.over.wait)
+                ends = [channel.wait_closed, snapshots.over.wait]
+                # It does not return. Cancelled, it breaks off all connections, before anybody goes on in another machine.
+                await _first_of(*ends, *([] if network is None else [partial(network.run, channel)]))
             if machine is None or not snapshots.over.is_set():
                 break
             greeted = trio.Event()

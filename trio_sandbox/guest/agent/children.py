@@ -119,7 +119,7 @@ class Children:
         self._mounting: deque[_Answer] = deque()
         self._ready = trio.Event()
         self._identity_files: list[int] = []
-        self._hosts = b""
+        self._hosts = self._resolv = b""
         self._next_number = 0
         self.adopted: list[Child] = [self._new() for _ in range(adopted)]
 
@@ -218,11 +218,17 @@ class Children:
         texts = (f"{machine_id}\n".encode(), f"{hostname}\n".encode(), hosts)
         # In users' memory that is full it may fail, and there is nobody to tell.
         with contextlib.suppress(OSError):
-            for descriptor, text in zip(self._identity_files, texts, strict=True):
-                os.pwrite(descriptor, text, 0)
-                # Names are of one length, and cutting off nothing takes longer than writing.
-                if os.lseek(descriptor, 0, os.SEEK_END) > len(text):
-                    os.ftruncate(descriptor, len(text))
+            for descriptor, text in zip(self._identity_files[1:], texts, strict=True):
+                _rewrite(descriptor, text)
+
+    async def set_resolver(self, address: str | None) -> None:
+        """Have the users' programs ask the resolver at *address*; None: whom their image says."""
+        await self._ready.wait()
+        if self._identity_files:
+            with contextlib.suppress(OSError):  # as above
+                _rewrite(
+                    self._identity_files[0], self._resolv if address is None else f"nameserver {address}\n".encode()
+                )
 
     def post(self, request: tuple[object, ...], descriptors: Sequence[int] = ()) -> None:
         """Send the spawner a request."""
@@ -263,6 +269,7 @@ class Children:
         self._identity_files = descriptors
         if descriptors:
             self._hosts = os.pread(descriptors[-1], 1 << 16, 0)
+            self._resolv = os.pread(descriptors[0], 1 << 16, 0)
         self._ready.set()
 
     def _dispatch(self, event: tuple[object, ...], descriptors: list[int]) -> None:
@@ -295,3 +302,10 @@ class Children:
 def shell_status(returncode: int) -> int:
     """Return 128 + n for a process that signal n ended, else its exit status."""
     return 128 - returncode if returncode < 0 else returncode
+
+
+def _rewrite(descriptor: int, text: bytes) -> None:
+    os.pwrite(descriptor, text, 0)
+    # Names are of one length, and cutting off nothing takes longer than writing.
+    if os.lseek(descriptor, 0, os.SEEK_END) > len(text):
+        os.ftruncate(descriptor, len(text))

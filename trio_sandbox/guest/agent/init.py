@@ -68,6 +68,7 @@ def main() -> None:
 
     from . import agent
     from .children import Children
+    from .network.service import NetworkService
     from .snapshot import Machine
 
     machine = Machine(_open_port(), _USERS_CGROUP)
@@ -75,15 +76,17 @@ def main() -> None:
     random = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
 
     async def serve() -> None:
+        children = Children(sock, adopted=1)
         await agent.serve(
             machine.open_port(),
-            Children(sock, adopted=1),
+            children,
             prestarted=prestarted,
             on_hello=lambda hello: _adopt_identity(random, hello),
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
             user=DEFAULT_USER,
             own_clock=True,
+            network=NetworkService(children),
         )
 
     # Not to run at each line that a process prints, but when it waits, or its time slice is over. What has

@@ -37,7 +37,7 @@ _LINKS = (
 )
 
 #: Files in /etc that say who a machine is.
-IDENTITY_FILES = ("machine-id", "hostname", "hosts")
+IDENTITY_FILES = ("resolv.conf", "machine-id", "hostname", "hosts")
 #: Nobody's list of hosts is longer; a longer one is cut.
 _HOSTS_LIMIT = 1 << 16
 
@@ -105,13 +105,17 @@ def bind_identity_files() -> list[int]:
     system would take many times longer over it than these files, which are in memory.
     """
     os.mkdir("/run/trio-sandbox")
+    with contextlib.suppress(OSError):  # it is there, or the image is read-only
+        os.mkdir("/etc")
     descriptors: list[int] = []
     for name in IDENTITY_FILES:
         path, source = f"/etc/{name}", f"/run/trio-sandbox/{name}"
         ours = os.open(source, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         descriptors.append(ours)
-        # An image without /etc is no reason not to run.
+        # An image that can't have them is no reason not to run.
         with contextlib.suppress(OSError):
+            if os.path.islink(path) and not os.path.exists(path):  # to what a service would have made
+                os.unlink(path)
             theirs = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
             try:
                 if stat.S_ISREG(os.fstat(theirs).st_mode):

@@ -1,0 +1,284 @@
+"""What a sandbox may reach on the network: frozen values, and the grammar of host names.
+
+A policy speaks of names and ports, never of addresses: the host resolves the name itself, and the guest holds none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeAlias, cast, final
+
+import attrs
+import trio
+
+from . import constants
+from ._checks import or_none, whole_number
+
+#: A label of a host name: letters, digits, hyphens inside, and the underscore that some names have (RFC 1123, RFC 2782).
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+#: What `inet_aton` takes for the last part of an address: "127.1", "0x7f.1" (inet(3)).
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_LONGEST_NAME = 253
+_HIGHEST_PORT = 65535
+#: Ports that a rule allows unless it says otherwise: HTTP and HTTPS.
+WEB_PORTS = (80, 443)
+
+StreamFactory: TypeAlias = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
+"""Opens what a name of `NetworkRule.to` leads to, anew for each connection."""
+
+
+def is_host_name(name: str) -> bool:
+    """Tell whether *name* is a host name as it is written here: lower case, ASCII, no dot at the end, and no address."""
+    if not 0 < len(name) <= _LONGEST_NAME:
+        return False
+    *_, last = labels = name.split(".")
+    return all(_LABEL.fullmatch(label) for label in labels) and not _NUMBER.fullmatch(last)
+
+
+def _host(value: str) -> str:
+    """Return the name of a rule as it is compared, or say what is wrong with it."""
+    if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`host` must be str, not {type(value).__name__}")
+    name = value.lower().removesuffix(".")
+    if not name.isascii():
+        raise ValueError(f"`host` must be ASCII, not {value!r}{_spelled_in_ascii(name)}")
+    wildcard, name = name.startswith("*."), name.removeprefix("*.")
+    if name == "*" or (wildcard and "." not in name):
+        raise ValueError(
+            f"`host` must not be {value!r}, which is nearly everything; name a domain, as in '*.example.org', "
+            "or say Network.open()"
+        )
+    if ":" in name or "[" in name or _NUMBER.fullmatch(name.rpartition(".")[2]):
+        raise ValueError(f"`host` must be a name, not the address {value!r}; a guest connects by name only")
+    if not is_host_name(name):
+        raise ValueError(
+            f"`host` must be a host name such as 'example.org' or '*.example.org', not {value!r}: labels of letters, "
+            f"digits, '-' and '_', 1 to 63 characters each and {_LONGEST_NAME} in all"
+        )
+    return f"*.{name}" if wildcard else name
+
+
+def _spelled_in_ascii(name: str) -> str:
+    import idna
+
+    try:
+        return f"; write {idna.encode(name.removeprefix('*.')).decode()!r}"
+    except idna.IDNAError:
+        return ""
+
+
+def check_port(port: object, name: str = "ports") -> int:
+    """Return *port*, or say what is wrong with it."""
+    if type(port) is not int:
+        raise TypeError(f"`{name}` must have whole numbers, not {port!r}")
+    if not 0 < port <= _HIGHEST_PORT:
+        raise ValueError(f"`{name}` must be from 1 to {_HIGHEST_PORT}, not {port}")
+    return port
+
+
+def _ports(value: int | tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return (check_port(value),)
+    ports = tuple(check_port(port) for port in value)
+    if not ports:
+        raise ValueError("`ports` must not be empty; None is all ports")
+    return ports
+
+
+_Target: TypeAlias = tuple[str, int] | StreamFactory | None
+
+
+def _check_to(_: object, _attribute: attrs.Attribute[_Target], value: object) -> None:
+    if value is None or callable(value):
+        return
+    address = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
+    if len(address) != 2 or not isinstance(address[0], str):
+        raise TypeError(f"`to` must be an address such as ('127.0.0.1', 5432), or an async function, not {value!r}")
+    check_port(address[1], "to")
+
+
+@final
+@attrs.frozen(init=False)
+class NetworkRule:
+    """One host, or the hosts of one domain, that a sandbox may connect to.
+
+    Args:
+      host: A name, ``"pypi.org"``, or a domain, ``"*.pythonhosted.org"``: every name below it, at any depth, and not the
+        domain itself. Upper case and a dot at the end make no difference.
+      port: The only port, instead of *ports*.
+      ports: The ports; None for all.
+      private: Whether the name may lead to addresses that are not public, such as 10.0.0.5. ``"loopback"`` allows addresses of
+        this machine as well.
+      tls: "named": on port 443 the guest must begin with a TLS handshake for the very name that it asked for, so that it
+        can't talk to another site behind the same address. "any": whatever it sends is passed on.
+      to: Where connections to this name really go: an address on your side, ``("127.0.0.1", 5432)``, or an async function
+        that opens a stream for each connection. The name is not resolved, and need not exist.
+
+    Raises:
+      TypeError, ValueError: for what can't be a rule.
+
+    """
+
+    host: str = attrs.field(converter=_host)
+    """The name; lower case, with ``*.`` in front if it is a domain."""
+    ports: tuple[int, ...] | None = attrs.field(default=WEB_PORTS, converter=_ports)
+    """The ports; None: all."""
+    private: Literal[False, True, "loopback"] = attrs.field(default=False)
+    """Whether it may lead to addresses that are not public."""
+    tls: Literal["named", "any"] = attrs.field(default="named")
+    """What the guest must send first on port 443."""
+    to: _Target = attrs.field(default=None, validator=_check_to)
+    """Where connections really go; None: where the name leads."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        port: int | None = None,
+        ports: int | tuple[int, ...] | None = WEB_PORTS,
+        private: Literal[False, True, "loopback"] = False,
+        tls: Literal["named", "any"] | None = None,
+        to: tuple[str, int] | StreamFactory | None = None,
+    ) -> None:
+        if port is not None and ports != WEB_PORTS:
+            raise TypeError("`port` and `ports` must not be given both")
+        if private not in (False, True, "loopback"):
+            raise ValueError(f"`private` must be False, True or 'loopback', not {private!r}")
+        if tls is None:
+            tls = "named" if to is None else "any"
+        if tls not in ("named", "any"):
+            raise ValueError(f"`tls` must be 'named' or 'any', not {tls!r}")
+        self.__attrs_init__(  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - made by attrs
+            host, ports if port is None else port, private, tls, to
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> NetworkRule:
+        """Return the rule that *text* is: a host, or a host and a port, ``"db.example.org:5432"``."""
+        host, colon, port = text.rpartition(":")
+        if not colon or ":" in host:
+            return cls(text)
+        if not (port.isascii() and port.isdecimal()):
+            raise ValueError(f"what follows the colon must be a port's number, not {port!r} (in {text!r})")
+        return cls(host, port=int(port))
+
+    def allows_host(self, host: str) -> bool:
+        """Tell whether this is a rule about the name *host*."""
+        return host.endswith(self.host[1:]) if self.host.startswith("*.") else host == self.host
+
+    def allows_port(self, port: int) -> bool:
+        """Tell whether this rule allows *port*."""
+        return self.ports is None or port in self.ports
+
+
+_check_limit = or_none(whole_number(0, unit="bytes"))
+
+
+def _check_rules(_: object, _attribute: attrs.Attribute[tuple[NetworkRule, ...]], value: tuple[object, ...]) -> None:
+    for rule in value:
+        if not isinstance(rule, NetworkRule):
+            raise TypeError(f"`rules` must have instances of NetworkRule, not {rule!r}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Network:
+    """What a sandbox may reach. Make it by `none`, `allow` or `open`.
+
+    Whatever it says, the guest has no network device and no address of anything outside: your process makes the connections.
+    """
+
+    rules: tuple[NetworkRule, ...] = attrs.field(default=(), validator=_check_rules)
+    """What may be connected to. Of several rules about a name, the first that allows the port counts."""
+    open_ports: tuple[int, ...] | None = attrs.field(default=(), repr=False)
+    """The ports on which every public host may be connected to; (): none; None: all. `open` sets it."""
+    max_connections: int = attrs.field(
+        default=constants.DEFAULT_MAX_CONNECTIONS, validator=whole_number(1, constants.MAXIMUM_CONNECTIONS)
+    )
+    """Connections at a time, from 1 to `constants.MAXIMUM_CONNECTIONS`. Further ones wait."""
+    max_sent_bytes: int | None = attrs.field(default=None, validator=_check_limit)
+    """What the sandbox may send in all; then its connections are reset, and it gets no new ones. None: no limit."""
+    max_received_bytes: int | None = attrs.field(default=None, validator=_check_limit)
+    """What the sandbox may receive in all, in the same way."""
+
+    @classmethod
+    def none(cls) -> Network:
+        """Nothing may be reached. This is the default, and costs nothing."""
+        return cls()
+
+    @classmethod
+    def allow(
+        cls,
+        *hosts: str | NetworkRule,
+        max_connections: int = constants.DEFAULT_MAX_CONNECTIONS,
+        max_sent_bytes: int | None = None,
+        max_received_bytes: int | None = None,
+    ) -> Network:
+        """The named hosts may be reached, and nothing else.
+
+        Args:
+          hosts: Names, ``"pypi.org"``, domains, ``"*.pythonhosted.org"``, either with one port, ``"db.example.org:5432"``, or rules.
+          max_connections: See `Network.max_connections`.
+          max_sent_bytes: See `Network.max_sent_bytes`.
+          max_received_bytes: See `Network.max_received_bytes`.
+
+        Raises:
+          TypeError, ValueError: if there are no hosts, or one is none. A list by mistake is a TypeError, too: ``allow(*hosts)``.
+
+        """
+        if not hosts:
+            raise TypeError(
+                "Network.allow() needs a host; nothing is Network.none(), and every public host Network.open()"
+            )
+        return cls(
+            rules=tuple(NetworkRule.parse(host) if isinstance(host, str) else host for host in hosts),
+            max_connections=max_connections,
+            max_sent_bytes=max_sent_bytes,
+            max_received_bytes=max_received_bytes,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        *rules: NetworkRule,
+        ports: tuple[int, ...] | None = WEB_PORTS,
+        max_connections: int = constants.DEFAULT_MAX_CONNECTIONS,
+        max_sent_bytes: int | None = None,
+        max_received_bytes: int | None = None,
+    ) -> Network:
+        """Every host may be reached that has a public address. Private networks and this machine stay out of reach.
+
+        Args:
+          rules: What is different for single hosts.
+          ports: The ports; None for all.
+          max_connections: See `Network.max_connections`.
+          max_sent_bytes: See `Network.max_sent_bytes`.
+          max_received_bytes: See `Network.max_received_bytes`.
+
+        Raises:
+          TypeError, ValueError: for ports and limits that can't be.
+
+        """
+        return cls(
+            rules=rules,
+            open_ports=_ports(ports),
+            max_connections=max_connections,
+            max_sent_bytes=max_sent_bytes,
+            max_received_bytes=max_received_bytes,
+        )
+
+    def __bool__(self) -> bool:
+        """Whether there is anything that may be reached."""
+        return bool(self.rules) or self.open_ports != ()
+
+    def find(self, host: str, port: int | None = None) -> NetworkRule | None:
+        """Return the rule by which *host* may be reached, on *port* if that is given; None if it may not."""
+        for rule in self.rules:
+            if rule.allows_host(host) and (port is None or rule.allows_port(port)):
+                return rule
+        if self.open_ports == () or (port is not None and self.open_ports is not None and port not in self.open_ports):
+            return None
+        return NetworkRule(host, ports=self.open_ports)

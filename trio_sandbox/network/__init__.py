@@ -1,0 +1,12 @@
+"""The host's side of a guest's connections: what it may reach, and how it gets there."""
+
+from __future__ import annotations
+
+from ._connections import (
+    NetworkEvent as NetworkEvent,
+    NetworkStatistics as NetworkStatistics,
+    NetworkWatch as NetworkWatch,
+)
+from ._gateway import Gateway as Gateway
+from ._proxy import Proxy as Proxy, find_proxy as find_proxy
+from ._resolver import HostResolver as HostResolver, Resolver as Resolver

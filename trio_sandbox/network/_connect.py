@@ -1,0 +1,73 @@
+"""A connection to one of several addresses: Happy Eyeballs (RFC 8305) over addresses that were vetted.
+
+`trio.open_tcp_stream` resolves the name itself, and by then it may lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+
+import trio
+
+#: Seconds that an address has before the next one is tried as well (RFC 8305, section 5).
+_HEAD_START = 0.25
+
+
+def interleave(addresses: Sequence[str]) -> list[str]:
+    """Return *addresses* with the two families taking turns, the first one's first (RFC 8305, section 4)."""
+    first = [address for address in addresses if (":" in address) == (":" in addresses[0])]
+    second = [address for address in addresses if (":" in address) != (":" in addresses[0])]
+    shared = min(len(first), len(second))
+    turns = [address for pair in zip(first, second, strict=False) for address in pair]
+    return turns + first[shared:] + second[shared:]
+
+
+async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:
+    """Connect to *port* of one of *addresses*; return the connection, and to which one it is.
+
+    Cancelled, no connection is left.
+
+    Raises:
+      OSError: if none takes it: the error of the first.
+
+    """
+    failures: dict[str, OSError] = {}
+    winners: list[tuple[trio.SocketStream, str]] = []
+
+    async def attempt(address: str, failed: trio.Event) -> None:
+        sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            await sock.connect((address, port))
+        except OSError as exc:
+            sock.close()
+            failures[address] = exc
+            failed.set()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            winners.append((trio.SocketStream(sock), address))
+            nursery.cancel_scope.cancel(reason="there is a connection")
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in interleave(addresses):
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(_HEAD_START):
+                    await failed.wait()
+    except BaseException:
+        for stream, _ in winners:
+            stream.socket.close()
+        raise
+    for stream, _ in winners[1:]:
+        stream.socket.close()
+    if winners:
+        stream, address = winners[0]
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return stream, address
+    if not failures:
+        raise OSError(errno.EHOSTUNREACH, "there is no address to connect to")
+    raise next(failures[address] for address in addresses if address in failures)
