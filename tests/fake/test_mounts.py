@@ -146,22 +146,107 @@ async def test_what_can_not_be_read_is_named(source: Path, disks: Path, name: st
 
 async def test_more_than_there_is_room_for(source: Path, disks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 1000, 0, 10, 1000, 0, 0, 0, 255))
+    with (source / "large").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 20 * 2**20)
 
     def statvfs(path: object) -> os.statvfs_result:
         return full
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", statvfs)
-        with pytest.raises(
-            MountError, match=r"take 200 MiB, and .*disks has only 0 MiB free; .*HostConfig.runtime_dir"
-        ):
+        with pytest.raises(MountError, match=r"take 20 MiB, and .*disks has only 0 MiB free; .*HostConfig.runtime_dir"):
             async with Maker(disks).open({"/data": source}):
                 pytest.fail("it has been made")
-    os.truncate(source / "sparse", MOUNTS_DISK_BYTES)
-    with pytest.raises(MountError, match=r"source is too large to be mounted: .* 64 GiB"):
+    monkeypatch.setattr("trio_sandbox.image._mounts_disk.MOUNTS_DISK_BYTES", 10 * 2**20)
+    with pytest.raises(MountError, match=r"source is too large to be mounted: .* may take 0 GiB"):
         async with Maker(disks).open({"/data": source}):
             pytest.fail("it has been made")
     assert os.listdir(disks) == []
+
+
+async def test_holes_are_not_counted(disks: Path, tmp_path: Path) -> None:
+    source = tmp_path / "holes"
+    source.mkdir()
+    with (source / "far").open("wb") as file:  # longer than all mounts may be
+        file.seek(100 * 2**30)
+        file.write(b"end")
+    with (source / "many").open("wb") as file:
+        for number in range(1000):
+            file.seek(number * 2**20)
+            file.write(b"x")
+    maker = Maker(disks)
+    async with maker.open({"/data": source}) as (place,):
+        assert place.size < 64 * 2**20
+        assert maker.path.stat().st_blocks * 512 < 16 * 2**20
+        listing = debugfs(maker.path, place, "ls -l /")
+        assert re.search(rf" {100 * 2**30 + 3} .* far$", listing, re.MULTILINE)
+        assert re.search(rf" {999 * 2**20 + 1} .* many$", listing, re.MULTILINE)
+        check(maker.path, place)
+        run("debugfs", "-R", f"dump /many {tmp_path}/back", f"{maker.path}?offset={place.offset}")
+    assert (tmp_path / "back").read_bytes() == (source / "many").read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, [], ["#1", "directory/file"]], ids=["none", "empty", "full"])
+async def test_lost_and_found_is_what_it_is_on_the_host(disks: Path, tmp_path: Path, content: list[str] | None) -> None:
+    source = tmp_path / "root of a file system"
+    source.mkdir()
+    if content is not None:
+        (source / "lost+found" / "directory").mkdir(parents=True)
+        (source / "lost+found").chmod(0o701)
+        for name in content:
+            (source / "lost+found" / name).write_text(name)
+        if not content:
+            (source / "lost+found" / "directory").rmdir()
+    maker = Maker(disks)
+    async with maker.open({"/data": source}) as (place,):
+        names = re.findall(
+            r"(\d+) \(\d\) +(\d+) +(\d+) .* (\S+) *$", debugfs(maker.path, place, "ls -l /"), re.MULTILINE
+        )
+        found = [entry for entry in names if entry[3] not in (".", "..")]
+        assert found == ([] if content is None else [("40701", "1000", "1000", "lost+found")])
+        for name in content or ():
+            assert debugfs(maker.path, place, f"cat lost+found/{name}") == name
+        check(maker.path, place)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+async def test_lost_and_found_that_is_no_directory(disks: Path, tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "lost+found").touch()  # which is nothing special there
+    async with Maker(disks).open({"/data": source}) as (place,):
+        check(disks / "1.mounts", place)
+    if kind == "file":
+        (source / "lost+found").touch()
+    else:
+        (source / "lost+found").symlink_to("sub")
+    with pytest.raises(MountError, match=r"lost\+found: it is no directory.*rename it; nothing was started"):
+        async with Maker(disks).open({"/data": source}):
+            pytest.fail("it has been made")
+    assert os.listdir(disks) == []
+
+
+@pytest.mark.parametrize("length", [255, 510, 1020, 2039, 2040, 2041])
+async def test_paths_of_any_length(disks: Path, tmp_path: Path, length: int) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    parts = ["d" * 99] * (length // 100)
+    parts.append("f" * (length - sum(len(part) + 1 for part in parts) - 1))
+    if not parts[-1]:  # a name needs a byte beside its slash
+        parts[-2:] = ["d" * 49, "f" * (length - sum(len(part) + 1 for part in parts[:-2]) - 51)]
+    path = "/".join(parts)
+    assert len(f"/{path}") == length
+    file = source / path
+    file.parent.mkdir(parents=True)
+    file.write_text("deep")
+    if length == 2040:
+        with pytest.raises(MountError, match="exactly 2040 bytes, which e2fsprogs can't copy; rename it") as caught:
+            async with Maker(disks).open({"/data": source}):
+                pytest.fail("it has been made")
+        assert str(file) in str(caught.value)
+        return
+    async with Maker(disks).open({"/data": source}) as (place,):
+        assert debugfs(disks / "1.mounts", place, f"cat /{path}") == "deep"
 
 
 async def test_a_copy_that_fails(disks: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import trio.from_thread
 from .._errors import MountError
 from .._nurseries import hide_nursery
 from ..constants import MOUNTS_DISK_BYTES
+from ..guest.trees import extents, is_sparse
 from ..qemu import InheritedFds, describe_exit, minimal_environment, run_owned
 
 _BLOCK: Final = 4096
@@ -29,6 +30,12 @@ _ALIGNMENT: Final = 2**20
 _BLOCKS_PER_INODE_TABLE_BLOCK: Final = _BLOCK // 256
 #: Numbers below this are ext4's own, but for the root directory's.
 _FIRST_INODE, _ROOT_INODE = 12, 2
+#: A directory that mke2fs makes in each file system, for fsck, and its inode. What the source has of that name comes into it.
+_LOST_FOUND, _LOST_FOUND_INODE = "lost+found", 11
+#: Parts of a file that one block of its tree of extents has room for.
+_EXTENTS_PER_BLOCK: Final = 340
+#: Bytes of a path in the file system, its slash included, at which mke2fs 1.47.0 writes one byte too many, and is killed for that.
+_DEADLY_PATH: Final = 2040
 _SPARE_INODES: Final = 32
 #: Where a file system's superblock is, which begins with the number of its inodes.
 _SUPERBLOCK: Final = 1024
@@ -61,6 +68,8 @@ class Place:
 class _Survey:
     entries: int
     blocks: int
+    lost_found: bool = False
+    """Whether there is a directory of that name."""
 
     @property
     def size(self) -> int:
@@ -129,7 +138,7 @@ async def _make(mounts: Mapping[str, Path], path: Path, environment: Mapping[str
                 places.append(Place(target, offset, survey.size))
                 offset += survey.size
                 await _copy(fd, places[-1], source, survey, environment, report)
-                await _hand_over(fd, places[-1], source, environment)
+                await _hand_over(fd, places[-1], source, survey, environment)
         except BaseException:
             path.unlink()  # noqa: ASYNC240 (one file)
             raise
@@ -143,6 +152,8 @@ def _open_private(path: str, flags: int) -> int:
 def _survey(source: Path, room: int) -> _Survey:
     """Look at all of a tree, in a thread: what is there, whether it can be read, and whether it fits."""
     entries = blocks = 0
+    lost_found = False
+    root = len(os.fsencode(os.path.join(source, ""))) - 1
     directories = [os.fspath(source)]
     while directories:
         trio.from_thread.check_cancelled()
@@ -154,14 +165,27 @@ def _survey(source: Path, room: int) -> _Survey:
                     names += 12 + len(os.fsencode(child.name))
                     entries += 1
                     status = child.stat(follow_symlinks=False)
+                    if len(os.fsencode(child.path)) - root == _DEADLY_PATH:
+                        raise OSError(
+                            errno.EINVAL,
+                            f"below it this path is of exactly {_DEADLY_PATH} bytes, which e2fsprogs can't copy; "
+                            "rename it, or mount a directory further down",
+                            child.path,
+                        )
                     if stat.S_ISDIR(status.st_mode):
                         directories.append(child.path)
                     elif stat.S_ISREG(status.st_mode):
-                        blocks += -(-status.st_size // _BLOCK)
                         if not os.access(child.path, os.R_OK):
                             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), child.path)
+                        blocks += _content_blocks(child.path, status)
                     else:
                         blocks += 1  # a long link
+                    if child.name == _LOST_FOUND and directory == os.fspath(source):
+                        lost_found = True
+                        if not stat.S_ISDIR(status.st_mode):
+                            raise OSError(
+                                errno.EEXIST, "it is no directory, as it is in every file system; rename it", child.path
+                            )
         except OSError as exc:
             raise _unreadable(source, exc.filename or directory, exc) from exc
         blocks += 2 + names // (_BLOCK // 2)
@@ -171,7 +195,23 @@ def _survey(source: Path, room: int) -> _Survey:
                 f"{source} is too large to be mounted: all mounts of a sandbox together may take {limit} GiB. Mount "
                 "parts of it, or copy what is needed with Sandbox.upload"
             )
-    return _Survey(entries, blocks)
+    return _Survey(entries, blocks, lost_found)
+
+
+def _content_blocks(path: str, status: os.stat_result) -> int:
+    """Return how many blocks a file's content takes, without its holes, and what says where those are."""
+    if not is_sparse(status):
+        return -(-status.st_size // _BLOCK)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        parts = blocks = 0
+        for start, end in extents(descriptor, status.st_size):
+            trio.from_thread.check_cancelled()
+            parts += 1
+            blocks += -(-end // _BLOCK) - start // _BLOCK
+    finally:
+        os.close(descriptor)
+    return blocks + parts // _EXTENTS_PER_BLOCK + 1
 
 
 def _unreadable(source: Path, path: str | Path, exc: OSError) -> MountError:
@@ -224,15 +264,18 @@ def _mke2fs(place: Place, source: Path, survey: _Survey, disk: str) -> list[str]
     ]
 
 
-async def _hand_over(fd: int, place: Place, source: Path, environment: Mapping[str, str]) -> None:
+async def _hand_over(fd: int, place: Place, source: Path, survey: _Survey, environment: Mapping[str, str]) -> None:
     """Make it all the guest's user's, as numbers of users here mean others there; and remove what mke2fs adds."""
     count: int
     (count,) = struct.unpack("<I", os.pread(fd, 4, place.offset + _SUPERBLOCK))
     inodes = [_ROOT_INODE, *range(_FIRST_INODE, count + 1)]
+    if survey.lost_found:
+        inodes.append(_LOST_FOUND_INODE)
+    removal = "" if survey.lost_found else f"rmdir {_LOST_FOUND}\n"
     commands = "".join(f"sif <{number}> uid {_OWNER}\nsif <{number}> gid {_OWNER}\n" for number in inodes)
     complaints = _Complaints()
     with InheritedFds() as inherited:
-        script = _lend_text(f"rmdir lost+found\n{commands}", inherited)
+        script = _lend_text(removal + commands, inherited)
         disk = f"{_lend(fd, inherited)}?offset={place.offset}"
         process = await run_owned(
             ["debugfs", "-w", "-f", script, disk],
