@@ -8,7 +8,7 @@ from ._path import AnyGuestPath, GuestPath, check_guest_path, check_slot
 from ._slot import Slot
 
 
-async def path_text(slot: Slot, path: AnyGuestPath) -> str:  # noqa: ASYNC910 - most know theirs
+async def path_text(slot: Slot, path: AnyGuestPath) -> str:
     """Return a path as the guest is to get it; it is asked for where a relative `GuestPath` starts.
 
     Raises:
@@ -21,13 +21,11 @@ async def path_text(slot: Slot, path: AnyGuestPath) -> str:  # noqa: ASYNC910 - 
         check_slot(path, slot)
         if not path.is_absolute():
             path = await path.absolute()
-    return str(path)
+    return str(path)  # noqa: ASYNC910 - most need not ask
 
 
-async def command_texts(  # noqa: ASYNC910 - as above
-    slot: Slot, command: Sequence[AnyGuestPath]
-) -> Sequence[str]:
+async def command_texts(slot: Slot, command: Sequence[AnyGuestPath]) -> Sequence[str]:
     """Return a process's arguments as the guest is to get them. Errors as `path_text`."""
     if isinstance(command, (str, bytes)):
-        return command  # which `process_request` refuses
-    return [argument if isinstance(argument, str) else await path_text(slot, argument) for argument in command]
+        return command  # noqa: ASYNC910 - `process_request` refuses it
+    return [argument if isinstance(argument, str) else await path_text(slot, argument) for argument in command]  # noqa: ASYNC910 - as above
