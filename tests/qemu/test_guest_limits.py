@@ -54,6 +54,24 @@ async def test_no_virtual_machines_inside_the_guest(sandbox: Sandbox) -> None:
     assert not {"vmx", "svm"} & set(flags.split())
 
 
+_TAKE_ALL = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+
+
+@pytest.mark.sandbox(memory_mib=256)
+async def test_a_run_that_was_killed_for_want_of_memory_says_so_and_no_other(sandbox: Sandbox) -> None:
+    for code, exit_code, oom in (
+        (_TAKE_ALL, 137, True),
+        (f"import threading\ndef f():\n    {_TAKE_ALL.replace(chr(10), chr(10) + '    ')}\nt = threading.Thread(target=f); t.start(); t.join()", 137, True),
+        # Its children are not it, and what becomes of it later has nothing to do with that.
+        (f"import subprocess, sys\nassert subprocess.run([sys.executable, '-c', {_TAKE_ALL!r}]).returncode == -9", 0, False),
+        ("import os; os.kill(os.getpid(), 9)", 137, False),
+        (f"import os\nif os.fork() == 0:\n    {_TAKE_ALL.replace(chr(10), chr(10) + '    ')}\nassert os.wait()[1] == 9\nos.kill(os.getpid(), 9)", 137, False),
+        ("b'x' * (1 << 45)", 1, False),
+    ):  # fmt: skip
+        result = await sandbox.run(code)
+        assert (result.exit_code, result.oom) == (exit_code, oom), code
+
+
 async def test_a_process_that_takes_all_there_are_leaves_others_their_share(sandbox: Sandbox) -> None:
     # All processes: others keep their share of the processor meanwhile, and the end of the block takes them
     # all, since none can leave its control group.

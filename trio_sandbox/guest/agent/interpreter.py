@@ -390,9 +390,9 @@ class Interpreter:
             if not self._ready:
                 self._hear_complaint()
                 complaint = self._complaint.decode("utf-8", "replace").strip()
+                end = "was killed for want of memory" if child.oom_killed else f"ended with status {child.returncode}"
                 self.failure = OSError(
-                    f"the interpreter of {self._language.name} ended with status {child.returncode} "
-                    f"before it took code{complaint and ': '}{complaint}"
+                    f"the interpreter of {self._language.name} {end} before it took code{complaint and ': '}{complaint}"
                 )
         run, self._run = self._run, None
         if run is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from .pressure import Pressure
@@ -64,6 +65,10 @@ class Groups:
         self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._spare: list[Group] = []
         self._made = 0
+        self.memory_events: int = -1
+        """A descriptor on which poll(2) reports as POLLPRI that the kernel may have killed for want of memory; -1 for none."""
+        with contextlib.suppress(FileNotFoundError):  # there is no memory controller here
+            self.memory_events = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         self._oom_kills = self._count_oom_kills()
 
     def take(self) -> Group:
@@ -90,10 +95,7 @@ class Groups:
         return self._oom_kills > before
 
     def _count_oom_kills(self) -> int:
-        try:
-            descriptor = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        except FileNotFoundError:
-            return 0  # there is no memory controller here
-        with open(descriptor, "rb", buffering=0) as file:
-            counts = dict(line.split() for line in file.read().splitlines())
+        if self.memory_events < 0:
+            return 0
+        counts = dict(line.split() for line in os.pread(self.memory_events, 4096, 0).splitlines())
         return int(counts.get(b"oom_kill", 0))

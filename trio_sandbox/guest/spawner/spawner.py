@@ -87,7 +87,7 @@ class _Process:
         """Our end of its terminal, if it has one, until it has started."""
         self.kill_sent = False
         self.oom_killed = False
-        """We have killed it for want of memory."""
+        """It was killed for want of memory, by us or by the kernel."""
         self.reaped = False
 
 
@@ -130,6 +130,9 @@ class Spawner:
         with contextlib.suppress(FileNotFoundError):
             self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pressure = self._watch_pressure()
+        memory_events = -1 if self._groups is None or self._proc < 0 else self._groups.memory_events
+        if memory_events >= 0:
+            self._poll.register(memory_events, select.POLLPRI)
         # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
         gc.collect()
         gc.freeze()
@@ -150,6 +153,8 @@ class Spawner:
                         self._child_reported(descriptor)
                     elif pressure is not None and descriptor == pressure.descriptor:
                         pressed = True
+                    elif descriptor == memory_events:
+                        self._note_oom_kills()
                     elif descriptor == agent:
                         if events & select.POLLOUT:
                             self._flush()
@@ -176,6 +181,25 @@ class Spawner:
         process = self._by_pid.get(pressure.relieve())
         if process is not None:
             process.oom_killed = True
+
+    def _note_oom_kills(self) -> None:
+        """Find out which of our processes the kernel has killed, if it was one of ours: it may have been a child of theirs."""
+        if self._groups is None or not self._groups.has_oom_kill_happened():
+            return
+        for process in self._by_pid.values():
+            if not process.kill_sent and self._is_dying(process.pid):
+                process.oom_killed = True
+
+    def _is_dying(self, pid: int) -> bool:
+        """Whether SIGKILL waits for it, or it has given up its memory."""
+        try:
+            status = os.open(f"{pid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return False  # no descriptor is left
+        with open(status, "rb", buffering=0) as file:
+            fields = dict(line.split(b":", 1) for line in file.readall().splitlines())
+        pending = int(fields[b"SigPnd"], 16) | int(fields[b"ShdPnd"], 16)
+        return b"VmSize" not in fields or bool(pending >> (signal.SIGKILL - 1) & 1)
 
     # --- Requests ---
 
