@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 
-from trio_sandbox.guest.helpers.porter import GATE
+from trio_sandbox.guest.helpers.dialects import GATE
 
 from ._agent import Host, Ran, open_agent
 
@@ -70,6 +70,7 @@ SHELL: dict[str, tuple[str, Ran | None]] = {
     "look-alikes": ("trap - DEBUG ERR RETURN; echo 'D 0123456789abcdef 7'; echo R", ran("D 0123456789abcdef 7\nR\n")),
     "closed": ("exec 0<&- 1>&- 2>&-", ran()),
     "open again": ("echo open", ran("open\n")),
+    "byte order mark": ("\ufeffecho bom", ran("bom\n")),
     "tracing": ("set -x; x=1", ran("", "++ x=1\n")),
     "no more": ("{ set +x; } 2>/dev/null; echo $x", ran("1\n")),
 }
@@ -137,6 +138,20 @@ JAVASCRIPT: dict[str, tuple[str, Ran | None]] = {
     "closed": ("const {closeSync, writeSync} = require('fs'); for (const fd of [0, 1, 2]) closeSync(fd)", ran()),
     "open again": ("writeSync(1, 'open')", ran("open", value="4")),
     "look-alikes": ("writeSync(1, 'D 0123456789abcdef 7\\nR\\n')", ran("D 0123456789abcdef 7\nR\n", value="23")),
+    "contexts": (
+        (
+            "const vm = require('vm'), old = vm.createContext({ n: 1 }); vm.runInContext('Math.random()', old);\n"
+            "const draws = [vm.runInNewContext('Math.random()'), new vm.Script('Math.random()').runInNewContext(), vm.runInContext('Math.random()', old)];\n"
+            "[new Set(draws).size, vm.createContext(old) === old, vm.runInNewContext('n + 1', { n: 1 }, 'x.js'), vm.runInNewContext('Math.random()', { Math: { random: () => 7 } }),\n"
+            " vm.runInNewContext('Math.random instanceof Function && Math.random.name'), vm.isContext(vm.createContext()), typeof vm.runInContext('n', old)]"
+        ),
+        ran(value="[ 3, true, 2, 7, 'random', true, 'number' ]"),
+    ),
+    "a wrong context": (
+        "try { vm.createContext(5) } catch (error) { error.code }",
+        ran(value="'ERR_INVALID_ARG_TYPE'"),
+    ),
+    "byte order mark": ("\ufeff'use strict'; 1", ran(value="1")),
     "timer": ("setTimeout(() => { throw new Error('late') }, 1); await new Promise(() => {})", None),
     "no names of ours": ("Object.keys(globalThis).includes('__trio_sandbox__')", ran(value="false")),
     "fails elsewhere": ("process.emit('warning', 5)", None),
@@ -144,7 +159,7 @@ JAVASCRIPT: dict[str, tuple[str, Ran | None]] = {
 
 
 def plain(result: Ran) -> Ran:
-    text = re.sub(r"<run-\d+>", "<run>", re.sub(r"/proc/\d+/fd/\d+", "FILE", result.stderr))
+    text = re.sub(r"<run-\d+>", "<run>", re.sub(r"/dev/fd/\d+", "FILE", result.stderr))
     return attrs.evolve(result, stderr=text)
 
 
@@ -322,18 +337,59 @@ async def test_input_environment_and_directory(host: Host, language: str, tmp_pa
     ]
     greeting = 'it\'s\n"ü" \\ $HOME !'
     (directory := tmp_path / "it's a 'dir' $x").mkdir()
-    expected = ran(f"{greeting}|{directory}\n")
-    assert await host.run(show, language=language, env={"GREETING": greeting}, cwd=str(directory)) == expected
-    assert await host.run(show, language=language) == expected
-    async with host.open_run(show, language=language, cwd=str(tmp_path / "none")) as run:
+    expected, before = ran(f"{greeting}|{directory}\n"), await host.run(show, language=language)
+    assert before != expected
+    # Both are the run's only, whatever it does to them.
+    change = {"shell": "cd /; GREETING=other", "javascript": "process.chdir('/'); process.env.GREETING = 'other'; 0"}[
+        language
+    ]
+    for after in ("", change):
+        assert await host.run(
+            f"{show}\n{after}", language=language, env={"GREETING": greeting}, cwd=str(directory)
+        ) == (attrs.evolve(expected, value="0") if after and language == "javascript" else expected)
+        assert await host.run(show, language=language) == before
+    async with host.open_run(show, language=language, cwd=str(tmp_path / "none"), env={"GREETING": "x"}) as run:
         assert await run.failure() == {
             "errno": errno.ENOENT,
             "strerror": os.strerror(errno.ENOENT),
             "filename": str(tmp_path / "none"),
         }
-    async with host.open_run(show, language=language, env={"": "x"}) as run:
-        assert (await run.failure())["errno"] == errno.EINVAL
-    assert await host.run(show, language=language) == expected
+    for name in ("", "a=b"):
+        async with host.open_run(show, language=language, env={name: "x"}) as run:
+            assert (await run.failure())["errno"] == errno.EINVAL
+    assert await host.run(show, language=language) == before
+    # What was there before is there again.
+    set_up, show_all = {
+        "shell": (
+            f"cd {tmp_path}; cd /; GREETING=$'a\\n'\"'b\"; declare -xi NUMBER=3",
+            "declare -p GREETING NUMBER OLDPWD PWD",
+        ),
+        "javascript": (
+            "process.chdir('/'); process.env.GREETING = 'a\\n\\'b'; process.env.NUMBER = 3",
+            "console.log(process.env.GREETING, process.env.NUMBER, process.cwd())",
+        ),
+    }[language]
+    await host.run(set_up, language=language)
+    before = await host.run(show_all, language=language)
+    await host.run("", language=language, env={"GREETING": "x", "NUMBER": "4"}, cwd=str(directory))
+    assert await host.run(show_all, language=language) == before
+    # Also after a run that was stopped, and one that failed.
+    await host.run(
+        {"shell": "set -u; $nope", "javascript": "null.x"}[language],
+        language=language,
+        env={"GREETING": "x"},
+        cwd="/tmp",
+    )
+    async with host.open_run(
+        {"shell": "echo a; while :; do :; done", "javascript": "console.log('a'); while (true);"}[language],
+        language=language,
+        env={"NUMBER": "5"},
+        cwd=str(directory),
+    ) as run:
+        await run.until(b"a\n")
+        await run.interrupt()
+        assert (await run.finish()).state_kept
+    assert await host.run(show_all, language=language) == before
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -59,9 +59,7 @@ def test_the_agent_brings_what_it_imports_and_nothing_else() -> None:
     assert not [
         name
         for name in names
-        if "_tests" in name
-        or name.startswith("trio_sandbox/sandbox/")
-        or not name.endswith((".py", "_worker.js", "_worker.sh"))
+        if "_tests" in name or name.startswith("trio_sandbox/sandbox/") or not name.endswith((".py", ".js", ".sh"))
     ]
     assert {(member.mode, member.uid, member.gid, member.mtime) for member in members} == {(0o644, 0, 0, 0)}
 

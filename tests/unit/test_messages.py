@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -175,3 +176,36 @@ def test_a_wrong_environment_or_directory_is_refused(env: Any, cwd: Any, words: 
         process_request(["true"], env=env, cwd=cwd, user=None)
     with pytest.raises(ValueError, match=words):
         code_request("pass", language="python", env=env, cwd=cwd)
+
+
+@pytest.mark.parametrize("language", ["python", "javascript", "shell"])
+def test_code_with_a_nul_is_refused_and_where_it_is_said(language: str) -> None:
+    for code, where in (("\0", "at position 0, in line 1;"), ("a\nb\0c\0", "at position 3, in line 2;")):
+        with pytest.raises(ValueError, match=f"`code` must not hold the character NUL.* {where}"):
+            code_request(code, language=language, env=None, cwd=None)
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"": "x"}, "must not be empty or hold '=', but '' does"),
+        ({"A=B": "x"}, "must not be empty or hold '=', but 'A=B' does"),
+        ({"A\0": "x"}, r"a name in `env` must not hold a NUL character: 'A\\x00'"),
+        ({"A": "x\0"}, r"`env\['A'\]` must not hold a NUL character"),
+    ],
+)
+def test_variables_that_nothing_can_have_are_refused(env: dict[str, str], words: str) -> None:
+    for language in ("python", "javascript", "shell"):
+        with pytest.raises(ValueError, match=words):
+            code_request("1", language=language, env=env, cwd=None)
+    with pytest.raises(ValueError, match=words):
+        process_request(["true"], env=env, cwd=None, user=None)
+
+
+@pytest.mark.parametrize("name", ["BAD KEY", "1A", "a-b", "a.b", "É", "BASH_FUNC_f%%", "UID", "SHELLOPTS"])
+def test_variables_that_only_a_shell_can_not_have(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        code_request("1", language="shell", env={"A": "", name: "x"}, cwd=None)
+    for language in ("python", "javascript"):
+        assert code_request("1", language=language, env={name: "x"}, cwd=None)["env"] == {name: "x"}
+    assert process_request(["true"], env={name: "x"}, cwd=None, user=None)["env"] == {name: "x"}

@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Numbers that fit into 32 bits, which is more than the guest has bytes, or objects to show.
 _HIGHEST_NUMBER = 2**32 - 1
 
+#: Variables that bash sets itself and lets nobody set.
+_READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
+
 
 @attrs.frozen
 class Finished:
@@ -175,10 +178,18 @@ def code_request(code: str, *, language: str, env: Mapping[str, str] | None, cwd
     if type(code) is not str:
         raise TypeError(f"`code` must be str, not {type(code).__name__}")
     _check_text(language, "`language`")
+    if "\0" in code:
+        at = code.index("\0")
+        raise ValueError(
+            f"`code` must not hold the character NUL, which no interpreter takes, but has it at position {at},"
+            f" in line {code.count(chr(10), 0, at) + 1}; write it as an escape of the language instead"
+        )
     request: dict[str, object] = {"language": language, "code": code}
     # What is not said need not be read by an interpreter under emulation.
     if env is not None:
         request["env"] = _environment(env)
+        if language == "shell":
+            _check_shell_names(env)
     if cwd is not None:
         request["cwd"] = _directory(cwd)
     _check_size([code], "the code of a run")
@@ -237,6 +248,17 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
         if not name or "=" in name:
             raise ValueError(f"a name in `env` must not be empty or hold '=', but {name!r} does")
     return dict(env)
+
+
+def _check_shell_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not (name.isidentifier() and name.isascii()):
+            raise ValueError(
+                f"a shell can't have a variable of the name {name!r} in `env`: only ASCII letters, digits and _ make one,"
+                " and no digit is the first; Sandbox.run_process() takes any name"
+            )
+        if name in _READ_ONLY:
+            raise ValueError(f"the variable {name!r} in `env` is the shell's own, and nobody can set it")
 
 
 def _directory(cwd: str | None) -> str | None:

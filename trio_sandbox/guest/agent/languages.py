@@ -13,7 +13,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..helpers.porter import ANSWERS, CONTROL, GATE, SOURCE
+from ..helpers.dialects import ANSWERS, GATE, LIBRARIES, SOURCE
+from ..helpers.porter import CONTROL
 from ..messages import send_message, write_message_file
 
 if TYPE_CHECKING:
@@ -44,10 +45,13 @@ start("worker", _control=control, _parts=parts, _program_of_spawned=program)
 ''', {{}})"""
 
 
+_NODE_PARTS = ("node_declarations.js", "node_randomness.js")
 _NODE_BOOT = (
     "const files = `/proc/${process.ppid}/fd/`; "
-    f"require('node:vm').runInThisContext(require('node:fs').readFileSync(files + {SOURCE}, 'utf8'), "
-    f"{{filename: 'trio-sandbox worker'}})(require, files + {ANSWERS}, files + {SOURCE}, files + {GATE})"
+    "const load = (name) => require('node:vm')"
+    ".runInThisContext(require('node:fs').readFileSync(files + name, 'utf8'), {filename: 'trio-sandbox worker'}); "
+    f"load({SOURCE})(require, files + {ANSWERS}, files + {SOURCE}, files + {GATE}, "
+    f"{', '.join(f'load({descriptor})' for descriptor in LIBRARIES)})"
 )
 
 
@@ -64,9 +68,9 @@ class Language:
         self.worker: str = worker
         """File in `interpreters` with the text that the interpreter is to run."""
         self.parts: tuple[str, ...] = parts
-        """Others, which it finds before that in its control socket, if it has one."""
+        """Others, which it or its porter finds before that in the control socket."""
         self.dialect: str | None = dialect
-        """What its porter speaks with it, one of `porter.DIALECTS`; None: it has none, and speaks with the agent."""
+        """What its porter speaks with it, one of `dialects.DIALECTS`; None: it has none, and speaks with the agent."""
 
 
 PYTHON = Language(
@@ -81,7 +85,13 @@ LANGUAGES = {
     for language in (
         PYTHON,
         # Its own parser is what finds the imports in a run's code.
-        Language("javascript", ["node", "--expose-internals", "-e", _NODE_BOOT], "node_worker.js", dialect="json"),
+        Language(
+            "javascript",
+            ["node", "--expose-internals", "-e", _NODE_BOOT],
+            "node_worker.js",
+            parts=_NODE_PARTS,
+            dialect="json",
+        ),
         Language("shell", ["bash", "--noprofile", "--norc", "--noediting", "-i"], "bash_worker.sh", dialect="shell"),
     )
 }

@@ -11,6 +11,7 @@ What it is told by the interpreter, one line each, by way of /proc/PID/fd/ANSWER
     B TOKEN                 the run begins: SIGINT is for its code from now on
     D TOKEN STATUS [HEX]    it is over; the text of its value, in UTF-8
     F TOKEN ERRNO           nothing was run
+    U TOKEN TEXT            what undoes the variables and the directory of this run, in its own language
     S TOKEN                 it has no SIGINT to take any more
 
 What it tells the interpreter is a `Dialect`'s affair, but for GATE, a file of two bytes: while the first is not 0 the interpreter
@@ -22,21 +23,22 @@ any code can in its own process; for the next run there is another token, or ano
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import resource
 import select
 import signal
 import socket
-from _json import encode_basestring_ascii  # pyright: ignore[reportMissingModuleSource]
+import struct
+import termios
 from typing import TYPE_CHECKING, cast
 
 from ..messages import receive_message, write_memory_file
+from .dialects import ANSWERS, GATE, Dialect, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any, NoReturn
 
-#: Descriptors of ours that the interpreter opens by name: where it answers, what it is to begin with, and when it can take SIGINT.
-ANSWERS, SOURCE, GATE = 8, 9, 10
 #: The agent's socket, which is an interpreter's own if it needs no porter.
 CONTROL = 3
 
@@ -50,119 +52,10 @@ _EINVAL = 22
 _EX_SOFTWARE = 70
 #: Seconds after which a closed gate is looked at again.
 _GATE_PATIENCE = 0.01
-
-
-class RefusedError(Exception):
-    """The interpreter can't be asked for that."""
-
-
-class Dialect:
-    """How an interpreter is spoken to: the text that is written for it to read. This one is lines of JSON."""
-
-    #: The descriptor that it reads it from.
-    descriptor: int = 3
-    #: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again. Node.js that breaks
-    #: a script off has no handler for some milliseconds, where it is emulated, and can't close the gate before.
-    retries: tuple[float, ...] = (0.5, 0.5)
-
-    def begin(self, files: str) -> str:
-        """Make it run what is in SOURCE of the directory *files*; "" if its command line says so."""
-        return ""
-
-    def run(
-        self,
-        files: str,
-        token: str,
-        number: int,
-        code: str,
-        env: dict[str, str] | None,
-        cwd: str | None,
-        descriptors: Sequence[int],
-    ) -> str:
-        """Make it run *code* with the descriptors 0, 1 and 2 that *files* has as *descriptors*.
-
-        Raises:
-          RefusedError: if it can't.
-
-        """
-        names = ",".join(f'"{files}/{descriptor}"' if descriptor >= 0 else '"/dev/null"' for descriptor in descriptors)
-        variables = ",".join(
-            f"[{encode_basestring_ascii(n)},{encode_basestring_ascii(v)}]" for n, v in (env or {}).items()
-        )
-        directory = "null" if cwd is None else encode_basestring_ascii(cwd)
-        return (
-            f'{{"run":"{token}","number":{number},"code":{encode_basestring_ascii(code)},'
-            f'"env":[{variables}],"cwd":{directory},"files":[{names}]}}\n'
-        )
-
-    def remind(self, files: str, token: str) -> str:
-        """Make it tell the end of a run again, which SIGINT may have kept it from; "" if SIGINT does."""
-        return ""
-
-    def ask(self, files: str, token: str) -> str:
-        """Make it answer S when there is no SIGINT on its way to it any more."""
-        return f'{{"ask":"{token}"}}\n'
-
-    def renew(self, entropy: bytes) -> str:
-        """Make it forget what two machines must not share."""
-        return '{"renew":true}\n'
-
-
-class ShellDialect(Dialect):
-    """Lines for an interactive bash: SIGINT then brings it back to its next line, whatever it is in the middle of."""
-
-    descriptor = 0
-    retries: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-
-    def begin(self, files: str) -> str:
-        """Say it."""
-        return f"\\builtin source {files}/{SOURCE}; \\builtin printf 'R\\n' >{files}/{ANSWERS}\n"
-
-    def run(
-        self,
-        files: str,
-        token: str,
-        number: int,
-        code: str,
-        env: dict[str, str] | None,
-        cwd: str | None,
-        descriptors: Sequence[int],
-    ) -> str:
-        """Say it. The code is in a file of ours as well, since a shell reads a pipe byte by byte."""
-        stdin, stdout, stderr = (
-            f"{files}/{descriptor}" if descriptor >= 0 else "/dev/null" for descriptor in descriptors[:3]
-        )
-        if any(not name.isidentifier() or not name.isascii() for name in env or ()):
-            raise RefusedError
-        setting = "".join(f" {name}={_quote(value)}" for name, value in (env or {}).items())
-        return (
-            f"\\builtin printf 'B {token}\\n' >{files}/{ANSWERS}; "
-            + (f"\\builtin cd -- {_quote(cwd)}; " if cwd is not None else "")
-            + (f"\\builtin export --{setting}; " if setting else "")
-            + f"\\builtin source {files}/{descriptors[3]} <{stdin} >{stdout} 2>{stderr}; {self.remind(files, token)}"
-        )
-
-    def remind(self, files: str, token: str) -> str:
-        """Say it."""
-        return f"\\builtin printf 'D {token} %s\\n' \"$?\" >{files}/{ANSWERS}\n"
-
-    def ask(self, files: str, token: str) -> str:
-        """Say it."""
-        return f"\\builtin printf 'S {token}\\n' >{files}/{ANSWERS}\n"
-
-    def renew(self, entropy: bytes) -> str:
-        """Say it. SRANDOM asks the kernel each time."""
-        return f"RANDOM={int.from_bytes(entropy[-4:], 'big')}\n"
-
-
-DIALECTS: dict[str, Dialect] = {"json": Dialect(), "shell": ShellDialect()}
-
-
-def _quote(text: str) -> str:
-    # One line, whatever is in it; and no character that a shell with history would expand.
-    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("!", "\\x21")):
-        text = text.replace(character, escape)
-    return f"$'{text}'"
+#: Seconds after which we look whether an interpreter has come back without an answer; the last holds for all later times.
+_PROBING = (0.1, 0.2, 0.4, 1.0)
+#: Of descriptors, bash itself prefers low ones.
+_NUMBERS = 64
 
 
 def divide(dialect: Dialect, report: int) -> None:
@@ -174,12 +67,12 @@ def divide(dialect: Dialect, report: int) -> None:
     os.closerange(CONTROL + 1, report)
     os.closerange(report + 1, 1 << 20)
     control = socket.socket(fileno=CONTROL)
-    source = control.recv(_SOURCE_LIMIT)
-    text = write_memory_file(source)
+    # One after the other: there are not many numbers below these.
+    for target in dialect.texts:
+        _place(write_memory_file(control.recv(_SOURCE_LIMIT)), target)
+    _place(write_memory_file(b"\0\0"), GATE)
     answers, answering = os.pipe()
-    for descriptor, target in ((answering, ANSWERS), (text, SOURCE), (write_memory_file(b"\0\0"), GATE)):
-        os.dup2(descriptor, target, inheritable=False)
-        os.close(descriptor)
+    _place(answering, ANSWERS)
     # A pipe could be read by anything of that user's, by its name.
     script, ours = socket.socketpair()
     # A process that changed its user hides its descriptors from that user.
@@ -200,6 +93,11 @@ def divide(dialect: Dialect, report: int) -> None:
     except BaseException:  # noqa: BLE001  the agent is gone, or the code got hold of us
         os.killpg(pid, signal.SIGKILL)
         os._exit(_EX_SOFTWARE)
+
+
+def _place(descriptor: int, target: int) -> None:
+    os.dup2(descriptor, target, inheritable=False)
+    os.close(descriptor)
 
 
 class _Porter:
@@ -231,6 +129,11 @@ class _Porter:
         self._disturbed = False
         self._question = ""
         self._retries: list[float] = []
+        # When to look whether it came back without an answer, and whether it was asked for one again.
+        self._probes: list[float] = []
+        self._reminded = False
+        # What it is to read after the run.
+        self._undoing = b""
 
     def serve(self) -> NoReturn:
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -244,7 +147,8 @@ class _Porter:
         self._write(self._dialect.begin(self._files))
         while True:
             held = self._signalled and self._begun
-            patience = _GATE_PATIENCE if held else self._retries[0] if self._retries else None
+            waits = [_GATE_PATIENCE] if held else self._retries or self._probes
+            patience = waits[0] if waits else None
             ready = {descriptor for descriptor, _ in poll.poll(None if patience is None else patience * 1000)}
             if wakeup in ready:
                 os.read(wakeup, 512)
@@ -257,8 +161,12 @@ class _Porter:
             if self._control.fileno() in ready:
                 self._take_message()
             self._pass_signal_on()
-            if not ready and not held and self._retries:
+            if ready or held:
+                continue
+            if self._retries:
                 self._repeat()
+            elif self._probes:
+                self._look_for_end(poll)
 
     def _note(self, signum: int, frame: object) -> None:
         self._signalled = True
@@ -278,6 +186,23 @@ class _Porter:
         elif self._interrupt():
             self._write(self._dialect.remind(self._files, self._token))
         self._retries.pop(0)
+
+    def _look_for_end(self, poll: select.poll) -> None:
+        """Find out whether the interpreter waits for its next line although it has told no end of the run."""
+        if len(self._probes) > 1:
+            self._probes.pop(0)
+        # What is not read yet of all that we wrote.
+        (unread,) = struct.unpack("i", fcntl.ioctl(self._script, termios.TIOCOUTQ, bytes(4)))
+        if unread or self._answers in {descriptor for descriptor, _ in poll.poll(0)}:
+            return
+        if self._begun and not self._reminded:
+            self._reminded = True
+            self._write(self._dialect.remind(self._files, self._token) + self._dialect.probe)
+            return
+        what = "say how the code ended" if self._begun else "be told to run code any more: this was not run"
+        os.write(self._descriptors[-2], f"trio-sandbox: the shell can't {what}; the next run has a new one\n".encode())
+        os.killpg(self._pid, signal.SIGKILL)
+        os._exit(_EX_SOFTWARE)
 
     def _interrupt(self) -> bool:
         """Send SIGINT, unless the gate is closed; it can't be closed meanwhile."""
@@ -321,25 +246,34 @@ class _Porter:
             self._write(self._dialect.renew(message[1]))
         else:
             _, number, code, env, cwd = message
-            self._run(number, code, env, cwd, descriptors)
+            # As of a file's, a byte order mark at the beginning is no part of the code.
+            self._run(Order(number, code.removeprefix("\ufeff"), env or {}, cwd), descriptors)
 
-    def _run(self, number: int, code: str, env: dict[str, str] | None, cwd: str | None, descriptors: list[int]) -> None:
-        self._number = number
+    def _run(self, order: Order, descriptors: list[int]) -> None:
+        self._number = order.number
         self._descriptors = descriptors
-        files = descriptors if len(descriptors) == 3 else [-1, *descriptors]
         try:
-            if cwd is not None:
-                os.chdir(cwd)
-            descriptors.append(write_memory_file(code.encode("utf-8", "surrogatepass")))
-            if any(not name or "=" in name or "\0" in name + value for name, value in (env or {}).items()):
-                raise RefusedError
-            self._token = os.urandom(8).hex()
-            text = self._dialect.run(self._files, self._token, number, code, env, cwd, [*files[:3], descriptors[-1]])
-        except (OSError, RefusedError) as exc:
-            self._finish(b"F", b"%d" % ((exc.errno if isinstance(exc, OSError) else None) or _EINVAL))
+            if not all(self._dialect.can_set(name, value) for name, value in order.env.items()):
+                raise OSError(_EINVAL, os.strerror(_EINVAL))
+            if order.cwd is not None:
+                os.chdir(order.cwd)
+            descriptors.append(write_memory_file(order.code.encode("utf-8", "surrogatepass")))
+            order.spare = self._find_spare()
+        except OSError as exc:
+            self._finish(b"F", b"%d" % (exc.errno or _EINVAL))
             return
+        order.descriptors = descriptors if len(descriptors) == 4 else [-1, *descriptors]
+        self._token = os.urandom(8).hex()
         self._begun = False
-        self._write(text)
+        self._undoing = b""
+        self._reminded = False
+        self._probes = list(_PROBING) if self._dialect.probe else []
+        self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe)
+
+    def _find_spare(self) -> int:
+        highest = min(resource.prlimit(self._pid, resource.RLIMIT_NOFILE)[0], _NUMBERS) - 1
+        numbers = (n for n in range(highest, 9, -1) if not os.path.lexists(f"/proc/{self._pid}/fd/{n}"))
+        return next(numbers, highest)
 
     def _finish(self, kind: bytes, rest: bytes) -> None:
         for descriptor in self._descriptors:
@@ -347,6 +281,9 @@ class _Porter:
         self._descriptors = []
         self._token = ""
         self._retries = []
+        self._probes = []
+        self._script.sendall(self._undoing)
+        self._undoing = b""
         self._control.send(kind + self._number.to_bytes(4, "big") + rest)
 
     # --- The interpreter ---
@@ -366,6 +303,8 @@ class _Porter:
                     self._finish_run(int(status) & 0xFF, b"".join(value))
                 case [b"F", token, errno] if token == self._token.encode() and errno.isdigit():
                     self._finish(b"F", errno[:3])
+                case [b"U", token, *undoing] if token == self._token.encode():
+                    self._undoing = b" ".join(undoing) + b"\n"
                 case [b"S", token] if token == self._question.encode():
                     self._question = ""
                     self._disturbed = False

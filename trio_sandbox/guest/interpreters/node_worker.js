@@ -5,20 +5,20 @@
 //
 // Code is evaluated as in a browser's console: names persist and can be declared again, `await` works at the top, and
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
-(function worker(require, answers, scratch, gate) {
+(function worker(require, answers, scratch, gate, makePreparer, makeRandomness) {
   'use strict';
-  const { Atomics, Buffer, Int32Array, Math, Object, SharedArrayBuffer, process } = globalThis;
+  const { Atomics, Buffer, Int32Array, Object, SharedArrayBuffer, process } = globalThis;
   const fs = require('node:fs');
   const { createRequire } = require('node:module');
   const { Socket } = require('node:net');
   const { Writable } = require('node:stream');
   const { inspect, types } = require('node:util');
-  const crypto = require('node:crypto');
   const vm = require('node:vm');
   const { Session } = require('node:inspector');
   const { closeSync, fstatSync, openSync, readSync, writeSync, ReadStream } = fs;
-  const { O_APPEND, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = fs.constants;
-  const { chdir, cwd, dlopen, exit, kill } = process;
+  const { O_APPEND, O_DIRECTORY, O_RDONLY, O_RDWR, O_WRONLY } = fs.constants;
+  const O_PATH = 0o10000000;
+  const { chdir, cwd, exit, kill } = process;
   const { parse: parseJson } = JSON;
   const later = setImmediate;
   const CONTROL = 3;
@@ -27,13 +27,6 @@
   const EX_SOFTWARE = 70;
   // As in `languages.py`.
   const WARM_UP = 2 ** 31;
-
-  let acorn = null;
-  try {
-    acorn = require('internal/deps/acorn/acorn/dist/acorn');
-  } catch {
-    // Code with imports then fails as it would in Node's own console.
-  }
 
   // What started us is nobody's argument.
   process.argv.length = 1;
@@ -132,89 +125,9 @@
     Object.defineProperty(process, name, { configurable: true, enumerable: true, get });
   }
 
-  // --- Randomness, which two machines that were made from one state must not share ---
-
-  // V8's generator is seeded once. The kernel's is each machine's own.
-  let pool = Buffer.alloc(0);
-  let used = 0;
-  function entropy(size) {
-    const bytes = Buffer.alloc(size);
-    const descriptor = openSync('/dev/urandom', O_RDONLY);
-    for (let position = 0; position < size; ) position += readSync(descriptor, bytes, position, size - position, null);
-    closeSync(descriptor);
-    return bytes;
-  }
-  Math.random = function random() {
-    if (used + 8 > pool.length) {
-      pool = entropy(4096);
-      used = 0;
-    }
-    const high = pool.readUInt32LE(used) >>> 5;
-    const low = pool.readUInt32LE(used + 4) >>> 6;
-    used += 8;
-    return (high * 67108864 + low) / 9007199254740992;
-  };
-
-  // A library for x86-64 (System V ABI, ELF) that jumps to OpenSSL's RAND_poll when it is loaded, and does nothing else.
-  function makeLibrary() {
-    const [CODE, SYMBOLS, STRINGS, RELOCATION, SLOT, DYNAMIC, END] = [0xe8, 0xf0, 0x120, 0x130, 0x148, 0x150, 0x1e0];
-    const file = Buffer.alloc(END);
-    const words = (at, ...values) => values.forEach((value, i) => file.writeUInt32LE(value, at + 4 * i));
-    const longs = (at, ...values) => values.forEach((value, i) => file.writeBigUInt64LE(BigInt(value), at + 8 * i));
-    file.write('7f454c46020101', 'hex');
-    words(16, 3 | (62 << 16), 1); // ET_DYN, EM_X86_64
-    longs(24, 0, 64);
-    words(52, 64 | (56 << 16), 3 | (64 << 16));
-    words(64, 1, 7); // PT_LOAD: all of it
-    longs(72, 0, 0, 0, END, END, 4096);
-    words(120, 2, 6); // PT_DYNAMIC
-    longs(128, DYNAMIC, DYNAMIC, DYNAMIC, END - DYNAMIC, END - DYNAMIC, 8);
-    words(176, 0x6474e551, 6); // PT_GNU_STACK: not executable
-    file.write('ff25', CODE, 'hex'); // jmp *SLOT(%rip)
-    words(CODE + 2, SLOT - CODE - 6);
-    words(SYMBOLS + 24, 1, 0x12); // a global function, undefined
-    file.write('RAND_poll', STRINGS + 1);
-    longs(RELOCATION, SLOT, 0x100000006, 0); // R_X86_64_GLOB_DAT of symbol 1
-    // DT_INIT, STRTAB, STRSZ, SYMTAB, SYMENT, RELA, RELASZ, RELAENT
-    longs(DYNAMIC, 12, CODE, 5, STRINGS, 10, 11, 6, SYMBOLS, 11, 24, 7, RELOCATION, 8, 24, 9, 24);
-    return file;
-  }
-
-  // OpenSSL takes new entropy when it sees that it was forked, and does not see this; Node has no way to tell it.
-  // RAND_poll reseeds the generator that those of all threads are reseeded from, before they are drawn from again.
-  function renew() {
-    used = pool.length;
-    const descriptor = openSync(scratch, O_WRONLY | O_TRUNC);
-    writeSync(descriptor, library);
-    closeSync(descriptor);
-    try {
-      dlopen({ exports: {} }, scratch);
-    } catch (error) {
-      // It is no addon: Node says so, and unloads it. Anything else, and two machines may draw the same keys.
-      if (!error.message.includes('did not self-register')) exit(EX_SOFTWARE);
-    }
-    // So many may be left, at most.
-    if (stocked) {
-      for (let i = 0; i < 128; i++) randomUUID();
-      for (let i = 0; i < 1024; i++) randomInt(2);
-    }
-  }
-  const library = makeLibrary();
-
-  // These draw for later calls as well. To draw it all again takes a while.
-  let stocked = false;
-  const { randomInt, randomUUID, webcrypto } = crypto;
-  for (const [owner, name] of [[crypto, 'randomInt'], [crypto, 'randomUUID'], [Object.getPrototypeOf(webcrypto), 'randomUUID']]) {
-    const draw = owner[name];
-    owner[name] = function (...rest) {
-      stocked = true;
-      return draw.apply(this, rest);
-    };
-  }
-  require('node:module').syncBuiltinESMExports();
-
   // --- Evaluating ---
 
+  const renew = makeRandomness(require, scratch, () => exit(EX_SOFTWARE));
   const session = new Session();
   session.connect();
   const post = session.post.bind(session);
@@ -231,8 +144,20 @@
   process.emitWarning = emitWarning;
   const HIDDEN = '__trio_sandbox__';
   Object.defineProperty(globalThis, HIDDEN, {
-    value: Object.freeze({ import: importer, take: (value) => (taken = value), go: () => go?.() }),
+    value: Object.freeze({
+      import: importer,
+      take: (value) => (taken = value),
+      go: () => go?.(),
+      get constant() {},
+      set constant(value) {
+        const error = new TypeError('Assignment to constant variable.');
+        const { set } = Object.getOwnPropertyDescriptor(globalThis[HIDDEN], 'constant');
+        Error.captureStackTrace(error, set);
+        throw error;
+      },
+    }),
   });
+  const prepare = makePreparer(require('internal/deps/acorn/acorn/dist/acorn'), HIDDEN);
   // SIGINT ends what this script does, at any point.
   const guard = new vm.Script(`${HIDDEN}.go()`, { filename: 'trio-sandbox worker' });
   let takeId;
@@ -252,110 +177,6 @@
     const value = taken;
     taken = undefined;
     return value;
-  }
-
-  const PARSING = { ecmaVersion: 'latest', sourceType: 'script', allowImportExportEverywhere: true, allowAwaitOutsideFunction: true, allowHashBang: true };
-  const declared = new Set(); // by let, const, class or import, which a var or function can't declare again
-
-  function isFixed(name) {
-    return Object.getOwnPropertyDescriptor(globalThis, name)?.configurable === false;
-  }
-
-  function bound(pattern, names = []) {
-    switch (pattern?.type) {
-      case 'Identifier':
-        names.push(pattern.name);
-        break;
-      case 'ObjectPattern':
-        for (const property of pattern.properties) bound(property.value ?? property.argument, names);
-        break;
-      case 'ArrayPattern':
-        for (const element of pattern.elements) bound(element, names);
-        break;
-      case 'AssignmentPattern':
-        bound(pattern.left, names);
-        break;
-      case 'RestElement':
-        bound(pattern.argument, names);
-        break;
-    }
-    return names;
-  }
-
-  function importText(node, code) {
-    const options = node.attributes?.length
-      ? `, { with: { ${node.attributes.map(({ key, value }) => `${key.raw ?? key.name}: ${value.raw}`).join(', ')} } }`
-      : '';
-    let text = `await ${HIDDEN}.import(${node.source.raw}${options})`;
-    const named = [];
-    let namespace = null;
-    for (const { type, local, imported } of node.specifiers) {
-      declared.add(local.name);
-      if (type === 'ImportNamespaceSpecifier') namespace = local.name;
-      else named.push(`${type === 'ImportDefaultSpecifier' ? 'default' : imported.raw ?? imported.name}: ${local.name}`);
-    }
-    if (namespace !== null) text = `const ${namespace} = ${text}`;
-    if (named.length) text = namespace === null ? `const { ${named.join(', ')} } = ${text}` : `${text}, { ${named.join(', ')} } = ${namespace}`;
-    return `${text};${'\n'.repeat(code.slice(node.start, node.end).split('\n').length - 1)}`;
-  }
-
-  // Source text that a console takes: imports become calls, and what can't be declared again is.
-  function prepare(code) {
-    if (acorn === null) return code;
-    let tree;
-    try {
-      tree = acorn.parse(code, PARSING);
-    } catch {
-      return code; // V8 says what is wrong with it, or knows better
-    }
-    const edits = [];
-    const edit = (start, end, text) => edits.push([start, end, text]);
-    for (const node of tree.body) {
-      if (node.type === 'ImportDeclaration') {
-        edit(node.start, node.end, importText(node, code));
-      } else if (node.type === 'VariableDeclaration') {
-        const names = node.declarations.flatMap(({ id }) => bound(id));
-        if (node.kind === 'var') {
-          if (names.some((name) => declared.has(name))) {
-            edit(node.start, node.start + 3, 'let');
-            for (const name of names) declared.add(name);
-          }
-        } else if (names.some(isFixed)) {
-          edit(node.start, node.declarations[0].start, ';');
-          for (const { start, end, init } of node.declarations) {
-            edit(start, start, '(');
-            edit(end, end, init === null ? ' = undefined)' : ')');
-          }
-        } else {
-          for (const name of names) declared.add(name);
-        }
-      } else if (node.type === 'FunctionDeclaration' && declared.has(node.id.name)) {
-        edit(node.start, node.start, `let ${node.id.name} = `);
-        edit(node.end, node.end, ';');
-      } else if (node.type === 'ClassDeclaration') {
-        if (isFixed(node.id.name)) {
-          edit(node.start, node.start, `${node.id.name} = `);
-          edit(node.end, node.end, ';');
-        } else {
-          declared.add(node.id.name);
-        }
-      }
-    }
-    if (code.includes('import')) {
-      const nodes = [...tree.body];
-      while (nodes.length) {
-        const node = nodes.pop();
-        if (node.type === 'ImportExpression') edit(node.start, node.start + 6, `${HIDDEN}.import`);
-        for (const key in node) {
-          const value = node[key];
-          if (Array.isArray(value)) nodes.push(...value.filter((child) => typeof child?.type === 'string'));
-          else if (typeof value?.type === 'string') nodes.push(value);
-        }
-      }
-    }
-    edits.sort((one, other) => other[0] - one[0] || other[1] - one[1]);
-    for (const [start, end, text] of edits) code = code.slice(0, start) + text + code.slice(end);
-    return code;
   }
 
   // What a line of TypeScript has that one of JavaScript has not, which is known to be wrong.
@@ -441,6 +262,7 @@
         if (!isControlOurs()) exit(status); // the code closed it: our exit status is the run's
         current = null;
         closeInput();
+        run.restore();
         for (const number of [0, 1, 2]) place('/dev/null', number);
         answer(`D ${run.token} ${status} ${text}`.trimEnd());
       }),
@@ -476,29 +298,61 @@
     }
   }
 
-  function begin(request) {
-    const { run: token, number, env, cwd: directory, files } = request;
+  // Have the variables and the directory that a run is to have; return what gives back those before.
+  function setUp(variables, directory) {
+    if (!variables.length && directory === null) return () => {};
+    const before = directory === null ? null : openSync('.', O_PATH | O_DIRECTORY);
     try {
       if (directory !== null) chdir(directory);
+    } catch (error) {
+      closeSync(before);
+      throw error;
+    }
+    const env = Object(process.env);
+    const old = variables.map(([name]) => [name, env[name]]);
+    for (const [name, value] of variables) env[name] = value;
+    return () => {
+      for (const [name, value] of old) {
+        if (value === undefined) delete env[name];
+        else env[name] = value;
+      }
+      if (before === null) return;
+      try {
+        chdir(`/proc/self/fd/${before}`);
+        closeSync(before);
+      } catch {
+        // The code has closed it, or may not go there any more: it stays where it is.
+      }
+    };
+  }
+
+  function begin(request) {
+    const { run: token, number, env, cwd: directory, files } = request;
+    let restore;
+    try {
+      restore = setUp(env, directory);
     } catch (error) {
       answer(`F ${token} ${-error.errno}`);
       return;
     }
-    for (const [name, value] of env) process.env[name] = value;
     files.slice(0, 3).forEach(place);
     const name = number < WARM_UP ? `<run-${number}>` : `<warm-up-${number - WARM_UP}>`;
-    const run = (current = { token, name, code: request.code, over: false, failed: false });
+    const run = (current = { token, name, code: request.code, restore, over: false, failed: false });
     const here = `${cwd()}/`;
     if (required?.here !== here && (required === null || globalThis.require === required.require)) {
       required = { here, require: createRequire(here) };
       Object.defineProperty(globalThis, 'require', { value: required.require, configurable: true, writable: true });
     }
-    const expression = `${prepare(request.code)}\n//# sourceURL=${name}`;
+    const { code, prelude } = prepare(request.code);
+    const evaluate = (text, done) => {
+      const settings = { expression: `${text}\n//# sourceURL=${name}`, replMode: true, silent: true, objectGroup: 'run' };
+      post('Runtime.evaluate', settings, done);
+    };
     go = () => {
       go = null;
       answer(`B ${token}`);
-      const settings = { expression, replMode: true, silent: true, objectGroup: 'run' };
-      post('Runtime.evaluate', settings, (error, result) => {
+      if (prelude) evaluate(prelude, () => {});
+      evaluate(code, (error, result) => {
         if (run !== current) return;
         settle(run, error ? { exceptionDetails: { exception: { value: error.message } } } : result);
         post('Runtime.releaseObjectGroup', { objectGroup: 'run' });

@@ -20,7 +20,7 @@ from _signal import (  # type: ignore[import-not-found]  # pyright: ignore[repor
 from signal import SIG_SETMASK, set_wakeup_fd
 from typing import TYPE_CHECKING, NoReturn
 
-from ..helpers import file_helper, porter
+from ..helpers import dialects, file_helper, porter
 from ..messages import read_message_file
 from .terminals import control_terminal
 from .users import PATH
@@ -126,7 +126,7 @@ class Becoming:
                 file_helper.main(dict(os.environ) if user is None else user.environment())
             subject = PROGRAM
             if "dialect" in request:
-                porter.divide(porter.DIALECTS[request["dialect"]], report)
+                porter.divide(dialects.DIALECTS[request["dialect"]], report)
             _exec(argv, env, self._twin)
         except OSError as exc:
             os.write(report, b"%d %d" % (exc.errno or errno.EIO, subject))
