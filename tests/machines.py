@@ -118,6 +118,7 @@ def make_tree(suite: str) -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="staging-") as staging:
         made = Path(staging, "tree")
         argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        argv += ["--dpkgopt=force-unsafe-io"]
         subprocess.run([*argv, f"--customize-hook={ADD_USER}", suite, made, *mirrors()], check=True)
         made.rename(tree)
     return tree
@@ -161,6 +162,7 @@ def configure(upper: Path, pip: Mapping[str, str]) -> None:
     """Give a machine this one's name servers, certificates, and the settings of its apt and pip."""
     for path in ("/etc/resolv.conf", CERTIFICATES, *pip.values()):
         copy(Path(path), upper)
+    write(upper / "etc/dpkg/dpkg.cfg.d/unsafe-io", "force-unsafe-io\n")  # it is thrown away soon
     settings = "".join(f"{name} = {value}\n" for name, value in pip.items())
     write(upper / "etc/pip.conf", f"[global]\n{settings}")
     if shutil.which("apt-config"):
