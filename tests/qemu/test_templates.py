@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from tests._leaks import nothing_left, wait_until
-from trio_sandbox import HostConfig, Sandbox, SandboxConfig, UnknownTemplateError, open_host
+from trio_sandbox import Host, HostConfig, Sandbox, SandboxConfig, UnknownTemplateError, open_host
 from trio_sandbox.image import default_cache_directory
 from trio_sandbox.machines._templates import TemplateStore
 from trio_sandbox.qemu import Vm
@@ -63,7 +64,8 @@ class Store:
     """The store, and a configuration that nobody else uses."""
 
     def __init__(self) -> None:
-        self.store = TemplateStore(default_cache_directory(), budget_mib=10**6)
+        self.cache = default_cache_directory()
+        self.store = TemplateStore(self.cache, budget_mib=10**6)
         self.warmup = f"{_WARMUP}\ntoken = {secrets.token_hex(8)!r}"
         self.config = SandboxConfig(memory_mib=192, warmup=self.warmup)
 
@@ -187,6 +189,47 @@ async def test_a_template_whose_state_is_damaged_inside(own: Store, caplog: pyte
             assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
 
 
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path]:
+    """The user's cache at another place, where it can't be written to; the user's own is empty then."""
+    (cache := tmp_path / "cache").mkdir()
+    subprocess.run(["mount", "--bind", default_cache_directory(), cache], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", cache], check=True)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+        yield cache
+    finally:
+        subprocess.run(["umount", cache], check=True)
+
+
+async def used_memory(host: Host, config: SandboxConfig) -> Path:
+    """Use a sandbox; return the file of the RAM that it went on from."""
+    async with host.open_sandbox(config=config) as sandbox:
+        assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
+        machine = sandbox._slot.machine  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(machine, Vm)
+        assert machine.config.memory_file is not None
+        return machine.config.memory_file
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount something read-only")
+async def test_a_cache_that_is_read_only(
+    own: Store, read_only: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its images are used, its templates if QEMU can, and what is made goes to the user's own cache."""
+    async with open_host(HostConfig(cache_dir=read_only)) as host:
+        for _ in range(2):
+            assert (await used_memory(host, own.config)).is_relative_to(tmp_path / "own")
+    assert own.made() == []
+    async with open_host(HostConfig(cache_dir=own.cache)) as host:
+        await used_memory(host, own.config)
+    shutil.rmtree(tmp_path / "own")
+    async with open_host(HostConfig(cache_dir=read_only)) as host:
+        can = host.accelerator.qemu.opens_memory_read_only
+        assert (await used_memory(host, own.config)).is_relative_to(read_only if can else tmp_path / "own")
+    assert caplog.text == ""
+
+
 async def test_without_templates(own: Store) -> None:
     async with (
         open_host(HostConfig(templates=False)) as host,
@@ -199,7 +242,7 @@ async def test_without_templates(own: Store) -> None:
 
 _BUILDER = """
 import sys, trio
-from trio_sandbox import HostConfig, SandboxConfig, open_host
+from trio_sandbox import Host, HostConfig, SandboxConfig, open_host
 
 async def main():
     config = HostConfig(progress=lambda step: print(step.message, flush=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import UnknownTemplateError
-from trio_sandbox.machines._templates import Template, TemplateStore, new_template, template_key
+from trio_sandbox.machines._templates import Template, TemplateStore, new_template, place_templates, template_key
 from trio_sandbox.qemu import make_marked
 
 
@@ -230,3 +230,65 @@ def test_pruning_takes_templates_of_images_that_are_gone(store: TemplateStore, t
     image.unlink()
     assert store.prune() > 0
     assert store.list() == []
+
+
+def test_a_shared_template_is_used_and_never_touched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    template = make(TemplateStore(tmp_path / "theirs", budget_mib=1), "a")
+    before = [(path, path.stat()) for path in sorted(template.directory.iterdir())]
+    store = TemplateStore(tmp_path / "ours", budget_mib=1, shared=tmp_path / "theirs")
+    found = store.find(template.key)
+    assert found is not None
+    assert found.directory == template.directory
+    assert store.list() == []
+    store.discard(template.key, "it is no good")
+    assert "is not used any more: it is no good" in caplog.text
+    assert store.find(template.key) is None
+    # Its like can be made in our own, and comes first then.
+    assert make(store, "a").directory == tmp_path / "ours" / "templates" / template.key
+    assert [(path, path.stat()) for path in sorted(template.directory.iterdir())] == before
+
+
+def test_a_shared_template_that_is_damaged_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    template = make(TemplateStore(tmp_path / "theirs", budget_mib=1), "a")
+    template.devices.write_bytes(b"")
+    store = TemplateStore(tmp_path / "ours", budget_mib=1, shared=tmp_path / "theirs")
+    assert store.find(template.key) is None
+    assert template.devices.exists()
+    assert caplog.text == ""
+
+
+def test_what_may_not_be_read_is_no_damage(
+    store: TemplateStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = make(store, "a")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        assert store.find(template.key) is None
+    assert caplog.text == ""
+    assert store.find(template.key) is not None
+
+
+def test_templates_are_kept_where_they_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, own, last = (tmp_path / name for name in ("cache", "own", "last"))
+    read_only: list[Path] = []
+    real = os.access
+
+    def access(path: Path, mode: int) -> bool:
+        return not any(path.is_relative_to(directory) for directory in read_only) and real(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    for directory in (cache, own, last):
+        directory.mkdir()
+    assert place_templates(cache, [own, last]) == cache
+    assert place_templates(cache / "to be made", [own]) == cache / "to be made"
+    read_only.append(cache)
+    assert place_templates(cache, [own, last]) == own
+    read_only.append(own)
+    assert place_templates(cache, [own, last]) == last
+    read_only.append(last)
+    assert place_templates(cache, [own, last]) == cache
+    assert list(tmp_path.rglob("*/*")) == [], "looking makes nothing"
