@@ -27,9 +27,9 @@ class Guest:
             (self.directory / name).write_text("1\n" * count)
 
     async def ask(self) -> bytes:
-        async with open_pair() as pair, trio.open_nursery() as nursery:
+        async with open_pair() as pair:
             stream, theirs = await pair.open_stream()
-            nursery.start_soon(self.service.serve, theirs, {})
+            await self.service.serve(theirs, {})
             return await stream.receive_some()
 
 

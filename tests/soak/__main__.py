@@ -1,0 +1,70 @@
+"""Run the soak: ``python -m tests.soak [--minutes N] [--count N] [--seed S] [--json FILE] [PART ...]``.
+
+The same seed does the same operations in the same order; what happens between them is up to the machine.
+Exit status 0 if every part holds, 1 if one does not, 2 for wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ._parts import PARTS
+from ._report import Budget, Report, to_json
+
+#: Minutes for each part, if neither is said.
+DEFAULT_MINUTES = 5.0
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of: {', '.join(PARTS)}; default: all of them")
+    parser.add_argument(
+        "--minutes", type=_positive, help=f"how long each part may take; default: {DEFAULT_MINUTES:g}, without --count"
+    )
+    parser.add_argument("--count", type=int, help="how many operations each part does")
+    parser.add_argument("--seed", type=int, default=1, help="what is drawn at random is drawn from this; default: 1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well, as JSON")
+    options = parser.parse_args(arguments)
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"no part {name!r}; there are: {', '.join(PARTS)}")
+    if options.count is not None and options.count < 1:
+        parser.error(f"--count must be at least 1, not {options.count}")
+    if options.count is None and options.minutes is None:
+        options.minutes = DEFAULT_MINUTES
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Soak the parts that were named, or all."""
+    options = _parse(arguments)
+    reports: list[Report] = []
+    for name in options.parts or PARTS:
+        report = Report(name, options.seed)
+        reports.append(report)
+        budget = Budget(options.seed, options.count, options.minutes)
+        print(f"soaking {name} ...", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        trio.run(partial(PARTS[name], budget, report))
+        report.seconds = round(time.monotonic() - started, 1)
+        print(report, flush=True)
+        if options.json is not None:  # after each part: what was learned is not lost with a later one
+            options.json.write_text(to_json(reports) + "\n", "utf-8")
+    return 0 if all(report.holds for report in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What must not grow: descriptors, tasks and memory, of this process, of the virtual machine's, and within the guest."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import trio
+
+from trio_sandbox import Sandbox
+from trio_sandbox.bench import private_mib
+
+from ._report import Gauge, Report
+from ._watch import all_tasks
+
+#: What is seen of the agent from among the users' processes: the files that are open in the whole machine, and the memory of
+#: all processes without that of the users' own.
+_LOOK = """
+cut -f 1 /proc/sys/fs/file-nr
+total=$(sed -n 's/^AnonPages: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)
+users=$(cat /proc/[0-9]*/status 2>/dev/null | sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\).*/\\1/p' | paste -sd+)
+echo $(( (total - (${users:-0})) / 1024 ))
+"""
+#: By how much each may grow: for what is only counted late, and for memory that is free again and not given back.
+_MAY_GROW: dict[str, tuple[float, str]] = {
+    "tasks": (0, ""),
+    "descriptors": (0, ""),
+    "memory": (32, "MiB"),
+    "QEMU's descriptors": (0, ""),
+    "QEMU's memory": (160, "MiB"),
+    "files open in the guest": (12, ""),
+    "memory of the guest's agent": (12, "MiB"),
+}
+
+
+async def measure(sandbox: Sandbox) -> dict[str, float]:
+    """Give the numbers as they are when everything that was asked for is over."""
+    await trio.sleep(0.5)
+    gc.collect()
+    numbers: dict[str, float] = {
+        "tasks": sum(1 for _ in all_tasks()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "memory": _resident_mib(),
+    }
+    if Path(f"/proc/{sandbox.statistics().qemu_pid}/comm").read_text().startswith("qemu"):
+        numbers["QEMU's descriptors"] = len(os.listdir(f"/proc/{sandbox.statistics().qemu_pid}/fd"))
+        numbers["QEMU's memory"] = round(private_mib(sandbox))
+        looked = await sandbox.run_process(_LOOK, shell=True, capture_stdout=True, user=0)
+        files, agent = looked.stdout.split()
+        numbers["files open in the guest"], numbers["memory of the guest's agent"] = int(files), int(agent)
+    return numbers
+
+
+def compare(report: Report, first: dict[str, float], last: dict[str, float]) -> None:
+    """Put both into the report."""
+    for name, number in first.items():
+        may_grow, unit = _MAY_GROW[name]
+        report.gauges[name] = Gauge(number, last[name], may_grow, unit)
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
