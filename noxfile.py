@@ -107,6 +107,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Do thousands of operations, and look for what is lost, hangs or grows; ``-- --minutes N --seed S [PART ...]``."""
+    install_system_packages(session)
+    session.install("-e.", *group("bench"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(default=False)
 def machines(session: nox.Session) -> None:
     """Try the two commands on fresh machines: Debian 12 and 13, as root and as a user; ``-- --suite trixie --user [COMMAND]``."""
     session.install("pip")  # it tells where packages come from here

@@ -17,7 +17,9 @@ from ._guest import FakeMachine
 
 
 @asynccontextmanager
-async def open_local_sandbox() -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
+async def open_local_sandbox(
+    config: SandboxConfig | None = None, timeouts: Timeouts | None = None
+) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
     """Yield a sandbox and its machine; bounded, for a test that hangs to fail."""
     with trio.fail_after(30):
         async with (
@@ -26,7 +28,7 @@ async def open_local_sandbox() -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
         ):
             machine = FakeMachine(channel, lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, stream))
             try:
-                yield Sandbox(Slot(machine), "python", SandboxConfig(), Timeouts()), machine
+                yield Sandbox(Slot(machine), "python", config or SandboxConfig(), timeouts or Timeouts()), machine
             finally:
                 machine.closed = True
                 machine.ended.set()

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
+from trio_sandbox._nurseries import hide_nursery
+
 
 class HungError(Exception):
     """An operation did not come back."""
@@ -33,7 +35,7 @@ async def bounded(what: str, operation: Callable[[], Awaitable[None]], seconds: 
         if not by_deadline:
             scope.cancel(reason="it hung")
 
-    with trio.CancelScope() as scope:
+    with hide_nursery("the soak"), trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel)
             with trio.move_on_after(seconds) if by_deadline else trio.CancelScope() as limit:
