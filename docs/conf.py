@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.pycode import ModuleAnalyzer
 
 import trio_sandbox
 
@@ -20,12 +23,16 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+# Quotes in our docstrings are code more often than prose.
+smartquotes = False
 html_title = "trio-sandbox"
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+# sphinxcontrib-trio extends these documenters: they write ``async with`` where it belongs.
+autodoc_use_legacy_class_based = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 python_display_short_literal_types = True
@@ -51,9 +58,56 @@ def read_google_style(app: Sphinx, what: str, name: str, obj: object, options: o
 
     Not for attributes and properties, where that would take the words before a colon for a type.
     """
+    lines[:] = mark_examples(lines)
     if what not in ("attribute", "data", "property"):
         lines[:] = GoogleDocstring(lines, Config(), app, what, name, obj, options).lines()
 
 
+def mark_examples(lines: list[str]) -> list[str]:
+    """Make code of what is indented by four behind a paragraph of a docstring; sections indent by two."""
+    marked: list[str] = []
+    paragraph = True
+    for number, line in enumerate(lines):
+        indented = line.startswith("    ")
+        begins = indented and paragraph and number > 0 and not lines[number - 1].strip()
+        if begins and not marked[-2].startswith(".. "):
+            language = "text" if any("──" in drawn for drawn in lines[number:]) else "python"
+            marked += [f".. code-block:: {language}", ""]
+        if line.strip():
+            paragraph = not line.startswith(" ") and not line.endswith("::")
+        marked.append(line)
+    return marked
+
+
+def find_attribute_docstrings(public: str) -> None:
+    """Have autodoc find the docstrings of attributes where they are written.
+
+    It looks into the module that a class says it is of, and ours say the public one, where there is only an import.
+    """
+    module = importlib.import_module(public)
+    found = ModuleAnalyzer.for_module(public)
+    found.analyze()
+    for name, value in vars(module).items():
+        if not isinstance(value, type) or value.__module__ != public:
+            continue
+        for part in [part for part in sys.modules if part.startswith("trio_sandbox.") and part not in PUBLIC]:
+            if getattr(sys.modules[part], name, None) is not value:
+                continue
+            written = ModuleAnalyzer.for_module(part)
+            written.analyze()
+            if name not in written.tags:
+                continue  # it is imported there as well
+            # A base class of its own module may have some of them.
+            found.attr_docs.update(written.attr_docs)
+            found.annotations.update(written.annotations)
+            found.finals += written.finals
+            found.tagorder.update({tag: len(found.tagorder) + order for tag, order in written.tagorder.items()})
+
+
+PUBLIC = ("trio_sandbox", "trio_sandbox.qemu", "trio_sandbox.testing")
+
+
 def setup(app: Sphinx) -> None:
+    for public in PUBLIC:
+        find_attribute_docstrings(public)
     app.connect("autodoc-process-docstring", read_google_style)

@@ -15,6 +15,7 @@ from ._config import (
     HostConfig as HostConfig,
     Progress as Progress,
     SandboxConfig as SandboxConfig,
+    SandboxFields as SandboxFields,
     Timeouts as Timeouts,
 )
 from ._display import Display as Display

@@ -274,7 +274,10 @@ class SandboxConfig:
 
 
 class SandboxFields(TypedDict, total=False):
-    """The fields of a `SandboxConfig`, as keyword arguments of what opens sandboxes."""
+    """The fields of a `SandboxConfig`, as keyword arguments of what opens sandboxes.
+
+    For functions of yours that pass them on: ``**fields: Unpack[SandboxFields]``.
+    """
 
     memory_mib: int
     vcpus: int

@@ -49,11 +49,12 @@ from ._quote import quote_lines
 class SandboxError(Exception):
     """Root of everything that this library raises on purpose.
 
-    `retry_safe` is True where the failed request certainly had no effect inside a guest
-    or on a file, so that asking again can't do anything twice.
+    `retry_safe` says whether it is safe to try again.
     """
 
     retry_safe: bool = True
+    """True: the failed request certainly had no effect inside a guest or on a file, so that asking again can't do
+    anything twice. False: it may have had its effect."""
 
 
 class MissingProgramError(SandboxError):
@@ -64,7 +65,9 @@ class MissingProgramError(SandboxError):
             f"{program} was not found on PATH; install the package {package} (Debian: apt-get install {package})"
         )
         self.program = program
+        """What was looked for on PATH."""
         self.package = package
+        """The Debian package that has it."""
 
 
 class HardwareRequiredError(SandboxError):
@@ -107,12 +110,14 @@ class QMPClosedError(QMPError):
     """The connection is gone; `__cause__` says why. A command in flight may have run."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class QMPProtocolError(QMPError):
     """The peer sent something that is not QMP; the channel was closed."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class QMPCommandError(QMPError):
@@ -121,19 +126,20 @@ class QMPCommandError(QMPError):
     def __init__(self, command: str, error_class: str, desc: str) -> None:
         super().__init__(f"{command}: {desc} [{error_class}]")
         self.command = command
+        """The command's name."""
         self.error_class = error_class
+        """QEMU's kind of error, for instance ``"GenericError"``."""
         self.desc = desc
+        """QEMU's own description."""
 
 
 class QemuStorageDaemonError(SandboxError):
-    """The storage daemon failed, refused or is not running; no overlay was left behind.
-
-    `error_class` is QEMU's own, where QEMU said something, else None.
-    """
+    """The storage daemon failed, refused or is not running; no overlay was left behind."""
 
     def __init__(self, message: str, *, error_class: str | None = None) -> None:
         super().__init__(message)
         self.error_class = error_class
+        """QEMU's kind of error, where QEMU said something; else None."""
 
 
 class BalloonError(SandboxError):
@@ -148,6 +154,7 @@ class VmError(SandboxError):
             message = f"{message}\n--- the console's last lines ---\n{quote_lines(console)}"
         super().__init__(message)
         self.console = console
+        """The last lines of the guest's console, as the guest printed them."""
 
 
 class VmBootError(VmError):
@@ -158,12 +165,14 @@ class VmDiedError(VmError):
     """The virtual machine ended, crashed or was killed after it had come up."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class GuestProtocolError(SandboxError):
     """The guest sent what no guest of ours sends. Its VM was ended, nothing else touched."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class SandboxClosedError(SandboxError):
@@ -178,6 +187,7 @@ class OutcomeUnknownError(SandboxError):
     """The request was sent and the answer never came; it may have had its effect."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class DeadlinePassedError(SandboxError):
@@ -189,6 +199,7 @@ class DeadlinePassedError(SandboxError):
     """
 
     retry_safe = False
+    """False: it may have had its effect."""
 
 
 class MountError(SandboxError):
@@ -229,13 +240,14 @@ class NetworkUnavailableError(SandboxError):
 class RunRefusedError(SandboxError):
     """The guest did not start the run, for instance because the image has no interpreter of that language.
 
-    `errno` is the guest's reason where it is one of those, else 0. Where the directory for the run can't be changed to, it is
+    Where the directory for the run can't be changed to, it is
     an `OSError`, too: `FileNotFoundError`, `NotADirectoryError` or `PermissionError`, with that directory as its `filename`.
     """
 
     def __init__(self, message: str, *, errno: int = 0) -> None:
         super().__init__(message)
         self.errno: int | None = errno  # as OSError has it, which some of these are
+        """The guest's reason as an error number, where it is one; else 0."""
 
 
 class _DirectoryRefusedError(RunRefusedError, OSError):
@@ -269,17 +281,18 @@ def directory_refused(number: int, reason: str, directory: str) -> RunRefusedErr
 
 
 class OutputLimitError(SandboxError):
-    """A run printed or showed more than `SandboxConfig.max_output_bytes`, and was stopped.
-
-    `stdout_bytes`, `stderr_bytes` and `displays` hold what came and was not handed out, each at most the limit.
-    """
+    """A run printed or showed more than `SandboxConfig.max_output_bytes`, and was stopped."""
 
     retry_safe = False
+    """False: it may have had its effect."""
 
     def __init__(
         self, message: str, *, stdout_bytes: bytes = b"", stderr_bytes: bytes = b"", displays: tuple[Display, ...] = ()
     ) -> None:
         super().__init__(message)
         self.stdout_bytes = stdout_bytes
+        """What came on standard output and was not handed out, at most the limit."""
         self.stderr_bytes = stderr_bytes
+        """The same of standard error."""
         self.displays = displays
+        """What it showed and was not handed out."""

@@ -139,6 +139,7 @@ class RunFailedError(SandboxError):
     """
 
     retry_safe = False
+    """False: the code ran."""
 
     def __init__(self, result: RunResult) -> None:
         super().__init__(result)
@@ -173,12 +174,16 @@ class ProcessFailedError(subprocess.CalledProcessError):
         oom: bool = False,
     ) -> None:
         super().__init__(returncode, cmd, output, stderr)
-        self.args = (returncode, cmd, output, stderr, stderr_tail, oom)
         self.stderr_tail = stderr_tail
         """The last `constants.OUTPUT_TAIL_BYTES` of what it printed to standard error; where that went to standard output
         or to a terminal, and that was captured, the end of that."""
         self.oom = oom
         """The guest had no memory left, and the process was killed for that."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        output: bytes | None = self.output
+        error: bytes | None = self.stderr
+        return type(self), (self.returncode, self.cmd, output, error, self.stderr_tail, self.oom)
 
     def __str__(self) -> str:
         status = self.returncode

@@ -72,22 +72,34 @@ QMP_EVENT_BUFFER = 256
 # Generous on purpose: they catch what hangs, not what is slow. Under software emulation on a
 # loaded machine everything takes ten times as long as on a quiet one.
 
+#: The default of `Timeouts.qmp_connect`.
 QMP_CONNECT_TIMEOUT = 30.0
+#: The default of `Timeouts.qmp_command`.
 QMP_COMMAND_TIMEOUT = 60.0
+#: The default of `Timeouts.storage_daemon_start`.
 STORAGE_DAEMON_START_TIMEOUT = 30.0
+#: The default of `Timeouts.overlay`.
 OVERLAY_TIMEOUT = 60.0
+#: The default of `Timeouts.balloon`.
 BALLOON_TIMEOUT = 60.0
+#: The default of `Timeouts.accelerator_probe`.
 ACCELERATOR_PROBE_TIMEOUT = 5.0
+#: The default of `Timeouts.boot`.
 BOOT_TIMEOUT = 180.0
+#: The default of `Timeouts.agent_silence`.
 AGENT_SILENCE_TIMEOUT = 60.0
+#: The default of `Timeouts.interrupt_grace`.
 INTERRUPT_GRACE = 1.0
+#: The default of `Timeouts.kill`.
 KILL_TIMEOUT = 20.0
+#: The default of `Timeouts.process_exit`.
 PROCESS_EXIT_GRACE = 5.0
+#: The default of `Timeouts.connect`.
 CONNECT_TIMEOUT = 30.0
 
 # --- Network ---
 
-#: Connections of a sandbox to the outside at a time: what it may have at most, and what it has unless told otherwise.
-#: Each may take 256 KiB of the host's memory.
+#: Connections of a sandbox to the outside at a time, at most. Each may take 256 KiB of the host's memory.
 MAXIMUM_CONNECTIONS = 256
+#: The same, unless told otherwise.
 DEFAULT_MAX_CONNECTIONS = 128

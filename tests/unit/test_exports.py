@@ -18,7 +18,7 @@ PUBLIC: dict[str, str] = {
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch OutcomeUnknownError OutputChunk OutputLimitError ProcessFailedError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
-        RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxHibernatedError SandboxStatistics
+        RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
         VmError WarmStatistics WarmupError open_host open_sandbox
     """,

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final, Literal, final
+from typing import Literal, final
 
 import attrs
 import trio
@@ -102,7 +102,7 @@ class RunEvents:
         except SandboxError as exc:
             self._over = not isinstance(exc, OutputLimitError)
             if self._over:
-                self._trace.end(_OUTCOMES.get(type(exc), "broken"))
+                self._trace.end(_outcome(exc))
             raise
         self._over = isinstance(event, RunResult)
         return event
@@ -228,8 +228,11 @@ class RunEvents:
                 self._vm.retire("a run in it did not end when it was killed")
 
 
-#: What became of runs whose errors say it; of all others, "broken".
-_OUTCOMES: Final[dict[type[SandboxError], Outcome]] = {DeadlinePassedError: "stopped", RunRefusedError: "refused"}
+def _outcome(error: SandboxError) -> Outcome:
+    """Say what became of a run that ended in an error."""
+    if isinstance(error, DeadlinePassedError):
+        return "stopped"
+    return "refused" if isinstance(error, RunRefusedError) else "broken"
 
 
 def out_of_memory_line(what: str, memory_mib: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._metadata import fix_module_metadata
 from ._accelerator import Accelerator as Accelerator, detect_accelerator as detect_accelerator
 from ._balloon import BalloonClient as BalloonClient
 from ._build import QemuBuild as QemuBuild
@@ -46,3 +47,6 @@ from ._vm_manager import (
     VmManagerStatistics as VmManagerStatistics,
     open_vm_manager as open_vm_manager,
 )
+
+fix_module_metadata(__name__, globals())
+del fix_module_metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import final
 
 import attrs
@@ -240,7 +240,8 @@ class Sandbox(GuestRequests):
         """
         await self._lifecycle.revert(checkpoint)
 
-    def transaction(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None]:
         """Undo all that happens in the sandbox in a block that raises, or is cancelled; keep it otherwise.
 
             async with sandbox.transaction():
@@ -257,7 +258,8 @@ class Sandbox(GuestRequests):
           Exception: entering the block, what `checkpoint` raises.
 
         """
-        return self._lifecycle.transaction()
+        async with self._lifecycle.transaction():
+            yield
 
     async def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.

@@ -81,7 +81,9 @@ class GuestTextFile(trio.abc.AsyncResource):
         self.buffer = buffer
         """The same file, for bytes."""
         self.encoding = encoding
+        """How its bytes are read as text."""
         self.errors = errors
+        """What becomes of what can't be decoded or encoded, as for `open`."""
         self._newline = newline
         self._limit = limit
         self._line_end = re.compile("\r\n|\n|\r" if newline == "" else newline or "\n")
