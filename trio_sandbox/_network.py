@@ -6,14 +6,17 @@ A policy speaks of names and ports, never of addresses: the host resolves the na
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Literal, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, final
 
 import attrs
-import trio
 
 from . import constants
 from ._checks import or_none, whole_number
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import trio
 
 #: A label of a host name: letters, digits, hyphens inside, and the underscore that some names have (RFC 1123, RFC 2782).
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -24,7 +27,7 @@ _HIGHEST_PORT = 65535
 #: Ports that a rule allows unless it says otherwise: HTTP and HTTPS.
 WEB_PORTS = (80, 443)
 
-StreamFactory: TypeAlias = Callable[[], Awaitable[trio.abc.HalfCloseableStream]]
+StreamFactory: TypeAlias = "Callable[[], Awaitable[trio.abc.HalfCloseableStream]]"
 """Opens what a name of `NetworkRule.to` leads to, anew for each connection."""
 
 
@@ -88,7 +91,7 @@ def _ports(value: int | tuple[int, ...] | None) -> tuple[int, ...] | None:
     return ports
 
 
-_Target: TypeAlias = tuple[str, int] | StreamFactory | None
+_Target: TypeAlias = "tuple[str, int] | StreamFactory | None"
 
 
 def _check_to(_: object, _attribute: attrs.Attribute[_Target], value: object) -> None:

@@ -13,9 +13,11 @@ from typing import cast
 import pytest
 
 import trio_sandbox
+from trio_sandbox import Network, NetworkRule
 from trio_sandbox.bench import MEASURES
 from trio_sandbox.cli import build_parser, main
 from trio_sandbox.cli._arguments import MEASURES as NAMES
+from trio_sandbox.cli._configs import sandbox_config
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 
@@ -184,3 +186,16 @@ def test_help_imports_no_more_than_it_needs() -> None:
     assert "trio_sandbox.cli._parser" in modules
     slow = {"importlib.metadata", "rich", "trio_sandbox.bench", "trio_sandbox.testing", "trio_sandbox.cli._run"}
     assert not slow & modules
+
+
+def test_what_may_be_reached() -> None:
+    def policy(*arguments: str) -> Network:
+        return sandbox_config(build_parser().parse_args(["run", *arguments, "f"])).network
+
+    assert policy() == Network.none()
+    assert policy("--network", "pypi.org", "--network", "db.example.org:5432") == Network.allow(
+        "pypi.org", "db.example.org:5432"
+    )
+    assert policy("--network", "open", "--network", "a.org:1") == Network.open(NetworkRule("a.org", port=1))
+    with pytest.raises(SystemExit):
+        policy("--network", "10.0.0.1")

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "host": {"base", "qemu", "image", "client", "network", "machines", "sandbox"},
     "testing": {"base", "wire", "qemu", "image", "client", "sandbox"},
     "bench": {"base", "qemu", "image", "client", "machines", "sandbox", "host", "top"},
-    "cli": {"base", "wire", "qemu", "image", "client", "machines", "host", "bench", "top"},
+    "cli": {"base", "wire", "qemu", "image", "client", "network", "machines", "host", "bench", "top"},
     "top": {"base", "wire", "qemu", "image", "client", "network", "machines", "sandbox", "host", "testing", "cli"},
 }
 

@@ -8,8 +8,12 @@ import os
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._program import Download, Upload
+
+if TYPE_CHECKING:
+    from .._network import NetworkRule
 
 #: Those of `trio_sandbox.bench`, whose import takes as long as all of ``--help``.
 MEASURES = (
@@ -37,6 +41,18 @@ def memory_mib(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 512 or 512M (MiB), or 2G (GiB)")
     unit = (match[2] or "M")[0].upper()
     return int(match[1]) * {"M": 1, "G": 1024}[unit]
+
+
+def network_rule(text: str) -> NetworkRule | None:
+    """Read a host that may be reached, maybe with a port; None for "open", which is every public host."""
+    from .._network import NetworkRule
+
+    if text == "open":
+        return None
+    try:
+        return NetworkRule.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def seconds(text: str) -> float:

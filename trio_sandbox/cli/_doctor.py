@@ -21,10 +21,14 @@ from .. import __version__
 from .._errors import ImageError, SandboxError
 from .._programs import REQUIREMENTS, Requirement, missing, unsupported_platform
 from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
+from ..network import find_proxy, look_up
 from ..qemu import detect_accelerator, open_runtime
 
 #: Bytes that building the system disk and the image `python` takes while it goes on.
 BUILD_BYTES = 4 * 2**30
+
+#: What is looked up to find out whether names can be, and how long that may take.
+_KNOWN_NAME, _RESOLVE_SECONDS = "pypi.org", 5.0
 
 Verdict = Literal["ok", "note", "missing"]
 _MARKS: dict[Verdict, str] = {"ok": "ok", "note": "note", "missing": "MISSING"}
@@ -68,8 +72,41 @@ async def examine(cache_dir: Path | None) -> list[Finding]:
         images(stored),
         await building(cache_dir, built=built),
     ]
+    findings += [await names(), proxy()]
     findings += await accelerator(cache_dir)
     return findings
+
+
+async def names() -> Finding:
+    """Whether this machine can resolve names: what guests reach by `Network`, it resolves."""
+    subject = "names of hosts"
+    try:
+        with trio.fail_after(_RESOLVE_SECONDS):
+            await trio.to_thread.run_sync(look_up, _KNOWN_NAME, abandon_on_cancel=True)
+    except (OSError, trio.TooSlowError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else f"no answer within {_RESOLVE_SECONDS:g} s"
+        detail = f"{_KNOWN_NAME} can't be looked up ({why}): sandboxes with a network reach nothing by name here"
+        return Finding(
+            subject, "note", detail, "Let this machine use a resolver, or give it a proxy: HostConfig(proxy=...)."
+        )
+    return Finding(subject, "ok", f"{_KNOWN_NAME} can be looked up")
+
+
+def proxy() -> Finding:
+    """Whether this machine's programs go through a proxy, which sandboxes do only if asked to."""
+    subject = "proxy"
+    try:
+        found = find_proxy("environment")
+    except ValueError as exc:
+        return Finding(subject, "note", f"the one that the environment names can't be used: {exc}")
+    if found is None:
+        return Finding(subject, "ok", "the environment names none")
+    return Finding(
+        subject,
+        "note",
+        f"the environment names {found.host}:{found.port}, which sandboxes with a network go through only if asked to",
+        "HostConfig(proxy='environment'), or --proxy environment",
+    )
 
 
 def versions() -> Finding:

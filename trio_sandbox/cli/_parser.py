@@ -10,7 +10,18 @@ from pathlib import Path
 from .. import constants
 from .._metadata import version
 from . import _examples
-from ._arguments import MEASURES, counts, download, guest_directory, measures, memory_mib, seconds, upload, variable
+from ._arguments import (
+    MEASURES,
+    counts,
+    download,
+    guest_directory,
+    measures,
+    memory_mib,
+    network_rule,
+    seconds,
+    upload,
+    variable,
+)
 from ._command_parser import CommandParser, Once
 from ._status import BENCH_EXIT_STATUSES, EXIT_STATUSES, SHELL_EXIT_STATUSES
 
@@ -130,6 +141,7 @@ def _fill_run(run: CommandParser) -> None:
         help="where the program starts in the guest, and is copied to (default: the home directory)",
     )
     _add_machine(run, image=None)
+    _add_network(run)
     run.add_argument(
         "--timeout",
         type=seconds,
@@ -151,6 +163,7 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
     )
     shell.add_argument("--user", metavar="NAME", help="who to be in the guest: a name or a number (default: 1000)")
     _add_machine(shell)
+    _add_network(shell)
     _add_quiet(shell)
     _add_cache_dir(shell)
 
@@ -248,12 +261,28 @@ def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python
         action="store_true",
         help="refuse software emulation, which QEMU does not count as a security boundary",
     )
-    parser.set_defaults(no_templates=False)
+    parser.set_defaults(no_templates=False, network=[], proxy=None)
     if templates:
         parser.add_argument(
             "--no-templates", action="store_true", help="boot, and neither write nor use a saved machine"
         )
     parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network",
+        action="append",
+        type=network_rule,
+        metavar="HOST[:PORT]",
+        help="what may be reached: pypi.org, '*.pythonhosted.org', db.example.org:5432, or open for every public host; "
+        "more than once for more (default: nothing)",
+    )
+    parser.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="an HTTP proxy that connections go through; environment: that of the variable https_proxy (default: none)",
+    )
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -9,4 +9,4 @@ from ._connections import (
 )
 from ._gateway import Gateway as Gateway
 from ._proxy import Proxy as Proxy, find_proxy as find_proxy
-from ._resolver import HostResolver as HostResolver, Resolver as Resolver
+from ._resolver import HostResolver as HostResolver, Resolver as Resolver, look_up as look_up
