@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
@@ -93,8 +94,8 @@ def test_an_interrupt_wins_over_other_errors(interrupt: BaseException) -> None:
     with pytest.raises(type(interrupt)) as raised, hide_nursery("test"):
         raise BaseExceptionGroup("both", [error, interrupt])
     assert raised.value is interrupt
-    assert isinstance(interrupt.__cause__, BaseExceptionGroup)
-    assert interrupt.__cause__.exceptions == (error,)
+    cause = cast("BaseExceptionGroup[BaseException]", interrupt.__cause__)
+    assert cause.exceptions == (error,)
 
 
 async def test_an_interrupt_has_no_more_to_say_than_where_it_came() -> None:

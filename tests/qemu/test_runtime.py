@@ -132,7 +132,10 @@ def test_a_tmpdir_that_will_do_is_taken(base: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    def refuse(*arguments: object) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", refuse)
     with pytest.raises(SandboxError, match="Set TMPDIR to one"):
         async with open_runtime():
             pytest.fail("was opened")

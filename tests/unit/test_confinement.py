@@ -76,6 +76,9 @@ def _names(argv: list[str]) -> list[str]:
 
 
 def test_no_limit_is_above_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 64))
+    def low(kind: int) -> tuple[int, int]:
+        return 1, 64
+
+    monkeypatch.setattr(resource, "getrlimit", low)
     command = FULL.argv(7, limits=Limits.of_machine(disk_bytes=8 * 2**30, memory_bytes=2**28, vcpus=2))
     assert {"--nofile=64", "--fsize=64", "--nproc=64"} < set(command)
