@@ -54,7 +54,22 @@ def make_private_directory(path: Path, mode: int = 0o700) -> None:
     """
     if not path.parent.exists():
         make_private_directory(path.parent)
-    path.mkdir(mode=mode, exist_ok=True)
+    try:
+        make_new_directory(path, mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
+def make_new_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory that does not exist; *mode* less the umask, which does not keep us ourselves out.
+
+    Raises:
+      OSError: if it exists, or can't be made.
+
+    """
+    path.mkdir(mode=mode)
+    path.chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IRWXU)
 
 
 def write_new_file(path: Path, text: str, mode: int = 0o600) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,11 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
+from trio_sandbox._private import make_private_directory
+from trio_sandbox.image import try_lock
 from trio_sandbox.qemu import _reaper_main, make_marked, open_runtime, remove_marked, run_owned
 from trio_sandbox.qemu._runtime import _choose_directory
-from trio_sandbox.qemu._storage_daemon import absolute_path
+from trio_sandbox.qemu._storage_daemon import absolute_path, new_file
 
 
 def children_with(marker: str) -> list[int]:
@@ -139,6 +142,23 @@ async def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SandboxError, match="Set TMPDIR to one"):
         async with open_runtime():
             pytest.fail("was opened")
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
+async def test_no_umask_keeps_us_out_or_lets_others_in(umask: int, base: Path) -> None:
+    before = os.umask(umask)
+    try:
+        make_private_directory(base / "above" / "private")
+        for _ in range(2):
+            with try_lock(base / "lock") as held:
+                assert held
+        async with open_runtime(base) as runtime:
+            with new_file(f"{runtime.directory}/overlay"):
+                paths = (runtime.directory, runtime.directory / "overlay", base / "lock", base / "above" / "private")
+                modes = [stat.S_IMODE(path.stat().st_mode) for path in paths]
+    finally:
+        os.umask(before)
+    assert modes == [0o700, 0o600, 0o600, 0o700]
 
 
 async def test_the_working_directory_may_be_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,10 @@ def try_lock(path: Path) -> Generator[bool]:
     Raises:
       OSError: if the file can't be made or locked.
     """
-    with _try_flock(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as held:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with _try_flock(fd) as held:
+        if os.fstat(fd).st_mode & 0o600 != 0o600:
+            os.fchmod(fd, 0o600)  # it is new, and the umask would keep us out the next time
         yield held
 
 

@@ -28,6 +28,7 @@ from .._errors import (
     VmError,
     WarmupError,
 )
+from .._private import make_new_directory
 from .._quote import quote_lines
 from ..client import RunTrace, ask, code_request, collect, open_run
 from ..image import Image, Place, SystemDisk, open_mounts_disk
@@ -273,7 +274,7 @@ class Launcher:
             always.callback(remove_merged_layers)
             undo.callback(remove_unused_overlay)
             try:
-                directory.mkdir(mode=0o700)
+                make_new_directory(directory)
                 undo.callback(shutil.rmtree, directory, ignore_errors=True)
                 # Whatever it will stand on is of the size of the image, and nobody reads the name that is written in it.
                 await self._overlays.acquire(vm.config.image, overlay)
@@ -291,7 +292,7 @@ class Launcher:
         guest_handler: StreamHandler | None = None,
     ) -> AsyncGenerator[Vm]:
         directory = self._directory / secrets.token_hex(8)
-        directory.mkdir(mode=0o700)
+        make_new_directory(directory)
         try:
             # Links of its own: what it stands on stays for as long as it does, and whoever made it can remove it.
             layers = tuple(directory / f"layer{number}.qcow2" for number in range(len(machine.layers)))

@@ -11,6 +11,7 @@ import os
 import stat
 from pathlib import Path
 
+from .._private import make_new_directory
 from ._reaper_main import MARKER as MARKER, remove_marked as remove_marked
 
 _TEXT = b"trio-sandbox made this directory, and may remove it with all that is in it.\n"
@@ -23,7 +24,7 @@ def make_marked(directory: Path) -> None:
       OSError: if it exists, or can't be made.
 
     """
-    directory.mkdir(mode=0o700)
+    make_new_directory(directory)
     mark(directory)
 
 

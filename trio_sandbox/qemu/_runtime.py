@@ -20,6 +20,7 @@ import trio
 from .._entries import open_block
 from .._errors import SandboxError
 from .._nurseries import open_services
+from .._private import make_new_directory
 from . import _reaper_main
 from ._owned import is_marked, mark, remove_marked
 from ._process import InheritedFds, describe_exit
@@ -197,7 +198,7 @@ def _choose_directory(base: Path | None) -> Path:
 def _own_directory(directory: Path) -> Generator[None]:
     """Make the directory, mark it as ours and in use, and remove it at the end."""
     try:
-        directory.mkdir(mode=0o700)
+        make_new_directory(directory)
     except OSError as exc:
         raise SandboxError(f"can't make a runtime directory in {directory.parent}: {exc.strerror}") from exc
     try:

@@ -243,6 +243,7 @@ class Taking:
         if self.config.mounts is not None:
             link_file(self.config.mounts, self._directory / _MOUNTS)
         self._devices = self._open(self._directory / _DEVICES, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.fchmod(self._devices, 0o600)
         self._new_overlay = self._open(self._overlay, os.O_RDWR)
         self._frozen_overlay = self._open(self._overlay, os.O_RDONLY)
         if self.config.memory_file is None or self.config.memory_shared:

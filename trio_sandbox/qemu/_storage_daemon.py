@@ -424,6 +424,7 @@ def new_file(path: str) -> Generator[int]:
     try:
         # Not for others to read: it will hold what a guest writes.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)  # there are umasks that would keep us out ourselves
     except OSError as exc:
         raise QemuStorageDaemonError(f"can't create the overlay {path}: {exc.strerror or exc}") from exc
     try:

@@ -188,6 +188,7 @@ class Vm:
             raise ValueError("only a machine whose RAM is a shared file can be saved")
         fd = os.open(devices, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             with trio.fail_after(self._timeouts.qmp_command):
                 await save_state(self.qmp, fd)
         except (MigrationError, QMPError, trio.TooSlowError) as exc:
