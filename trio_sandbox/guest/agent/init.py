@@ -131,6 +131,9 @@ def _confine_users() -> None:
     # Each process's group gets an equal share, however many they are in it.
     _write(f"{_USERS_CGROUP}/cgroup.subtree_control", "+cpu")
     _write("/proc/self/oom_score_adj", "-1000")
+    # The kernel would list all processes whenever it kills one for want of memory: after a fork bomb that takes seconds
+    # each time, in which nothing else runs.
+    _write("/proc/sys/vm/oom_dump_tasks", "0")
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, _MAXIMUM_DESCRIPTORS)

@@ -141,7 +141,7 @@ class Spawner:
             while True:
                 polled = self._poll.poll(self._patience * 1000 if self._dying else None)
                 if self._dying and time.monotonic() >= self._look_at:
-                    self._kill_tracers()
+                    self._kill_again()
                 # Failures first: "failed" is to come before the "exited" that follows from it.
                 ready = sorted(polled, key=lambda event: event[0] not in self._by_descriptor)
                 pressed = False
@@ -311,12 +311,15 @@ class Spawner:
         else:
             self._send("mounted", 0, "", "")
 
-    def _kill_tracers(self) -> None:
-        """End those who trace what was killed: until they let go, it can stay stopped at its end, or be a zombie of theirs."""
+    def _kill_again(self) -> None:
+        """Kill again, and end those who trace what was killed: until they let go, it can stay stopped at its end, or be a zombie of theirs."""
         # Looking takes a while as well, of what those need to end who are many.
         self._patience = min(2 * self._patience, _TRACED_PATIENCE_LIMIT)
         self._look_at = time.monotonic() + self._patience
         for process in self._dying:
+            if process.group is not None:
+                # Again, for who has come in since: what was being forked, where the kernel misses that.
+                process.group.kill()
             threads = [] if process.group is None else process.group.threads()[:_TRACED_LIMIT]
             if not process.reaped:
                 threads.append(process.pid)
