@@ -48,13 +48,13 @@ class Sources:
     def add(self, name: str, code: str) -> None:
         """Keep *code*, and let go of the oldest if it is too much."""
         self._sources.append((name, code))
-        self._size += _cost(code)
+        self._size += _OVERHEAD + 2 * len(code)
         while self._size > _LIMIT and len(self._sources) > 1:
             oldest, old_code = self._sources.popleft()
-            self._size -= _cost(old_code)
+            self._size -= _OVERHEAD + 2 * len(old_code)
             linecache.cache.pop(oldest, None)
         # Lines as Python's tokenizer counts them, which knows three line ends; `splitlines` knows ten.
-        lines = io.StringIO(code, None).readlines()
+        lines = io.StringIO(code, None).readlines() if "\n" in code or "\r" in code else [code]
         if lines and sys.version_info < (3, 13):  # there `traceback` places its marks by the line's end
             lines[-1] = lines[-1].rstrip("\n") + "\n"
         # No time of modification means that there is no file to check against.
@@ -102,10 +102,6 @@ class Sources:
             output.seek(0)
             output.write(text.encode())
         return f"/proc/{os.getpid()}/fd/{self._file}"
-
-
-def _cost(code: str) -> int:
-    return _OVERHEAD + 2 * len(code)
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -63,8 +63,7 @@ class StandardStreams:
         """Give a run its descriptors, which are closed; *stdin* may be -1 for no input."""
         # What threads printed since the last run goes where that was to go: nowhere.
         self.flush()
-        self._forget_stdio()
-        if self._had_input:
+        if self._had_input or stdin >= 0:
             self._forget_input()
         self._had_input = stdin >= 0
         for descriptor, name in enumerate(_NAMES):
@@ -84,7 +83,10 @@ class StandardStreams:
         """Send on what is still in buffers, and let go of the run's descriptors."""
         self.flush()
         for stream in self._find_variables(_WRITERS, 1, 2):
-            _flush(stream)
+            try:
+                stream.flush()
+            except BaseException:  # noqa: BLE001  the code may have put it around an object of its own
+                pass
         for name, ours in zip(_NAMES, self._streams):  # noqa: B905
             current = getattr(sys, name, None)
             if current is not ours and type(current) is io.TextIOWrapper and current not in self._kept:
@@ -99,7 +101,10 @@ class StandardStreams:
     def flush(self) -> None:
         """Empty the buffers of sys.stdout and sys.stderr, ours and the code's own, and C's."""
         for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._streams[1:]):
-            _flush(stream)
+            try:
+                stream.flush()  # type: ignore[union-attr]
+            except BaseException:  # noqa: BLE001  None, the code's own object, or one of ours that it closed
+                pass
         self._flush_stdio()
 
     def _make(self, descriptor: int) -> io.TextIOWrapper:
@@ -132,7 +137,10 @@ class StandardStreams:
             setattr(sys, name, new)
 
     def _forget_input(self) -> None:
-        """Drop what is left of the last run's input, while /dev/null is where that was."""
+        """Drop what is left of the last run's input, or that it had none, while /dev/null is where that was."""
+        self._forget_stdio()
+        if not self._had_input:
+            return
         for stream in self._find_variables(_READERS, 0):
             _drain(stream)
         current = getattr(sys, "stdin", None)
@@ -187,18 +195,11 @@ def _do_nothing() -> None:
     pass
 
 
-def _flush(stream: Any) -> None:
-    try:
-        stream.flush()
-    except BaseException:  # noqa: BLE001  None, the code's own object, or one of ours that it closed
-        pass
-
-
 def _drain(stream: Any) -> bool:
     """Read *stream* to its end; tell whether it is as good as new then."""
     try:
         stream.read()
-    except BaseException:  # noqa: BLE001  as above
+    except BaseException:  # noqa: BLE001  the code's own object, or one of ours that it closed
         try:
             # It holds what is no text. This drops what it has decoded before that.
             stream.read(1 << 30)
