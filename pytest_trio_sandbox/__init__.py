@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 OPENED: pytest.StashKey[deque[Sandbox]] = pytest.StashKey()
 #: Lines of the console, and as many of the monitor, that go into a report.
 _REPORTED_LINES = 60
+#: Runs, the last ones, and characters of each of their outputs.
+_REPORTED_RUNS = 3
+_REPORTED_CHARACTERS = 2000
 
 
 class SandboxFactory(Protocol):
@@ -110,9 +113,23 @@ def pytest_runtest_makereport(
         if report.failed:
             for number, sandbox in enumerate(opened, 1):
                 title = f"sandbox {number} ({sandbox.image}, {sandbox.config.memory_mib} MiB, {sandbox.accelerator})"
+                report.sections.append((f"{title}: last runs", _describe_runs(sandbox)))
                 report.sections.append((f"{title}: console", _tail(sandbox.console())))
                 report.sections.append((f"{title}: QMP", _tail(sandbox.qmp_log())))
     return report
+
+
+def _describe_runs(sandbox: Sandbox) -> str:
+    from trio_sandbox._quote import quote_lines
+
+    lines: list[str] = []
+    for output in sandbox.recent_runs()[-_REPORTED_RUNS:]:
+        exit_code = "" if output.exit_code is None else f", exit code {output.exit_code}"
+        lines.append(f"a run of {output.language}: {output.outcome}{exit_code}")
+        for name, text in (("stdout", output.stdout), ("stderr", output.stderr)):
+            if text:
+                lines.append(f"{name}:\n{quote_lines(text, _REPORTED_CHARACTERS)}")
+    return "\n".join(lines) or "(none)"
 
 
 def _tail(text: str) -> str:

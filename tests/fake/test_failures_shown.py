@@ -234,3 +234,10 @@ async def test_a_process_that_prints_without_end_is_not_kept() -> None:
         with pytest.raises(ProcessFailedError) as caught:
             await sandbox.run_process(["/bin/sh", "-c", "head -c 3000000 /dev/zero >&2; exit 1"])
     assert len(caught.value.stderr_tail) == constants.OUTPUT_TAIL_BYTES
+
+
+async def test_a_server_whose_log_is_discarded_never_waits_for_a_reader() -> None:
+    async with open_local_sandbox() as (sandbox, _):
+        command = ["/bin/sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2"]
+        async with sandbox.open_process(command, stdin=False, stdout=False, stderr="discard") as process:
+            assert await process.wait() == 0

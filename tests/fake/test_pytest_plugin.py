@@ -16,6 +16,10 @@ class FakeSandbox:
     open: bool = True
     def console(self):
         return "".join(f"console line {n}\\n" for n in range(100)) if self.image == "python" else ""
+    def recent_runs(self):
+        from trio_sandbox import RunOutput
+        fields = {"language": "python", "outcome": "ended", "stdout_bytes": b"run's output\\n"}
+        return (RunOutput(exit_code=1, stderr_bytes=b"ZeroDivisionError: \\x1b[2J\\n", **fields),) if self.image == "python" else ()
     def qmp_log(self):
         return '-> {"execute": "cont"}\\n'
 
@@ -200,6 +204,12 @@ def test_what_the_machines_said_is_in_a_failed_tests_report(inner: pytest.Pytest
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     result.stdout.fnmatch_lines(
         [
+            "*sandbox 1 (python, 256 MiB, tcg): last runs*",
+            "a run of python: ended, exit code 1",
+            "stdout:",
+            "| run's output",
+            "stderr:",
+            "| ZeroDivisionError: \\x1b[[]2J",
             "*sandbox 1 (python, 256 MiB, tcg): console*",
             "(40 lines left out)",
             "console line 40",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import shlex
 import tomllib
@@ -72,6 +73,28 @@ def test_every_public_name_is_in_the_reference() -> None:
     (listed,) = re.findall(r":members: ([\w,\s]+)\n", (reference / "errors.md").read_text("utf-8"))
     documented |= {name.strip() for name in listed.split(",")}
     assert documented == set(PUBLIC["trio_sandbox"].split())
+
+
+#: What examples take for granted, as the pages say: an open host and an open sandbox.
+GIVEN = {"host", "sandbox"}
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in blocks("python")])
+def test_python_blocks_can_be_pasted(block: Block) -> None:
+    """Every name in an example is imported or made in that example."""
+    made = GIVEN | set(dir(builtins))
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(block.text)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
+                made.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                made.add(name)
+            case ast.alias(name=name, asname=alias):
+                made.add(alias or name.split(".")[0])
+    assert sorted(used - made) == []
 
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in blocks("python")])
