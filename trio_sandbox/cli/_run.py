@@ -194,9 +194,7 @@ def _once(data: bytes) -> Read:
     return read
 
 
-async def _download(  # noqa: ASYNC910 - often there is nothing to do
-    sandbox: Sandbox, request: RunRequest, status: int
-) -> int:
+async def _download(sandbox: Sandbox, request: RunRequest, status: int) -> int:
     """Fetch what is wanted, also of a program that failed; return the exit status."""
     for download in request.downloads:
         try:
@@ -204,4 +202,4 @@ async def _download(  # noqa: ASYNC910 - often there is nothing to do
         except OSError as exc:
             complain(f"{download.remote} was not downloaded: {exc.strerror or exc}: {exc.filename}")
             status = status or _status.SANDBOX_FAILURE
-    return status
+    return status  # noqa: ASYNC910 - often there is nothing to do
