@@ -22,6 +22,7 @@ from ._display import Display as Display
 from ._errors import (
     BalloonError as BalloonError,
     CapacityError as CapacityError,
+    ConfinementRequiredError as ConfinementRequiredError,
     DeadlinePassedError as DeadlinePassedError,
     GuestProtocolError as GuestProtocolError,
     HardwareRequiredError as HardwareRequiredError,

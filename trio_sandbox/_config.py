@@ -141,6 +141,11 @@ class HostConfig:
     """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
     require_hardware: bool = attrs.field(default=False, validator=check_flag)
     """Refuse software emulation, which QEMU's own policy does not count as a security boundary."""
+    confinement: Literal["best", "require"] = attrs.field(default="best", validator=one_of("best", "require"))
+    """How QEMU is confined: "best" does without what this host does not allow, and says so in the log; "require" refuses to.
+
+    `Sandbox.confinement` and ``trio-sandbox doctor`` tell what holds.
+    """
     memory_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
     """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.
 

@@ -3,6 +3,7 @@
     SandboxError
     ├── MissingProgramError          a program of the host's is not installed
     ├── HardwareRequiredError        no accelerator was proved, and software emulation was refused
+    ├── ConfinementRequiredError     this host does not allow all that QEMU can be confined by
     ├── CapacityError                the request can never fit
     ├── ImageError
     │   ├── UnknownImageError        no recipe and no image of that name
@@ -72,6 +73,10 @@ class MissingProgramError(SandboxError):
 
 class HardwareRequiredError(SandboxError):
     """`require_hardware` was asked for, and no hardware accelerator ran a guest."""
+
+
+class ConfinementRequiredError(SandboxError):
+    """`HostConfig.confinement` is "require", and this host does not allow all of it; the message says what, and the way out."""
 
 
 class CapacityError(SandboxError):

@@ -12,7 +12,7 @@ import trio
 
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import check_trio, open_block
-from ._errors import ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
+from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
@@ -35,6 +35,7 @@ from .machines import (
 from .network import Gateway, HostResolver, Proxy, find_proxy
 from .qemu import (
     Accelerator,
+    Confinement,
     Runtime,
     Vm,
     detect_accelerator,
@@ -358,6 +359,15 @@ def _open_templates(config: HostConfig, cache: Path, own: Path, accelerator: Acc
     return TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared)
 
 
+def _require(confinement: Confinement) -> None:
+    """Refuse a host on which QEMU is confined by less than it could be."""
+    if weaknesses := confinement.weaknesses():
+        raise ConfinementRequiredError(
+            "QEMU can't be confined as required: "
+            + "; ".join(f"{weakness} (to change that, {way_out})" for weakness, way_out in weaknesses)
+        )
+
+
 @open_block
 async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
@@ -374,6 +384,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
         together, a warning is logged, and there are as many as fit.
       MissingProgramError: if QEMU is not installed; the message names the package.
+      ConfinementRequiredError: if `HostConfig.confinement` is "require" and this host does not allow all of it.
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
       ImageError: if the cache directory is somebody else's, or others may write to it; nothing was started.
@@ -412,6 +423,8 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             open_overlay_pool(daemon) as overlays,
             open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=config.timeouts) as machines,
         ):
+            if config.confinement == "require":
+                _require(machines.confinement)
             launcher = Launcher(
                 machines=machines,
                 overlays=overlays,

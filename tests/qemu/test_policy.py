@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from trio_sandbox import Sandbox, SandboxConfig, open_host
+from trio_sandbox import ConfinementRequiredError, HostConfig, Sandbox, SandboxConfig, open_host
 from trio_sandbox.host import Host
 from trio_sandbox.qemu import Vm
 
@@ -88,3 +88,81 @@ async def test_what_others_stand_on_is_written_to_by_nobody(host: Host) -> None:
                 vm = cast("Vm", each._slot.machine)  # pyright: ignore[reportPrivateUsage]
                 disks = {path for path in writable_files(pid_of(each)) if path.endswith(".qcow2")}
                 assert disks == {os.fspath(vm.config.overlay)}
+
+
+#: What is in QEMU's root directory, and below those that are not shown as a whole.
+ROOT = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "usr"}
+BELOW = {"dev": {"null", "kvm"}, "etc": {"ld.so.cache"}}
+#: Where something could be written, as far as its user may: two devices, and what the kernel tells of processes.
+WRITABLE_MOUNTS = {"/dev/null", "/dev/kvm", "/proc"}
+#: Files that it may have open for writing, besides its overlay and its own RAM.
+WRITABLE_FILES = {"memory"}
+
+
+def namespace(pid: int | str, name: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{name}")
+
+
+@pytest.fixture
+async def jailed(host: Host) -> AsyncGenerator[Sandbox]:
+    async with host.open_sandbox() as sandbox:
+        await sandbox.run("1")
+        confinement = cast("Vm", sandbox._slot.machine).accelerator.confinement  # pyright: ignore[reportPrivateUsage]
+        if not confinement.jail:
+            pytest.skip("this host allows no jail")
+        assert "a root directory with nothing but programs" in sandbox.confinement
+        yield sandbox
+
+
+async def test_namespaces_of_its_own(jailed: Sandbox) -> None:
+    names = {"mnt", "ipc", "uts", "net"} | (set() if os.geteuid() == 0 else {"user"})
+    for name in names:
+        assert namespace(pid_of(jailed), name) != namespace("self", name)
+    async with jailed.fork(1) as (child,):
+        for name in names - {"mnt"}:
+            assert namespace(pid_of(child), name) != namespace(pid_of(jailed), name), "nor another machine's"
+
+
+async def test_its_root_directory_has_nothing_but_programs(jailed: Sandbox) -> None:
+    root = Path(f"/proc/{pid_of(jailed)}/root/")
+    assert {path.name for path in root.iterdir()} <= ROOT
+    for directory, names in BELOW.items():
+        assert set(os.listdir(root / directory)) <= names
+    mounts = [line.split() for line in Path(f"/proc/{pid_of(jailed)}/mountinfo").read_text().splitlines()]
+    writable = {fields[4] for fields in mounts if "rw" in fields[5].split(",")}
+    assert {path for path in writable if not path.startswith("/proc/")} <= WRITABLE_MOUNTS
+    shown = {fields[4] for fields in mounts if not fields[4].startswith("/proc/")}
+    assert {path.split("/")[1] for path in shown} <= ROOT | {""}
+
+
+async def test_it_has_no_rights(jailed: Sandbox) -> None:
+    lines = Path(f"/proc/{pid_of(jailed)}/status").read_text().splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    assert "0" not in status["Uid"]
+    assert len(set(status["Uid"])) == 1
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(status[kind][0], 16) == 0
+    if os.geteuid() == 0:
+        assert int(status["CapBnd"][0], 16) == 0
+        assert status["Uid"] != [str(os.geteuid())] * 4
+        assert status["Groups"] == []
+    assert status["NoNewPrivs"] == ["1"]
+    assert status["Seccomp"] == ["2"]
+
+
+async def test_what_it_has_open_for_writing(jailed: Sandbox) -> None:
+    vm = cast("Vm", jailed._slot.machine)  # pyright: ignore[reportPrivateUsage]
+    expected = {os.fspath(vm.config.overlay)}
+    assert {path for path in writable_files(pid_of(jailed)) if Path(path).name not in WRITABLE_FILES} == expected
+
+
+async def test_less_than_all_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_host(HostConfig(confinement="require")) as host, host.open_sandbox() as sandbox:
+        assert (await sandbox.run("print(1)")).stdout == "1\n"
+    monkeypatch.setattr("trio_sandbox.qemu._jail._MAKE", "echo there is no room; exit 1")
+    async with open_host() as host, host.open_sandbox() as sandbox:
+        assert "a root directory" not in sandbox.confinement
+        assert (await sandbox.run("print(1)")).stdout == "1\n"
+    with pytest.raises(ConfinementRequiredError, match=r"QEMU sees this machine's files.*to change that"):
+        async with open_host(HostConfig(confinement="require")):
+            pytest.fail("was opened")

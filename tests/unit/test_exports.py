@@ -13,7 +13,7 @@ import trio_sandbox
 
 PUBLIC: dict[str, str] = {
     "trio_sandbox": """
-        AdmissionStatistics BalloonError CapacityError Checkpoint DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
+        AdmissionStatistics BalloonError CapacityError Checkpoint ConfinementRequiredError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch OutcomeUnknownError OutputChunk OutputLimitError ProcessFailedError Progress QMPClosedError

@@ -22,7 +22,7 @@ from .._errors import ImageError, SandboxError
 from .._programs import REQUIREMENTS, Requirement, missing, unsupported_platform
 from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
 from ..network import find_proxy, look_up
-from ..qemu import detect_accelerator, open_runtime
+from ..qemu import detect_accelerator, open_runtime, open_vm_manager
 
 #: Bytes that building the system disk and the image `python` takes while it goes on.
 BUILD_BYTES = 4 * 2**30
@@ -233,10 +233,12 @@ async def accelerator(cache_dir: Path) -> list[Finding]:
     try:
         async with open_runtime(None) as runtime:
             chosen = await detect_accelerator(cache_dir=cache_dir, environment=runtime.environment)
+            async with open_vm_manager(runtime=runtime, accelerator=chosen) as machines:
+                confined = machines.confinement
     except (SandboxError, OSError) as exc:
         return [Finding("accelerator", "missing", str(exc))]  # noqa: ASYNC910 (it waited for its failure)
-    confinement = Finding("confinement", "ok", chosen.confinement.describe())
-    if weaknesses := chosen.confinement.weaknesses():
+    confinement = Finding("confinement", "ok", confined.describe())
+    if weaknesses := confined.weaknesses():
         detail = "; ".join([confinement.detail, *(weakness for weakness, _ in weaknesses)])
         confinement = Finding("confinement", "note", detail, "; ".join(remedy for _, remedy in weaknesses))
     if chosen.hardware:

@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from .._errors import SandboxError
+from ._jail import Jail
 from ._limits import Limits
 from ._process import InheritedFds, describe_exit, minimal_environment, require_program, run_owned
 
@@ -58,6 +59,11 @@ class Confinement:
     """No set-user-id program can give it rights back."""
     limits: bool = False
     """The sizes of its files and the numbers of its descriptors are limited, and everybody else's threads are preferred."""
+    jail: bool | None = None
+    """It has a root directory with nothing but programs in it, and IPC and UTS namespaces of its own; see `_jail`.
+
+    None: that is yet to be found out.
+    """
 
     def describe(self) -> str:
         """Say in words what holds."""
@@ -72,6 +78,8 @@ class Confinement:
             parts.append("no new privileges")
         if self.limits:
             parts.append("limits of resources")
+        if self.jail:
+            parts.append("a root directory with nothing but programs")
         return ", ".join(parts)
 
     def weaknesses(self) -> list[tuple[str, str]]:
@@ -95,6 +103,13 @@ class Confinement:
             )
         if not self.no_new_privileges:
             found.append(("set-user-id programs are not denied to QEMU", "install util-linux, for its setpriv"))
+        if self.jail is False:
+            found.append(
+                (
+                    "QEMU sees this machine's files, and whatever listens there, as far as its user may",
+                    "let this user make user namespaces and mount file systems in them; or give a container the capability SYS_ADMIN",
+                )
+            )
         if not self.limits:
             found.append(
                 (
@@ -111,7 +126,14 @@ class Confinement:
         # Some 10^8 to choose from: no list is needed to keep two hosts' choices apart.
         return random.SystemRandom().randint(_FIRST_UID, _LAST_UID) if self.uid_per_vm else _NOBODY
 
-    def argv(self, uid: int | None, *, groups: Iterable[int] = (), limits: Limits | None = None) -> list[str]:
+    @property
+    def may_be_jailed(self) -> bool:
+        """Whether a jail is worth a try: the kernel lets us make namespaces."""
+        return self.network_namespace and self.no_new_privileges
+
+    def argv(
+        self, uid: int | None, *, groups: Iterable[int] = (), limits: Limits | None = None, jail: Jail | None = None
+    ) -> list[str]:
         """Return the command to put before QEMU's own.
 
         The programs in it replace themselves by the next one, so that the process id stays.
@@ -120,14 +142,17 @@ class Confinement:
           uid: What `choose_uid` returned.
           groups: Supplementary groups, where QEMU gets another user id.
           limits: What it may take; the default is enough for a program without a guest.
+          jail: What it enters; None: it has the host's root directory.
         """
         command: list[str] = []
         if self.limits:
             command += (Limits() if limits is None else limits).argv(own_user=self.uid_per_vm)
+        if jail is not None:
+            command += jail.argv()
         if self.network_namespace:
             # An ordinary user needs a user namespace around it, in which nobody but itself exists.
-            command += [require_program("unshare"), *(() if self.other_user else ("--user", "--map-current-user"))]
-            command += ["--net", "--"]
+            command += [require_program("unshare"), *(() if self.other_user else _alone(jail))]
+            command += ["--net", *(() if jail is None else ("--ipc", "--uts")), "--"]
         if self.other_user or self.no_new_privileges:
             command.append(require_program("setpriv"))
             if uid is not None:
@@ -138,6 +163,14 @@ class Confinement:
                 command.append("--no-new-privs")
             command.append("--")
         return command
+
+
+def _alone(jail: Jail | None) -> tuple[str, ...]:
+    """Return how an ordinary user gets a user namespace for one QEMU, which no other QEMU can look into."""
+    if jail is None:
+        return ("--user", "--map-current-user")
+    # In the jail's own it is root, and would be that again.
+    return ("--user", f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}")
 
 
 #: Found once and for all: what a host allows does not change while we run.
@@ -263,3 +296,43 @@ def kvm_access(confinement: Confinement) -> KvmAccess:
     if node.st_gid != 0 and node.st_mode & stat.S_IRGRP and node.st_mode & stat.S_IWGRP:
         return KvmAccess(groups=(node.st_gid,))
     return KvmAccess(by_descriptor=True)
+
+
+#: Jails of one kind are alike: one that QEMU started in proves the others.
+_jails_proved: set[tuple[int, str, KvmAccess | None]] = set()
+
+
+async def prove_jail(
+    jail: Jail, confinement: Confinement, program: str, *, kvm: KvmAccess | None, environment: Mapping[str, str]
+) -> None:
+    """Make sure that QEMU starts in a jail, confined as for a machine; some 20 ms the first time.
+
+    Args:
+      jail: The jail.
+      confinement: What else confines it.
+      program: QEMU.
+      kvm: How it gets at ``/dev/kvm``, if it has to.
+      environment: `Runtime.environment`.
+
+    Raises:
+      SandboxError: if it does not.
+
+    """
+    await trio.lowlevel.checkpoint()
+    kind = os.geteuid(), program, kvm
+    if kind in _jails_proved:
+        return
+    device = _KVM if kvm is not None and not kvm.by_descriptor else "/dev/null"
+    confined = confinement.argv(confinement.choose_uid(), groups=() if kvm is None else kvm.groups, jail=jail)
+    # The dynamic linker looks for all libraries and says so, which takes a quarter of the time that QEMU takes to say its version.
+    script = 'exec 3<> "$1" && export LD_TRACE_LOADED_OBJECTS=1 && exec "$2" --version'
+    process = await run_owned(
+        [*confined, "/bin/sh", "-c", script, "sh", device, program],
+        environment={**minimal_environment(), **environment},
+    )
+    if process.returncode != 0 or "not found" in process.output():
+        said = " ".join(process.output().split())[-_EXCERPT:]
+        raise SandboxError(
+            f"{process.name} {describe_exit(process.returncode or 0)} in a jail: {said or 'it said nothing'}"
+        )
+    _jails_proved.add(kind)

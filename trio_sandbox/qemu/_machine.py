@@ -252,9 +252,8 @@ def _system_disk(fds: MachineFds) -> list[str]:
     ]
 
 
-#: QEMU has the file open for writing only while it is what the machine writes to. Afterwards it takes the set's other descriptor,
-#: and would be kept from that by its own locks. Nobody else could use the file: its name is random, and told to nobody.
-_WHILE_WRITTEN: Final[dict[str, object]] = {"auto-read-only": True, "locking": "off"}
+#: QEMU has the file open for writing only while it is what the machine writes to. Afterwards it takes the set's other descriptor.
+_WHILE_WRITTEN: Final[dict[str, object]] = {"auto-read-only": True}
 #: What is thrown away with its VM needs no protection from a power failure, so the guest's flushes need not reach the disk.
 _OVERLAY_OPTIONS: Final[dict[str, object]] = {"discard": "unmap", "cache": {"direct": False, "no-flush": True}}
 
@@ -337,7 +336,8 @@ def added_overlay(node: str, path: str) -> dict[str, object]:
       path: Of a descriptor set with the file, open for reading and writing, and once more for reading only.
 
     """
-    file = {"driver": "file", "filename": path, **_OVERLAY_OPTIONS, **_WHILE_WRITTEN}
+    # Its own locks would keep QEMU from changing descriptors while it copies layers into it.
+    file = {"driver": "file", "filename": path, "locking": "off", **_OVERLAY_OPTIONS, **_WHILE_WRITTEN}
     return {"driver": "qcow2", "node-name": node, "file": file, "backing": None, **_OVERLAY_OPTIONS}
 
 
@@ -350,7 +350,8 @@ def _fdset_path(fd: int) -> str:
 
 
 def _file_node(name: str, fd: int, *, read_only: bool) -> dict[str, object]:
-    # What is read-only is never written to by anybody, so locks would protect nothing.
+    # What is read-only is never written to by anybody, so locks would protect nothing. The overlay's
+    # lock keeps it from being used by two machines.
     node: dict[str, object] = {
         "driver": "file",
         "node-name": name,

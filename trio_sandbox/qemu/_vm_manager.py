@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
@@ -12,19 +13,22 @@ import trio
 
 from .._config import Timeouts
 from .._entries import open_block
-from .._errors import SandboxClosedError
+from .._errors import SandboxClosedError, SandboxError
 from .._nurseries import open_services
 from ..wire import StreamHandler
 from ._accelerator import Accelerator
-from ._confinement import kvm_access
+from ._confinement import Confinement, kvm_access, prove_jail
 from ._console import Console
+from ._jail import Jail, open_jail
 from ._limits import Limits
 from ._machine import MachineConfig, MachineFds, disk_nodes, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
-from ._qcow2 import read_qcow2_info
+from ._qcow2 import Qcow2FormatError, read_qcow2_info
 from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
+
+_log = logging.getLogger("trio_sandbox.confinement")
 
 
 @final
@@ -50,6 +54,7 @@ class VmManager:
         self._timeouts = timeouts
         self._open = self._booted = self._failed = 0
         self._closed = False
+        self._jail: Jail | None = None
 
     def __repr__(self) -> str:
         return f"<VmManager, {self._accelerator.name}: {'closed' if self._closed else f'{self._open} open'}>"
@@ -94,7 +99,8 @@ class VmManager:
         """
         if self._closed:
             raise SandboxClosedError("the virtual machine manager was closed")
-        accelerator, confinement = self._accelerator, self._accelerator.confinement
+        confinement = self.confinement
+        accelerator = attrs.evolve(self._accelerator, confinement=confinement)
         uid = confinement.choose_uid()
         access = kvm_access(confinement) if accelerator.name == "kvm" else None
         limits = _limits_of(config) if confinement.limits else None
@@ -123,7 +129,7 @@ class VmManager:
                 memory=_lend_memory(inherited, config),
             )
             argv = [
-                *confinement.argv(uid, groups=() if access is None else access.groups, limits=limits),
+                *confinement.argv(uid, groups=() if access is None else access.groups, limits=limits, jail=self._jail),
                 accelerator.qemu.path,
                 *machine_argv(
                     config,
@@ -151,6 +157,35 @@ class VmManager:
                 finally:
                     vm.close()
 
+    @property
+    def confinement(self) -> Confinement:
+        """How machines are confined."""
+        return attrs.evolve(self._accelerator.confinement, jail=self._jail is not None)
+
+    async def keep_jail(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Make the jail and keep it; started when that is there, or can't be made. For `open_vm_manager` only."""
+        confinement, program = self._accelerator.confinement, self._accelerator.qemu.path
+        directory = self._runtime.directory / "jail"
+        environment = self._runtime.environment
+        kvm = kvm_access(confinement) if self._accelerator.name == "kvm" else None
+        try:
+            if confinement.may_be_jailed:
+                directory.mkdir(mode=0o700)
+                async with open_jail(
+                    program,
+                    directory=directory,
+                    own_user_namespace=not confinement.other_user,
+                    environment=environment,
+                ) as jail:
+                    await prove_jail(jail, confinement, program, kvm=kvm, environment=environment)
+                    self._jail = jail
+                    task_status.started()
+                    await trio.sleep_forever()
+        except (SandboxError, OSError) as exc:
+            _log.warning("QEMU sees this machine's files, as far as its user may: %s", exc)
+        task_status.started()
+        await trio.lowlevel.checkpoint()
+
     def _forget(self, vm: Vm) -> None:
         self._open -= 1
         self._failed += vm.failure is not None
@@ -170,16 +205,21 @@ async def open_vm_manager(
       timeouts: Bounds on booting and silence.
     """
     manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts)
-    await trio.lowlevel.checkpoint()
-    try:
-        yield manager
-    finally:
-        manager._closed = True  # pyright: ignore[reportPrivateUsage]
+    async with open_services("open_vm_manager()") as services:
+        await services.start(manager.keep_jail)
+        try:
+            yield manager
+        finally:
+            manager._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
 def _limits_of(config: MachineConfig) -> Limits:
+    try:
+        disk_bytes = read_qcow2_info(config.overlay).virtual_size
+    except Qcow2FormatError:
+        disk_bytes = 0  # QEMU says what is wrong with it
     return Limits.of_machine(
-        disk_bytes=read_qcow2_info(config.overlay).virtual_size,
+        disk_bytes=disk_bytes,
         memory_bytes=config.memory_mib * 2**20,
         vcpus=config.vcpus,
     )

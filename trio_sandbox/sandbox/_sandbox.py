@@ -87,6 +87,11 @@ class Sandbox(GuestRequests):
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
         return self._slot.machine.accelerator.name
 
+    @property
+    def confinement(self) -> str:
+        """What confines the QEMU that runs the guest, in words; for people, not for programs."""
+        return self._slot.machine.accelerator.confinement.describe()
+
     def console(self) -> str:
         """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
         return self._slot.machine.console()
