@@ -239,6 +239,12 @@ class GuestProcess:
         except trio.BrokenResourceError:  # the reader of `records` says why
             await trio.lowlevel.checkpoint()
 
+    async def _leave(self, records: RecordStream, patience: float) -> None:
+        """Let go on what the process has left behind. It is over, and it was opened with *leaves*."""
+        # Not cancellable: who is cancelled wants it all to end, and nobody could say whether it does.
+        with trio.move_on_after(patience, shield=True), contextlib.suppress(trio.BrokenResourceError):
+            await records.send_json({"leave": True}, end=True)
+
     async def _end(self, patience: float) -> None:
         """Make sure that it is over; a guest that does not acknowledge the kill loses its VM."""
         if self._ended.is_set():
@@ -273,8 +279,13 @@ async def open_process(
     stderr: Stderr,
     terminal: Terminal | None,
     patience: float,
+    leaves: bool,
 ) -> AsyncGenerator[GuestProcess]:
-    """Start a process and yield it; leaving the block ends it and all its descendants."""
+    """Start a process and yield it; leaving the block ends it and all its descendants.
+
+    With *leaves*, what it started and left behind goes on, if it is over and no exception comes out of the block.
+    Its output ends a moment after it does, then, whoever else holds that.
+    """
     argv = request["argv"]
     assert isinstance(argv, list)
     args = [str(argument) for argument in argv]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
@@ -303,7 +314,8 @@ async def open_process(
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
         async with guest_failures(vm, f"the start of {args[0]!r}"):
             deadline = TravellingDeadline()
-            await records.send_json({**request, **ids, **deadline.fields()})
+            more: dict[str, object] = {"leaves": True} if leaves else {}
+            await records.send_json({**request, **ids, **more, **deadline.fields()})
             message = await receive_message(records)
             if isinstance(message, Failed):
                 raise OSError(message.errno, message.reason, message.filename)
@@ -323,6 +335,8 @@ async def open_process(
         try:
             async with deadline.followed("Sandbox.open_process()", process._send_request.send):  # pyright: ignore[reportPrivateUsage]
                 yield process
+            if leaves and process.returncode is not None:
+                await process._leave(records, patience)  # pyright: ignore[reportPrivateUsage]
         finally:
             # It shields itself, and takes no longer than *patience*.
             await process._end(patience)  # noqa: ASYNC102 # pyright: ignore[reportPrivateUsage]

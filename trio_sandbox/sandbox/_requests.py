@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -237,6 +238,25 @@ class GuestRequests(FileRequests):
         """
         if stderr not in ("pipe", "stdout", "discard"):
             raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
+        async with self._open_process(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, pty=pty
+        ) as process:
+            yield process
+
+    @asynccontextmanager
+    async def _open_process(
+        self,
+        command: Sequence[AnyGuestPath],
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: Stderr,
+        env: Mapping[str, str] | None,
+        cwd: AnyGuestPath | None,
+        user: str | int | None,
+        pty: bool | Terminal,
+        leaves: bool = False,
+    ) -> AsyncGenerator[GuestProcess]:
         check_user(user)
         argv = await command_texts(self._slot, command)
         directory = None if cwd is None else await path_text(self._slot, cwd)
@@ -250,6 +270,7 @@ class GuestRequests(FileRequests):
             stderr=stderr,
             terminal=(pty if isinstance(pty, Terminal) else Terminal()) if pty else None,
             patience=self._timeouts.kill,
+            leaves=leaves,
         ) as process:
             self._processes += 1
             yield process
@@ -273,7 +294,11 @@ class GuestRequests(FileRequests):
         """Run a process in the guest to its end, like `trio.run_process` on the host.
 
         Output that is not captured is discarded: a guest never writes to the host's own streams.
-        Cancelling kills the process and all its descendants in the guest.
+
+        It returns when the process is over. What that has left behind, a daemon or a job in the background, goes on, as it
+        does after `trio.run_process`. It is not waited for, even if it holds captured output: half a second after the
+        process's end what was printed is returned, and what comes later is discarded. A terminal is hung up.
+        Cancelling, a deadline, and every error but that of *check* kill the process and all that it started.
 
         Args:
           command: The program and its arguments; one string with *shell*.
@@ -304,7 +329,7 @@ class GuestRequests(FileRequests):
 
         """
         return await run_process(
-            self.open_process,
+            partial(self._open_process, leaves=True),
             command,
             stdin=stdin,
             capture_stdout=capture_stdout,

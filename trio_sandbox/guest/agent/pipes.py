@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,12 @@ _PARKED_LIMIT = 256
 #: Seconds that a request waits for a stream that it names. The host opens them first, so that what
 #: is missing now is only the turn of the task that parks it.
 _PATIENCE = 5.0
+
+
+#: Seconds from a process's end in which others that it started may still print, as the last in a pipeline of a shell does.
+_STRAGGLERS_PATIENCE = 0.5
+#: Bytes that a pipe of an ordinary user can hold.
+_LARGEST_PIPE = 1 << 20
 
 
 class NoSuchPipeError(Exception):
@@ -102,6 +109,55 @@ async def drain(descriptor: int, stream: ChannelStream) -> None:
 
 
 @final
+class Stragglers:
+    """How long output is read that others may hold open when their process is over: for a moment after its end."""
+
+    def __init__(self) -> None:
+        self._deadline = math.inf
+        self._waiting: set[trio.CancelScope] = set()
+
+    def begin(self) -> None:
+        """Begin the moment: the process is over."""
+        self._deadline = trio.current_time() + _STRAGGLERS_PATIENCE
+        for scope in self._waiting:
+            scope.deadline = self._deadline
+
+    async def receive(self, pipe: trio.lowlevel.FdStream) -> bytes | bytearray | None:
+        """Return what comes, ``b""`` at the end; None after the moment."""
+        with trio.CancelScope(deadline=self._deadline) as scope:
+            self._waiting.add(scope)
+            try:
+                return await pipe.receive_some(CHUNK)
+            finally:
+                self._waiting.discard(scope)
+        return None
+
+    async def send_rest(self, descriptor: int, stream: ChannelStream) -> None:
+        """Send the host what had been printed when the moment was over, and nothing later than needs be."""
+        for _ in range(_LARGEST_PIPE // CHUNK):
+            try:
+                data = os.read(descriptor, CHUNK)
+            except OSError:  # there is nothing; or of a terminal, nobody
+                return
+            if not data:
+                return
+            await stream.send_all(data)
+
+
+async def drain_and_discard(descriptor: int, stream: ChannelStream, stragglers: Stragglers) -> None:
+    """Do as `drain` until the process is over, and take what others write to the pipe then, for them not to be hurt."""
+    async with trio.lowlevel.FdStream(descriptor) as pipe:
+        with contextlib.suppress(StreamResetError):
+            while data := await stragglers.receive(pipe):
+                await stream.send_all(data)
+            if data is None:
+                await stragglers.send_rest(descriptor, stream)
+            await stream.send_eof()
+        while await pipe.receive_some(CHUNK):
+            pass
+
+
+@final
 class Terminal:
     """The terminal of a process, and the stream at whose other end somebody sits.
 
@@ -109,10 +165,18 @@ class Terminal:
       descriptor: Our end of the terminal, owned from now on.
       stream: What is typed comes from it, and what is shown goes to it. It is closed with the terminal.
       wait_exit: Waits for the process to be over.
+      stragglers: For how long others may have it open after that.
 
     """
 
-    def __init__(self, descriptor: int, stream: ChannelStream, wait_exit: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        stream: ChannelStream,
+        wait_exit: Callable[[], Awaitable[object]],
+        stragglers: Stragglers,
+    ) -> None:
+        self._stragglers = stragglers
         self._pty = trio.lowlevel.FdStream(descriptor)
         self._stream = stream
         self._wait_exit = wait_exit
@@ -128,8 +192,10 @@ class Terminal:
             async with self._pty, trio.open_nursery() as nursery:
                 nursery.start_soon(self._type, nursery.cancel_scope)
                 with contextlib.suppress(trio.BrokenResourceError):  # EIO of the terminal, or the stream is gone
-                    while data := await self._pty.receive_some(CHUNK):
+                    while data := await self._stragglers.receive(self._pty):
                         await self._stream.send_all(data)
+                    if data is None:
+                        await self._stragglers.send_rest(self._pty.fileno(), self._stream)
                 with contextlib.suppress(trio.BrokenResourceError):
                     await self._stream.send_eof()
                 # Programs close what they have before they exit: hung up now, they would die of that.

@@ -4,11 +4,13 @@ A record stream of JSON. The host asks first, and may ask for more while the pro
 
     {"argv": [...], "env": {..} | null, "cwd": str | null, "user": str | int | null,
      "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null,     ids of "pipe" streams; null is /dev/null
-     "deadline": seconds | null}     after which it is killed, with all of its descendants, without the host
+     "deadline": seconds | null,     after which it is killed, with all of its descendants, without the host
+     "leaves": true}                 maybe: its output ends when it does, whoever else holds it, and "leave" may come
     {"signal": n}                   to the process
     {"kill": true}                  to it and all of its descendants
     {"deadline": seconds | null}    when to kill by ourselves, from now on
     {"resize": [rows, columns]}     its terminal
+    {"leave": true}                 it is over; what it has left behind goes on, and the host ends the stream
 
 With "terminal": {"stdio": id, "rows": n, "columns": n, "term": TERM} in the first request it gets a terminal in place of
 the three. The end of the stream "stdio" hangs the terminal up, and where no process has it open any more the stream ends.
@@ -18,7 +20,8 @@ the three. The end of the stream "stdio" hangs the terminal up, and where no pro
                         "out_of_memory": killed for want of memory
 
 "exited" is sent when the process has ended, or after "kill" when none of its descendants is left either. What it
-printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed.
+printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed,
+unless it said "leave".
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import trio
 
 from ...wire import ChannelStream, RecordStream
 from .children import Child, Children
-from .pipes import NoSuchPipeError, ParkedPipes, Terminal, drain, feed, open_pipe
+from .pipes import NoSuchPipeError, ParkedPipes, Stragglers, Terminal, drain, drain_and_discard, feed, open_pipe
 
 #: Bytes of one request. JSON writes a character that is not ASCII with up to three times the bytes of UTF-8.
 REQUEST_LIMIT = 32 * 2**20
@@ -78,6 +81,7 @@ class ProcessService:
     async def _serve_process(self, records: RecordStream, request: _Request, pipes: dict[int, ChannelStream]) -> None:
         async with trio.open_nursery() as nursery:
             theirs: dict[int, int] = {}
+            stragglers = Stragglers()
             try:
                 for target, stream in pipes.items():
                     if target == _TERMINAL:
@@ -85,6 +89,8 @@ class ProcessService:
                     ours, theirs[target] = open_pipe(for_writing=target == 0)
                     if target == 0:
                         nursery.start_soon(feed, stream, ours)
+                    elif request.leaves:
+                        nursery.start_soon(drain_and_discard, ours, stream, stragglers)
                     else:
                         nursery.start_soon(drain, ours, stream)
                 if request.merge_stderr and 1 in theirs:
@@ -106,9 +112,9 @@ class ProcessService:
                     os.close(descriptor)
             terminal = None
             if _TERMINAL in pipes:
-                terminal = Terminal(child.terminal, pipes[_TERMINAL], child.wait)
+                terminal = Terminal(child.terminal, pipes[_TERMINAL], child.wait, stragglers)
                 nursery.start_soon(terminal.carry)
-            process = _Process(child, records, terminal, request.deadline)
+            process = _Process(child, records, terminal, request.deadline, stragglers if request.leaves else None)
             try:
                 # A host that gave the stream up has ended it as well; where the channel failed, that is told elsewhere.
                 with contextlib.suppress(trio.BrokenResourceError):
@@ -116,8 +122,10 @@ class ProcessService:
                     nursery.start_soon(process.report)
                     await process.obey()
             finally:
-                child.kill()
-            nursery.cancel_scope.cancel(reason="the host ended the process's stream")
+                if not process.left:
+                    child.kill()
+            if not process.left:
+                nursery.cancel_scope.cancel(reason="the host ended the process's stream")
 
 
 @final
@@ -132,6 +140,7 @@ class _Request:
         self.user = user if type(user) is int else parse_text(user, "user")
         self.deadline = trio.current_time() + parse_seconds(message.get("deadline"), "deadline")
         self.merge_stderr = message.get("stderr") == "stdout"
+        self.leaves = message.get("leaves") is True
         self.pipes: dict[int, int] = {}
         self.terminal: tuple[int, int, str] | None = None
         match message.get("terminal"):
@@ -151,8 +160,18 @@ class _Request:
 
 @final
 class _Process:
-    def __init__(self, child: Child, records: RecordStream, terminal: Terminal | None, deadline: float) -> None:
+    def __init__(
+        self,
+        child: Child,
+        records: RecordStream,
+        terminal: Terminal | None,
+        deadline: float,
+        stragglers: Stragglers | None,
+    ) -> None:
+        self.left = False
+        """What it started goes on without it and the host."""
         self._child = child
+        self._stragglers = stragglers
         self._terminal = terminal
         self._records = records
         self._deadline = deadline
@@ -162,6 +181,8 @@ class _Process:
     async def report(self) -> None:
         """Tell the host when it is over."""
         status = await self._child.wait()
+        if self._stragglers is not None:
+            self._stragglers.begin()
         if self._killed:
             await self._child.wait_empty()
         with contextlib.suppress(trio.BrokenResourceError):
@@ -193,6 +214,8 @@ class _Process:
                 self._child.signal(signum)
             case {"kill": True}:
                 self._kill()
+            case {"leave": True} if self._stragglers is not None and self._child.returncode is not None:
+                self.left = True
             case {"deadline": seconds}:
                 self._deadline = trio.current_time() + parse_seconds(seconds, "deadline")
             case {"resize": [int(rows), int(columns)]} if self._terminal is not None:
