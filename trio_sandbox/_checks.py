@@ -90,7 +90,7 @@ def or_none(check: Check[T]) -> Check[T | None]:
 def to_path(value: str | os.PathLike[str], name: str) -> Path:
     """Return a path on the host, or refuse what can't be one; *name* is what to call it."""
     text: object = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str):
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`{name}` must be a path, str or Path, not {_show(value)}")
     if not text or "\0" in text:
         raise ValueError(f"`{name}` must be the path of a directory, not {_show(text)}")

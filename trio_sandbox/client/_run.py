@@ -297,7 +297,7 @@ async def open_run(
         events = RunEvents(vm, records, trace, display_limit, memory_mib)
         try:
             if not fits:
-                await events._send_request(request)
+                await events._send_request(request)  # pyright: ignore[reportPrivateUsage]
             if pipe is not None and isinstance(stdin, bool):
                 events.stdin = GuestInput(pipe)
             elif pipe is not None:
@@ -308,7 +308,7 @@ async def open_run(
                 yield events
         finally:
             # From the moment that the guest may have the request: without being told to stop it would kill the interpreter.
-            await events._stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded
+            await events._stop(grace, patience)  # noqa: ASYNC102 - it shields itself, and is bounded # pyright: ignore[reportPrivateUsage]
 
 
 async def _feed(  # noqa: ASYNC910 - sending is a checkpoint
@@ -344,7 +344,7 @@ async def collect(events: RunEvents, limit: int) -> RunResult:
             if isinstance(event, OutputChunk):
                 buffer = output[event.stream]
                 buffer += event.data
-                if len(buffer) > limit and events._result is None:  # the last word is ours
+                if len(buffer) > limit and events._result is None:  # the last word is ours # pyright: ignore[reportPrivateUsage]
                     del buffer[limit:]
                     raise _too_much(f"printed more than {limit} bytes to {event.stream}")
             else:
@@ -355,7 +355,7 @@ async def collect(events: RunEvents, limit: int) -> RunResult:
                     raise _too_much(f"showed more than {MAXIMUM_DISPLAYS} objects or forms of them")
                 displays.append(event)
     except OutputLimitError as exc:
-        events._trace.add_note(exc)
+        events._trace.add_note(exc)  # pyright: ignore[reportPrivateUsage]
         exc.stdout_bytes, exc.stderr_bytes = bytes(output["stdout"]), bytes(output["stderr"])
         exc.displays = tuple(displays)
         raise
