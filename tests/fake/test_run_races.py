@@ -138,6 +138,18 @@ async def test_a_run_whose_deadline_passes_before_it_has_begun_costs_nothing(sto
     await assert_untouched(host, pid)
 
 
+async def test_a_machine_that_stood_still_costs_no_interpreter(
+    mock_clock: trio.testing.MockClock, stopped: tuple[Host, int]
+) -> None:
+    host, pid = stopped
+    async with host.open_run("print(x)") as run:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        mock_clock.jump(12)  # more than the worker has to answer; it could not
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        os.kill(pid, signal.SIGCONT)
+        assert await run.finish() == ran("12345\n")
+
+
 async def test_a_run_that_waits_goes_on_in_its_turn(stopped: tuple[Host, int]) -> None:
     host, pid = stopped
     async with host.open_run("x += int(input())", stdin=(pipe := host.open_pipe()).id) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -11,6 +12,8 @@ import attrs
 
 #: Failures after which a part is given up: the rest would say the same.
 FAILURE_LIMIT = 5
+#: Operations between two lines about how many there were.
+_SAY = 1000
 
 
 @attrs.define
@@ -21,9 +24,13 @@ class Budget:
     count: int | None
     minutes: float | None
     started: float = attrs.field(factory=time.monotonic)
+    _said: int = 0
 
     def is_left(self, done: int) -> bool:
-        """Whether there is something left after *done* operations."""
+        """Whether there is something left after *done* operations; says now and then how many that are."""
+        if done >= self._said + _SAY:
+            self._said = done
+            print(f"{done} operations, {time.monotonic() - self.started:.0f} s", file=sys.stderr, flush=True)
         if self.count is not None and done >= self.count:
             return False
         return self.minutes is None or time.monotonic() - self.started < self.minutes * 60

@@ -79,7 +79,7 @@ async def _soak_one(sandbox: Sandbox, plan: Iterator[Step], budget: Budget, repo
             else:
                 await soaker.do(step)
         except Exception as exc:  # noqa: BLE001  whatever it is, the report says it
-            report.fail(f"{step}: {type(exc).__name__}: {exc}")
+            report.fail(f"{step}: {type(exc).__name__}: {exc}\n    The console's end: {sandbox.console()[-1000:]!r}")
             return
     if first is not None:
         compare(report, first, await measure(sandbox))
@@ -107,6 +107,7 @@ async def _soak_fork(soaker: Soaker, step: Step, plan: Iterator[Step]) -> None:
                         await copy.do(inner)
 
     soaker.report.operations[step.kind] += 1
+    await soaker.have_state(step)
     try:
         await bounded(str(step), fork, PATIENCE * (2 + _IN_FORK), by_deadline=False)
     except* (HungError, WrongError, SandboxError) as group:
@@ -134,8 +135,7 @@ class Soaker:
           SandboxError: which nothing here may raise.
 
         """
-        if step.language not in self.states:
-            await self._set_state(step.language, step.number)
+        await self.have_state(step)
         self.report.operations[f"{step.kind} ({step.language})"] += 1
         started = time.monotonic()
         await bounded(str(step), lambda: self._do(step), PATIENCE, by_deadline=step.has_deadline)
@@ -230,13 +230,17 @@ class Soaker:
         """Check that the interpreter has what it was given. WrongError if not."""
         result = await self.sandbox.run(_GET[language], language=language)
         self.report.operations["looks for the state"] += 1
-        wanted = f"{self.states[language]}\n" if language in self.states else None
-        if wanted is not None and (result.stdout, result.restarted, result.stderr) != (wanted, False, ""):
+        wanted = f"{self.states[language]}\n"
+        if (result.stdout, result.restarted, result.stderr) != (wanted, False, ""):
             raise WrongError(
                 f"the state is {result.stdout!r}, not {wanted!r}; restarted: {result.restarted}; {result.stderr[-200:]!r}"
             )
 
-    async def _set_state(self, language: Language, state: int) -> None:
+    async def have_state(self, step: Step) -> None:
+        """Give the step's interpreter a state if it has none. WrongError if that can't be."""
+        language, state = step.language, step.number
+        if language in self.states:
+            return
         result = await self.sandbox.run(_SET[language].format(state), language=language)
         self.report.operations["sets the state"] += 1
         restarted = language in self.ended

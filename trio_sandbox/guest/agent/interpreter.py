@@ -24,8 +24,9 @@ from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_re
 from .pipes import CHUNK, open_pipe
 from .run import Run
 
-#: Seconds that an idle worker may take to answer. One that does not is not in our code any more.
-_SYNC_PATIENCE = 10.0
+#: Seconds that an idle worker may take to answer, and in how many pieces they pass: a machine that stands still for longer uses
+#: up one of them, and the worker has its turn in the next. One that does not answer is not in our code any more.
+_SYNC_PATIENCE, _SYNC_PIECES = 10.0, 20
 #: Bytes of what an interpreter complained about before it was ready that are worth showing.
 _COMPLAINT_LIMIT = 4096
 #: Bytes of the text of a value. The worker cuts what is longer.
@@ -125,18 +126,22 @@ class Interpreter:
         """Wait until no SIGINT that was meant for a past run can hit the next one any more."""
         if self.is_free:
             return
-        with trio.move_on_after(_SYNC_PATIENCE) as patience:
-            if self._syncing is None:
-                for delivered in self._interrupts:
-                    await delivered.wait()
-                self._interrupts.clear()
-                self._syncing = trio.Event()
-                with contextlib.suppress(OSError):
-                    send_sync(self._control)
-            # Whoever waits may be cancelled. The answer still comes, and counts for whoever waits next.
-            await self._syncing.wait()
-        if patience.cancelled_caught:
-            self.kill()
+        for _ in range(_SYNC_PIECES):
+            with trio.move_on_after(_SYNC_PATIENCE / _SYNC_PIECES):
+                await self._sync()
+                return
+        self.kill()
+
+    async def _sync(self) -> None:
+        if self._syncing is None:
+            for delivered in self._interrupts:
+                await delivered.wait()
+            self._interrupts.clear()
+            self._syncing = trio.Event()
+            with contextlib.suppress(OSError):
+                send_sync(self._control)
+        # Whoever waits may be cancelled. The answer still comes, and counts for whoever waits next.
+        await self._syncing.wait()
 
     async def wait_over(self) -> None:
         """Wait until nothing is left of it."""
