@@ -343,6 +343,20 @@ async def test_an_exception_that_can_not_be_shown_has_a_traceback(host: Host) ->
     assert result.exit_code == 1
 
 
+async def test_a_coroutine_that_is_not_awaited_is_warned_of_at_its_line(host: Host) -> None:
+    result = await host.run("async def main(): pass\nmain()")
+    assert result.stderr.startswith("<run 1>:2: RuntimeWarning: coroutine 'main' was never awaited\n  main()\n")
+    assert result.value is not None
+    assert result.value.startswith("<coroutine object main at ")
+
+
+async def test_streams_can_be_wrapped_again_in_each_run(host: Host) -> None:
+    await host.run("import gc, io, sys\nerrors = sys.stderr")
+    code = "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\nsys.stderr = io.TextIOWrapper(sys.stderr.buffer)\ngc.collect()\nprint('é')"
+    for _ in range(120):  # more than are kept
+        assert await host.run(code) == ran("é\n")
+
+
 async def test_numbers_have_as_many_digits_as_they_have(host: Host) -> None:
     assert (await host.run("print(len(str(2**20000)), int('9' * 5000) > 0)")).stdout == "6021 True\n"
     assert (await host.run("10**5000")).value == "1" + "0" * 5000

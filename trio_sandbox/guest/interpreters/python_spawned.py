@@ -25,7 +25,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _known: dict[str, list[tuple[ast.stmt, str, int]]] = {}
 
 
-def _learn(runs: list[tuple[str, str]]) -> None:
+def _learn(runs: list[tuple[str, str]]) -> None:  # pyright: ignore[reportUnusedFunction]
     for run, code in runs:
         linecache.cache[run] = (len(code), None, io.StringIO(code, None).readlines(), run)
         try:

@@ -24,13 +24,14 @@ import io
 import os
 import sys
 import traceback
-from _ast import Expr, Expression, Load, Module, Name, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST, Raise
+from _ast import Call, Expr, Expression, Load, Module, Name, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST, Raise
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 from errno import EINVAL
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
 from os import _exit, close, fstat, getpid, write
 from signal import SIGINT
+from types import CoroutineType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,6 +213,12 @@ class _Worker:
                 result = self._evaluate(name, code)
                 if result is not None:
                     value = self._show(result, name, code)
+                    if type(result) is CoroutineType:
+                        # That it was never awaited is a warning about the line that came to it.
+                        results, result = [result], None
+                        place = _last_place(name, code)
+                        call = Call(Name("clear", Load(), **place), [], [], **place)
+                        exec(compile(Expression(call), name, "eval", dont_inherit=True), {"clear": results.clear})
             except (Exception, SystemExit):
                 self._displays.show_figures()
                 raise
@@ -249,8 +256,7 @@ class _Worker:
         except (Exception, SystemExit) as exc:
             # It is the expression's line that is to blame. Nothing of the code's own may have been underway.
             _set_traceback(exc, self._without_ours(exc))
-            last = compile(code, name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT | PyCF_ONLY_AST, dont_inherit=True).body[-1]
-            place = {key: getattr(last, key) for key in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
+            place = _last_place(name, code)
             blame = Raise(Name("error", Load(), **place), None, **place)
             exec(compile(Module([blame], []), name, "exec", dont_inherit=True), {"error": exc})
             raise AssertionError("unreachable") from exc
@@ -388,6 +394,12 @@ def _encode_value(text: str) -> bytes:
         return data
     end = b" ... (cut: it has %d characters)" % len(text)
     return data[: _VALUE_LIMIT - len(end)].decode("utf-8", "ignore").encode() + end
+
+
+def _last_place(name: str, code: str) -> dict[str, int]:
+    """Return where the last statement of *code* is, as nodes of a syntax tree have it."""
+    last = compile(code, name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT | PyCF_ONLY_AST, dont_inherit=True).body[-1]
+    return {key: getattr(last, key) for key in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
 
 
 async def _call_awaiting(codes: Sequence[CodeType]) -> object:
