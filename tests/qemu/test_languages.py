@@ -51,6 +51,15 @@ _SEARCHES = {
     """,
 }
 
+#: Files in the home directory that would be in the way of an interpreter, were they read.
+_IN_THE_WAY = r"""
+    mkdir -p node_modules/vm
+    echo '{"type": "module"}' >package.json
+    for name in fs.js vm.js node_modules/vm/index.js .noderc .node_repl_history; do echo 'process.exit(9)' >$name; done
+    for name in .bashrc .bash_profile .profile .bash_login; do echo 'exit 9' >$name; done
+    echo 'set editing-mode vi' >.inputrc
+"""
+
 
 async def test_javascript_and_shell_in_the_image_node() -> None:
     # What was drawn before is drawn ahead: Node keeps some of it, and OpenSSL has a generator for each thread.
@@ -63,17 +72,14 @@ async def test_javascript_and_shell_in_the_image_node() -> None:
             warm = await sandbox.run("warm")
             await _check_javascript(sandbox)
             await _check_shell(sandbox)
-            await _check_parents(sandbox)
-            # Neither they nor their parents need a Python of the image's.
+            # Neither they nor their parents need a Python of the image's, or read anything of the user's when they start.
             await sandbox.run_process("rm /usr/bin/python3*", shell=True, user="root")
+            await sandbox.run_process(_IN_THE_WAY, shell=True)
+            await _check_parents(sandbox)
+            assert (await sandbox.run("require('vm').isContext({})")).value == "false"
             with pytest.raises(RunRefusedError, match=r"Images that have it: node, python$") as caught:
                 await sandbox.run("print(1)", language="python")
             assert caught.value.errno == errno.ENOENT
-            for language in ("javascript", "shell"):
-                assert not (
-                    await sandbox.run("process.exit()" if language == "javascript" else "exit", language=language)
-                ).state_kept
-                assert (await sandbox.run("", language=language)).exit_code == 0
             with pytest.raises(RunRefusedError, match="no language 'typescript'"):
                 await sandbox.run("1", language="typescript")
         async with host.open_sandbox("node", config) as sandbox:
