@@ -40,6 +40,8 @@ REQUIREMENTS = (
     Requirement("qemu-storage-daemon", "qemu-system-common", "makes their copy-on-write disks"),
     Requirement("unshare", "util-linux", "gives them namespaces of their own"),
     Requirement("setpriv", "util-linux", "takes their rights away"),
+    Requirement("prlimit", "util-linux", "limits what they take"),
+    Requirement("nice", "coreutils", "puts them behind everybody else"),
     Requirement("qemu-img", "qemu-utils", "converts and checks disk images"),
     Requirement("mmdebstrap", "mmdebstrap", "builds images from Debian packages"),
     Requirement(
