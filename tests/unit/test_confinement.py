@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import resource
+from contextlib import ExitStack
 
 import pytest
 
+from trio_sandbox import SandboxError
 from trio_sandbox.qemu import Confinement
 from trio_sandbox.qemu._confinement import candidates
 from trio_sandbox.qemu._limits import Limits
 
 ALL_UIDS = "         0          0 4294967295\n"
 CONTAINER = "         0     100000      65536\n"
+SMALL = "         0     100000      1000\n     65534     165534          1\n"
 FULL = Confinement(network_namespace=True, other_user=True, uid_per_vm=True, no_new_privileges=True, limits=True)
 #: What comes first in a command: `FULL` has a user of its own for each machine, whose threads are counted.
 LIMITS = ["nice", "-n5", "prlimit", "--core=0", "--nofile=1024"]
@@ -23,8 +26,26 @@ def test_root_takes_another_user_and_nothing_else() -> None:
     assert all(confinement.other_user and confinement.no_new_privileges for confinement in tried)
 
 
-def test_without_high_uids_nobody_is_the_user() -> None:
-    tried = candidates(root=True, uid_map=CONTAINER)
+def test_in_a_container_there_are_few_ids_and_no_two_machines_have_the_same() -> None:
+    (confinement, *_) = tried = candidates(root=True, uid_map=CONTAINER)
+    assert all(each.uid_per_vm and each.few_uids for each in tried)
+    assert "a user id of its own" in confinement.describe()
+    with ExitStack() as stack:
+        uids = [stack.enter_context(confinement.hold_uid()) for _ in range(300)]
+        assert len(set(uids)) == 300
+        assert all(uid is not None and 61184 <= uid <= 65519 for uid in uids)
+    with confinement.hold_uid() as uid, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Confinement, "choose_uid", lambda _: uid)
+        with pytest.raises(SandboxError, match="no user id left"), confinement.hold_uid():
+            pytest.fail("it is taken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Confinement, "choose_uid", lambda _: uid)
+        with confinement.hold_uid() as again:
+            assert again == uid
+
+
+def test_where_hardly_any_id_is_mapped_nobody_is_the_user() -> None:
+    tried = candidates(root=True, uid_map=SMALL)
     assert not any(confinement.uid_per_vm for confinement in tried)
     assert tried[0].choose_uid() == 65534
     assert "nobody" in tried[0].describe()

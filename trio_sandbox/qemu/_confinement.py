@@ -7,11 +7,14 @@ everywhere, QEMU's own seccomp filter, is in `_machine`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
+import socket
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -29,7 +32,13 @@ _log = logging.getLogger("trio_sandbox.confinement")
 #: systemd Systems"), so that one can be had for each VM.
 _FIRST_UID: Final = 0x70000000
 _LAST_UID: Final = 0x7FFFFFFE
-#: Where those are not mapped, as in many containers: the user that owns nothing.
+#: Where those are not mapped, as in many containers: ids that systemd keeps for services that are up, of which a container
+#: has none. They are few, so who uses one says so.
+_FIRST_OF_FEW: Final = 61184
+_LAST_OF_FEW: Final = 65519
+_CLAIM: Final = "\0trio-sandbox-uid-{}"
+_ATTEMPTS: Final = 1000
+#: And where not even those are: the user that owns nothing.
 _NOBODY: Final = 65534
 _KVM: Final = "/dev/kvm"
 
@@ -55,6 +64,8 @@ class Confinement:
     """We are root, and QEMU runs as another user without rights."""
     uid_per_vm: bool
     """That other user is one of its own for each VM."""
+    few_uids: bool = attrs.field(default=False, kw_only=True)
+    """There are only some thousand ids for that."""
     no_new_privileges: bool
     """No set-user-id program can give it rights back."""
     limits: bool = False
@@ -98,7 +109,7 @@ class Confinement:
             found.append(
                 (
                     'all virtual machines\' QEMUs run as one user, "nobody": one could end another',
-                    f"give the container's user namespace the user ids up to {_LAST_UID}",
+                    f"give the container's user namespace 65536 user ids, or those up to {_LAST_UID}",
                 )
             )
         if not self.no_new_privileges:
@@ -120,11 +131,40 @@ class Confinement:
         return found
 
     def choose_uid(self) -> int | None:
-        """Return a user id for one VM; None: ours."""
+        """Return a user id for something short; None: ours."""
         if not self.other_user:
             return None
-        # Some 10^8 to choose from: no list is needed to keep two hosts' choices apart.
-        return random.SystemRandom().randint(_FIRST_UID, _LAST_UID) if self.uid_per_vm else _NOBODY
+        if not self.uid_per_vm:
+            return _NOBODY
+        first, last = (_FIRST_OF_FEW, _LAST_OF_FEW) if self.few_uids else (_FIRST_UID, _LAST_UID)
+        return random.SystemRandom().randint(first, last)
+
+    @contextmanager
+    def hold_uid(self) -> Generator[int | None]:
+        """Yield a user id for one VM, which is no other's during the block; None: ours.
+
+        Raises:
+          SandboxError: if all of them are taken.
+
+        """
+        if not (self.uid_per_vm and self.few_uids):
+            # Some 10^8 to choose from: no list is needed to keep two hosts' choices apart.
+            yield self.choose_uid()
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+            for _ in range(_ATTEMPTS):
+                uid = self.choose_uid()
+                try:
+                    # The kernel lets one socket of this network have the name, for as long as it is open.
+                    claim.bind(_CLAIM.format(uid))
+                except OSError as exc:
+                    if exc.errno != errno.EADDRINUSE:
+                        raise
+                else:
+                    break
+            else:
+                raise SandboxError("there is no user id left for another virtual machine; trying again later is safe")
+            yield uid
 
     @property
     def may_be_jailed(self) -> bool:
@@ -222,9 +262,10 @@ def candidates(*, root: bool, uid_map: str) -> list[Confinement]:
       root: Whether we are root, at least in our user namespace.
       uid_map: The text of ``/proc/self/uid_map``.
     """
-    mapped = _is_mapped(uid_map, _FIRST_UID) and _is_mapped(uid_map, _LAST_UID)
+    many = root and _is_mapped(uid_map, _FIRST_UID) and _is_mapped(uid_map, _LAST_UID)
+    few = root and not many and _is_mapped(uid_map, _FIRST_OF_FEW) and _is_mapped(uid_map, _LAST_OF_FEW)
     return [
-        Confinement(network, root, root and mapped, no_new_privileges, limits)
+        Confinement(network, root, many or few, no_new_privileges, limits, few_uids=few)
         for limits, no_new_privileges in (((True, True),) if root else ((True, True), (True, False), (False, False)))
         for network in (True, False)
     ]

@@ -101,10 +101,10 @@ class VmManager:
             raise SandboxClosedError("the virtual machine manager was closed")
         confinement = self.confinement
         accelerator = attrs.evolve(self._accelerator, confinement=confinement)
-        uid = confinement.choose_uid()
         access = kvm_access(confinement) if accelerator.name == "kvm" else None
         limits = _limits_of(config) if confinement.limits else None
         with ExitStack() as stack, InheritedFds() as inherited:
+            uid = stack.enter_context(confinement.hold_uid())
             qmp, qmp_fd = inherited.socketpair()
             stack.enter_context(qmp)
             guest, guest_fd = inherited.socketpair()
