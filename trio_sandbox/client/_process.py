@@ -239,7 +239,7 @@ class GuestProcess:
         except trio.BrokenResourceError:  # the reader of `records` says why
             await trio.lowlevel.checkpoint()
 
-    async def _leave(self, records: RecordStream, patience: float) -> None:
+    async def _leave(self, records: RecordStream, patience: float) -> None:  # noqa: ASYNC910 - sending is a checkpoint
         """Let go on what the process has left behind. It is over, and it was opened with *leaves*."""
         # Not cancellable: who is cancelled wants it all to end, and nobody could say whether it does.
         with trio.move_on_after(patience, shield=True), contextlib.suppress(trio.BrokenResourceError):

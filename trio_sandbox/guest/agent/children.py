@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..spawner.becoming import Program, Request
 
 
+#: Nobody's list of hosts is longer; a longer one is cut.
+_HOSTS_LIMIT = 1 << 16
+
+
 class SpawnerGoneError(Exception):
     """The spawner ended. Its processes are dead, and no new ones can be had: the agent can't go on."""
 
@@ -119,7 +123,8 @@ class Children:
         self._mounting: deque[_Answer] = deque()
         self._ready = trio.Event()
         self._identity_files: list[int] = []
-        self._hosts = self._resolv = b""
+        self._resolv = b""
+        self._hosts_line = b""  # that we wrote last
         self._next_number = 0
         self.adopted: list[Child] = [self._new() for _ in range(adopted)]
 
@@ -214,7 +219,7 @@ class Children:
         hostname, machine_id = hello.get("hostname"), hello.get("machine_id")
         if not self._identity_files or not isinstance(hostname, str) or not isinstance(machine_id, str):
             return
-        hosts = self._hosts + f"127.0.0.1 {hostname}\n".encode()
+        hosts = self._hosts_text(f"127.0.0.1 {hostname}\n".encode())
         texts = (f"{machine_id}\n".encode(), f"{hostname}\n".encode(), hosts)
         # In users' memory that is full it may fail, and there is nobody to tell.
         with contextlib.suppress(OSError):
@@ -229,6 +234,16 @@ class Children:
                 _rewrite(
                     self._identity_files[0], self._resolv if address is None else f"nameserver {address}\n".encode()
                 )
+
+    def _hosts_text(self, line: bytes) -> bytes:
+        """Return what is in the list of hosts now, as its user may have changed it, with *line* in place of our last one."""
+        text = os.pread(self._identity_files[-1], _HOSTS_LIMIT, 0)
+        if self._hosts_line and self._hosts_line in text:
+            text = text.replace(self._hosts_line, line, 1)
+        elif not self._hosts_line:
+            text += line if text.endswith(b"\n") or not text else b"\n" + line
+        self._hosts_line = line
+        return text
 
     def post(self, request: tuple[object, ...], descriptors: Sequence[int] = ()) -> None:
         """Send the spawner a request."""
@@ -268,7 +283,6 @@ class Children:
     def _take_identity_files(self, descriptors: list[int]) -> None:
         self._identity_files = descriptors
         if descriptors:
-            self._hosts = os.pread(descriptors[-1], 1 << 16, 0)
             self._resolv = os.pread(descriptors[0], 1 << 16, 0)
         self._ready.set()
 

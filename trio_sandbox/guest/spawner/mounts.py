@@ -38,8 +38,6 @@ _LINKS = (
 
 #: Files in /etc that say who a machine is.
 IDENTITY_FILES = ("resolv.conf", "machine-id", "hostname", "hosts")
-#: Nobody's list of hosts is longer; a longer one is cut.
-_HOSTS_LIMIT = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -98,29 +96,21 @@ def _make_devices(dev: str) -> None:
     mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
 
 
-def bind_identity_files() -> list[int]:
-    """Mount files of our own over `IDENTITY_FILES` and return their descriptors, for writing.
+def open_identity_files() -> list[int]:
+    """Return descriptors of `IDENTITY_FILES`, for writing. They are ordinary files, which users may replace.
 
-    A machine that goes on from a saved state has to say who it is before its first output. The disk's own file
-    system would take many times longer over it than these files, which are in memory.
+    A machine that goes on from a saved state has to say who it is before its first output: an open file costs least.
+    What can't be opened as a regular file is written to a file without a name, where nobody sees it.
     """
-    os.mkdir("/run/trio-sandbox")
-    with contextlib.suppress(OSError):  # it is there, or the image is read-only
-        os.mkdir("/etc")
-    descriptors: list[int] = []
-    for name in IDENTITY_FILES:
-        path, source = f"/etc/{name}", f"/run/trio-sandbox/{name}"
-        ours = os.open(source, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        descriptors.append(ours)
-        # An image that can't have them is no reason not to run.
-        with contextlib.suppress(OSError):
-            if os.path.islink(path) and not os.path.exists(path):  # to what a service would have made
-                os.unlink(path)
-            theirs = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-            try:
-                if stat.S_ISREG(os.fstat(theirs).st_mode):
-                    os.write(ours, os.read(theirs, _HOSTS_LIMIT))
-            finally:
-                os.close(theirs)
-            _check(_libc.mount(source.encode(), path.encode(), None, ctypes.c_ulong(MS_BIND), None), path)
-    return descriptors
+    return [_open_regular(f"/etc/{name}") for name in IDENTITY_FILES]
+
+
+def _open_regular(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    # An image without /etc is no reason not to run.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, flags, 0o644)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    return os.memfd_create("identity", os.MFD_CLOEXEC)

@@ -463,7 +463,7 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
         program = twin.open_own_program()
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
-        identity = mounts.bind_identity_files()
+        identity = mounts.open_identity_files()
         spawner.twin = twin.find_twin(program, (f"{directory}/python3" for directory in PATH.split(":")))
     send_message(sock, ("ready",), identity)
     for descriptor in identity:
