@@ -35,10 +35,13 @@ async def bounded(what: str, operation: Callable[[], Awaitable[None]], seconds: 
         if not by_deadline:
             scope.cancel(reason="it hung")
 
+    limit = trio.CancelScope()
     with hide_nursery("the soak"), trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel)
-            with trio.move_on_after(seconds) if by_deadline else trio.CancelScope() as limit:
+            if by_deadline:
+                limit.deadline = trio.current_time() + seconds
+            with limit:
                 await operation()
             nursery.cancel_scope.cancel(reason="it came back")
     if limit.cancelled_caught or stacks:

@@ -35,6 +35,11 @@ class Attendant:
         self.returncode: int = 0
         """What a run ends with that was withdrawn, as if a signal had ended it."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether an interpreter has taken the run."""
+        return self._interpreter is not None
+
     def take(self, interpreter: Interpreter) -> None:
         """Know that *interpreter* has taken the run."""
         self._interpreter = interpreter

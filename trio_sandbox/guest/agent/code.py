@@ -294,9 +294,9 @@ class _Keeper:
             elif waiting.cancelled_caught:
                 await run.finish([], attendant.returncode, state_kept=True)
         finally:
-            if attendant.waiting is not None:
+            if not attendant.has_begun:
                 run.over.set()
-        if attendant.waiting is None and run.stdin is not None:
+        if attendant.has_begun and run.stdin is not None:
             await feed(run.stdin, run.stdin_pipe)
 
     async def _wait_turn(self, run: Run, attendant: Attendant) -> OSError | None:

@@ -69,5 +69,5 @@ def _end(process: int) -> None:
 def install() -> None:
     """Have the code find it."""
     system.__module__ = posix.__name__
-    system.__doc__ = posix.system.__doc__
+    system.__doc__ = posix.system.__doc__  # pyright: ignore[reportDeprecated]
     os.system = posix.system = system
