@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox import _programs
+from trio_sandbox import HostConfig, SandboxError, _programs, open_host
 from trio_sandbox._programs import REQUIREMENTS, Requirement, find_program, missing
 
 
@@ -55,3 +55,23 @@ def test_the_list_can_be_read_before_anything_is_installed() -> None:
     # -S: no site-packages, so that an import of a dependency would fail.
     script = f"import runpy; runpy.run_path({path!r})['missing']()"
     subprocess.run([sys.executable, "-I", "-S", "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "supported"),
+    [("Linux", "x86_64", True), ("Linux", "aarch64", False), ("Darwin", "arm64", False), ("Darwin", "x86_64", False)],
+)
+async def test_another_platform_is_told_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, machine: str, *, supported: bool
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    said = _programs.unsupported_platform()
+    assert (said == "") == supported
+    if supported:
+        return
+    assert f"this is {system} on {machine}" in said
+    with pytest.raises(SandboxError, match=f"runs on Linux on x86_64, and this is {system} on {machine}"):
+        async with open_host(HostConfig(cache_dir=tmp_path)):
+            pytest.fail("opened")
+    assert list(tmp_path.iterdir()) == []
