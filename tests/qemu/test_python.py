@@ -32,6 +32,9 @@ async def test_an_interpreter_is_as_python_started_by_hand(sandbox: Sandbox) -> 
 
 async def test_the_first_run_is_the_users_first(sandbox: Sandbox) -> None:
     assert 'File "<run 1>", line 1' in (await sandbox.run("missing")).stderr
+    # Nor is a line of ours taken for one of the code's.
+    shown = (await sandbox.run("exec('x = 1\\nmissing')")).stderr
+    assert shown.endswith("File \"<string>\", line 2, in <module>\nNameError: name 'missing' is not defined\n")
 
 
 async def test_files_of_the_users_do_not_keep_an_interpreter_from_starting(sandbox: Sandbox) -> None:

@@ -44,6 +44,7 @@ class Sources:
         self._file_identity = (0, 0)
         # From Python 3.13 on the text that the interpreter was started with is there, for whatever code calls "<string>".
         linecache.cache.clear()
+        getattr(linecache, "_interactive_cache", {}).clear()
 
     def add(self, name: str, code: str) -> None:
         """Keep *code*, and let go of the oldest if it is too much."""
