@@ -106,7 +106,7 @@ def test_a_failure_of_apt_says_what_to_do(machine: Machine) -> None:
         ('ID=ubuntu\nID_LIKE=debian\nUBUNTU_CODENAME="noble"\n', {"ubuntu", "debian"}),
         ("ID=linuxmint\nID_LIKE='ubuntu debian'\n", {"linuxmint", "ubuntu", "debian"}),
         ("ID=fedora\nVERSION_ID=42\n", {"fedora"}),
-        ("NAME=Nothing\nMY_ID=debian\nrubbish\n", set()),
+        ("NAME=Nothing\nMY_ID=debian\nrubbish\n", set[str]()),
     ],
 )
 def test_what_system_it_is(tmp_path: Path, text: str, names: set[str]) -> None:
@@ -141,7 +141,11 @@ def test_nox_is_installed_once(
     machine: Machine, become: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(venv, "create", lambda path, **_: made.append(path))
+
+    def create(path: Path, **_: bool) -> None:
+        made.append(path)
+
+    monkeypatch.setattr(venv, "create", create)
     nox = str(tmp_path / ".nox/bootstrap/bin/nox")
     machine.fails = "--version"
     assert become("tests", "--", "-k", "x") == [nox, "-s", "tests", "--", "-k", "x"]
@@ -156,8 +160,12 @@ def test_nox_is_installed_once(
 def test_where_pip_can_not_be_installed_its_package_is(
     machine: Machine, become: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(venv, "create", lambda *_, **__: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+    def do_nothing(*_: object, **__: object) -> None:
+        pass
+
+    monkeypatch.setattr(venv, "create", do_nothing)
+    monkeypatch.setattr("importlib.util.find_spec", do_nothing)
     machine.fails = "--version"
     with pytest.raises(SystemExit, match=r"venv and ensurepip are needed.*python3-venv"):
         bootstrap.main(["hello"])

@@ -16,7 +16,10 @@ from trio_sandbox.image._scratch import choose_directory, find_problem
 
 
 def mounted(monkeypatch: pytest.MonkeyPatch, flags: int = 0, *, room: int = 2**40) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags, f_bavail=room, f_frsize=1))
+    def statvfs(_: object) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=flags, f_bavail=room, f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
 
 
 def test_directories_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +35,11 @@ def test_directories_that_will_not_do(tmp_path: Path, monkeypatch: pytest.Monkey
     mounted(monkeypatch, os.ST_NODEV)
     assert find_problem(tmp_path, root=True, device_nodes=True) == "is mounted nodev"
     assert find_problem(tmp_path, root=True, device_nodes=False) == ""
-    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    def access(_: object, __: int) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", access)
     assert find_problem(tmp_path, root=True, device_nodes=False) == "can't be written"
 
 
@@ -62,8 +69,15 @@ def test_the_first_directory_that_will_do_is_taken(tmp_path: Path, monkeypatch: 
 
 def test_where_there_is_no_room_another_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"/cache": 2**20, "/var/tmp": 2**40, "/tmp": 2**30}
-    monkeypatch.setattr(_scratch, "find_problem", lambda *_, **__: "")
-    monkeypatch.setattr(_scratch, "_room", lambda directory: free[os.fspath(directory)])
+
+    def no_problem(*_: object, **__: object) -> str:
+        return ""
+
+    def room(directory: Path) -> int:
+        return free[os.fspath(directory)]
+
+    monkeypatch.setattr(_scratch, "find_problem", no_problem)
+    monkeypatch.setattr(_scratch, "_room", room)
     monkeypatch.delenv("TMPDIR", raising=False)
     assert choose_directory(Path("/cache"), root=True, device_nodes=False) == Path("/var/tmp")
     free |= {"/var/tmp": 2**19, "/tmp": 2**19}

@@ -405,7 +405,7 @@ class Vm:
                 await services.start(self._console.serve)
                 self._qmp = await services.start(self._serve_qmp, qmp_socket)
                 # It is itself by now, whatever it was started by.
-                prefer_as_victim(self._process.pid)
+                prefer_as_victim(self.pid)
                 if saved is not None:
                     await self._load(saved)
                 marker = None if saved is None else saved.marker
