@@ -158,7 +158,9 @@ class IdleService:
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one request."""
         deadline = trio.current_time() + _END_PATIENCE
-        while self._count_children() > self._count_idle() and trio.current_time() < deadline:
+        while self._count_children() > self._count_idle():
+            if trio.current_time() > deadline:
+                break
             await trio.sleep(_LOOK)
         await stream.send_all(b"busy" if self._is_busy() else b"idle", end=True)
 
