@@ -9,6 +9,7 @@ The kernel is this machine's, too.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import re
@@ -17,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -79,12 +81,24 @@ def main() -> int:
         return 2
     commands = [shlex.join(options.command)] if options.command else COMMANDS
     failed = 0
-    for suite in options.suite or SUITES:
-        tree = make_tree(suite)
-        for user in [options.user] if options.user else ("root", USER):
-            print(f"machines: {SUITES[suite]}, as {user}", flush=True)
-            failed |= run(tree, user, commands)
+    with lock_cache():
+        for suite in options.suite or SUITES:
+            tree = make_tree(suite)
+            for user in [options.user] if options.user else ("root", USER):
+                print(f"machines: {SUITES[suite]}, as {user}", flush=True)
+                failed |= run(tree, user, commands)
     return failed
+
+
+@contextmanager
+def lock_cache() -> Generator[None]:
+    """Be the only one that works there, and remove what runs left that were killed: their mounts went with them."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for leftover in (*CACHE.glob("run-*"), *CACHE.glob("staging-*")):
+            shutil.rmtree(leftover)
+        yield
 
 
 def missing_rights() -> str:
@@ -111,7 +125,6 @@ def make_tree(suite: str) -> Path:
     tree = CACHE / f"{suite}-{digest}"
     if tree.is_dir():
         return tree
-    CACHE.mkdir(parents=True, exist_ok=True)
     for other in CACHE.glob(f"{suite}-*"):
         shutil.rmtree(other)
     print(f"machines: making a tree of {SUITES[suite]}", flush=True)

@@ -68,13 +68,16 @@ def test_a_tree_of_another_recipe_is_not_taken(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(machines, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(machines, "mirrors", list[str])
-    first = machines.make_tree("trixie")
+    (leftover := tmp_path / "cache" / "run-1" / "upper").mkdir(parents=True)
+    with machines.lock_cache():
+        assert not leftover.parent.exists()
+        first = machines.make_tree("trixie")
     assert machines.make_tree("trixie") == first
     other = machines.make_tree("bookworm")
     monkeypatch.setattr(machines, "PACKAGES", ("python3",))
     second = machines.make_tree("trixie")
     assert len(made) == 3
-    assert sorted((tmp_path / "cache").iterdir()) == sorted([second, other])
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([second, other, tmp_path / "cache" / "lock"])
 
 
 def test_who_may_not_mount_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
