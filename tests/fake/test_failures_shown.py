@@ -155,6 +155,8 @@ async def test_the_last_output_says_what_became_of_the_run() -> None:
             case "given up":
                 await records.send(STDOUT, b"some")
                 records.stream.reset("no")
+            case other:
+                pytest.fail(f"nobody asked for {other}")
 
     async with open_fake_sandbox({"code": code}) as (sandbox, machine):
         seen: list[object] = []

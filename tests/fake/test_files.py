@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -622,7 +623,7 @@ async def test_helpers_are_used_again(here: GuestPath) -> None:
 async def test_a_session_that_hangs_holds_up_nobody(here: GuestPath, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon((here / "pipe").open, "rb")  # waits for somebody to write
+        nursery.start_soon(partial((here / "pipe").open, "rb"))  # waits for somebody to write
         await wait_until(lambda: len(helpers()) == 1)
         for _ in range(3):
             assert await here.is_dir()

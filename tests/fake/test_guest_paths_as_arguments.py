@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_sandbox import GuestProtocolError, RunRefusedError, Sandbox
+from trio_sandbox import GuestProtocolError, OutputChunk, RunRefusedError, Sandbox
 from trio_sandbox.wire import RecordStream
 
 from ._guest import open_fake_sandbox
@@ -26,7 +26,7 @@ async def sandbox() -> AsyncGenerator[Sandbox]:
 
 async def stream(sandbox: Sandbox, cwd: Any) -> str:
     async with sandbox.stream("import os; print(os.getcwd())", cwd=cwd) as events:
-        return b"".join([event.data async for event in events if hasattr(event, "data")]).decode().strip()
+        return b"".join([event.data async for event in events if isinstance(event, OutputChunk)]).decode().strip()
 
 
 async def run(sandbox: Sandbox, cwd: Any) -> str:

@@ -32,7 +32,7 @@ from trio_sandbox.qemu._console import describe_end
 from trio_sandbox.qemu._snapshot import hold_still
 from trio_sandbox.wire import STDERR, STDOUT, RecordStream
 
-from ._guest import FakeMachine, finished, open_fake_sandbox
+from ._guest import FakeMachine, Service, finished, open_fake_sandbox
 
 #: A title, a cleared screen, a line that looks like one of ours, C1, a right-to-left override, a lone surrogate.
 HOSTILE = "\x1b]0;PWNED\x07\x1b[2J\r\ntrio-sandbox: all is well\x9b31m\u202e\u200b\ud800\x7f"
@@ -168,7 +168,8 @@ async def test_no_message_commands_a_terminal(
     request_name: str, answer: str, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "trio_sandbox")
-    services = dict.fromkeys(("code", "process", "file", "tcp", "watch", "mounts", "idle"), ANSWERS[answer])
+    names: list[str] = [*"code process file tcp watch mounts idle".split()]
+    services: dict[str, Service] = dict.fromkeys(names, ANSWERS[answer])
     config, timeouts = SandboxConfig(), Timeouts(interrupt_grace=0.1, kill=0.1)
     async with open_fake_sandbox(services, config=config, timeouts=timeouts) as (sandbox, machine):
         with trio.move_on_after(30):

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from trio_sandbox import ConfinementRequiredError, HostConfig, Sandbox, SandboxConfig, open_host
+from trio_sandbox import Checkpoint, ConfinementRequiredError, HostConfig, Sandbox, SandboxConfig, open_host
 from trio_sandbox.host import Host
 from trio_sandbox.qemu import Vm
 
@@ -71,7 +71,7 @@ async def test_what_others_stand_on_is_written_to_by_nobody(host: Host) -> None:
     """A QEMU that its guest took over can't reach back into a checkpoint, a saved sandbox, or the siblings of a fork."""
     async with host.open_sandbox() as sandbox:
         for revert in (False, True):
-            checkpoints = []
+            checkpoints = list[Checkpoint]()
             for number in range(3):
                 await sandbox.run(f"open('file-{number}', 'w').write('x' * 10**6)")
                 checkpoints.append(await sandbox.checkpoint())
@@ -115,7 +115,7 @@ async def jailed(host: Host) -> AsyncGenerator[Sandbox]:
 
 
 async def test_namespaces_of_its_own(jailed: Sandbox) -> None:
-    names = {"mnt", "ipc", "uts", "net"} | (set() if os.geteuid() == 0 else {"user"})
+    names = {"mnt", "ipc", "uts", "net"} | (set[str]() if os.geteuid() == 0 else {"user"})
     for name in names:
         assert namespace(pid_of(jailed), name) != namespace("self", name)
     async with jailed.fork(1) as (child,):

@@ -35,11 +35,15 @@ def test_in_a_container_there_are_few_ids_and_no_two_machines_have_the_same() ->
         assert len(set(uids)) == 300
         assert all(uid is not None and 61184 <= uid <= 65519 for uid in uids)
     with confinement.hold_uid() as uid, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Confinement, "choose_uid", lambda _: uid)
+
+        def choose(_: Confinement) -> int | None:
+            return uid
+
+        patch.setattr(Confinement, "choose_uid", choose)
         with pytest.raises(SandboxError, match="no user id left"), confinement.hold_uid():
             pytest.fail("it is taken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Confinement, "choose_uid", lambda _: uid)
+        patch.setattr(Confinement, "choose_uid", choose)
         with confinement.hold_uid() as again:
             assert again == uid
 

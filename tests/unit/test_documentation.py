@@ -94,6 +94,8 @@ def test_python_blocks_can_be_pasted(block: Block) -> None:
                 made.add(name)
             case ast.alias(name=name, asname=alias):
                 made.add(alias or name.split(".")[0])
+            case _:
+                pass
     assert sorted(used - made) == []
 
 

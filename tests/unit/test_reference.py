@@ -57,10 +57,11 @@ def public_names() -> list[str]:
             value: object = getattr(importlib.import_module(module), name)
             # Of a TypedDict the keys are the fields of the class that they make.
             if isinstance(value, type) and not issubclass(value, dict):
+                kind: type = value  # pyright: ignore[reportUnknownVariableType] - of what, nobody knows
                 inherited = {
-                    each for base in value.__mro__[1:] if base.__name__ in names.split() for each in attributes(base)
+                    each for base in kind.__mro__[1:] if base.__name__ in names.split() for each in attributes(base)
                 }
-                own = {each for each in attributes(value) if each not in inherited or each in vars(value)}
+                own = {each for each in attributes(kind) if each not in inherited or each in vars(kind)}
                 found += [f"{module}.{name}.{attribute}" for attribute in own]
     return found
 

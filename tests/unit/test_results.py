@@ -14,9 +14,14 @@ TRACEBACK = b'Traceback (most recent call last):\n  File "<run>", line 1\nZeroDi
 
 
 def result(**fields: Any) -> RunResult:
-    return RunResult(
-        **{"exit_code": 1, "duration": 0.5, "restarted": False, "state_kept": True, "accelerator": "tcg", **fields}
-    )
+    given: dict[str, Any] = {
+        "exit_code": 1,
+        "duration": 0.5,
+        "restarted": False,
+        "state_kept": True,
+        "accelerator": "tcg",
+    }
+    return RunResult(**{**given, **fields})
 
 
 def test_the_repr_ends_with_the_end_of_stderr_and_is_bounded() -> None:

@@ -104,21 +104,22 @@ async def open_jail(
     ]
     arguments = [os.fspath(directory), *links, "", *directories, "", *files]
     opened: list[int] = []
+    process: OwnedProcess | None = None
     try:
         with trio.move_on_after(_PATIENCE):
             async with open_services("open_jail()") as services:
                 ready = trio.Event()
-                process = await services.start(
+                process = started = await services.start(
                     _hold, [*command, "/bin/sh", "-c", _MAKE, "sh", *arguments], environment, ready
                 )
                 await ready.wait()
-                if process.returncode is None:
+                if started.returncode is None:
                     for name in ("mnt", "user") if own_user_namespace else ("mnt",):
-                        fd = os.open(f"/proc/{process.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                        fd = os.open(f"/proc/{started.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
                         opened.append(fd)
         if not opened:
             raise SandboxError(
-                f"no jail can be made: {' '.join(process.output().split())[:_EXCERPT] or 'it took too long'}"
+                f"no jail can be made: {' '.join(process.output().split())[:_EXCERPT] if process is not None else ''}"
             )
         yield Jail(opened[0], opened[1] if own_user_namespace else None)
     finally:

@@ -55,6 +55,7 @@ class Walk:
                 raise self._session.violation(f"{count} names in {len(payload)} bytes at once")
             self._charge(len(payload) + NAME_COST * count, path)
             expected = len(found) + count
+            entry = b""
             for entry in payload.split(b"\0"):
                 kind, name = entry[:1], entry[1:]
                 # A name that is a path would lead out of the directory.
@@ -108,7 +109,7 @@ class Walk:
             matching = [first]
         else:
             matches = compile_pattern(translate(first)).match
-            matching = []
+            matching = list[str]()
             for number, name in enumerate(entries):
                 if number % LISTING_NAMES == 0:
                     await trio.lowlevel.checkpoint()

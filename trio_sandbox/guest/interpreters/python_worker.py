@@ -215,7 +215,8 @@ class _Worker:
                     value = self._show(result, name, code)
                     if type(result) is CoroutineType:
                         # That it was never awaited is a warning about the line that came to it.
-                        results, result = [result], None
+                        results: list[object] = [result]
+                        result = None
                         place = _last_place(name, code)
                         call = Call(Name("clear", Load(), **place), [], [], **place)
                         exec(compile(Expression(call), name, "eval", dont_inherit=True), {"clear": results.clear})
