@@ -67,7 +67,7 @@ GOLDEN = """\
 -add-fd fd=14,set=14,opaque=writable
 -add-fd fd=24,set=14
 -blockdev {"driver":"file","node-name":"overlay-file","filename":"/dev/fdset/14","read-only":false,\
-"discard":"unmap","cache":{"direct":false,"no-flush":true},"auto-read-only":true}
+"discard":"unmap","cache":{"direct":false,"no-flush":true},"auto-read-only":true,"locking":"off"}
 -blockdev {"driver":"qcow2","node-name":"overlay","file":"overlay-file","backing":"image",\
 "discard":"unmap","cache":{"direct":false,"no-flush":true}}
 -device virtio-blk-pci,drive=overlay,serial=overlay,werror=report,rerror=report

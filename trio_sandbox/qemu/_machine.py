@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import struct
@@ -252,8 +254,9 @@ def _system_disk(fds: MachineFds) -> list[str]:
     ]
 
 
-#: QEMU has the file open for writing only while it is what the machine writes to. Afterwards it takes the set's other descriptor.
-_WHILE_WRITTEN: Final[dict[str, object]] = {"auto-read-only": True}
+#: QEMU has the file open for writing only while it is what the machine writes to. Afterwards it takes the set's other descriptor,
+#: and would be kept from that by locks of its own. `lock_disk` has one that it knows nothing of.
+_WHILE_WRITTEN: Final[dict[str, object]] = {"auto-read-only": True, "locking": "off"}
 #: What is thrown away with its VM needs no protection from a power failure, so the guest's flushes need not reach the disk.
 _OVERLAY_OPTIONS: Final[dict[str, object]] = {"discard": "unmap", "cache": {"direct": False, "no-flush": True}}
 
@@ -328,6 +331,24 @@ def _mounts_disk(fds: MachineFds) -> list[str]:
     ]
 
 
+def lock_disk(fd: int) -> None:
+    """Keep an overlay from being written to by two machines, for as long as *fd* is open here or in QEMU.
+
+    Raises:
+      BlockingIOError: if another one has it.
+
+    """
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, whole)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(
+                exc.errno, 'Failed to get "write" lock: another virtual machine writes to this disk'
+            ) from exc
+        # The file system has no locks.
+
+
 def added_overlay(node: str, path: str) -> dict[str, object]:
     """Return the arguments of `blockdev-add` for an overlay that is going to stand on the one that a machine has.
 
@@ -336,8 +357,7 @@ def added_overlay(node: str, path: str) -> dict[str, object]:
       path: Of a descriptor set with the file, open for reading and writing, and once more for reading only.
 
     """
-    # Its own locks would keep QEMU from changing descriptors while it copies layers into it.
-    file = {"driver": "file", "filename": path, "locking": "off", **_OVERLAY_OPTIONS, **_WHILE_WRITTEN}
+    file = {"driver": "file", "filename": path, **_OVERLAY_OPTIONS, **_WHILE_WRITTEN}
     return {"driver": "qcow2", "node-name": node, "file": file, "backing": None, **_OVERLAY_OPTIONS}
 
 
@@ -350,8 +370,7 @@ def _fdset_path(fd: int) -> str:
 
 
 def _file_node(name: str, fd: int, *, read_only: bool) -> dict[str, object]:
-    # What is read-only is never written to by anybody, so locks would protect nothing. The overlay's
-    # lock keeps it from being used by two machines.
+    # What is read-only is never written to by anybody, so locks would protect nothing.
     node: dict[str, object] = {
         "driver": "file",
         "node-name": name,

@@ -29,7 +29,7 @@ import trio
 from .._errors import QMPCommandError, QMPError, SnapshotError
 from .._quote import quote_guest
 from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receive_up_to
-from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay
+from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay, lock_disk
 from ._migration import save_with_memory
 from ._qmp import QMPChannel
 from ._ram import PrivateRam, copy_data
@@ -245,6 +245,7 @@ class Taking:
         self._devices = self._open(self._directory / _DEVICES, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.fchmod(self._devices, 0o600)
         self._new_overlay = self._open(self._overlay, os.O_RDWR)
+        lock_disk(self._new_overlay)
         self._frozen_overlay = self._open(self._overlay, os.O_RDONLY)
         if self.config.memory_file is None or self.config.memory_shared:
             self._memory = self._make_memory()

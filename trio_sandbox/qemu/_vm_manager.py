@@ -13,7 +13,7 @@ import trio
 
 from .._config import Timeouts
 from .._entries import open_block
-from .._errors import SandboxClosedError, SandboxError
+from .._errors import SandboxClosedError, SandboxError, VmBootError
 from .._nurseries import open_services
 from ..wire import StreamHandler
 from ._accelerator import Accelerator
@@ -21,7 +21,7 @@ from ._confinement import Confinement, kvm_access, prove_jail
 from ._console import Console
 from ._jail import Jail, open_jail
 from ._limits import Limits
-from ._machine import MachineConfig, MachineFds, disk_nodes, machine_argv, stand_in_kernel
+from ._machine import MachineConfig, MachineFds, disk_nodes, lock_disk, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
 from ._qcow2 import Qcow2FormatError, read_qcow2_info
 from ._runtime import Runtime
@@ -128,6 +128,12 @@ class VmManager:
                 kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
                 memory=_lend_memory(inherited, config),
             )
+            try:
+                lock_disk(fds.overlay)
+            except BlockingIOError as exc:
+                raise VmBootError(
+                    f"the virtual machine did not boot: {config.overlay}: {exc.strerror}", console=""
+                ) from exc
             argv = [
                 *confinement.argv(uid, groups=() if access is None else access.groups, limits=limits, jail=self._jail),
                 accelerator.qemu.path,
