@@ -3,7 +3,7 @@
     async with open_sandbox("python") as sandbox:
         result = await sandbox.run("print(6 * 7)")
 
-Leaving the block is the destruction of the virtual machine; cancelling the caller stops the code.
+When the block exits, the VM is destroyed. Cancelling the caller stops the guest code.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Host:
         template: str | None = None,
         **fields: Unpack[SandboxFields],
     ) -> AsyncGenerator[Sandbox]:
-        """Start a virtual machine and yield it as a `Sandbox`; leaving the block is its destruction.
+        """Start a virtual machine and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
 
         With `HostConfig.templates` the first of a configuration boots, is warmed up and saved, and it and all
         others go on from there. Each has an identity, a clock and generators of randomness of its own.

@@ -224,8 +224,7 @@ class Sandbox(GuestRequests):
     async def revert(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to a checkpoint: memory, processes and files are what they were then. What came after it is lost.
 
-        It can be gone back to as often as wanted, from wherever the sandbox is now, also if its VM has ended since or
-        it hibernates, which ends that. A run that was under way at the time of the checkpoint is interrupted, and
+        You can revert any number of times, even if the VM died. Reverting wakes a sleeping sandbox. A run that was under way at the time of the checkpoint is interrupted, and
         processes of `open_process` are not there any more. Randomness and the clock are of now; the host name and
         the machine's id are new.
 
