@@ -19,7 +19,7 @@ from .._errors import (
     SnapshotError,
 )
 from .._nurseries import Services, hide_nursery
-from ..client import ask, check_open, guest_failures
+from ..client import check_open
 from ..image import Image
 from ..machines import (
     RESTORE_FAILURES,
@@ -34,6 +34,7 @@ from ..machines import (
 )
 from ..network import Gateway
 from ..qemu import Snapshot, Vm
+from ._idle import check_idle, count_streams
 from ._network import SandboxNetwork
 from ._slot import Slot
 
@@ -42,14 +43,8 @@ Child = TypeVar("Child")
 
 _log = logging.getLogger("trio_sandbox.sandbox")
 
-#: Seconds for the guest to close its ends of streams whose requests are over, and between two looks.
-_STREAMS_PATIENCE: Final = 1.0
-_STREAMS_LOOK: Final = 0.01
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
-_IDLE: Final = b"idle"
-#: Bytes that a guest may say when it is asked whether it is.
-_LONGEST_ANSWER: Final = 16
 
 
 @final
@@ -333,12 +328,7 @@ class Lifecycle(Generic[Child]):
         while True:
             await trio.sleep(seconds / _LOOKS)
             now, vm = trio.current_time(), self._vm
-            if (
-                self._asleep is not None
-                or vm.failure is not None
-                or self._changing.locked()
-                or await _count_streams(vm)
-            ):
+            if self._asleep is not None or vm.failure is not None or self._changing.locked() or await count_streams(vm):
                 busy_at = now
             elif now - max(busy_at, self.slot.last_request) >= seconds:
                 return
@@ -367,7 +357,7 @@ class Lifecycle(Generic[Child]):
         check_open(vm, "hibernating")
         self.slot.shut_off(self._gate)
         try:
-            await self._check_idle(vm)
+            await check_idle(vm, self._timeouts.kill)
             snapshot = await self._snapshot("hibernating")
             try:
                 await trio.to_thread.run_sync(_put_to_disk, snapshot)
@@ -383,26 +373,6 @@ class Lifecycle(Generic[Child]):
         # With the shareholder goes its share of the host.
         for held in (self._held, self._shareholder):
             await held.close()
-
-    async def _check_idle(self, vm: Vm) -> None:
-        """Refuse if something is under way.
-
-        Raises:
-          trio.BusyResourceError: if so.
-
-        """
-        deadline = trio.current_time() + _STREAMS_PATIENCE
-        while await _count_streams(vm):
-            if trio.current_time() > deadline:
-                raise trio.BusyResourceError(
-                    "a sandbox can't hibernate while a run, a process, a file or a connection is open"
-                )
-            await trio.sleep(_STREAMS_LOOK)
-        answer = await ask(vm, {"service": "idle"}, "hibernating", most=_LONGEST_ANSWER, patience=self._timeouts.kill)
-        if answer != _IDLE:
-            raise trio.BusyResourceError(
-                "a sandbox can't hibernate while processes or threads, which an earlier run has left, run in its guest"
-            )
 
     async def _gate(self, what: str) -> None:
         async with self._changing:
@@ -480,22 +450,6 @@ class Lifecycle(Generic[Child]):
             self._asleep.discard()
             self._asleep = None
         self.slot.reopen()
-
-
-async def _count_streams(vm: Vm) -> int:
-    """Return how many streams are open. With the guest's answer to a ping come its ends of those that are over."""
-    if _own_streams(vm):
-        async with guest_failures(vm, "hibernating"):
-            await vm.guest.ping()
-    else:
-        await trio.lowlevel.checkpoint()
-    return _own_streams(vm)
-
-
-def _own_streams(vm: Vm) -> int:
-    numbers = vm.guest.statistics()
-    # What the guest has opened are connections to the outside. They may be kept open for long, and a snapshot breaks them off.
-    return numbers.open_streams - numbers.peer_streams
 
 
 def _put_to_disk(snapshot: Snapshot) -> None:
