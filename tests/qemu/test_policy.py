@@ -115,7 +115,7 @@ async def jailed(host: Host) -> AsyncGenerator[Sandbox]:
 
 
 async def test_namespaces_of_its_own(jailed: Sandbox) -> None:
-    names = {"mnt", "ipc", "uts", "net"} | (set[str]() if os.geteuid() == 0 else {"user"})
+    names = {"mnt", "ipc", "uts", "net"} | (set[str]() if os.geteuid() == 0 else {"user", "pid"})
     for name in names:
         assert namespace(pid_of(jailed), name) != namespace("self", name)
     async with jailed.fork(1) as (child,):

@@ -9,7 +9,8 @@ import pytest
 
 from trio_sandbox import SandboxError
 from trio_sandbox.qemu import Confinement
-from trio_sandbox.qemu._confinement import candidates
+from trio_sandbox.qemu._confinement import candidates, find_qemu, read_end
+from trio_sandbox.qemu._jail import Jail
 from trio_sandbox.qemu._limits import Limits
 
 ALL_UIDS = "         0          0 4294967295\n"
@@ -87,6 +88,20 @@ def test_commands() -> None:
     ]
     nothing = Confinement(network_namespace=False, other_user=False, uid_per_vm=False, no_new_privileges=False)
     assert nothing.argv(None) == []
+
+
+def test_an_ordinary_user_s_qemu_in_a_jail_is_by_itself_and_how_it_ended_is_known() -> None:
+    ordinary = Confinement(network_namespace=True, other_user=False, uid_per_vm=False, no_new_privileges=True)
+    jail = Jail(mount_fd=5, user_fd=6)
+    command = _names(ordinary.argv(None, jail=jail))
+    assert command[0] == "nsenter"
+    assert {"--ipc", "--uts", "--net", "--pid", "--fork", "--kill-child"} <= set(command)
+    assert find_qemu(ordinary, 1) == 1, "it is in no jail"
+    assert "--pid" not in FULL.argv(7, jail=Jail(mount_fd=5, user_fd=None))
+    said = "qemu: a warning\nunshare: sigprocmask unblock failed: Invalid argument\n"
+    assert read_end(1, said) == (-9, "qemu: a warning\n")
+    assert read_end(1, "qemu: could not do it\n") == (1, "qemu: could not do it\n")
+    assert read_end(-11, "") == (-11, "")
 
 
 def test_words() -> None:

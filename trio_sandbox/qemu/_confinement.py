@@ -11,10 +11,11 @@ import errno
 import logging
 import os
 import random
+import signal
 import socket
 import stat
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -176,7 +177,8 @@ class Confinement:
     ) -> list[str]:
         """Return the command to put before QEMU's own.
 
-        The programs in it replace themselves by the next one, so that the process id stays.
+        The programs in it replace themselves by the next one, so that the process id stays; but for an ordinary user's in
+        a jail, which `find_qemu` finds.
 
         Args:
           uid: What `choose_uid` returned.
@@ -192,7 +194,8 @@ class Confinement:
         if self.network_namespace:
             # An ordinary user needs a user namespace around it, in which nobody but itself exists.
             command += [require_program("unshare"), *(() if self.other_user else _alone(jail))]
-            command += ["--net", *(() if jail is None else ("--ipc", "--uts")), "--"]
+            command += ["--net", *(() if jail is None else ("--ipc", "--uts"))]
+            command += [*(_BY_ITSELF if jail is not None and not self.other_user else ()), "--"]
         if self.other_user or self.no_new_privileges:
             command.append(require_program("setpriv"))
             if uid is not None:
@@ -203,6 +206,31 @@ class Confinement:
                 command.append("--no-new-privs")
             command.append("--")
         return command
+
+
+#: Who has the same user id can be sent signals, unless there is no number for him. A PID namespace has a first process of its own.
+_BY_ITSELF: Final = ("--pid", "--fork", "--kill-child")
+
+
+def find_qemu(confinement: Confinement, pid: int) -> int:
+    """Return the process id of the QEMU that `Confinement.argv` has started as the process *pid*, once that is up."""
+    if not confinement.jail or confinement.other_user:
+        return pid
+    with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        children = file.read().split()
+        if len(children) == 1:
+            return int(children[0])
+    return pid
+
+
+#: What util-linux's unshare says of a program that was killed: it can end in all ways like that, but not in this one.
+_WAS_KILLED: Final = "unshare: sigprocmask unblock failed"
+
+
+def read_end(returncode: int, output: str) -> tuple[int, str]:
+    """Return how a QEMU ended, and its last words, from the status and the output of what `Confinement.argv` has started."""
+    words, found, _ = output.rpartition(_WAS_KILLED)
+    return (-signal.SIGKILL, words) if found and returncode == 1 else (returncode, output)
 
 
 def _alone(jail: Jail | None) -> tuple[str, ...]:

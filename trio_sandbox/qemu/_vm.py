@@ -42,6 +42,7 @@ from ._accelerator import Accelerator
 from ._balloon import BalloonClient
 from ._chain import MOST_LAYERS, Merging
 from ._clock import GuestClock
+from ._confinement import find_qemu, read_end
 from ._console import Console, describe_end
 from ._limits import prefer_as_victim
 from ._machine import DiskNode, MachineConfig
@@ -83,6 +84,7 @@ class Vm:
         self._timeouts = timeouts
         self._console = console
         self._process: OwnedProcess | None = None
+        self._pid: int | None = None  # QEMU's, once it has answered
         self._qmp: QMPChannel | None = None
         self._balloon: BalloonClient | None = None
         self._guest: Channel | None = None
@@ -117,7 +119,7 @@ class Vm:
     def pid(self) -> int:
         """QEMU's process id."""
         assert self._process is not None
-        return self._process.pid
+        return self._pid or self._process.pid
 
     @property
     def qmp(self) -> QMPChannel:
@@ -315,7 +317,7 @@ class Vm:
         )
         assert process.returncode is not None
         self._console.drain()
-        why = describe_end(process.returncode, process.output(), self.console())
+        why = describe_end(*read_end(process.returncode, process.output()), self.console())
         self._fail(VmDiedError(why, console=self._console.excerpt()))
         self._exited.set()
 
@@ -405,7 +407,8 @@ class Vm:
                 await services.start(self._console.serve)
                 self._qmp = await services.start(self._serve_qmp, qmp_socket)
                 # It is itself by now, whatever it was started by.
-                prefer_as_victim(self.pid)
+                self._pid = find_qemu(self._accelerator.confinement, self._process.pid)
+                prefer_as_victim(self._pid)
                 if saved is not None:
                     await self._load(saved)
                 marker = None if saved is None else saved.marker
