@@ -114,7 +114,7 @@ class NetworkRule:
       port: The only port, instead of *ports*.
       ports: The ports; None for all.
       private: Whether the name may lead to addresses that are not public, such as 10.0.0.5. ``"loopback"`` allows addresses of
-        this machine as well.
+        this machine as well. Neither allows link-local addresses and those of clouds' metadata services.
       tls: "named": on port 443 the guest must begin with a TLS handshake for the very name that it asked for, so that it
         can't talk to another site behind the same address. "any": whatever it sends is passed on.
       to: Where connections to this name really go: an address on your side, ``("127.0.0.1", 5432)``, or an async function

@@ -39,6 +39,7 @@ class FakeDns:
     asked: list[str] = attrs.field(factory=list[str])
 
     def look_up(self, name: str) -> Iterable[str]:
+        name = name.removesuffix(".")
         self.asked.append(name)
         found = self.addresses.get(name)
         if found is None:
@@ -444,7 +445,7 @@ async def test_a_flood_of_requests_is_let_through_slowly(autojump_clock: trio.te
     async with open_network(Network.allow("*.a.org"), addresses) as site:
         # By a lookup without a thread: the clock of this test does not wait for threads.
         async with trio.open_nursery() as nursery:
-            site.gateway._resolver.resolve = lambda name: _at_once(addresses[name])  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
+            site.gateway._resolver.resolve = lambda name: _at_once(addresses[name.removesuffix(".")])  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
             for name in addresses:
                 nursery.start_soon(site.look_up, name)
         assert trio.current_time() - 0 >= 2.0
@@ -641,7 +642,7 @@ async def test_a_watch_keeps_the_newest() -> None:
     async with open_network(Network.allow("a.org")) as site:
         with site.gateway.watch() as watch:
             for number in range(1003):
-                site.gateway._tell(  # pyright: ignore[reportPrivateUsage]
+                site.gateway._journal.tell(  # pyright: ignore[reportPrivateUsage]
                     NetworkEvent(
                         host=f"n{number}", port=None, address=None, outcome="closed", error="", started=0, duration=0,
                         bytes_sent=0, bytes_received=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -57,6 +58,40 @@ def test_an_address_of_an_interface_is_ours() -> None:
 def test_private_networks_take_a_word() -> None:
     assert may_connect("10.255.255.254", private=True)
     assert not is_own("8.8.8.8")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254",
+     "fe80::1", "fe80::1%lo", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "224.0.0.1", "ff02::1",
+     "255.255.255.255"],
+)  # fmt: skip
+def test_what_gives_a_machines_credentials_away_is_no_private_network(address: str) -> None:
+    assert not may_connect(address, private=True)
+    assert not may_connect(address, private="loopback")
+
+
+@pytest.mark.parametrize("address", ["64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1"])
+def test_this_machine_in_disguise_is_ours(address: str) -> None:
+    assert is_own(address)
+    assert not may_connect(address, private=True)
+
+
+def test_without_a_descriptor_no_address_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(socket, "socket", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        may_connect("8.8.8.8", private=False)
+
+
+def test_a_machine_without_ipv6_has_no_such_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "address family not supported")
+
+    monkeypatch.setattr(socket, "socket", fail)
+    assert not is_own("2606:4700::1111")
 
 
 def test_families_take_turns() -> None:

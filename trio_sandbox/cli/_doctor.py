@@ -82,7 +82,7 @@ async def names() -> Finding:
     subject = "names of hosts"
     try:
         with trio.fail_after(_RESOLVE_SECONDS):
-            await trio.to_thread.run_sync(look_up, _KNOWN_NAME, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(look_up, f"{_KNOWN_NAME}.", abandon_on_cancel=True)
     except (OSError, trio.TooSlowError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else f"no answer within {_RESOLVE_SECONDS:g} s"
         detail = f"{_KNOWN_NAME} can't be looked up ({why}): sandboxes with a network reach nothing by name here"

@@ -7,6 +7,7 @@ NAT64's 64:ff9b::/96, 6to4's 2002::/16 and IPv4-mapped addresses. Sources: the I
 
 from __future__ import annotations
 
+import errno
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
@@ -43,6 +44,32 @@ _REFUSED_IPV6 = tuple(
     )
 )
 
+#: What nobody means by a private network: addresses by which clouds give a machine's credentials away, or that are of no
+#: one host.
+_NEVER_IPV4 = tuple(
+    IPv4Network(text)
+    for text in (
+        "100.100.100.200/32",  # Alibaba's metadata
+        "168.63.129.16/32",  # Azure's host
+        "169.254.0.0/16",  # metadata of most clouds
+        "192.0.0.192/32",  # Oracle's metadata
+        "224.0.0.0/4",
+        "255.255.255.255/32",
+    )
+)
+_NEVER_IPV6 = tuple(
+    IPv6Network(text)
+    for text in (
+        "fd00:ec2::/32",  # Amazon's metadata
+        "fd20:ce::/32",  # Google's metadata
+        "fe80::/10",
+        "ff00::/8",
+    )
+)
+#: Networks that take an IPv4 address in their last four bytes for where a packet goes: mapped addresses, NAT64.
+_WITH_IPV4 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
+_6TO4 = IPv6Network("2002::/16")
+
 Private = Literal[False, True, "loopback"]
 
 
@@ -61,24 +88,57 @@ def is_own(address: str) -> bool:
     """Tell whether *address* leads to this machine: a loopback address, or one of an interface's.
 
     Nothing is sent: the kernel is asked which address it would send from.
+
+    Raises:
+      OSError: if this machine has no descriptor, or no memory, to find out.
+
     """
     plain = ip_address(address.partition("%")[0])
-    mapped = plain.ipv4_mapped if isinstance(plain, IPv6Address) else None
-    if plain.is_loopback or plain.is_unspecified or (mapped is not None and is_own(str(mapped))):
+    inner = _inner(plain)
+    if plain.is_loopback or plain.is_unspecified or (inner is not None and is_own(str(inner))):
         return True
     family = socket.AF_INET if isinstance(plain, IPv4Address) else socket.AF_INET6
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+    except OSError as exc:
+        if exc.errno == errno.EAFNOSUPPORT:
+            return False
+        raise  # nothing is known, for want of descriptors or memory
+    with sock:
+        try:
             sock.connect((address, 9))
-            return ip_address(str(sock.getsockname()[0]).partition("%")[0]) == plain
-    except OSError:  # there is no way to it at all
-        return False
+        except OSError:  # there is no way to it at all
+            return False
+        return ip_address(str(sock.getsockname()[0]).partition("%")[0]) == plain
+
+
+def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that *address* has in it, and leads to."""
+    if isinstance(address, IPv6Address):
+        if any(address in network for network in _WITH_IPV4):
+            return IPv4Address(address.packed[12:])
+        if address in _6TO4:
+            return IPv4Address(address.packed[2:6])
+    return None
+
+
+def _is_never_meant(address: str) -> bool:
+    plain = ip_address(address.partition("%")[0])
+    inner = _inner(plain)
+    if inner is not None and not (plain.is_loopback or plain.is_unspecified):
+        return _is_never_meant(str(inner))
+    return any(plain in network for network in (_NEVER_IPV4 if isinstance(plain, IPv4Address) else _NEVER_IPV6))
 
 
 def may_connect(address: str, private: Private) -> bool:
-    """Tell whether a rule with *private* lets a guest connect to *address*."""
-    if private == "loopback":
-        return True
-    if is_own(address):
+    """Tell whether a rule with *private* lets a guest connect to *address*.
+
+    Raises:
+      OSError: if this machine can't find out.
+
+    """
+    if not private:
+        return is_public(address) and not is_own(address)
+    if _is_never_meant(address):
         return False
-    return private or is_public(address)
+    return private == "loopback" or not is_own(address)

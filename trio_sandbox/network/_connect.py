@@ -13,6 +13,8 @@ import trio
 
 #: Seconds that an address has before the next one is tried as well (RFC 8305, section 5).
 _HEAD_START = 0.25
+#: Addresses of a name that are tried: whoever answers for the name must not have us open any number of connections.
+_MOST_ADDRESSES = 8
 
 
 def interleave(addresses: Sequence[str]) -> list[str]:
@@ -37,23 +39,20 @@ async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStrea
     winners: list[tuple[trio.SocketStream, str]] = []
 
     async def attempt(address: str, failed: trio.Event) -> None:
-        sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            await sock.connect((address, port))
+            stream = await _connect_one(address, port)
         except OSError as exc:
-            sock.close()
             failures[address] = exc
             failed.set()
-        except BaseException:
-            sock.close()
-            raise
         else:
-            winners.append((trio.SocketStream(sock), address))
+            winners.append((stream, address))
             nursery.cancel_scope.cancel(reason="there is a connection")
+
+    addresses = interleave(addresses)[:_MOST_ADDRESSES]
 
     try:
         async with trio.open_nursery() as nursery:
-            for address in interleave(addresses):
+            for address in addresses:
                 failed = trio.Event()
                 nursery.start_soon(attempt, address, failed)
                 with trio.move_on_after(_HEAD_START):
@@ -71,3 +70,14 @@ async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStrea
     if not failures:
         raise OSError(errno.EHOSTUNREACH, "there is no address to connect to")
     raise next(failures[address] for address in addresses if address in failures)
+
+
+async def _connect_one(address: str, port: int) -> trio.SocketStream:
+    # A machine may be without one of the families, or have no descriptors left: then this fails already.
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        await sock.connect((address, port))
+        return trio.SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise

@@ -3,8 +3,8 @@
     {"service": "lookup", "name": str}                 answered by a byte, and the end: see `Answer`
     {"service": "connect", "host": str, "port": int}   answered by an errno in two bytes, big-endian; after 0 the stream is the connection
 
-The order is: policy, limits, resolve, vet, connect, answer, server name, copy, tell. No step comes before the one ahead of it,
-so a name that no rule allows never leaves this process.
+The order is: rate, room, policy, resolve, vet, connect, answer, server name, copy, tell. No step comes before the one ahead of it,
+so a name that no rule allows never leaves this process. Until there is an answer, all of it ends when the guest gives up.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Final, final
+from functools import partial
+from ipaddress import ip_address
+from typing import Final, TypeVar, final
 
 import trio
 
@@ -25,7 +27,8 @@ from .._network import Network, NetworkRule, StreamFactory, is_host_name
 from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
 from ._connect import connect
-from ._connections import EventQueue, NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
+from ._connections import NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
+from ._journal import Journal
 from ._proxy import Proxy
 from ._rate import Rate
 from ._relay import Relay, WrongServerNameError
@@ -40,11 +43,10 @@ _PER_SECOND, _BURST = 50.0, 100
 #: Different names that a sandbox may look up in its life. Each could carry a little of what the guest knows to the
 #: name servers of an allowed domain.
 _MOST_NAMES: Final = 4096
-#: Seconds between two warnings of one refused name.
-_QUIET: Final = 60.0
 _TLS_PORT: Final = 443
 #: What a guest is told as it is; any other error of ours is EHOSTUNREACH to it.
 _TOLD: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
+_T = TypeVar("_T")
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -89,11 +91,17 @@ class _Attempt:
         self.host = host
         self.port = port
         self.address: str | None = None
+        self.upstream: trio.abc.HalfCloseableStream | None = None
+        """The other end, which whoever made the attempt closes."""
+        self.room: trio.Semaphore | None = None
+        """Where it takes the place of one connection."""
         self.sent = self.received = 0
+        self.told = False
+        """Its event is out."""
         self._started = time.time()
         self._clock = trio.current_time()
 
-    def event(self, outcome: Outcome, error: str = "") -> NetworkEvent:
+    def event(self, outcome: Outcome, error: str) -> NetworkEvent:
         return NetworkEvent(
             host=self.host,
             port=self.port,
@@ -129,11 +137,8 @@ class Gateway:
         self._proxy = proxy
         self._rate = Rate(_PER_SECOND, _BURST)
         self._names: set[str] = set()
-        self._warned: dict[str, float] = {}
-        self._watches: set[EventQueue] = set()
         self._streams = 0
-        self._open = self._connections = self._lookups = self._refused = self._failed = 0
-        self._sent = self._received = 0
+        self._journal = Journal()
 
     @property
     def network(self) -> Network:
@@ -151,15 +156,7 @@ class Gateway:
 
     def statistics(self) -> NetworkStatistics:
         """Return numbers about the network."""
-        return NetworkStatistics(
-            open_connections=self._open,
-            connections=self._connections,
-            lookups=self._lookups,
-            refused=self._refused,
-            failed=self._failed,
-            bytes_sent=self._sent,
-            bytes_received=self._received,
-        )
+        return self._journal.statistics()
 
     @contextmanager
     def layer(self, network: Network) -> Generator[None]:
@@ -175,13 +172,8 @@ class Gateway:
     @contextmanager
     def watch(self) -> Generator[NetworkWatch]:
         """Yield a watch that is told of every decision during the block."""
-        events = EventQueue()
-        self._watches.add(events)
-        try:
-            yield NetworkWatch(events)
-        finally:
-            self._watches.discard(events)
-            events.close()
+        with self._journal.watch() as watch:
+            yield watch
 
     def handle(self, stream: ChannelStream, header: dict[str, object]) -> Awaitable[None] | None:
         """Serve a stream that a guest opened: a `wire.StreamHandler`.
@@ -190,23 +182,24 @@ class Gateway:
           WireError: if no agent of ours asks like that.
 
         """
+        serve: Callable[[], Awaitable[None]]
         match header:
             case {"service": "lookup", "name": str(name)}:
-                serving = self._look_up(stream, name)
+                serve = partial(self._look_up, stream, name)
             case {"service": "connect", "host": str(host), "port": int(port)} if type(port) is int and 0 < port < 65536:
-                serving = self._connect(stream, host, port)
+                serve = partial(self._connect, stream, host, port)
             case _:
                 raise WireError(f"a request for the network that is none: {header!r:.200}")
         if self._streams >= _MOST_STREAMS:
-            serving.close()
             raise WireError(f"more than {_MOST_STREAMS} requests for the network at a time")
-        return self._contained(serving)
-
-    async def _contained(self, serving: Awaitable[None]) -> None:
-        """Keep to itself what goes wrong with one connection: the sandbox, and its user's block, go on."""
+        # Counted here, not in its task: that begins when all that came with this request has been taken.
         self._streams += 1
+        return self._contained(serve)
+
+    async def _contained(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Keep to itself what goes wrong with one connection: the sandbox, and its user's block, go on."""
         try:
-            await serving
+            await serve()
         except* _BROKEN:
             pass  # the guest, or its machine, does not want it any more
         except* Exception:  # noqa: BLE001 - one connection's bug is told, and must not end a sandbox
@@ -218,26 +211,33 @@ class Gateway:
 
     async def _look_up(self, stream: ChannelStream, name: str) -> None:
         attempt = _Attempt(name if is_host_name(name) else "", None)
-        answer = Answer.THERE_IS
-        try:
-            self._lookups += 1
-            await self._check_name(attempt.host, self._find(attempt.host, None))
-        except _RefusedError as exc:
-            answer = Answer.NO_SUCH_NAME if exc.outcome == "no such host" else Answer.REFUSED
-            self._tell(attempt.event(exc.outcome, str(exc)))
-        except socket.gaierror as exc:
-            answer = Answer.TRY_LATER if exc.errno == socket.EAI_AGAIN else Answer.NO_SUCH_NAME
-            self._tell(attempt.event("no such host", f"{attempt.host}: {exc.strerror}"))
-        await stream.send_all(bytes([answer]), end=True)
+        self._journal.lookups += 1
+        answer = await _while_wanted(stream, partial(self._decide, attempt))
+        if answer is not None:
+            await stream.send_all(bytes([answer]), end=True)
 
-    async def _check_name(self, name: str, rule: NetworkRule) -> None:
-        """Return if *name* leads somewhere that its rule allows."""
-        if rule.to is None and self._proxy is None:
+    async def _decide(self, attempt: _Attempt) -> Answer:
+        name = attempt.host
+        try:
             await self._rate.wait()
-            await self._vet(name, rule)
-        else:
-            await trio.lowlevel.checkpoint()
-        self._find(name, None)  # it may be refused by now
+            rule = self._find(name, None)
+            if rule.to is None and self._proxy is None:
+                with trio.fail_after(self._connect_timeout):
+                    await self._vet(name, rule)
+                self._find(name, None)  # it may be refused by now
+        except _RefusedError as exc:
+            self._tell(attempt, exc.outcome, str(exc))
+            return Answer.NO_SUCH_NAME if exc.outcome == "no such host" else Answer.REFUSED
+        except socket.gaierror as exc:
+            self._tell(attempt, "no such host", f"{name}: {exc.strerror}")
+            return Answer.TRY_LATER if exc.errno == socket.EAI_AGAIN else Answer.NO_SUCH_NAME
+        except trio.TooSlowError:
+            self._tell(attempt, "failed", f"{name}: no answer within {self._connect_timeout:g} s")
+            return Answer.TRY_LATER
+        except OSError as exc:  # of this machine: no descriptors, a resolver that is not there
+            self._tell(attempt, "failed", f"{name}: {exc.strerror or exc}")
+            return Answer.TRY_LATER
+        return Answer.THERE_IS
 
     def _find(self, host: str, port: int | None) -> NetworkRule:
         if not host:
@@ -247,30 +247,31 @@ class Gateway:
         if rule is None:
             where = host if port is None else f"{host}:{port}"
             raise _RefusedError("refused by policy", f"no rule allows {where}; Network.allow({where!r}) would")
+        self._check_bytes(network, 1)
         if host not in self._names:
             if len(self._names) >= _MOST_NAMES:
                 raise _RefusedError("over the limit", f"the sandbox has asked for {_MOST_NAMES} names already")
             self._names.add(host)
-        self._check_bytes(network)
         return rule
 
-    def _check_bytes(self, network: Network) -> None:
+    def _check_bytes(self, network: Network, more: int) -> None:
+        """Return if *more* bytes may still be sent, and received."""
         for limit, count, name in (
-            (network.max_sent_bytes, self._sent, "max_sent_bytes"),
-            (network.max_received_bytes, self._received, "max_received_bytes"),
+            (network.max_sent_bytes, self._journal.sent, "max_sent_bytes"),
+            (network.max_received_bytes, self._journal.received, "max_received_bytes"),
         ):
-            if limit is not None and count >= limit:
+            if limit is not None and count + more > limit:
                 raise _RefusedError("over the limit", f"Network.{name} is {limit}, and used up")
 
     async def _vet(self, name: str, rule: NetworkRule) -> list[str]:
         """Return the addresses of *name* that may be connected to."""
-        addresses = await self._resolver.resolve(name)
+        addresses = await self._resolver.resolve(f"{name}.")
         allowed = [address for address in addresses if may_connect(address, rule.private)]
         if not allowed:
             raise _RefusedError(
                 "not a public address",
-                f"{name} leads to {', '.join(addresses[:3])}; NetworkRule({name!r}, private=True) would allow what is in a "
-                "private network, and private='loopback' this machine, too",
+                f"{name} leads to {', '.join(addresses[:3]) or 'no address'}; NetworkRule({name!r}, private=True) would allow "
+                "what is in a private network, and private='loopback' this machine, too",
                 errno.EHOSTUNREACH,
             )
         return allowed
@@ -280,159 +281,160 @@ class Gateway:
     async def _connect(self, stream: ChannelStream, host: str, port: int) -> None:
         attempt = _Attempt(host if is_host_name(host) else "", port)
         layer = self._layers[-1]
-        number = 0
-        try:
-            rule = self._find(attempt.host, port)
-            async with layer.room:
-                with trio.CancelScope() as scope:
-                    layer.connections.add(scope)
-                    try:
-                        await self._serve(stream, attempt, rule, layer, scope)
-                    finally:
-                        layer.connections.discard(scope)
-                if scope.cancelled_caught:
-                    stream.reset("the policy that allowed this connection is over")
-            return
-        except _RefusedError as exc:
-            number = exc.errno
-            self._tell(attempt.event(exc.outcome, str(exc)))
-        except socket.gaierror as exc:
-            number = errno.EHOSTUNREACH
-            self._tell(attempt.event("no such host", f"{host}: {exc.strerror}"))
-        except OSError as exc:
-            number = exc.errno if exc.errno in _TOLD else errno.EHOSTUNREACH
-            self._tell(attempt.event("failed", f"{host}:{port}: {exc.strerror or exc}"))
-        await stream.send_all(struct.pack(">H", number), end=True)
+        with trio.CancelScope() as scope:
+            layer.connections.add(scope)
+            try:
+                number = await self._serve(stream, attempt, layer, scope)
+                if number:
+                    await stream.send_all(struct.pack(">H", number), end=True)
+            finally:
+                layer.connections.discard(scope)
+                if attempt.room is not None:
+                    attempt.room.release()
+                if attempt.upstream is not None:
+                    await trio.aclose_forcefully(attempt.upstream)
+        if scope.cancelled_caught:
+            stream.reset("the policy that allowed this connection is over")
+            if not attempt.told:
+                self._tell(attempt, "reset", "the policy ended before there was a connection")
 
-    async def _serve(
+    async def _serve(self, stream: ChannelStream, attempt: _Attempt, layer: Layer, scope: trio.CancelScope) -> int:
+        """Carry one connection; return 0 after it, or the errno by which it did not come about."""
+        try:
+            rule = await _while_wanted(stream, partial(self._open, attempt, layer))
+        except _RefusedError as exc:
+            self._tell(attempt, exc.outcome, str(exc))
+            return exc.errno
+        except socket.gaierror as exc:
+            self._tell(attempt, "no such host", f"{attempt.host}: {exc.strerror}")
+            return errno.EHOSTUNREACH
+        except OSError as exc:
+            self._tell(attempt, "failed", f"{attempt.host}:{attempt.port}: {exc.strerror or exc}")
+            return exc.errno if exc.errno in _TOLD else errno.EHOSTUNREACH
+        if rule is None:
+            self._tell(attempt, "reset", "the guest gave up before there was a connection")
+            return 0
+        await self._carry(stream, attempt, rule, layer, scope)
+        return 0
+
+    def _tell(self, attempt: _Attempt, outcome: Outcome, error: str) -> None:
+        attempt.told = True
+        self._journal.tell(attempt.event(outcome, error))
+
+    async def _open(self, attempt: _Attempt, layer: Layer) -> NetworkRule:
+        """Open the attempt's upstream, and return the rule that allows it."""
+        assert attempt.port is not None
+        await self._rate.wait()
+        self._find(attempt.host, attempt.port)  # what is refused need not wait for room
+        await layer.room.acquire()
+        attempt.room = layer.room
+        self._check_layer(layer)
+        rule = self._find(attempt.host, attempt.port)
+        try:
+            with trio.fail_after(self._connect_timeout):
+                await self._open_upstream(attempt, attempt.port, rule)
+        except trio.TooSlowError:
+            raise OSError(errno.ETIMEDOUT, f"no connection within {self._connect_timeout:g} s") from None
+        self._check_layer(layer)
+        return rule
+
+    def _check_layer(self, layer: Layer) -> None:
+        if layer is not self._layers[-1]:
+            raise _RefusedError("refused by policy", "the policy changed while the connection was being made")
+
+    async def _open_upstream(self, attempt: _Attempt, port: int, rule: NetworkRule) -> None:
+        if callable(rule.to):
+            attempt.upstream = await _call(rule.to)
+        elif rule.to is not None:
+            host, port = rule.to
+            attempt.upstream, attempt.address = await connect(await self._resolve_own(host), port)
+        elif self._proxy is not None:
+            addresses = await self._resolve_own(self._proxy.host)
+            attempt.upstream, _ = await connect(addresses, self._proxy.port)
+            await self._proxy.connect(attempt.upstream, attempt.host, port)
+        else:
+            attempt.upstream, attempt.address = await connect(await self._vet(attempt.host, rule), port)
+
+    async def _resolve_own(self, host: str) -> tuple[str, ...]:
+        """Return the addresses of a host that the user names, not the guest: as this machine knows it, and not vetted."""
+        try:
+            ip_address(host.partition("%")[0])
+        except ValueError:
+            return await self._resolver.resolve(host)
+        return (host,)
+
+    async def _carry(
         self, stream: ChannelStream, attempt: _Attempt, rule: NetworkRule, layer: Layer, scope: trio.CancelScope
     ) -> None:
-        upstream = await self._dial(stream, attempt, rule)
-        if upstream is None:
-            self._tell(attempt.event("reset", "the guest gave up before there was a connection"))
-            return
+        assert attempt.upstream is not None
         over: list[_RefusedError] = []
 
         def count(sent: int, received: int) -> None:
             attempt.sent += sent
             attempt.received += received
-            self._sent += sent
-            self._received += received
+            self._journal.sent += sent
+            self._journal.received += received
             try:
-                self._check_bytes(layer.network)
+                self._check_bytes(layer.network, 0)
             except _RefusedError as exc:
                 over.append(exc)
                 scope.cancel(reason="the sandbox's bytes are used up")
 
+        named = rule.tls == "named" and attempt.port == _TLS_PORT
+        relay = Relay(stream, attempt.upstream, count)
+        outcome: Outcome = "reset"
+        error = ""
+        self._journal.open += 1
+        self._journal.connections += 1
         try:
-            if layer is not self._layers[-1]:
-                raise _RefusedError("refused by policy", "the policy changed while the connection was being made")
-            named = rule.tls == "named" and attempt.port == _TLS_PORT
-            relay = Relay(stream, upstream, count)
-            outcome: Outcome = "reset"
-            error = ""
-            self._open += 1
-            self._connections += 1
-            try:
-                await stream.send_all(b"\0\0")
-                await relay.run(attempt.host if named else None)
-                if relay.complete:
-                    outcome = "closed"
-                else:
-                    stream.reset("the other side broke the connection off")
-            except WrongServerNameError as exc:
-                stream.reset("the server name in its TLS hello is another one")
-                outcome = "wrong server name"
-                error = f"{exc}; NetworkRule({attempt.host!r}, tls='any') would pass on whatever the guest sends"
-            finally:
-                self._open -= 1
-                if over:
-                    outcome, error = over[0].outcome, str(over[0])
-                self._tell(attempt.event(outcome, error))
+            await stream.send_all(b"\0\0")
+            await relay.run(attempt.host if named else None)
+            if relay.complete:
+                outcome = "closed"
+            else:
+                stream.reset("the other side broke the connection off")
+        except WrongServerNameError as exc:
+            stream.reset("the server name in its TLS hello is another one")
+            outcome = "wrong server name"
+            error = f"{exc}; NetworkRule({attempt.host!r}, tls='any') would pass on whatever the guest sends"
         finally:
-            await trio.aclose_forcefully(upstream)
+            self._journal.open -= 1
+            if over:
+                outcome, error = over[0].outcome, str(over[0])
+            self._tell(attempt, outcome, error)
 
-    async def _dial(
-        self, stream: ChannelStream, attempt: _Attempt, rule: NetworkRule
-    ) -> trio.abc.HalfCloseableStream | None:
-        """Return the other end of a connection; None if the guest gives up first."""
-        upstream: trio.abc.HalfCloseableStream | None = None
-        failure: Exception | None = None
 
-        async def watch() -> None:
-            await stream.wait_given_up()
-            nursery.cancel_scope.cancel(reason="the guest gave the connection up")
+async def _while_wanted(stream: ChannelStream, work: Callable[[], Awaitable[_T]]) -> _T | None:
+    """Return what *work* does; None, with *work* cancelled, if the guest gives *stream* up before."""
+    result: _T | None = None
+    failure: Exception | None = None
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            try:
-                await self._rate.wait()
-                upstream = await self._open_upstream(attempt, rule)
-            except (OSError, _RefusedError) as exc:
-                failure = exc  # raised outside, where it is in no group
-            nursery.cancel_scope.cancel(reason="there is an answer")
-        if failure is not None:
-            raise failure
-        return upstream
+    async def watch() -> None:
+        await stream.wait_given_up()
+        nursery.cancel_scope.cancel(reason="the guest gave the request up")
 
-    async def _open_upstream(self, attempt: _Attempt, rule: NetworkRule) -> trio.abc.HalfCloseableStream:
-        assert attempt.port is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
         try:
-            with trio.fail_after(self._connect_timeout):
-                if callable(rule.to):
-                    return await self._call(rule.to)
-                port = attempt.port
-                if rule.to is not None:
-                    host, port = rule.to
-                    addresses = await self._resolver.resolve(host) if is_host_name(host) else [host]
-                elif self._proxy is not None:
-                    return await self._proxy.connect(attempt.host, port)
-                else:
-                    addresses = await self._vet(attempt.host, rule)
-                stream, attempt.address = await connect(addresses, port)
-                return stream
-        except trio.TooSlowError:
-            raise OSError(errno.ETIMEDOUT, f"no connection within {self._connect_timeout:g} s") from None
+            result = await work()
+        except Exception as exc:  # noqa: BLE001 - raised outside, where it is in no group
+            failure = exc
+        nursery.cancel_scope.cancel(reason="there is an answer")
+    if failure is not None:
+        raise failure
+    return result
 
-    @staticmethod
-    async def _call(factory: StreamFactory) -> trio.abc.HalfCloseableStream:
-        try:
-            return await factory()
-        except OSError:
-            raise
-        except Exception as exc:
-            # The user's own function: this connection fails, and the sandbox goes on.
-            _log.exception("the function of a NetworkRule failed")
-            raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to failed: {exc!r}") from exc
 
-    # --- What is told ---
-
-    def _tell(self, event: NetworkEvent) -> None:
-        where = event.host if event.port is None else f"{event.host}:{event.port}"
-        if event.outcome in ("closed", "reset"):
-            _log.info(
-                "%s (%s) %s after %.3f s; sent %d bytes, received %d",
-                where,
-                event.address,
-                event.outcome,
-                event.duration,
-                event.bytes_sent,
-                event.bytes_received,
-            )
-        elif event.outcome in ("failed", "no such host"):
-            self._failed += 1
-            _log.info("%s: %s: %s", where, event.outcome, event.error)
-        else:
-            self._refused += 1
-            self._warn(where, event)
-        for events in self._watches:
-            events.put(event)
-
-    def _warn(self, where: str, event: NetworkEvent) -> None:
-        now = trio.current_time()
-        if now < self._warned.get(where, 0.0):
-            return
-        if len(self._warned) >= _MOST_NAMES:
-            self._warned.clear()
-        self._warned[where] = now + _QUIET
-        _log.warning("%s: %s: %s", where or "a request", event.outcome, event.error)
+async def _call(factory: StreamFactory) -> trio.abc.HalfCloseableStream:
+    try:
+        stream = await factory()
+    except OSError:
+        raise
+    except Exception as exc:
+        # The user's own function: this connection fails, and the sandbox goes on.
+        _log.exception("the function of a NetworkRule failed")
+        raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to failed: {exc!r}") from exc
+    if not isinstance(stream, trio.abc.HalfCloseableStream):  # pyright: ignore[reportUnnecessaryIsInstance]
+        _log.error("the function of a NetworkRule returned %r, and not a trio.abc.HalfCloseableStream", stream)
+        raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to returned {stream!r}, which is no stream")
+    return stream

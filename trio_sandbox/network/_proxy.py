@@ -54,14 +54,13 @@ class Proxy:
             authorization = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         return cls(parts.hostname, port, authorization)
 
-    async def connect(self, host: str, port: int) -> trio.SocketStream:
-        """Return a connection to *port* of *host*, which the proxy resolves.
+    async def connect(self, stream: trio.SocketStream, host: str, port: int) -> None:
+        """Have *stream*, a connection to the proxy, lead to *port* of *host*, which the proxy resolves.
 
         Raises:
-          OSError: if the proxy can't be reached, or refuses.
+          OSError: if the proxy refuses, or breaks the connection off.
 
         """
-        stream = await trio.open_tcp_stream(self.host, self.port)
         try:
             lines = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
             if self.authorization is not None:
@@ -69,15 +68,9 @@ class Proxy:
             await stream.send_all("\r\n".join([*lines, "", ""]).encode("ascii"))
             status = _parse_status(await self._receive_head(stream))
         except trio.BrokenResourceError as exc:
-            stream.socket.close()
             raise OSError(errno.ECONNRESET, "the proxy broke the connection off") from exc
-        except BaseException:
-            stream.socket.close()
-            raise
         if not 200 <= status < 300:
-            stream.socket.close()
             raise OSError(_ERRORS.get(status, errno.EHOSTUNREACH), f"the proxy answered with status {status}")
-        return stream
 
     async def _receive_head(self, stream: trio.SocketStream) -> bytes:
         # Byte by byte at the end: what follows the head is the connection's, and can't be put back.

@@ -22,9 +22,11 @@ class Rate:
         self._burst = burst
         self._next = 0.0
         """When the bucket would be full again, less what fits into it: who comes after that need not wait."""
+        self._turn = trio.StrictFIFOLock()
 
     async def wait(self) -> None:
-        """Wait for one's turn. Always a checkpoint."""
-        now = trio.current_time()
-        self._next = max(self._next, now - self._burst * self._interval) + self._interval
-        await trio.sleep_until(max(now, self._next))
+        """Wait for one's turn. Always a checkpoint. Cancelled, it is as if nobody had waited."""
+        async with self._turn:
+            turn = max(self._next, trio.current_time() - self._burst * self._interval) + self._interval
+            await trio.sleep_until(turn)
+            self._next = turn
