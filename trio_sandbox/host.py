@@ -160,7 +160,7 @@ class Host:
           image: The name of the image that the guest's code sees.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
           template: The name of a saved sandbox to restore. Image, memory and vCPUs are then those of that one:
-            leave them out, or say the same.
+            leave them out, or say the same. In a *config* the defaults of memory and vCPUs count as left out.
           **fields: Fields of a `SandboxConfig`, in place of *config*: ``open_sandbox(memory_mib=512)``.
 
         Raises:

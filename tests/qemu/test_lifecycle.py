@@ -100,7 +100,7 @@ async def test_asleep_there_is_no_process_and_what_was_saved_is_gone_on_from() -
                     names = {await run(each, "import socket; print(socket.gethostname())") for each in (other, another)}
                     assert len(names) == 2
             with pytest.raises(ValueError, match="memory_mib=192"):
-                async with host.open_sandbox(config=SandboxConfig(), template=name):
+                async with host.open_sandbox(memory_mib=SandboxConfig().memory_mib, template=name):
                     pytest.fail("it has been opened")
             os.truncate(named.find(name).devices, 1)
             with pytest.raises(TemplateUnusableError, match="is damaged: changed since it was saved: devices"):

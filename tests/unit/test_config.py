@@ -27,6 +27,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "runtime_dir": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "accelerator": ((), ""),
         "require_hardware": (FLAGS, "must be True or False, not "),
+        "confinement": ((), ""),
         "memory_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "vcpu_budget": ([x for x in WHOLE if x is not None], "must be a whole number, not "),  # type: ignore[dict-item]
         "build_images": (FLAGS, "must be True or False, not "),
@@ -57,6 +58,8 @@ OUT_OF_RANGE = [
     (HostConfig, "accelerator", "hvf", "must be 'auto', 'kvm' or 'tcg', not 'hvf'"),
     (HostConfig, "accelerator", ["kvm"], "must be 'auto', 'kvm' or 'tcg', not ['kvm']"),
     (HostConfig, "accelerator", None, "must be 'auto', 'kvm' or 'tcg', not None"),
+    (HostConfig, "confinement", "none", "must be 'best' or 'require', not 'none'"),
+    (HostConfig, "confinement", True, "must be 'best' or 'require', not True"),
     (HostConfig, "memory_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (HostConfig, "vcpu_budget", -1, "must be at least 1, not -1"),
     (HostConfig, "template_budget_mib", 0, "must be at least 1 MiB, not 0"),

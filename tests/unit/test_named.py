@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from trio_sandbox import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from trio_sandbox import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
 from trio_sandbox.qemu import make_marked
 
@@ -140,6 +140,31 @@ def test_a_template_of_the_files_of_a_snapshot(store: NamedTemplateStore, tmp_pa
     with store.make("other", memory_mib=1) as staged:
         staged.fill(attrs.evolve(described, name="other", with_memory=True))
     assert store.find("other").memory is None
+
+
+def test_a_cache_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said tells where to choose another, before anything is saved."""
+    (tmp_path / "file").touch()
+    # Not a matter of modes, which root would ignore.
+    for cache in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(TemplateError, match=r"nothing can be saved .* HostConfig\.cache_dir, --cache-dir"):
+            save(NamedTemplateStore(cache))
+    save(store := NamedTemplateStore(tmp_path / "cache"), content=b"kept")
+    (tmp_path / "cache" / "saved").chmod(0o777)
+    with pytest.raises(TemplateError, match=r"not trusted, since other users may write to it.*saved"):
+        save(store, "other")
+    (tmp_path / "cache" / "saved").chmod(0o700)
+
+    def access(_: object, __: int) -> bool:
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", access)  # as for a file system that is mounted read-only
+        with pytest.raises(TemplateError, match=r"\(Permission denied: .*/cache/saved\)") as caught:
+            save(store, "other")
+    assert caught.value.retry_safe
+    assert stored(tmp_path / "cache") == ["mine", "mine.json"]
+    assert (store.find("mine").directory / "memory").read_bytes() == b"kept"
 
 
 def test_no_room(store: NamedTemplateStore, tmp_path: Path) -> None:

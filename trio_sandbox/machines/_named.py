@@ -21,7 +21,7 @@ from typing import Any, Final, final
 
 import attrs
 
-from .._errors import TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from .._errors import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from .._private import check_trusted, make_private_directory, write_new_file
 from ..image import try_lock_directory
 from ..qemu import copy_memory, is_marked, link_file, make_marked, remove_marked
@@ -198,14 +198,13 @@ class NamedTemplateStore:
         Raises:
           TypeError, ValueError: for what can't be a name.
           TemplateExistsError: if one is there that may not be replaced, before the block or after it.
-          OSError: if there is no room for it, or the directory can't be written.
+          TemplateError: if the directory can't be written, or others may write to it; before the block.
+          OSError: if there is no room for it.
 
         """
         check_name(name)
         self._check_free(name, replace=replace)
-        # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
-        make_private_directory(self._directory)
-        check_trusted(self._directory)
+        self._make_directory()
         self._remove_leftovers(name)
         self._require_room(memory_mib)
         with self._new_directory(name) as directory:
@@ -214,6 +213,22 @@ class NamedTemplateStore:
             assert staged.template is not None
             self._publish(staged.template, replace=replace)
         self._remove_leftovers(name)  # the one that was replaced
+
+    def _make_directory(self) -> None:
+        try:
+            # The RAM's file can be written to by whoever gets at it, QEMU's user being another.
+            make_private_directory(self._directory)
+            check_trusted(self._directory)
+            # It tells of a file system that is mounted read-only, too.
+            if not os.access(self._directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(self._directory))
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TemplateError(
+                f"nothing can be saved in the cache directory {self._directory.parent} ({exc.strerror}: {exc.filename}); "
+                "choose another with HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME. The sandbox goes on"
+            ) from exc
 
     @contextmanager
     def _new_directory(self, name: str) -> Generator[Path]:

@@ -281,7 +281,8 @@ class Sandbox(GuestRequests):
         Raises:
           TypeError, ValueError: for what can't be a name; nothing was done.
           TemplateExistsError: if something of that name is there and *replace* is False; nothing was done.
-          OSError: if there is no room for it, or the cache directory can't be written.
+          TemplateError: if the cache directory can't be written, or others may write to it; nothing was done.
+          OSError: if there is no room for it.
           Exception: besides, what `checkpoint` raises.
 
         """
