@@ -46,10 +46,13 @@ class _Block(AbstractAsyncContextManager[T]):
         self._manager = manager
         self._name = name
 
+    # Ctrl-C comes at a checkpoint of ours, not between what we made and what would take it away again.
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:
         check_trio(self._name)
         return await self._manager.__aenter__()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:

@@ -74,6 +74,7 @@ class Services:
         self._running: dict[trio.CancelScope, trio.Event] = {}
         self._stopped = False
 
+    @trio.lowlevel.enable_ki_protection  # between the two: what is listed has a task that takes it off the list
     async def start(self, serve: Callable[..., Awaitable[object]], *args: object) -> Any:
         """Like `trio.Nursery.start`; until `started()` the caller's scopes apply to the task.
 
@@ -93,6 +94,8 @@ class Services:
             raise
         return value
 
+    # Ctrl-C is for the main task, which is told at its next checkpoint: it must not cut short what a service does at its end.
+    @trio.lowlevel.enable_ki_protection
     async def _run(
         self,
         scope: trio.CancelScope,
@@ -109,18 +112,32 @@ class Services:
             self._running.pop(scope, None)  # it may have ended by itself, one of thousands
             ended.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def stop(self) -> None:
-        """End every service, the youngest first; their own cleanup bounds how long it takes."""
+        """End every service, the youngest first; their own cleanup bounds how long it takes.
+
+        Ctrl-C waits for that, too: a service that nobody ends would hold up the program for ever.
+        """
         self._stopped = True
+        interrupt: KeyboardInterrupt | None = None
         with trio.CancelScope(shield=True):
-            await trio.lowlevel.checkpoint()
+            try:
+                await trio.lowlevel.checkpoint()
+            except KeyboardInterrupt as exc:
+                interrupt = exc
             while self._running:
-                scope, ended = self._running.popitem()
+                scope, ended = next(reversed(self._running.items()))
                 scope.cancel(reason=f"the block of {self._owner} was left")
-                await ended.wait()
+                try:
+                    await ended.wait()
+                except KeyboardInterrupt as exc:
+                    interrupt = exc
+        if interrupt is not None:
+            raise interrupt
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def open_services(owner: str) -> AsyncGenerator[Services]:
     """Yield `Services` for a block; leaving it, however, ends them after the body.
 

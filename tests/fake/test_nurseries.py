@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from trio_sandbox._nurseries import Services, hide_nursery, open_services
 
@@ -157,3 +159,70 @@ async def test_cancelled_at_every_step_of_starting_and_serving_everything_ends()
                         async with open_services("test") as services:
                             await body(services, checkpoints)
                     assert scope.cancelled_caught
+
+
+class InterruptAt(trio.abc.Instrument):
+    """Press Ctrl-C when the main task is about to take one of the steps *numbers*."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+        self.steps = 0
+        self.main: trio.lowlevel.Task | None = None
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.main:
+            self.steps += 1
+            if self.steps in self.numbers:
+                signal.raise_signal(signal.SIGINT)
+
+
+def run_interrupted(*numbers: int) -> tuple[list[str], int, bool]:
+    """Return what two services and their body wrote down, the steps of the main task, and whether it was interrupted."""
+    recorder = Recorder()
+    instrument = InterruptAt(*numbers)
+
+    async def serve(name: str, *, task_status: trio.TaskStatus[str]) -> None:
+        try:
+            await trio.sleep(1)
+            task_status.started(name)
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+            recorder.log.append(f"{name} ends")
+
+    async def main() -> None:
+        instrument.main = trio.lowlevel.current_task()
+        with trio.fail_after(100):
+            async with open_services("outer") as outer:
+                await outer.start(serve, "first")
+                await outer.start(serve, "second")
+                async with open_services("inner") as inner:
+                    await inner.start(serve, "third")
+                    await trio.sleep(1)
+
+    try:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0), instruments=[instrument])
+    except KeyboardInterrupt:
+        return recorder.log, instrument.steps, True
+    return recorder.log, instrument.steps, False
+
+
+def test_ctrl_c_at_any_step_ends_every_service_in_order() -> None:
+    log, steps, interrupted = run_interrupted()
+    ends = ["third ends", "second ends", "first ends"]
+    assert (log, interrupted) == (ends, False)
+    for first in range(1, steps + 1):
+        for second in range(first + 1, steps + 1):
+            log, _, interrupted = run_interrupted(first, second)
+            assert interrupted, (first, second)
+            assert log == ends[len(ends) - len(log) :], (first, second)
+
+
+async def test_ctrl_c_is_never_raised_in_a_service_itself() -> None:
+    async def serve(*, task_status: trio.TaskStatus[bool]) -> None:
+        task_status.started(trio.lowlevel.currently_ki_protected())
+        await trio.sleep_forever()
+
+    async with open_services("test") as services:
+        assert await services.start(serve)
