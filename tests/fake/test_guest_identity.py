@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
+import pytest
 import trio
 
 from trio_sandbox.guest.agent.children import Children
 from trio_sandbox.guest.messages import send_message
+from trio_sandbox.guest.spawner.mounts import replace_link
 
 
 async def test_they_say_who_the_machine_is_now_however_long_what_was_in_them() -> None:
@@ -37,3 +40,31 @@ async def test_they_say_who_the_machine_is_now_however_long_what_was_in_them() -
             nursery.cancel_scope.cancel()
     for file in files:
         os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("target", "content"),
+    [
+        ("../run/systemd/resolve/stub-resolv.conf", b""),
+        ("elsewhere", b"nameserver 192.0.2.1\n"),
+        ("resolv.conf", b""),
+        ("/", b""),
+    ],
+)
+def test_a_link_gives_way_to_a_file_that_says_the_same(tmp_path: Path, target: str, content: bytes) -> None:
+    path, elsewhere = tmp_path / "resolv.conf", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"nameserver 192.0.2.1\n")
+    path.symlink_to(target)
+    replace_link(str(path))
+    assert not path.is_symlink()
+    assert path.read_bytes() == content
+    assert elsewhere.read_bytes() == b"nameserver 192.0.2.1\n"
+
+
+def test_what_is_no_link_stays(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    replace_link(str(path))
+    assert not path.exists()
+    path.write_bytes(b"x")
+    replace_link(str(path))
+    assert path.read_bytes() == b"x"

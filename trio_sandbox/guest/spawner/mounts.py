@@ -38,6 +38,8 @@ _LINKS = (
 
 #: Files in /etc that say who a machine is.
 IDENTITY_FILES = ("resolv.conf", "machine-id", "hostname", "hosts")
+#: Of a linked file, so much is kept.
+_LONGEST_CONTENT = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -102,7 +104,32 @@ def open_identity_files() -> list[int]:
     A machine that goes on from a saved state has to say who it is before its first output: an open file costs least.
     What can't be opened as a regular file is written to a file without a name, where nobody sees it.
     """
+    replace_link("/etc/resolv.conf")
     return [_open_regular(f"/etc/{name}") for name in IDENTITY_FILES]
+
+
+def replace_link(path: str) -> None:
+    """Put in place of the link *path* a file with the same content; an empty one if it leads nowhere.
+
+    In many images the resolver's file is a link to what a service of the image would write, which does not run here.
+    """
+    with contextlib.suppress(OSError):
+        if not os.path.islink(path):
+            return
+        content = b""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    content = os.read(descriptor, _LONGEST_CONTENT)
+            finally:
+                os.close(descriptor)
+        os.unlink(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
 
 
 def _open_regular(path: str) -> int:

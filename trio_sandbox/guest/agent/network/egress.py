@@ -34,8 +34,8 @@ _MOST_LOOKUPS: Final = 64
 _AT_ONCE: Final = 64
 #: Seconds for a program's kernel to complete a connection that was let in. A program that gave up does not.
 _ACCEPT_PATIENCE: Final = 5.0
-#: Seconds between two tries to accept where there are no descriptors left.
-_OUT_OF_DESCRIPTORS: Final = 0.1
+#: Seconds between two tries where there are no descriptors left, or the interface is down: it would fail again at once.
+_PAUSE: Final = 0.1
 #: Seconds that a client may take for a query over TCP.
 _QUERY_PATIENCE: Final = 10.0
 _DNS_PORT: Final = 53
@@ -100,11 +100,15 @@ class Egress:
     async def _take_syns(self, nursery: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._kernel.syns)
-            with contextlib.suppress(*_NOBODY_ASKS):
+            try:
                 for _ in range(_AT_ONCE):
                     syn = self._kernel.receive_syn()
                     if syn is not None and syn.key not in self._pending:  # else it is sent again, and under way
                         self._begin(syn, nursery)
+            except _NOBODY_ASKS:
+                pass
+            except OSError:  # root has taken the interface down
+                await trio.sleep(_PAUSE)
 
     def _begin(self, syn: Syn, nursery: trio.Nursery) -> None:
         if syn.target == RESOLVER.packed:
@@ -134,8 +138,15 @@ class Egress:
             finally:
                 stream.close()
         finally:
-            self._pending.pop(syn.key, None)
+            self._forget(pending)
+            if pending.sock is not None:
+                break_off(pending.sock)
             self._connections -= 1
+
+    def _forget(self, pending: _Pending) -> None:
+        # A program may use its port again while its last connection is not over here: then the entry is the new one's.
+        if self._pending.get(pending.syn.key) is pending:
+            del self._pending[pending.syn.key]
 
     async def _open_socket(self, pending: _Pending, stream: ChannelStream) -> SocketType | None:
         """Wait for the host's connection, then for the program's."""
@@ -152,8 +163,8 @@ class Egress:
         self._kernel.let_in(pending.syn)
         with trio.move_on_after(_ACCEPT_PATIENCE):
             await pending.accepted.wait()
-        del self._pending[pending.syn.key]
-        sock = pending.sock
+        self._forget(pending)
+        sock, pending.sock = pending.sock, None
         if sock is None:
             stream.reset("the program gave up")
             return None
@@ -171,7 +182,7 @@ class Egress:
                     break
                 except OSError:
                     # The program went away meanwhile, or there are no descriptors: that takes a while, and must not spin.
-                    await trio.sleep(_OUT_OF_DESCRIPTORS)
+                    await trio.sleep(_PAUSE)
                     break
                 target, target_port = sock.getsockname()
                 if target == str(RESOLVER):
@@ -191,7 +202,7 @@ class Egress:
         sock = self._kernel.queries
         while True:
             await trio.lowlevel.wait_readable(sock)
-            with contextlib.suppress(*_NOBODY_ASKS):
+            try:
                 for _ in range(_AT_ONCE):
                     data, client = sock.recvfrom(_LONGEST_QUERY)
                     query = dns.parse(data)
@@ -202,6 +213,10 @@ class Egress:
                         self._begin_query(partial(self._serve_query, query, client), _nothing, nursery)
                     else:
                         self._answer(answer, client)
+            except _NOBODY_ASKS:
+                pass
+            except OSError:
+                await trio.sleep(_PAUSE)
 
     def _begin_query(
         self, serve: Callable[[], Awaitable[None]], refuse: Callable[[], object], nursery: trio.Nursery
@@ -247,6 +262,7 @@ class _Pending:
         self.syn = syn
         self.accepted = trio.Event()
         self.sock: socket.socket | None = None
+        """The program's connection, between its being accepted and its being carried."""
 
 
 def _nothing() -> None:

@@ -34,11 +34,12 @@ class Lookups:
         self._channel = channel
         self._names = names
         self._known: dict[str, tuple[float, int]] = {}
-        self._asking: dict[str, trio.Event] = {}
+        self._asking: dict[str, _Asking] = {}
 
     def forget(self) -> None:
         """Ask anew for every name: the host decides by other rules now."""
         self._known.clear()
+        self._asking.clear()  # who asked by then gets the answer, and nobody else
 
     def answer_now(self, query: Query) -> bytes | None:
         """Return the answer to *query*; None if it takes the host."""
@@ -62,21 +63,22 @@ class Lookups:
         asking = self._asking.get(name)
         if asking is None:
             # Clients ask for IPv4 and IPv6 at the same time: the host is asked once.
-            asking = self._asking[name] = trio.Event()
-            word = _TRY_LATER
+            asking = self._asking[name] = _Asking()
             try:
-                word = await self._ask(name)
+                asking.word = await self._ask(name)
             finally:
-                if len(self._known) >= _REMEMBERED:
-                    del self._known[next(iter(self._known))]
-                fresh = _FRESH if word == _THERE_IS else _FRESH_REFUSAL
-                self._known[name] = (trio.current_time() + fresh, word)
-                del self._asking[name]
-                asking.set()
+                if self._asking.get(name) is asking:  # else it is forgotten already
+                    del self._asking[name]
+                    self._remember(name, asking.word)
+                asking.over.set()
         else:
-            await asking.wait()
-            _, word = self._known.get(name, (0.0, _TRY_LATER))
-        return self._answer(query, word)
+            await asking.over.wait()
+        return self._answer(query, asking.word)
+
+    def _remember(self, name: str, word: int) -> None:
+        if len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[name] = (trio.current_time() + (_FRESH if word == _THERE_IS else _FRESH_REFUSAL), word)
 
     async def _ask(self, name: str) -> int:
         try:
@@ -98,6 +100,15 @@ class Lookups:
         if word == _REFUSED:
             return dns.answer(query, dns.NXDOMAIN, why=_BLOCKED)
         return dns.answer(query, dns.NXDOMAIN if word == _NO_SUCH_NAME else dns.SERVFAIL)
+
+
+@final
+class _Asking:
+    """A question that the host has to answer."""
+
+    def __init__(self) -> None:
+        self.word = _TRY_LATER
+        self.over = trio.Event()
 
 
 def _answer_with(query: Query, data: bytes | None) -> bytes:
