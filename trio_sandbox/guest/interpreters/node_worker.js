@@ -7,9 +7,10 @@
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
 (function worker(require, answers, scratch, gate, makePreparer, makeRandomness) {
   'use strict';
-  const { Atomics, Buffer, Int32Array, Object, SharedArrayBuffer, process } = globalThis;
+  const { ArrayBuffer, Atomics, Buffer, Int32Array, Object, SharedArrayBuffer, process } = globalThis;
   const fs = require('node:fs');
-  const { createRequire } = require('node:module');
+  const Module = require('node:module');
+  const { createRequire } = Module;
   const { Socket } = require('node:net');
   const { Writable } = require('node:stream');
   const { inspect, types } = require('node:util');
@@ -20,6 +21,7 @@
   const O_PATH = 0o10000000;
   const { chdir, cwd, exit, kill } = process;
   const { parse: parseJson } = JSON;
+  const { isView } = ArrayBuffer;
   const later = setImmediate;
   const CONTROL = 3;
   const VALUE_LIMIT = 65536;
@@ -90,17 +92,25 @@
 
   // Written to at once, and past all of the stream's own state: an interrupt at any point must not leave it stuck.
   function makeOutput(descriptor) {
-    const stream = new Writable();
+    // Who waits for it to end (`pipeline`) waits for "finish" only, as it never closes.
+    const stream = new Writable({ autoDestroy: false, emitClose: false });
+    const { write: refuse } = stream;
     stream.write = function write(chunk, encoding, done) {
-      writeAll(descriptor, typeof chunk === 'string' ? Buffer.from(chunk, typeof encoding === 'string' ? encoding : 'utf8') : chunk);
+      if (typeof chunk === 'string') writeAll(descriptor, Buffer.from(chunk, typeof encoding === 'string' ? encoding : 'utf8'));
+      else if (isView(chunk)) writeAll(descriptor, Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength));
+      else return refuse.call(stream, chunk); // which throws
       const callback = typeof encoding === 'function' ? encoding : done;
       if (typeof callback === 'function') process.nextTick(callback);
       return true;
     };
     // Like Node's own, it can't be closed.
     stream.end = function end(chunk, encoding, done) {
-      if (typeof chunk === 'function') process.nextTick(chunk);
-      else if (chunk != null) stream.write(chunk, encoding, done);
+      const callback = typeof chunk === 'function' ? chunk : typeof encoding === 'function' ? encoding : done;
+      if (typeof chunk !== 'function' && chunk != null) stream.write(chunk, typeof encoding === 'string' ? encoding : undefined);
+      process.nextTick(() => {
+        stream.emit('finish');
+        if (typeof callback === 'function') callback();
+      });
       return stream;
     };
     stream.destroy = () => stream;
@@ -115,10 +125,15 @@
     if (input !== null) input.destroy();
     input = null;
   }
+  function makeInput() {
+    const stream = new ReadStream(null, { fd: 0, autoClose: false });
+    stream.ref = stream.unref = () => stream; // as that of a pipe has
+    return stream;
+  }
   const stdout = makeOutput(1);
   const stderr = makeOutput(2);
   for (const [name, get] of [
-    ['stdin', () => (input ??= new ReadStream(null, { fd: 0, autoClose: false }))],
+    ['stdin', () => (input ??= makeInput())],
     ['stdout', () => stdout],
     ['stderr', () => stderr],
   ]) {
@@ -135,7 +150,8 @@
   let taken;
   let go = null;
   const { emitWarning } = process;
-  process.emitWarning = () => {}; // that a constant below is new, which the first import says
+  process.emitWarning = () => {}; // that a constant below is new, which the first import says; and that this is for tests
+  const { setPrepareStackTraceCallback } = require('internal/test/binding').internalBinding('errors');
   const importer = new vm.Script('(specifier, options) => import(specifier, options)', {
     filename: '[run]',
     importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER,
@@ -195,17 +211,29 @@
       .join('|'),
   );
 
+  // No stack goes on to what calls the code of runs. All else is Node's own way to write one.
+  const { prepareStackTraceCallback, prepareStackTrace = prepareStackTraceCallback } = require('internal/errors');
+  function isOurs(site) {
+    return site === undefined || site.getFileName() === 'trio-sandbox worker';
+  }
+  setPrepareStackTraceCallback((realm, error, trace) => {
+    const end = trace.findIndex((site, index) => site.getFileName() === 'node:inspector' && isOurs(trace[index + 1]));
+    return prepareStackTrace(realm, error, end < 0 ? trace : trace.slice(0, end));
+  });
+
   // What Node prints of an error that nobody caught.
   function describe(error, details, code, name) {
     let text;
     try {
-      text = types.isNativeError(error) ? inspect(error) : `Uncaught ${inspect(error)}`;
+      text = inspect(error);
+      if (!types.isNativeError(error)) text = `Uncaught ${text}`;
+      // As `inspect` writes one that has no frames: all were ours.
+      else if (text.startsWith(`[${error.stack}]`)) text = `${error.stack}${text.slice(error.stack.length + 2)}`;
     } catch {
       text = 'Uncaught exception';
     }
     // From here on it is us who called.
     text = text.replace(/\n +at process\.processTicksAndRejections \(node:internal[^\n]*$/, '');
-    text = text.replace(/\n +at (?:async )?Session\.post \(node:inspector[^\n]*(?:\n +at [^\n]*)*/g, '');
     if (details && types.isNativeError(error) && error.name === 'SyntaxError' && !/\n +at /.test(text)) {
       const line = code.split('\n')[details.lineNumber];
       if (line !== undefined) {
@@ -234,6 +262,11 @@
 
   let current = null;
   let required = null;
+  // What code of runs finds as its module, which is the main one: `require.main === module`.
+  const main = new Module('.');
+  function give(name, value) {
+    Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
+  }
   const control = fstatSync(CONTROL).ino;
 
   function isControlOurs() {
@@ -340,8 +373,13 @@
     const run = (current = { token, name, code: request.code, restore, over: false, failed: false });
     const here = `${cwd()}/`;
     if (required?.here !== here && (required === null || globalThis.require === required.require)) {
+      if (required === null) {
+        give('module', main);
+        give('exports', main.exports);
+      }
       required = { here, require: createRequire(here) };
-      Object.defineProperty(globalThis, 'require', { value: required.require, configurable: true, writable: true });
+      required.require.main = main;
+      give('require', required.require);
     }
     const { code, prelude } = prepare(request.code);
     const evaluate = (text, done) => {
@@ -353,7 +391,7 @@
       answer(`B ${token}`);
       if (prelude) evaluate(prelude, () => {});
       evaluate(code, (error, result) => {
-        if (run !== current) return;
+        if (run !== current || (error && process._exiting)) return;
         settle(run, error ? { exceptionDetails: { exception: { value: error.message } } } : result);
         post('Runtime.releaseObjectGroup', { objectGroup: 'run' });
       });
@@ -374,8 +412,14 @@
     // As for any process, a handler of the code's own decides.
     if (current !== null && !current.over && process.listenerCount('SIGINT') === 1) interrupt(current);
   });
-  process.on('uncaughtException', (error) => fail(error));
-  process.on('unhandledRejection', (error) => fail(error));
+  // They are for the handlers that the code has, if it has any.
+  const isHandled = (event) => process.listenerCount(event) > 1;
+  process.on('uncaughtException', (error) => isHandled('uncaughtException') || fail(error));
+  process.on('unhandledRejection', (error) => {
+    if (isHandled('unhandledRejection')) return;
+    if (isHandled('uncaughtException')) process.emit('uncaughtException', error, 'unhandledRejection');
+    else fail(error);
+  });
 
   function obey(line) {
     const request = parseJson(line);
