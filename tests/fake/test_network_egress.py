@@ -235,9 +235,14 @@ async def test_an_address_that_means_no_name_is_refused_and_asks_nobody() -> Non
     async with open_guest(never) as guest:
         guest.kernel.send_syn(40_000, target=socket.inet_aton("198.18.77.77"), target_port=443)
         guest.kernel.send_syn(40_001, target=RESOLVER.packed, target_port=80)
+        guest.kernel.send_syn(39_999, target_port=0)
         guest.kernel.send_syn(40_002, target=RESOLVER.packed, target_port=53)
         await until(lambda: guest.kernel.let_in_ports == [40_002])
-        assert guest.kernel.refused == [(40_000, errno.EHOSTUNREACH), (40_001, errno.ECONNREFUSED)]
+        assert guest.kernel.refused == [
+            (40_000, errno.EHOSTUNREACH),
+            (40_001, errno.ECONNREFUSED),
+            (39_999, errno.ECONNREFUSED),
+        ]
         assert guest.requests == []
 
 

@@ -120,6 +120,8 @@ class Egress:
         name = self._names.name(syn.target)
         if name is None:
             self._kernel.refuse(syn, errno.EHOSTUNREACH)
+        elif syn.target_port == 0:  # programs can ask for it, and the host takes it for a broken protocol
+            self._kernel.refuse(syn, errno.ECONNREFUSED)
         elif self._connections < _MOST_CONNECTIONS:
             self._connections += 1
             pending = self._pending[syn.key] = _Pending(syn)
