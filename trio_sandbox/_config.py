@@ -236,6 +236,15 @@ class SandboxConfig:
     """RAM of the virtual machine, in MiB; at least `constants.MINIMUM_MEMORY_MIB`."""
     vcpus: int = attrs.field(default=1, validator=check_vcpus)
     """Virtual CPUs, from 1 to `constants.MAXIMUM_VCPUS`."""
+    disk_mib: int | None = attrs.field(
+        default=None, validator=or_none(whole_number(constants.MINIMUM_DISK_MIB, unit="MiB"))
+    )
+    """What the guest may write to its own disk, in MiB, besides what is there when the sandbox opens; at least `constants.MINIMUM_DISK_MIB`.
+
+    Who writes more gets "No space left on device" (``ENOSPC``), root too; nothing is wrong with the disk then, and removing files makes room.
+    What `warmup` wrote, and what was there when a saved sandbox was saved, does not count. A copy of a sandbox may fill up what its original had left.
+    None: as much as the image's disk has, some 8 GiB.
+    """
     max_output_bytes: int = attrs.field(
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=whole_number(1, unit="bytes")
     )
@@ -286,6 +295,7 @@ class SandboxFields(TypedDict, total=False):
 
     memory_mib: int
     vcpus: int
+    disk_mib: int | None
     max_output_bytes: int
     hibernate_after: float | None
     reclaim_after: float | None

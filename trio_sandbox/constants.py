@@ -31,6 +31,11 @@ VCPUS_PER_CORE = 16
 #: What templates may take on the disk. One of 256 MiB takes some 130 MiB.
 DEFAULT_TEMPLATE_BUDGET_MIB = 4096
 
+# --- Disks (MiB) ---
+
+#: The least that `SandboxConfig.disk_mib` can be: the guest's interpreters have caches and temporary files.
+MINIMUM_DISK_MIB = 16
+
 # --- Output (bytes) ---
 
 #: Bytes that one run may print on each of stdout and stderr.

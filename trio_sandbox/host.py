@@ -283,7 +283,7 @@ class Host:
                 f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
                 f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
             ) from exc
-        return self._launcher.open_saved(disk, system, saved)
+        return self._launcher.open_saved(disk, system, saved, config)
 
     async def run(
         self,

@@ -128,6 +128,8 @@ def serve(kind, stream, payload):
             agent.sendall(frame(3, b"frozen", stream) + (b"" if "token" in header else frame(4, b"", stream)))
         if services[stream] == "idle":
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
+        if services[stream] == "disk":
+            agent.sendall(frame(3, b"limited", stream) + frame(4, b"", stream))
         if services[stream] == "clock":
             agent.sendall(frame(3, time.time_ns().to_bytes(8, "big"), stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "snapshot":

@@ -396,7 +396,7 @@ async def test_a_saved_sandbox_is_gone_on_from(site: Site) -> None:
     template = site.save()
     image, system = site.disks()
     with nothing_left(template.directory, site.directory / "overlays"):
-        async with site.launcher.open_saved(image, system, template) as vm:
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)) as vm:
             await vm.guest.ping()
             assert [layer.name for layer in vm.config.layers] == [layer.name for layer in template.layers]
             assert vm.config.memory_file == template.memory
@@ -408,17 +408,17 @@ async def test_a_saved_sandbox_that_does_not_fit_says_what_is_another(site: Site
     template = site.save()
     image, system = site.disks(digest="another")
     with pytest.raises(TemplateUnusableError, match="built from another recipe"):
-        async with site.launcher.open_saved(image, system, template):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
             pass
     image, system = site.disks()
     os.utime(image.path, (1, 1))
     with pytest.raises(TemplateUnusableError, match=r"built anew .* `trio-sandbox template rm mine`"):
-        async with site.launcher.open_saved(image, system, template):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
             pass
     newer = attrs.evolve(site.accelerator, qemu=attrs.evolve(site.accelerator.qemu, version=(8, 0)))
     async with open_site(tmp_path, accelerator=newer) as other:
         with pytest.raises(TemplateUnusableError, match=r"saved under .*7.2.0 \(tcg\), and this is .*8.0 \(tcg\)"):
-            async with other.launcher.open_saved(image, system, template):
+            async with other.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
                 pass
 
 
@@ -426,7 +426,7 @@ async def test_a_saved_sandbox_whose_state_does_not_load_stays_where_it_is(site:
     template = site.save("load-fails")
     image, system = site.disks("load-fails")
     with nothing_left(template.directory, site.directory / "overlays"), pytest.raises(TemplateUnusableError) as caught:
-        async with site.launcher.open_saved(image, system, template):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
             pass
     assert "load of migration failed" in str(caught.value)
 
@@ -436,7 +436,7 @@ async def test_opening_a_saved_sandbox_cancelled_anywhere_leaves_nothing(site: S
     image, system = site.disks()
 
     async def open_one() -> None:
-        async with site.launcher.open_saved(image, system, template):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
             await trio.lowlevel.checkpoint()
 
     def check() -> None:

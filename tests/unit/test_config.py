@@ -13,7 +13,7 @@ import pytest
 
 from trio_sandbox import HostConfig, SandboxConfig, Timeouts, open_sandbox
 from trio_sandbox._config import SandboxFields, sandbox_config
-from trio_sandbox.constants import MAXIMUM_VCPUS, MINIMUM_MEMORY_MIB
+from trio_sandbox.constants import MAXIMUM_VCPUS, MINIMUM_DISK_MIB, MINIMUM_MEMORY_MIB
 from trio_sandbox.host import Host, check_image, fit
 
 WHOLE = (True, False, 1.0, math.inf, "1", None, [1])
@@ -26,6 +26,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "cache_dir": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "runtime_dir": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "accelerator": ((), ""),
+        "confinement": ((), ""),
         "require_hardware": (FLAGS, "must be True or False, not "),
         "confinement": ((), ""),
         "memory_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
@@ -41,6 +42,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
     SandboxConfig: {
         "memory_mib": (WHOLE, "must be a whole number of MiB, not "),
         "vcpus": (WHOLE, "must be a whole number, not "),
+        "disk_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "max_output_bytes": (WHOLE, "must be a whole number of bytes, not "),
         "hibernate_after": (SECONDS, "must be a number of seconds, not "),
         "reclaim_after": (SECONDS, "must be a number of seconds, not "),
@@ -66,6 +68,7 @@ OUT_OF_RANGE = [
     (SandboxConfig, "memory_mib", 127, f"must be at least {MINIMUM_MEMORY_MIB} MiB, not 127"),
     (SandboxConfig, "vcpus", 0, f"must be from 1 to {MAXIMUM_VCPUS}, not 0"),
     (SandboxConfig, "vcpus", 65, f"must be from 1 to {MAXIMUM_VCPUS}, not 65"),
+    (SandboxConfig, "disk_mib", 15, f"must be at least {MINIMUM_DISK_MIB} MiB, not 15"),
     (SandboxConfig, "max_output_bytes", 0, "must be at least 1 bytes, not 0"),
     (SandboxConfig, "hibernate_after", 0, "must be a positive number of seconds, not 0"),
     (SandboxConfig, "reclaim_after", math.nan, "must be a positive number of seconds, not nan"),

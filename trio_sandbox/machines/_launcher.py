@@ -44,6 +44,7 @@ from ..qemu import (
     machine_identity,
 )
 from ..wire import StreamHandler
+from ._disk_limit import limit_disk
 from ._mounts import mount
 from ._named import NamedTemplate
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
@@ -122,7 +123,7 @@ class Launcher:
           VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
 
         """
-        machine = self._machine(image, system, config.memory_mib, config.vcpus)
+        machine = self._machine(image, system, config)
         async with AsyncExitStack() as stack:
             places = list[Place]()
             if config.mounts:
@@ -134,16 +135,22 @@ class Launcher:
                 if self._failures[key] < _ATTEMPTS:
                     vm = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
-                vm = await stack.enter_async_context(self._open_vm(machine))
+                # What the warm-up writes does not count. We may not be allowed to set a limit afterwards.
+                booted = attrs.evolve(machine, disk_bytes=None) if config.warmup else machine
+                vm = await stack.enter_async_context(self._open_vm(booted))
                 if config.warmup:
                     await _run(vm, image.languages[0], config.warmup, self._timeouts)
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
+            if config.disk_mib is not None:
+                await limit_disk(vm, config.disk_mib, patience=self._timeouts.kill)
             yield vm
 
     @asynccontextmanager
-    async def open_saved(self, image: Image, system: SystemDisk, template: NamedTemplate) -> AsyncGenerator[Vm]:
-        """Yield a machine that goes on from a named template for the block.
+    async def open_saved(
+        self, image: Image, system: SystemDisk, template: NamedTemplate, config: SandboxConfig
+    ) -> AsyncGenerator[Vm]:
+        """Yield a machine that goes on from a named template for the block; *config* fits it.
 
         Raises:
           TemplateUnusableError: if it can't go on from there.
@@ -151,7 +158,7 @@ class Launcher:
 
         """
         machine = attrs.evolve(
-            self._machine(image, system, template.memory_mib, template.vcpus),
+            self._machine(image, system, config),
             layers=template.layers,
             mounts=template.mounts,
             memory_file=template.memory,
@@ -166,6 +173,8 @@ class Launcher:
                 vm = await stack.enter_async_context(self._open_vm(machine, saved))
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
                 raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
+            # It may have been saved with a limit of its own.
+            await limit_disk(vm, config.disk_mib, patience=self._timeouts.kill)
             yield vm
 
     def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
@@ -223,7 +232,7 @@ class Launcher:
         assert machine.mounts is not None
         return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
 
-    def _machine(self, image: Image, system: SystemDisk, memory_mib: int, vcpus: int) -> MachineConfig:
+    def _machine(self, image: Image, system: SystemDisk, config: SandboxConfig) -> MachineConfig:
         return MachineConfig(
             kernel=system.kernel,
             initrd=system.initrd,
@@ -232,8 +241,9 @@ class Launcher:
             system_disk=system.disk,
             image=image.path,
             overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own
-            memory_mib=memory_mib,
-            vcpus=vcpus,
+            disk_bytes=None if config.disk_mib is None else config.disk_mib * 2**20,
+            memory_mib=config.memory_mib,
+            vcpus=config.vcpus,
             # Where templates are wanted, also machines that boot because there is none yet are like their clones.
             balloon=self._templates is None,
         )
@@ -396,7 +406,12 @@ class Launcher:
         with templates.make(wanted) as staged:
             report("booting a machine")
             original = attrs.evolve(
-                machine, overlay=staged.overlay, memory_file=staged.memory, memory_shared=True, mounts=None
+                machine,
+                overlay=staged.overlay,
+                disk_bytes=None,
+                memory_file=staged.memory,
+                memory_shared=True,
+                mounts=None,
             )
             await self._overlays.acquire(image.path, staged.overlay)
             async with self._machines.open_vm(original) as vm:

@@ -8,7 +8,9 @@ from typing import Final, final
 
 import attrs
 
+from ._machine import MachineConfig
 from ._process import require_program
+from ._qcow2 import Qcow2FormatError, read_qcow2_info
 
 _log = logging.getLogger("trio_sandbox.confinement")
 
@@ -20,6 +22,10 @@ _OOM_SCORE: Final = 500
 _DESCRIPTORS: Final = 1024
 #: Threads of QEMU besides virtual processors: its main loop, and as many as 64 for the disks.
 _THREADS: Final = 160
+#: How much longer than what the guest's files may take is an overlay at most: clusters are larger than the guest's blocks, and a removed file
+#: leaves some that are in use in part. So many times, and so many bytes besides, for inodes and directories that are everywhere.
+_DISK_SLACK: Final = 2
+_DISK_MARGIN: Final = 256 * 2**20
 #: What a file has besides what the guest has written: qcow2's own tables, the devices' state.
 _MARGIN: Final = 64 * 2**20
 
@@ -55,6 +61,17 @@ class Limits:
         if own_user:
             limits.append(f"--nproc={_at_most(resource.RLIMIT_NPROC, self.threads)}")
         return [require_program("nice"), f"-n{_NICE}", require_program("prlimit"), *limits, "--"]
+
+
+def limits_of(config: MachineConfig) -> Limits:
+    """Return the limits of the machine of that configuration."""
+    try:
+        disk_bytes = read_qcow2_info(config.overlay).virtual_size
+    except Qcow2FormatError:
+        disk_bytes = 0  # QEMU says what is wrong with it
+    if config.disk_bytes is not None:
+        disk_bytes = min(disk_bytes, _DISK_SLACK * config.disk_bytes + _DISK_MARGIN)
+    return Limits.of_machine(disk_bytes=disk_bytes, memory_bytes=config.memory_mib * 2**20, vcpus=config.vcpus)
 
 
 def _at_most(kind: int, wanted: int) -> int:

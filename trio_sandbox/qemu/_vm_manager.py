@@ -20,10 +20,9 @@ from ._accelerator import Accelerator
 from ._confinement import Confinement, kvm_access, prove_jail
 from ._console import Console
 from ._jail import Jail, open_jail
-from ._limits import Limits
+from ._limits import limits_of
 from ._machine import MachineConfig, MachineFds, disk_nodes, lock_disk, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
-from ._qcow2 import Qcow2FormatError, read_qcow2_info
 from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
@@ -102,7 +101,7 @@ class VmManager:
         confinement = self.confinement
         accelerator = attrs.evolve(self._accelerator, confinement=confinement)
         access = kvm_access(confinement) if accelerator.name == "kvm" else None
-        limits = _limits_of(config) if confinement.limits else None
+        limits = limits_of(config) if confinement.limits else None
         with ExitStack() as stack, InheritedFds() as inherited:
             uid = stack.enter_context(confinement.hold_uid())
             qmp, qmp_fd = inherited.socketpair()
@@ -217,18 +216,6 @@ async def open_vm_manager(
             yield manager
         finally:
             manager._closed = True  # pyright: ignore[reportPrivateUsage]
-
-
-def _limits_of(config: MachineConfig) -> Limits:
-    try:
-        disk_bytes = read_qcow2_info(config.overlay).virtual_size
-    except Qcow2FormatError:
-        disk_bytes = 0  # QEMU says what is wrong with it
-    return Limits.of_machine(
-        disk_bytes=disk_bytes,
-        memory_bytes=config.memory_mib * 2**20,
-        vcpus=config.vcpus,
-    )
 
 
 def _lend_memory(inherited: InheritedFds, config: MachineConfig) -> int:

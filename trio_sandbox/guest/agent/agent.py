@@ -15,6 +15,7 @@ from . import tunnels
 from .children import Children
 from .clock import ClockService
 from .code import CodeService
+from .disk import DiskService
 from .files import FileService
 from .host_mounts import MountService
 from .languages import LANGUAGES, StartedInterpreter
@@ -44,6 +45,7 @@ async def serve(
     on_hello: Callable[[Mapping[str, object]], None] | None = None,
     machine: Machine | None = None,
     mounts_disk: str | None = None,
+    disk: DiskService | None = None,
     user: int | None = None,
     own_clock: bool = False,
     network: NetworkService | None = None,
@@ -59,6 +61,7 @@ async def serve(
       on_hello: Called with what a host introduces itself with, before any request is served.
       machine: What there is to be saved; None: nothing.
       mounts_disk: The device with what the host has mounted here; None: there is none.
+      disk: What limits the users' disk; None: nothing does.
       user: Number of the user that code runs as; None: ours.
       own_clock: Whether the host may set the clock.
       network: What connects users' programs to the outside, by the host; None: nothing does.
@@ -93,6 +96,8 @@ async def serve(
     }
     if network is not None:
         services["network"] = network.serve
+    if disk is not None:
+        services["disk"] = disk.serve
     snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
     hello = _hello()
     greeted = trio.Event()

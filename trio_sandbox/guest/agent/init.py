@@ -68,6 +68,7 @@ def main() -> None:
 
     from . import agent
     from .children import Children
+    from .disk import DiskService
     from .network.service import NetworkService
     from .snapshot import Machine
 
@@ -84,6 +85,7 @@ def main() -> None:
             on_hello=lambda hello: _adopt_identity(random, hello),
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
+            disk=DiskService(_IMAGE_DEVICE, _IMAGE),
             user=DEFAULT_USER,
             own_clock=True,
             network=NetworkService(children),
