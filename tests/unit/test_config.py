@@ -26,7 +26,6 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "cache_dir": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "runtime_dir": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "accelerator": ((), ""),
-        "confinement": ((), ""),
         "require_hardware": (FLAGS, "must be True or False, not "),
         "confinement": ((), ""),
         "memory_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
