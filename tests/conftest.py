@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
 
@@ -12,13 +13,9 @@ import pytest
 import trio
 from hypothesis import settings
 
+from tests._leaks import HANG_LIMIT
 from trio_sandbox import Progress
 from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
-
-#: Seconds that a test may take on the slowest machine. A hang then fails by itself, with a traceback
-#: of where it hung and with its cleanup done, instead of taking the whole run with it.
-HANG_LIMIT = 240
-
 
 # No example is late on a machine that others use, too.
 settings.register_profile("untimed", deadline=None)
@@ -31,6 +28,18 @@ def umask() -> Generator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals() -> Generator[None]:
+    """Those of a program in the foreground: nohup(1), and shells for what runs in the background, have some ignored."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)]
+    for number, handler in before:
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

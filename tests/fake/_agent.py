@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import shutil
 import socket
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -14,6 +16,7 @@ import attrs
 import pytest
 import trio
 
+from tests._leaks import HANG_LIMIT
 from trio_sandbox.guest.agent.interpreter import Interpreter
 from trio_sandbox.guest.agent.local import open_local_agent
 from trio_sandbox.guest.agent.run import Run
@@ -221,12 +224,23 @@ async def read_all(stream: ChannelStream | None) -> bytes:
     return bytes(output)
 
 
+NO_IMPORTS = "there is no Node.js here that has imports in scripts, 20.12 or later; tests/qemu has one"
+
+
+def node_can_import() -> bool:
+    """Whether code for this machine's own Node.js can import modules; Debian 12's can't."""
+    if shutil.which("node") is None:
+        return False
+    command = ["node", "--print", "'USE_MAIN_CONTEXT_DEFAULT_LOADER' in (vm.constants ?? {})"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "true\n"
+
+
 @asynccontextmanager
 async def open_agent(
     *, root: str | None = None, cgroup: str | None = None, user: int | None = None
 ) -> AsyncGenerator[Host]:
     """Run an agent and connect to it; bounded, for a test that hangs to fail."""
-    with trio.fail_after(15):
+    with trio.fail_after(HANG_LIMIT):
         async with (
             open_local_agent(root=root, cgroup=cgroup, user=user) as stream,
             open_channel(stream, role=Role.HOST, hello={}) as channel,

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from tests._leaks import HANG_LIMIT
 from trio_sandbox import SandboxConfig, Timeouts
 from trio_sandbox.guest.agent.local import open_local_agent
 from trio_sandbox.sandbox import Sandbox
@@ -21,7 +22,7 @@ async def open_local_sandbox(
     config: SandboxConfig | None = None, timeouts: Timeouts | None = None
 ) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
     """Yield a sandbox and its machine; bounded, for a test that hangs to fail."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_LIMIT):
         async with (
             open_local_agent() as stream,
             open_channel(stream, role=Role.HOST, hello={"version": 1}) as channel,

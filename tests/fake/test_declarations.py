@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from ._agent import Host, open_agent
+from ._agent import NO_IMPORTS, Host, node_can_import, open_agent
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here; tests/qemu has one")
+needs_imports = pytest.mark.skipif(not node_can_import(), reason=NO_IMPORTS)
 
 
 @pytest.fixture
@@ -41,12 +42,15 @@ DECLARATIONS = {
     "var in a loop": ("for (var NAME = 0; NAME < N; NAME++);", "NAME"),
     "var of a loop": ("for (var NAME of [0, N]);", "NAME"),
 }
+IMPORTS = {"import", "namespace", "default"}
 CONSTANTS = {"const", "import", "const with await", "pattern", "namespace", "default"}
 
 
 @pytest.mark.parametrize("mode", ["", "'use strict'; "])
-async def test_a_new_declaration_replaces_the_old_one(host: Host, mode: str) -> None:
-    for number, (first, later) in enumerate(itertools.product(DECLARATIONS, repeat=2)):
+@pytest.mark.parametrize("imports", [False, pytest.param(True, marks=needs_imports)], ids=["", "imports"])
+async def test_a_new_declaration_replaces_the_old_one(host: Host, mode: str, imports: bool) -> None:
+    pairs = [pair for pair in itertools.product(DECLARATIONS, repeat=2) if imports == bool(IMPORTS.intersection(pair))]
+    for number, (first, later) in enumerate(pairs):
         expression = ""
         for value, kind in ((3, first), (4, later)):
             declaration, expression = (
@@ -126,7 +130,9 @@ SEQUENCES: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_imports if name.startswith("imports") else ()) for name in SEQUENCES]
+)
 async def test_declared_again(host: Host, name: str) -> None:
     runs, value = SEQUENCES[name]
     results = [await host.run(code, language="javascript") for code in runs]

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from tests._leaks import HANG_LIMIT
 from trio_sandbox import SandboxConfig, SandboxError, Timeouts
 from trio_sandbox.sandbox import Sandbox
 from trio_sandbox.sandbox._slot import Slot
@@ -67,7 +68,7 @@ async def meet(sent: bytes) -> None:
         with contextlib.suppress(SandboxError, OSError):
             await sandbox.run_process(["true"], capture_stdout=True, check=False)
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG_LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guest)
             async with open_channel(ours, role=Role.HOST, hello={"version": PROTOCOL_VERSION}) as channel:

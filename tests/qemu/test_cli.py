@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._leaks import HANG_LIMIT
 from trio_sandbox._programs import REQUIREMENTS
 from trio_sandbox.bench import MEASURES
 
@@ -138,7 +139,7 @@ def test_ctrl_c_once_and_twice(times: int) -> None:
                 assert process.stderr.read() == b""
             finally:
                 process.kill()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANG_LIMIT
         while list(directory.iterdir()):  # the reaper's work, where we were ended
             assert time.monotonic() < deadline
             time.sleep(0.05)

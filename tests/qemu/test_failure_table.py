@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from tests._leaks import nothing_left
+from tests._leaks import HANG_LIMIT, nothing_left
 from tests.failures import ACCIDENTS, ATTACKS, ENDS, LANGUAGES, Language, Outcome, Raised, Row
 from trio_sandbox import (
     HostConfig,
@@ -73,7 +73,7 @@ async def outcome(sandbox: Sandbox, language: Language, row: Row, code: str) -> 
             with trio.CancelScope() as scope:
                 await run_and_call(sandbox, language, code, scope.cancel)
             return "Cancelled" if scope.cancelled_caught else "nothing"
-        with trio.fail_after(60):  # for what hangs
+        with trio.fail_after(HANG_LIMIT):
             return await run(sandbox, language, code)
     except (SandboxError, trio.TooSlowError) as exc:
         return type(exc).__name__

@@ -183,7 +183,7 @@ async def test_kill_9_of_the_owner(short_path: Path, operation: str, moment: str
             machines = sum(map(is_machine, descendants(owner.pid)))
             return machines == 3 if moment == "opened" else any(short_path.glob("*/snapshot-*")) and machines == 0
 
-        await wait_until(has_come, seconds=100)
+        await wait_until(has_come)
         owner.send_signal(signal.SIGSTOP)
         started = descendants(owner.pid)
         assert any(map(is_machine, started)) == (moment != "asleep")
@@ -242,7 +242,7 @@ async def test_a_warm_machine_of_a_host_without_templates_is_forked(short_path: 
     config = HostConfig(templates=False, warm={"python": 1}, runtime_dir=short_path)
     with nothing_left(short_path):
         async with open_host(config) as host:
-            await wait_until(lambda: host.statistics().warm.ready == 1, seconds=120)
+            await wait_until(lambda: host.statistics().warm.ready == 1)
             async with host.open_sandbox() as sandbox:
                 assert host.statistics().warm.hits == 1
                 vm = sandbox._slot.machine  # pyright: ignore[reportPrivateUsage]

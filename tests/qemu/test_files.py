@@ -30,6 +30,7 @@ async def shell(sandbox: Sandbox, line: str, user: str | None = None) -> str:
 async def test_files_of_a_guest(sandbox: Sandbox, tmp_path: Path) -> None:
     await acts_as_its_user(sandbox)
     await follows_no_link_further_than_its_user(sandbox)
+    await uploads_over_files_as_their_user_may(sandbox, tmp_path)
     await carries_trees(sandbox, tmp_path)
     await carries_much_and_holds_up_nobody(sandbox, tmp_path)
     await survives_want_of_memory_and_disk(sandbox, tmp_path)
@@ -71,6 +72,20 @@ async def follows_no_link_further_than_its_user(sandbox: Sandbox) -> None:
             await sandbox.path(name).write_bytes(b"overwritten")
     assert await sandbox.path("good").read_text() == "mine\n"
     assert await sandbox.path("/root/secret", user="root").read_text() == "secret\n"
+
+
+async def uploads_over_files_as_their_user_may(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("new")
+    await shell(sandbox, "echo mine > locked; chmod 400 locked")
+    with pytest.raises(PermissionError):
+        await sandbox.upload(tmp_path / "new", "locked")
+    await shell(sandbox, "echo old > /etc/mine; chown 1000 /etc/mine", user="root")
+    await sandbox.upload(tmp_path / "new", "/etc/mine")
+    assert (
+        await shell(sandbox, "cat locked /etc/mine; ls -d /etc/.trio* /var/tmp/.trio* 2>&1 | wc -l") == "mine\nnew2\n"
+    )
+    with pytest.raises(PermissionError):
+        await sandbox.upload(tmp_path / "new", "/etc/passwd")
 
 
 async def carries_trees(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests._leaks import cancel_at_every_step, nothing_left, wait_until as wait_in_trio
+from tests._leaks import HANG_LIMIT, cancel_at_every_step, nothing_left, wait_until as wait_in_trio
 from trio_sandbox import SandboxError
 from trio_sandbox._private import make_private_directory
 from trio_sandbox.image import try_lock
@@ -44,9 +44,9 @@ def left_in(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool]) -> bool:
     """Poll for what another process does when nobody of ours is left to be told."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG_LIMIT
     while not condition():
         if time.monotonic() > deadline:
             return False
@@ -293,10 +293,10 @@ def test_killed_owner_leaves_nothing(base: Path, marker: str) -> None:
         print("ready", flush=True)
         """,
     )
-    assert wait_until(lambda: len(children_with(marker)) == 3, seconds=30)
+    assert wait_until(lambda: len(children_with(marker)) == 3)
     owner.kill()
     owner.wait()
-    assert wait_until(lambda: not left_in(base), seconds=30)
+    assert wait_until(lambda: not left_in(base))
     assert children_with(marker) == []
 
 
@@ -323,7 +323,7 @@ def test_owner_killed_while_it_spawns(base: Path, marker: str, attempt: int) -> 
     time.sleep(attempt * 0.0037)  # Not to wait for anything: to hit other moments.
     owner.kill()
     owner.wait()
-    assert wait_until(lambda: not left_in(base), seconds=30)
+    assert wait_until(lambda: not left_in(base))
     assert children_with(marker) == []
 
 
@@ -345,7 +345,7 @@ def test_a_fork_of_the_owner_does_not_hold_the_reaper_up(base: Path, marker: str
     )
     owner.kill()
     owner.wait()
-    assert wait_until(lambda: not left_in(base), seconds=15)
+    assert wait_until(lambda: not left_in(base))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may run things as other users")
@@ -370,7 +370,7 @@ def test_processes_of_a_guarded_uid_go_even_without_the_token(base: Path, marker
         assert len(children_with(f"{marker}-1999999999")) == 1
         owner.kill()
         owner.wait()
-        assert wait_until(lambda: not left_in(base), seconds=30)
+        assert wait_until(lambda: not left_in(base))
         assert children_with(f"{marker}-1999999999") == []
         assert children_with(f"{marker}-1999999998") == others
     finally:

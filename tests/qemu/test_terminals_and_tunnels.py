@@ -21,13 +21,11 @@ import pytest
 import trio
 
 from tests._httpcore import SandboxBackend
+from tests._leaks import HANG_LIMIT
 from trio_sandbox import open_sandbox
 from trio_sandbox.guest.spawner.terminals import resize_terminal
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
-
-#: Seconds that anything on the terminal may take to appear, a boot included.
-PATIENCE = 60
 
 
 @attrs.define(eq=False)
@@ -44,7 +42,7 @@ class Session:
 
     def until(self, pattern: bytes) -> re.Match[bytes]:
         """Wait until the screen shows *pattern*, which may not stretch over what was looked at before."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + HANG_LIMIT
         while (match := re.search(pattern, self.shown)) is None:
             assert select.select([self.master], [], [], deadline - time.monotonic())[0], (
                 f"no {pattern!r}: {self.shown!r}"
@@ -56,7 +54,7 @@ class Session:
     def wait(self) -> int:
         """Wait for the command's end, and read what it says meanwhile: otherwise it could wait for us."""
         with open(os.pidfd_open(self.process.pid), "rb", buffering=0) as pidfd:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + HANG_LIMIT
             both: list[int | FileIO] = [self.master, pidfd]
             while pidfd not in (ready := select.select(both, [], [], deadline - time.monotonic())[0]):
                 assert ready, f"it does not end: {self.shown!r}"

@@ -17,7 +17,7 @@ import attrs
 import pytest
 import trio
 
-from tests._leaks import nothing_left, wait_until
+from tests._leaks import HANG_LIMIT, nothing_left, wait_until
 from trio_sandbox import VmBootError, VmDiedError
 from trio_sandbox.qemu import (
     MachineConfig,
@@ -225,7 +225,7 @@ def _is_running(pid: int) -> bool:
 
 def _comes_true(condition: Callable[[], bool]) -> bool:
     """Poll; the bound is for machines that are busy with other things."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_LIMIT
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -22,7 +22,7 @@ print(os.urandom(16).hex(), random.random(), uuid.uuid4(), socket.gethostname(),
 
 
 async def ready(host: Host, count: int) -> None:
-    await wait_until(lambda: host.statistics().warm.ready == count, seconds=120)
+    await wait_until(lambda: host.statistics().warm.ready == count)
 
 
 def idle(host: Host) -> list[Vm]:

@@ -62,6 +62,7 @@ from .replacing import (
     NotTheSameError,
     Replacement,
     check_regular,
+    check_writable,
     copy_into,
     create_like,
     may_be_replaced,
@@ -316,8 +317,7 @@ class _Session:
             old = None
         else:
             check_regular(old, path)
-            if not os.access(target, os.W_OK, effective_ids=True):
-                os.close(os.open(target, os.O_WRONLY | NOT_WAITING))  # for the kernel to say why not
+            check_writable(target)
         if old is None or may_be_replaced(target, old):
             try:
                 with Replacement(target, path) as new, FileIO(create_like(old, new), "r+") as file:
@@ -343,7 +343,8 @@ class _Session:
     def upload(self, path: str) -> None:
         with Replacement(path, path) as new:
             check_replaceable(new.parent, new.target)
-            writer = TreeWriter(new.parent, new.name)
+            new.go_elsewhere()
+            writer = TreeWriter(new.place, new.name)
             try:
                 self._receive_tree(writer)
             except TreeError:

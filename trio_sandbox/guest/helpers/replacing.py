@@ -18,7 +18,10 @@ NOT_WAITING = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Replacement:
-    """Something new beside *target*, which takes its place by `commit` or is gone at the end of the block."""
+    """Something new, which takes the place of *target* by `commit` or is gone at the end of the block.
+
+    It is made in the directory `place`, as a rule that of *target*.
+    """
 
     def __init__(self, target: str, shown: str) -> None:
         directory, self.target = os.path.split(target)
@@ -31,13 +34,36 @@ class Replacement:
             self.parent = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, shown) from None
+        self.place = self.parent
+        self._elsewhere = ""
         self._pending = True
+
+    def go_elsewhere(self) -> None:
+        """Have another place, for the user alone, where *target* can be written and its directory can not.
+
+        `commit_like` copies the content from there; `commit` can't be then.
+        """
+        directory = f"/proc/self/fd/{self.parent}"
+        if os.access(directory, os.W_OK, effective_ids=True):
+            return
+        if not os.access(self.target, os.W_OK, dir_fd=self.parent, effective_ids=True, follow_symlinks=False):
+            return
+        for temporary in ("/var/tmp", "/tmp"):
+            try:
+                os.mkdir(elsewhere := f"{temporary}/{self.name}", 0o700)
+            except OSError:
+                continue
+            self._elsewhere = elsewhere
+            self.place = os.open(elsewhere, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return
 
     def __enter__(self) -> Self:
         return self
 
     def commit(self) -> None:
         """Have it take the place, in one step; `NotTheSameError` where that is a mount point. Errors as rename(2)."""
+        if self._elsewhere:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._shown)
         try:
             os.rename(self.name, self.target, src_dir_fd=self.parent, dst_dir_fd=self.parent)
         except OSError as exc:
@@ -54,7 +80,7 @@ class Replacement:
 
         """
         # Not by its name: who else may write in that directory may have put a link there meanwhile.
-        ours = os.open(self.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.parent)
+        ours = os.open(self.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.place)
         try:
             old = os.lstat(self.target, dir_fd=self.parent)
             if stat.S_ISREG(old.st_mode) and stat.S_ISREG(os.fstat(ours).st_mode):
@@ -67,10 +93,11 @@ class Replacement:
         self.commit()
 
     def _replace_file(self, old: os.stat_result, new: str) -> None:
+        check_writable(target := f"/proc/self/fd/{self.parent}/{self.target}")
         os.chmod(new, 0o600)
         with FileIO(os.open(new, os.O_RDONLY | NOT_WAITING)) as file:
             try:
-                if not may_be_replaced(f"/proc/self/fd/{self.parent}/{self.target}", old):
+                if self._elsewhere or not may_be_replaced(target, old):
                     raise NotTheSameError
                 be_like(old, file.fileno())
                 self.commit()
@@ -80,8 +107,12 @@ class Replacement:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if self._pending:
-                remove(self.parent, self.name)
+                remove(self.place, self.name)
+            if self._elsewhere:
+                os.rmdir(self._elsewhere)
         finally:
+            if self._elsewhere:
+                os.close(self.place)
             os.close(self.parent)
         if isinstance(error, OSError) and error.filename != self._shown:
             # Nobody knows the name of what would have replaced it.
@@ -99,6 +130,12 @@ def check_regular(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         # Reading or writing it may wait for ever, and for others than who asked.
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
+
+
+def check_writable(path: str) -> None:
+    """Refuse a file that the user may not write. Errors as open(2)."""
+    if not os.access(path, os.W_OK, effective_ids=True):
+        os.close(os.open(path, os.O_WRONLY | NOT_WAITING))  # for the kernel to say why not
 
 
 def may_be_replaced(path: str, status: os.stat_result) -> bool:

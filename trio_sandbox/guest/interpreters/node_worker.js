@@ -1,4 +1,5 @@
-// The program that Node.js in an image runs to take code, by way of its porter (see porter.py). Node 18.19, 20.8 or later.
+// The program that Node.js in an image runs to take code, by way of its porter (see porter.py). Node 18.19, 20.8 or later;
+// for imports 20.12, 21.7 or later.
 //
 // It runs in the process of code that nobody trusts, and guards itself against accidents only: what it uses it has
 // taken at the start. Each run has pipes of its own on descriptors 0 to 2; in between these are /dev/null.
