@@ -403,11 +403,12 @@ class Vm:
         qmp_socket, guest_socket = sockets
         try:
             with trio.fail_after(self._timeouts.boot):
-                self._process = await services.start(self._run_qemu, argv, environment, inherited)
+                process: OwnedProcess = await services.start(self._run_qemu, argv, environment, inherited)
+                self._process = process
                 await services.start(self._console.serve)
                 self._qmp = await services.start(self._serve_qmp, qmp_socket)
                 # It is itself by now, whatever it was started by.
-                self._pid = find_qemu(self._accelerator.confinement, self._process.pid)
+                self._pid = find_qemu(self._accelerator.confinement, process.pid)
                 prefer_as_victim(self._pid)
                 if saved is not None:
                     await self._load(saved)
