@@ -153,6 +153,15 @@ class HostConfig:
     """
     vcpu_budget: int | None = attrs.field(default=None, validator=or_none(whole_number(1)))
     """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""
+    disk_budget_mib: int | None = attrs.field(
+        default=None, validator=or_none(whole_number(constants.MINIMUM_DISK_MIB, unit="MiB"))
+    )
+    """What all sandboxes together may write to their disks, in MiB: each counts with its `SandboxConfig.disk_mib`, or with
+    `constants.IMAGE_DISK_MIB` without one, also while it hibernates.
+
+    None: disks are not counted, since few sandboxes fill theirs. Either way no sandbox is opened while less than `constants.DISK_RESERVE_MIB`
+    is left on the disk of `runtime_dir`, or less than `constants.DISK_RESERVE_SHARE` of a small one.
+    """
     build_images: bool = attrs.field(default=True, validator=check_flag)
     """Build an image that is missing; otherwise a missing image is an error."""
     templates: bool = attrs.field(default=True, validator=check_flag)

@@ -80,7 +80,7 @@ class ConfinementRequiredError(SandboxError):
 
 
 class CapacityError(SandboxError):
-    """The request asks for more than this host could ever give."""
+    """The request asks for more than this host could ever give, or its disk is nearly full. Nothing was started."""
 
 
 class ImageError(SandboxError):

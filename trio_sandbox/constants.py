@@ -33,6 +33,13 @@ DEFAULT_TEMPLATE_BUDGET_MIB = 4096
 
 # --- Disks (MiB) ---
 
+#: What an image's disk has, and a sandbox without `SandboxConfig.disk_mib` may write.
+IMAGE_DISK_MIB = 8192
+#: With less than this left on the disk that takes the guests' writes, or than `DISK_RESERVE_SHARE` of a small one, no sandbox is
+#: opened: those that are open go on, and would get errors of their disks when nothing is left.
+DISK_RESERVE_MIB = 1024
+#: The same as a part of that disk.
+DISK_RESERVE_SHARE = 0.05
 #: The least that `SandboxConfig.disk_mib` can be: the guest's interpreters have caches and temporary files.
 MINIMUM_DISK_MIB = 16
 

@@ -87,7 +87,7 @@ class Host:
         self._named = named
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
-        self._admission = Admission(config)
+        self._admission = Admission(config, runtime.directory)
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
         self._resolver = HostResolver()
         self._proxy = proxy
@@ -167,8 +167,9 @@ class Host:
           TypeError, ValueError: if *template* is no name, or *image* and *config* do not fit it; nothing was started.
           UnknownTemplateError: if there is no saved sandbox of that name.
           TemplateUnusableError: if the saved sandbox can't be gone on from here; the message says why.
-          CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib` or `HostConfig.vcpu_budget`
-            ever allow; nothing was started.
+          CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
+            `HostConfig.disk_budget_mib` ever allow; or, when its turn has come, if the disk of `HostConfig.runtime_dir` is nearly
+            full. Nothing was started; in the second case it is of use to try again later.
           MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
           VmBootError: if the guest did not come up; the console's last lines are in it.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 import trio
 import trio.testing
 
+from tests._disks import small_disk
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig
 from trio_sandbox.constants import VM_OVERHEAD_MIB
@@ -191,3 +195,76 @@ async def test_a_share_is_reserved_only_if_that_makes_nobody_wait() -> None:
                 assert not second
             nursery.cancel_scope.cancel()
     assert reserved(admission) == (0, 0, 0)
+
+
+# --- Disks ---
+
+
+async def test_disks_are_counted_where_there_is_a_budget() -> None:
+    admission = Admission(HostConfig(memory_budget_mib=10**6, vcpu_budget=100, disk_budget_mib=100))
+    with pytest.raises(
+        CapacityError, match=r"may write 8192 MiB to its disk, without `SandboxConfig.disk_mib`, can never fit"
+    ):
+        admission.amount(SMALL)
+    with pytest.raises(CapacityError, match=r"may write 101 MiB .* may write 100 MiB \(HostConfig.disk_budget_mib\)"):
+        admission.amount(SandboxConfig(disk_mib=101))
+    with pytest.raises(CapacityError, match=r"and 120 MiB of the 100 MiB of `HostConfig.disk_budget_mib`"):
+        async with admission.admit_together(SandboxConfig(disk_mib=40), 2, beside=1):
+            pytest.fail("there is no room for three")
+    async with admission.admit(SandboxConfig(disk_mib=60)):
+        assert admission.statistics().disk_mib_reserved == 60
+        with trio.move_on_after(0) as scope:
+            async with admission.admit(SandboxConfig(disk_mib=60)):
+                pytest.fail("there are 40 MiB left")
+        assert scope.cancelled_caught
+        async with admission.admit(SandboxConfig(disk_mib=40)):
+            assert admission.statistics().disk_mib_reserved == 100
+    assert admission.statistics().disk_mib_reserved == 0
+
+
+async def test_a_disk_stays_taken_while_its_sandbox_sleeps() -> None:
+    admission = Admission(HostConfig(memory_budget_mib=10**6, vcpu_budget=100, disk_budget_mib=100))
+    config = SandboxConfig(disk_mib=60)
+    with ExitStack() as disk:
+        async with admission.admit(config):
+            disk.enter_context(admission.keep_disk(config))
+        assert reserved(admission) == (0, 0, 0)
+        assert admission.statistics().disk_mib_reserved == 60
+        with admission.reserve(config) as fits:
+            assert not fits
+        async with admission.admit_again(config):
+            assert reserved(admission) == (config.memory_mib + VM_OVERHEAD_MIB, 1, 0)
+            assert admission.statistics().disk_mib_reserved == 60
+    assert admission.statistics().disk_mib_reserved == 0
+
+
+async def test_without_a_budget_disks_are_not_counted() -> None:
+    async with room_for(2).admit(SandboxConfig(memory_mib=128, disk_mib=10**9)):
+        pass
+
+
+async def test_nothing_is_opened_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    with small_disk(mount_point, 40 * 2**20) as disk:
+        admission = Admission(HostConfig(memory_budget_mib=10 * EACH, vcpu_budget=100), disk)
+        async with admission.admit(SMALL):
+            (disk / "full").write_bytes(bytes(39 * 2**20))
+            with pytest.raises(
+                CapacityError, match=r"has 1 MiB left, and 2 MiB are kept .* safe to try again"
+            ) as caught:
+                async with admission.admit(SMALL):
+                    pytest.fail("the disk is nearly full")
+            assert caught.value.retry_safe
+            with pytest.raises(CapacityError, match="1 MiB left"):
+                async with admission.admit_together(SMALL, 2, beside=1):
+                    pytest.fail("the disk is nearly full")
+            with pytest.raises(CapacityError, match="1 MiB left"), admission.reserve(SMALL):
+                pytest.fail("the disk is nearly full")
+            # What sleeps has its place there already.
+            async with admission.admit_again(SMALL):
+                assert reserved(admission) == (2 * EACH, 2, 0)
+            (disk / "full").unlink()
+            async with admission.admit(SMALL):
+                assert reserved(admission) == (2 * EACH, 2, 0)
+        assert reserved(admission) == (0, 0, 0)

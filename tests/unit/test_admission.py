@@ -8,12 +8,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from trio_sandbox.machines._admission import Budget, Claim, Resources
 
-TOTAL = Resources(memory_mib=100, vcpus=8)
+TOTAL = Resources(memory_mib=100, vcpus=8, disk_mib=10)
 
 amounts = st.builds(
     Resources,
     memory_mib=st.one_of(st.integers(1, TOTAL.memory_mib), st.sampled_from([1, 50, 100])),
     vcpus=st.one_of(st.integers(1, TOTAL.vcpus), st.sampled_from([1, 8])),
+    disk_mib=st.one_of(st.integers(0, TOTAL.disk_mib), st.sampled_from([0, 10])),
 )
 
 

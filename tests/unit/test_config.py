@@ -30,6 +30,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "confinement": ((), ""),
         "memory_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "vcpu_budget": ([x for x in WHOLE if x is not None], "must be a whole number, not "),  # type: ignore[dict-item]
+        "disk_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "build_images": (FLAGS, "must be True or False, not "),
         "templates": (FLAGS, "must be True or False, not "),
         "template_budget_mib": (WHOLE, "must be a whole number of MiB, not "),
@@ -63,6 +64,7 @@ OUT_OF_RANGE = [
     (HostConfig, "confinement", True, "must be 'best' or 'require', not True"),
     (HostConfig, "memory_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (HostConfig, "vcpu_budget", -1, "must be at least 1, not -1"),
+    (HostConfig, "disk_budget_mib", 15, f"must be at least {MINIMUM_DISK_MIB} MiB, not 15"),
     (HostConfig, "template_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (SandboxConfig, "memory_mib", 127, f"must be at least {MINIMUM_MEMORY_MIB} MiB, not 127"),
     (SandboxConfig, "vcpus", 0, f"must be from 1 to {MAXIMUM_VCPUS}, not 0"),

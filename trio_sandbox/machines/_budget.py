@@ -64,6 +64,22 @@ def cpu_limit(root: Path = _ROOT) -> Limit:
     return Limit(amount, f"{constants.VCPUS_PER_CORE} for each of the {cores:g} processors that this process may use")
 
 
+def disk_shortage(directory: Path) -> str | None:
+    """Say that the file system of *directory* has less left than the reserve; None if it has enough, or is gone.
+
+    Blocks the Trio thread for a statvfs(), some microseconds.
+    """
+    try:
+        disk = os.statvfs(directory)
+    except FileNotFoundError:
+        return None  # whoever wants to write there says so
+    left = disk.f_bavail * disk.f_frsize
+    reserve = min(constants.DISK_RESERVE_MIB * _MIB, int(disk.f_blocks * disk.f_frsize * constants.DISK_RESERVE_SHARE))
+    if left >= reserve:
+        return None
+    return f"the disk of {directory} has {left // _MIB} MiB left, and {reserve // _MIB} MiB are kept for the sandboxes that are open"
+
+
 def _meminfo(root: Path) -> tuple[int, int]:
     """Return what is available and what there is, in bytes."""
     values: dict[str, int] = {}

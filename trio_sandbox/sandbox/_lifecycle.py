@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+)
 from typing import Final, Generic, TypeVar, final
 
 import trio
@@ -132,6 +138,7 @@ class Lifecycle(Generic[Child]):
         self._asleep: Snapshot | None = None
         self._by_call = False
         self._closed = False
+        self._disk = ExitStack()
 
     @property
     def hibernated(self) -> bool:
@@ -370,7 +377,9 @@ class Lifecycle(Generic[Child]):
             raise
         self._asleep = snapshot
         self.hibernations += 1
-        # With the shareholder goes its share of the host.
+        # With the shareholder goes its share of the host; but the disk is there still.
+        if self.hibernations == 1:
+            self._disk.enter_context(self._admission.keep_disk(self._config))
         for held in (self._held, self._shareholder):
             await held.close()
 
@@ -404,7 +413,7 @@ class Lifecycle(Generic[Child]):
     @asynccontextmanager
     async def _admitted(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
         async with (
-            self._admission.admit(self._config),
+            self._admission.admit_again(self._config),
             self._launcher.open_restored(snapshot, self.network.handler) as vm,
         ):
             yield vm
@@ -444,6 +453,7 @@ class Lifecycle(Generic[Child]):
     def close(self) -> None:
         """Remove what was kept for later, and let requests find out that the block was left."""
         self._closed = True
+        self._disk.close()
         for checkpoint in self._checkpoints:
             checkpoint.discard()
         if self._asleep is not None:

@@ -194,7 +194,8 @@ class Sandbox(GuestRequests):
 
         Raises:
           TypeError, ValueError: if *count* is no such number; nothing was done.
-          CapacityError: at once, if so many can never fit beside this one and those that it was forked from.
+          CapacityError: at once, if so many can never fit beside this one and those that it was forked from; or if the host's disk is
+            nearly full. The sandbox goes on.
           SnapshotError: if the state can't be saved, or there is no room for a copy. The sandbox goes on, unless the
             message says otherwise.
           VmBootError: if a copy did not come up; the others were destroyed.
@@ -291,7 +292,7 @@ class Sandbox(GuestRequests):
     async def hibernate(self) -> None:
         """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are given back.
 
-        So is its share of `HostConfig.memory_budget_mib`, so that others can be opened. Requests raise
+        So is its share of `HostConfig.memory_budget_mib`, not of `HostConfig.disk_budget_mib`, so that others can be opened. Requests raise
         `SandboxHibernatedError` until `resume`. A sandbox that fell asleep by `SandboxConfig.hibernate_after` stays
         asleep, and is not woken up by requests any more.
 
