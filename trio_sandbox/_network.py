@@ -12,9 +12,10 @@ import attrs
 
 from . import constants
 from ._checks import or_none, whole_number
+from ._secrets import Secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     import trio
 
@@ -26,6 +27,7 @@ _LONGEST_NAME = 253
 _HIGHEST_PORT = 65535
 #: Ports that a rule allows unless it says otherwise: HTTP and HTTPS.
 WEB_PORTS = (80, 443)
+_HTTP_PORT, _HTTPS_PORT = WEB_PORTS
 
 StreamFactory: TypeAlias = "Callable[[], Awaitable[trio.abc.HalfCloseableStream]]"
 """Opens what a name of `NetworkRule.to` leads to, anew for each connection."""
@@ -119,6 +121,10 @@ class NetworkRule:
         can't talk to another site behind the same address. "any": whatever it sends is passed on.
       to: Where connections to this name really go: an address on your side, ``("127.0.0.1", 5432)``, or an async function
         that opens a stream for each connection. The name is not resolved, and need not exist.
+      secrets: Values that the guest's programs may use with this host and never see, by the names of environment variables. In
+        the guest each variable has a placeholder; in the headers of requests to this host your process puts the value in its
+        place. For that it ends the guest's TLS, and speaks HTTP/1.1 over TLS of its own. The host must be a single name, and
+        its port is 443 unless you say otherwise. Needs the extra: ``pip install trio-sandbox[network]``.
 
     Raises:
       TypeError, ValueError: for what can't be a rule.
@@ -135,6 +141,23 @@ class NetworkRule:
     """What the guest must send first on port 443."""
     to: _Target = attrs.field(default=None, validator=_check_to)
     """Where connections really go; None: where the name leads."""
+    secrets: Mapping[str, str] = attrs.field(default=Secrets(), converter=Secrets)
+    """What is put into requests. Its repr has the names only, and a rule that has some can't be pickled."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.secrets:
+            return
+        if self.host.startswith("*."):
+            raise ValueError(
+                f"`secrets` needs a single host, not {self.host!r}: whoever gets a name in that domain would get the values"
+            )
+        if self.tls != "named":
+            raise ValueError("`secrets` and tls='any' exclude each other: the value is put into what TLS carries")
+        if self.ports is None or _HTTP_PORT in self.ports:
+            raise ValueError(
+                f"`secrets` needs ports on which the host speaks HTTP over TLS, such as 443, not {self.ports}; "
+                "give other ports a rule of their own"
+            )
 
     def __init__(
         self,
@@ -145,17 +168,20 @@ class NetworkRule:
         private: Literal[False, True, "loopback"] = False,
         tls: Literal["named", "any"] | None = None,
         to: tuple[str, int] | StreamFactory | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         if port is not None and ports != WEB_PORTS:
             raise TypeError("`port` and `ports` must not be given both")
         if private not in (False, True, "loopback"):
             raise ValueError(f"`private` must be False, True or 'loopback', not {private!r}")
+        if secrets and port is None and ports == WEB_PORTS:
+            ports = _HTTPS_PORT
         if tls is None:
-            tls = "named" if to is None else "any"
+            tls = "named" if to is None or secrets else "any"
         if tls not in ("named", "any"):
             raise ValueError(f"`tls` must be 'named' or 'any', not {tls!r}")
         self.__attrs_init__(  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - made by attrs
-            host, ports if port is None else port, private, tls, to
+            host, ports if port is None else port, private, tls, to, secrets
         )
 
     @classmethod
@@ -206,6 +232,33 @@ class Network:
     """What the sandbox may send in all; then its connections are reset, and it gets no new ones. None: no limit."""
     max_received_bytes: int | None = attrs.field(default=None, validator=_check_limit)
     """What the sandbox may receive in all, in the same way."""
+
+    def __attrs_post_init__(self) -> None:
+        values: dict[str, str] = {}
+        for rule in self.rules:
+            for name, value in rule.secrets.items():
+                if values.setdefault(name, value) != value:
+                    raise ValueError(
+                        f"the secret {name!r} must have one value, as the guest has one variable of that name; "
+                        f"the rule for {rule.host!r} has another one"
+                    )
+            for port in rule.ports or () if rule.secrets else ():
+                if (other := self.find(rule.host, port)) is not rule:
+                    raise ValueError(
+                        f"the rule for {rule.host!r} that has secrets must come before that for {other and other.host!r}, "
+                        "which counts now"
+                    )
+        Secrets(values)  # or says that they are too many
+        if values and self.open_ports != ():
+            raise ValueError(
+                "Network.open() must have no rule with secrets: code that can reach every host can take what it gets "
+                "from one to any other. Name the hosts: Network.allow(...)"
+            )
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """The secrets of all rules, by name."""
+        return Secrets({name: value for rule in self.rules for name, value in rule.secrets.items()})
 
     @classmethod
     def none(cls) -> Network:

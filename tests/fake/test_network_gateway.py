@@ -22,6 +22,7 @@ from trio_sandbox.network import (
     Gateway,
     HostResolver,
     Proxy,
+    Trust,
     _gateway as gateway_module,
     _resolver as resolver_module,
     find_proxy,
@@ -101,10 +102,15 @@ async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
 
 @asynccontextmanager
 async def open_network(
-    network: Network, addresses: dict[str, Any] | None = None, *, proxy: Proxy | None = None, timeout: float = 30
+    network: Network,
+    addresses: dict[str, Any] | None = None,
+    *,
+    proxy: Proxy | None = None,
+    timeout: float = 30,
+    trust: Trust | None = None,
 ) -> AsyncGenerator[Site]:
     dns = FakeDns(addresses or {})
-    gateway = Gateway(network, HostResolver(dns.look_up), connect_timeout=timeout, proxy=proxy)
+    gateway = Gateway(network, HostResolver(dns.look_up), connect_timeout=timeout, proxy=proxy, trust=trust)
     ours, theirs = trio.testing.memory_stream_pair()
     events: list[NetworkEvent] = []
 

@@ -28,6 +28,7 @@ BASE = (
     "_programs",
     "_quote",
     "_results",
+    "_secrets",
     "constants",
 )
 
@@ -60,7 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "qemu": {"attrs", "outcome", "trio"},
     "image": {"attrs", "trio"},
     "client": {"attrs", "trio"},
-    "network": {"attrs", "trio"},
+    "network": {"attrs", "cryptography", "h11", "trio"},
     "machines": {"attrs", "outcome", "trio"},
     "sandbox": {"attrs", "outcome", "trio"},
     "host": {"attrs", "trio"},

@@ -10,3 +10,4 @@ from ._connections import (
 from ._gateway import Gateway as Gateway
 from ._proxy import Proxy as Proxy, find_proxy as find_proxy
 from ._resolver import HostResolver as HostResolver, Resolver as Resolver, look_up as look_up
+from ._trust import Trust as Trust, read_trust as read_trust

@@ -28,11 +28,15 @@ from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
 from ._connect import connect
 from ._connections import NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
+from ._http import RequestRefusedError
 from ._journal import Journal
 from ._proxy import Proxy
 from ._rate import Rate
 from ._relay import Relay, WrongServerNameError
 from ._resolver import HostResolver, Resolver
+from ._termination import Termination
+from ._trust import Trust
+from ._vault import Vault, bundle_environment
 
 _log = logging.getLogger("trio_sandbox.network")
 
@@ -124,13 +128,28 @@ class Gateway:
       resolver: What resolves names for all sandboxes of the host.
       connect_timeout: Seconds for a connection to come about.
       proxy: What all connections go through; None: none. It resolves the names, so that no address is vetted here.
+      trust: Whose certificates count; None: whose the system says.
+      vault: Placeholders of secrets that there are already; None: none.
+
+    Raises:
+      ModuleNotFoundError: if *network* has secrets, and what they take is not installed.
 
     """
 
     def __init__(
-        self, network: Network, resolver: HostResolver, *, connect_timeout: float, proxy: Proxy | None = None
+        self,
+        network: Network,
+        resolver: HostResolver,
+        *,
+        connect_timeout: float,
+        proxy: Proxy | None = None,
+        trust: Trust | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self._layers = [Layer(network)]
+        self._trust = Trust() if trust is None else trust
+        self._vault = Vault() if vault is None else vault
+        self._vault.authority(network)
         self._host_resolver = resolver
         self._resolver = Resolver(resolver)
         self._connect_timeout = connect_timeout
@@ -150,9 +169,34 @@ class Gateway:
         """What serves the streams that a guest opens; None while nothing may be reached."""
         return self.handle if self.network else None
 
+    @property
+    def certificates(self) -> str:
+        """Certificates, as PEM, that the guest's programs are to trust besides their own."""
+        if not self.network:
+            return ""
+        authority = self._vault.authority(self.network, renew=True)
+        return self._trust.certificates + ("" if authority is None else authority.pem)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that the guest's programs get: placeholders of secrets, and where certificates are."""
+        if not self.network:
+            return {}
+        placeholders = self._vault.environment(self.network)
+        if not placeholders and not self._trust.certificates:
+            return {}
+        return {**bundle_environment(), **placeholders}
+
     def copy(self) -> Gateway:
-        """Return a gateway for a copy of the sandbox: with the policy in force, and nothing else of this one."""
-        return Gateway(self.network, self._host_resolver, connect_timeout=self._connect_timeout, proxy=self._proxy)
+        """Return a gateway for a copy of the sandbox: with the policy in force and its placeholders, and nothing else of this one."""
+        return Gateway(
+            self.network,
+            self._host_resolver,
+            connect_timeout=self._connect_timeout,
+            proxy=self._proxy,
+            trust=self._trust,
+            vault=self._vault,
+        )
 
     def statistics(self) -> NetworkStatistics:
         """Return numbers about the network."""
@@ -160,7 +204,13 @@ class Gateway:
 
     @contextmanager
     def layer(self, network: Network) -> Generator[None]:
-        """Put *network* in force for the block; its connections are broken off at the end."""
+        """Put *network* in force for the block; its connections are broken off at the end.
+
+        Raises:
+          ModuleNotFoundError: if it has secrets, and what they take is not installed.
+
+        """
+        self._vault.authority(network)
         layer = Layer(network)
         self._layers.append(layer)
         try:
@@ -380,19 +430,18 @@ class Gateway:
                 over.append(exc)
                 scope.cancel(reason="the sandbox's bytes are used up")
 
-        named = rule.tls == "named" and attempt.port == _TLS_PORT
-        relay = Relay(stream, attempt.upstream, count)
         outcome: Outcome = "reset"
         error = ""
         self._journal.open += 1
         self._journal.connections += 1
         try:
             await stream.send_all(b"\0\0")
-            await relay.run(attempt.host if named else None)
-            if relay.complete:
+            if await self._relay(stream, attempt.upstream, count, attempt, rule, layer):
                 outcome = "closed"
             else:
                 stream.reset("the other side broke the connection off")
+        except RequestRefusedError as exc:
+            outcome, error = exc.outcome, f"{attempt.host}:{attempt.port}: {exc}"
         except WrongServerNameError as exc:
             stream.reset("the server name in its TLS hello is another one")
             outcome = "wrong server name"
@@ -402,6 +451,36 @@ class Gateway:
             if over:
                 outcome, error = over[0].outcome, str(over[0])
             self._tell(attempt, outcome, error)
+
+
+    async def _relay(
+        self,
+        stream: ChannelStream,
+        upstream: trio.abc.HalfCloseableStream,
+        count: Callable[[int, int], object],
+        attempt: _Attempt,
+        rule: NetworkRule,
+        layer: Layer,
+    ) -> bool:
+        """Carry the bytes both ways; return whether both sides have ended it in good order."""
+        assert attempt.port is not None
+        authority = self._vault.authority(layer.network) if rule.secrets else None
+        if authority is None:
+            relay = Relay(stream, upstream, count)
+            named = rule.tls == "named" and attempt.port == _TLS_PORT
+            await relay.run(attempt.host if named else None)
+            return relay.complete
+        termination = Termination(
+            stream,
+            upstream,
+            count,
+            port=attempt.port,
+            values=self._vault.values(rule),
+            server=authority.context(attempt.host),
+            client=self._trust.context,
+        )
+        await termination.run(attempt.host)
+        return termination.complete
 
 
 async def _while_wanted(stream: ChannelStream, work: Callable[[], Awaitable[_T]]) -> _T | None:

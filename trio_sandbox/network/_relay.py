@@ -78,7 +78,7 @@ class Relay:
 
     async def _send(self, expected_name: str | None) -> None:
         if expected_name is not None:
-            data = await self._receive_hello(expected_name)
+            data = await receive_hello(self._stream, expected_name)
             self._count(len(data), 0)
             await self._upstream.send_all(data)
         while data := await self._stream.receive_some(_CHUNK):
@@ -95,26 +95,33 @@ class Relay:
         except _BROKEN:
             scope.cancel(reason="one side broke the connection off")
 
-    async def _receive_hello(self, expected: str) -> bytes:
-        hello = ClientHello()
-        name = None
-        try:
-            with trio.fail_after(_HELLO_PATIENCE):
-                while name is None:
-                    data = await self._stream.receive_some(_CHUNK)
-                    if not data:
-                        raise NotNamedError("it ended before a TLS hello")
-                    name = hello.feed(bytes(data))
-        except trio.TooSlowError:
-            raise WrongServerNameError(f"it sent no TLS hello within {_HELLO_PATIENCE:g} s") from None
-        except NotNamedError as exc:
-            raise WrongServerNameError(str(exc)) from None
-        if name != expected:
-            raise WrongServerNameError(f"its TLS hello names {name[:253]!r} as the server")
-        return bytes(hello.data)
-
     def _set_linger(self, *, on: bool) -> None:
         """Let the upstream see a reset when it is closed, and not the end of all that there was to say."""
         if isinstance(self._upstream, trio.SocketStream):
             with contextlib.suppress(OSError):
                 self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
+
+
+async def receive_hello(stream: ChannelStream, expected: str) -> bytes:
+    """Return what the guest sent until its TLS hello was complete.
+
+    Raises:
+      WrongServerNameError: if that names another server than *expected*, or none.
+
+    """
+    hello = ClientHello()
+    name = None
+    try:
+        with trio.fail_after(_HELLO_PATIENCE):
+            while name is None:
+                data = await stream.receive_some(_CHUNK)
+                if not data:
+                    raise NotNamedError("it ended before a TLS hello")
+                name = hello.feed(bytes(data))
+    except trio.TooSlowError:
+        raise WrongServerNameError(f"it sent no TLS hello within {_HELLO_PATIENCE:g} s") from None
+    except NotNamedError as exc:
+        raise WrongServerNameError(str(exc)) from None
+    if name != expected:
+        raise WrongServerNameError(f"its TLS hello names {name[:253]!r} as the server")
+    return bytes(hello.data)
