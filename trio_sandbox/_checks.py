@@ -87,13 +87,13 @@ def or_none(check: Check[T]) -> Check[T | None]:
     return check_unless_none
 
 
-def to_path(value: str | os.PathLike[str], name: str) -> Path:
-    """Return a path on the host, or refuse what can't be one; *name* is what to call it."""
+def to_path(value: str | os.PathLike[str], name: str, kind: str = "directory") -> Path:
+    """Return a path on the host, or refuse what can't be one; *name* is what to call it, *kind* what is there."""
     text: object = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`{name}` must be a path, str or Path, not {_show(value)}")
     if not text or "\0" in text:
-        raise ValueError(f"`{name}` must be the path of a directory, not {_show(text)}")
+        raise ValueError(f"`{name}` must be the path of a {kind}, not {_show(text)}")
     return Path(text)
 
 

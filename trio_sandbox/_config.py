@@ -122,6 +122,10 @@ def _cache_dir(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else to_path(value, "cache_dir")
 
 
+def _certificates(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else to_path(value, "ca_certificates", "file")
+
+
 def _runtime_dir(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else to_path(value, "runtime_dir")
 
@@ -191,6 +195,9 @@ class HostConfig:
     for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names, so that it has to see to it itself
     where they lead. None: connections are made from here.
     """
+    ca_certificates: Path | None = attrs.field(default=None, converter=_certificates)
+    """A file with certificates, as PEM, that count besides the system's: those of a company that looks into TLS, for instance. Guests
+    with a network trust them as well, and so does this process where it ends a guest's TLS; see `NetworkRule`. 32 KiB at most."""
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance(Timeouts))
     """Bounds on the library's own operations."""
     progress: Callable[[Progress], object] = attrs.field(

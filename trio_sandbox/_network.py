@@ -255,11 +255,6 @@ class Network:
                 "from one to any other. Name the hosts: Network.allow(...)"
             )
 
-    @property
-    def secrets(self) -> Mapping[str, str]:
-        """The secrets of all rules, by name."""
-        return Secrets({name: value for rule in self.rules for name, value in rule.secrets.items()})
-
     @classmethod
     def none(cls) -> Network:
         """Nothing may be reached. This is the default, and costs nothing."""

@@ -32,7 +32,7 @@ from .machines import (
     hold_machine,
     place_templates,
 )
-from .network import Gateway, HostResolver, Proxy, find_proxy
+from .network import Gateway, HostResolver, Proxy, Trust, find_proxy, read_trust
 from .qemu import (
     Accelerator,
     Confinement,
@@ -78,6 +78,7 @@ class Host:
         launcher: Launcher,
         named: NamedTemplateStore,
         proxy: Proxy | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
@@ -91,6 +92,7 @@ class Host:
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
         self._resolver = HostResolver()
         self._proxy = proxy
+        self._trust = trust
         self._open = 0
         self._opened = 0
         self._closed = False
@@ -170,6 +172,7 @@ class Host:
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
             `HostConfig.disk_budget_mib` ever allow; or, when its turn has come, if the disk of `HostConfig.runtime_dir` is nearly
             full. Nothing was started; in the second case it is of use to try again later.
+          ModuleNotFoundError: if `SandboxConfig.network` has secrets, and the extra ``network`` is not installed; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
           VmBootError: if the guest did not come up; the console's last lines are in it.
@@ -189,6 +192,7 @@ class Host:
             config = SandboxConfig()
         for source in config.mounts.values():
             check_directory(source)
+        gateway = self._gateway(config)
         async with AsyncExitStack() as stack:
             with self._warm.user_opens():
                 held = None
@@ -197,9 +201,7 @@ class Host:
                 services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
                     held = await hold_machine(services, self._open_machine(image, config, saved))
-                sandbox = await stack.enter_async_context(
-                    self._keep(services, held, image, config, self._gateway(config))
-                )
+                sandbox = await stack.enter_async_context(self._keep(services, held, image, config, gateway))
             yield sandbox
 
     def _check_open(self) -> None:
@@ -269,7 +271,13 @@ class Host:
                 yield sandbox
 
     def _gateway(self, config: SandboxConfig) -> Gateway:
-        return Gateway(config.network, self._resolver, connect_timeout=self._config.timeouts.connect, proxy=self._proxy)
+        return Gateway(
+            config.network,
+            self._resolver,
+            connect_timeout=self._config.timeouts.connect,
+            proxy=self._proxy,
+            trust=self._trust,
+        )
 
     async def _machine(
         self, image: str, config: SandboxConfig, saved: NamedTemplate | None
@@ -380,7 +388,8 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
       config: Directories, accelerator and timeouts; the default is `HostConfig()`.
 
     Raises:
-      ValueError: if `HostConfig.proxy` is no proxy's URL; nothing was started.
+      ValueError: if `HostConfig.proxy` is no proxy's URL, or `HostConfig.ca_certificates` no file of certificates; nothing was
+        started.
       UnknownImageError: if `HostConfig.warm` names an image that can't be built; nothing was started.
       CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
         together, a warning is logged, and there are as many as fit.
@@ -402,6 +411,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         raise SandboxError(reason)
     config = attrs.evolve(config, progress=ProgressLog(config.progress))
     proxy = find_proxy(config.proxy)
+    trust = read_trust(config.ca_certificates)
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
@@ -435,7 +445,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache), proxy)
+            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache), proxy, trust)
             async with open_services("open_host()") as services:
                 if config.warm:
                     await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]

@@ -119,8 +119,11 @@ class FakeLauncher:
         return Snapshot(directory, config, SavedState(directory / "devices", b"m" * 16), 0.0)
 
     @asynccontextmanager
-    async def open_restored(self, snapshot: Snapshot, guest_handler: object) -> AsyncGenerator[FakeMachine]:
+    async def open_restored(
+        self, snapshot: Snapshot, guest_handler: object, guest_certificates: str
+    ) -> AsyncGenerator[FakeMachine]:
         assert guest_handler is None
+        assert guest_certificates == ""
         async with self.open_machine(snapshot.saved.devices.read_text()) as machine:
             yield machine
 

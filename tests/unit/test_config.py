@@ -36,6 +36,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "template_budget_mib": (WHOLE, "must be a whole number of MiB, not "),
         "warm": ((5, "python", None), "must be a mapping from images to numbers, not "),
         "proxy": ((5, b"http://proxy", True), "must be str, not "),
+        "ca_certificates": ((5, b"/x", True, ["/x"]), "must be a path, str or Path, not "),
         "timeouts": ((5, None, {"boot": 5}), "must be a Timeouts, not "),
         "progress": ((5, None, "print"), "must be a function, not "),
     },
@@ -56,6 +57,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
 #: Values of the right kind that are out of range, and the whole of what is said of them.
 OUT_OF_RANGE = [
     (HostConfig, "cache_dir", "", "must be the path of a directory, not ''"),
+    (HostConfig, "ca_certificates", "", "must be the path of a file, not ''"),
     (HostConfig, "runtime_dir", "a\0b", "must be the path of a directory, not 'a\\x00b'"),
     (HostConfig, "accelerator", "hvf", "must be 'auto', 'kvm' or 'tcg', not 'hvf'"),
     (HostConfig, "accelerator", ["kvm"], "must be 'auto', 'kvm' or 'tcg', not ['kvm']"),

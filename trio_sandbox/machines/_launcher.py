@@ -249,12 +249,14 @@ class Launcher:
         )
 
     @asynccontextmanager
-    async def open_restored(self, snapshot: Snapshot, guest_handler: StreamHandler | None = None) -> AsyncGenerator[Vm]:
+    async def open_restored(
+        self, snapshot: Snapshot, guest_handler: StreamHandler | None = None, guest_certificates: str = ""
+    ) -> AsyncGenerator[Vm]:
         """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
 
         The snapshot may be discarded once the block has started. Errors are those of `open_machine`.
         """
-        async with self._open_vm(snapshot.config, snapshot.saved, guest_handler) as vm:
+        async with self._open_vm(snapshot.config, snapshot.saved, guest_handler, guest_certificates) as vm:
             yield vm
 
     async def snapshot(self, vm: Vm) -> Snapshot:
@@ -300,6 +302,7 @@ class Launcher:
         machine: MachineConfig,
         saved: SavedState | None = None,
         guest_handler: StreamHandler | None = None,
+        guest_certificates: str = "",
     ) -> AsyncGenerator[Vm]:
         directory = self._directory / secrets.token_hex(8)
         make_new_directory(directory)
@@ -320,7 +323,11 @@ class Launcher:
             await self._overlays.acquire(machine.image, machine.overlay)
             hostname = f"sandbox-{secrets.token_hex(4)}"
             async with self._machines.open_vm(
-                machine, hostname=hostname, saved=saved, guest_handler=guest_handler
+                machine,
+                hostname=hostname,
+                saved=saved,
+                guest_handler=guest_handler,
+                guest_certificates=guest_certificates,
             ) as vm:
                 yield vm
         finally:

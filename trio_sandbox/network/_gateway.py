@@ -13,7 +13,6 @@ import errno
 import logging
 import socket
 import struct
-import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -27,9 +26,9 @@ from .._network import Network, NetworkRule, StreamFactory, is_host_name
 from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
 from ._connect import connect
-from ._connections import NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
+from ._connections import NetworkStatistics, NetworkWatch, Outcome
 from ._http import RequestRefusedError
-from ._journal import Journal
+from ._journal import Attempt, Journal
 from ._proxy import Proxy
 from ._rate import Rate
 from ._relay import Relay, WrongServerNameError
@@ -85,38 +84,6 @@ class Layer:
         """Break its connections off."""
         for scope in tuple(self.connections):
             scope.cancel(reason="the policy that allowed this connection is over")
-
-
-@final
-class _Attempt:
-    """What is known of one connection so far, for its event."""
-
-    def __init__(self, host: str, port: int | None) -> None:
-        self.host = host
-        self.port = port
-        self.address: str | None = None
-        self.upstream: trio.abc.HalfCloseableStream | None = None
-        """The other end, which whoever made the attempt closes."""
-        self.room: trio.Semaphore | None = None
-        """Where it takes the place of one connection."""
-        self.sent = self.received = 0
-        self.told = False
-        """Its event is out."""
-        self._started = time.time()
-        self._clock = trio.current_time()
-
-    def event(self, outcome: Outcome, error: str) -> NetworkEvent:
-        return NetworkEvent(
-            host=self.host,
-            port=self.port,
-            address=self.address,
-            outcome=outcome,
-            error=error,
-            started=self._started,
-            duration=trio.current_time() - self._clock,
-            bytes_sent=self.sent,
-            bytes_received=self.received,
-        )
 
 
 @final
@@ -260,13 +227,13 @@ class Gateway:
     # --- Lookups ---
 
     async def _look_up(self, stream: ChannelStream, name: str) -> None:
-        attempt = _Attempt(name if is_host_name(name) else "", None)
+        attempt = Attempt(name if is_host_name(name) else "", None)
         self._journal.lookups += 1
         answer = await _while_wanted(stream, partial(self._decide, attempt))
         if answer is not None:
             await stream.send_all(bytes([answer]), end=True)
 
-    async def _decide(self, attempt: _Attempt) -> Answer:
+    async def _decide(self, attempt: Attempt) -> Answer:
         name = attempt.host
         try:
             await self._rate.wait()
@@ -329,7 +296,7 @@ class Gateway:
     # --- Connections ---
 
     async def _connect(self, stream: ChannelStream, host: str, port: int) -> None:
-        attempt = _Attempt(host if is_host_name(host) else "", port)
+        attempt = Attempt(host if is_host_name(host) else "", port)
         layer = self._layers[-1]
         with trio.CancelScope() as scope:
             layer.connections.add(scope)
@@ -348,7 +315,7 @@ class Gateway:
             if not attempt.told:
                 self._tell(attempt, "reset", "the policy ended before there was a connection")
 
-    async def _serve(self, stream: ChannelStream, attempt: _Attempt, layer: Layer, scope: trio.CancelScope) -> int:
+    async def _serve(self, stream: ChannelStream, attempt: Attempt, layer: Layer, scope: trio.CancelScope) -> int:
         """Carry one connection; return 0 after it, or the errno by which it did not come about."""
         try:
             rule = await _while_wanted(stream, partial(self._open, attempt, layer))
@@ -367,11 +334,11 @@ class Gateway:
         await self._carry(stream, attempt, rule, layer, scope)
         return 0
 
-    def _tell(self, attempt: _Attempt, outcome: Outcome, error: str) -> None:
+    def _tell(self, attempt: Attempt, outcome: Outcome, error: str) -> None:
         attempt.told = True
         self._journal.tell(attempt.event(outcome, error))
 
-    async def _open(self, attempt: _Attempt, layer: Layer) -> NetworkRule:
+    async def _open(self, attempt: Attempt, layer: Layer) -> NetworkRule:
         """Open the attempt's upstream, and return the rule that allows it."""
         assert attempt.port is not None
         await self._rate.wait()
@@ -392,7 +359,7 @@ class Gateway:
         if layer is not self._layers[-1]:
             raise _RefusedError("refused by policy", "the policy changed while the connection was being made")
 
-    async def _open_upstream(self, attempt: _Attempt, port: int, rule: NetworkRule) -> None:
+    async def _open_upstream(self, attempt: Attempt, port: int, rule: NetworkRule) -> None:
         if callable(rule.to):
             attempt.upstream = await _call(rule.to)
         elif rule.to is not None:
@@ -414,7 +381,7 @@ class Gateway:
         return (host,)
 
     async def _carry(
-        self, stream: ChannelStream, attempt: _Attempt, rule: NetworkRule, layer: Layer, scope: trio.CancelScope
+        self, stream: ChannelStream, attempt: Attempt, rule: NetworkRule, layer: Layer, scope: trio.CancelScope
     ) -> None:
         assert attempt.upstream is not None
         over: list[_RefusedError] = []
@@ -452,13 +419,12 @@ class Gateway:
                 outcome, error = over[0].outcome, str(over[0])
             self._tell(attempt, outcome, error)
 
-
     async def _relay(
         self,
         stream: ChannelStream,
         upstream: trio.abc.HalfCloseableStream,
         count: Callable[[int, int], object],
-        attempt: _Attempt,
+        attempt: Attempt,
         rule: NetworkRule,
         layer: Layer,
     ) -> bool:

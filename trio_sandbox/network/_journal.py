@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final, final
 
 import trio
 
-from ._connections import EventQueue, NetworkEvent, NetworkStatistics, NetworkWatch
+from ._connections import EventQueue, NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
 
 _log = logging.getLogger("trio_sandbox.network")
 
@@ -17,6 +18,38 @@ _log = logging.getLogger("trio_sandbox.network")
 #: log by asking for ever new names.
 _QUIET: Final = 60.0
 _MOST_WARNINGS: Final = 100
+
+
+@final
+class Attempt:
+    """What is known of one connection so far, for its event."""
+
+    def __init__(self, host: str, port: int | None) -> None:
+        self.host = host
+        self.port = port
+        self.address: str | None = None
+        self.upstream: trio.abc.HalfCloseableStream | None = None
+        """The other end, which whoever made the attempt closes."""
+        self.room: trio.Semaphore | None = None
+        """Where it takes the place of one connection."""
+        self.sent = self.received = 0
+        self.told = False
+        """Its event is out."""
+        self._started = time.time()
+        self._clock = trio.current_time()
+
+    def event(self, outcome: Outcome, error: str) -> NetworkEvent:
+        return NetworkEvent(
+            host=self.host,
+            port=self.port,
+            address=self.address,
+            outcome=outcome,
+            error=error,
+            started=self._started,
+            duration=trio.current_time() - self._clock,
+            bytes_sent=self.sent,
+            bytes_received=self.received,
+        )
 
 
 @final

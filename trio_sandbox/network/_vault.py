@@ -33,7 +33,7 @@ class Vault:
 
     def environment(self, network: Network) -> dict[str, str]:
         """Return the variables with placeholders that the guest's programs get."""
-        return {name: self._placeholder(name, value) for name, value in network.secrets.items()}
+        return {name: self._placeholder(name, value) for rule in network.rules for name, value in rule.secrets.items()}
 
     def values(self, rule: NetworkRule) -> dict[bytes, bytes]:
         """Return what is put into requests by *rule*, by placeholder."""

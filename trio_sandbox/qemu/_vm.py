@@ -95,6 +95,8 @@ class Vm:
         self.guest_handler: StreamHandler | None = None
         """What serves the streams that the guest opens; None: they are refused. With one at the time of the hello, the guest
         has its side of the network on before users' processes go on."""
+        self.guest_certificates: str = ""
+        """What its programs are to trust then besides their image's certificates, as PEM; told by the hello only."""
 
     def __repr__(self) -> str:
         if self._failure is not None:
@@ -345,7 +347,7 @@ class Vm:
             except BaseException:
                 stream.close()
                 raise
-        hello = {
+        hello: dict[str, object] = {
             "time": time.time_ns(),
             "entropy": secrets.token_hex(32),
             "hostname": hostname,
@@ -353,6 +355,8 @@ class Vm:
         }
         if self.guest_handler is not None:
             hello["network"] = True
+        if self.guest_certificates:
+            hello["certificates"] = self.guest_certificates
         async with open_channel(
             stream,
             role=Role.HOST,

@@ -75,6 +75,7 @@ class VmManager:
         hostname: str = "sandbox",
         saved: SavedState | None = None,
         guest_handler: StreamHandler | None = None,
+        guest_certificates: str = "",
     ) -> AsyncGenerator[Vm]:
         """Boot a virtual machine and own it for the block.
 
@@ -88,6 +89,7 @@ class VmManager:
           saved: Go on from this state instead of booting. But for its overlay, and for the RAM's being
             private, the machine must be the one that was saved.
           guest_handler: See `Vm.guest_handler`.
+          guest_certificates: See `Vm.guest_certificates`.
 
         Raises:
           VmBootError: if the guest's agent did not answer within `Timeouts.boot`, or the state did not
@@ -149,6 +151,7 @@ class VmManager:
             stack.callback(os.close, memory)
             vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds))
             vm.guest_handler = guest_handler
+            vm.guest_certificates = guest_certificates
             if uid is not None and confinement.uid_per_vm:
                 self._runtime.guard_uid(uid)
                 stack.callback(self._runtime.release_uid, uid)

@@ -50,7 +50,7 @@ class FileRequests:
 
         """
         check_user(user)
-        return await read_environment(self._slot, user)
+        return {**await read_environment(self._slot, user), **self._slot.environment()}
 
     async def upload(
         self,

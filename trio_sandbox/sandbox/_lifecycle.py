@@ -197,7 +197,9 @@ class Lifecycle(Generic[Child]):
         """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
         self.slot.shut_off(self._gate)
         try:
-            held = await self._hold(self._launcher.open_restored(snapshot, self.network.handler))
+            held = await self._hold(
+                self._launcher.open_restored(snapshot, self.network.handler, self.network.certificates)
+            )
         except BaseException:
             self.slot.reopen()
             raise
@@ -281,7 +283,9 @@ class Lifecycle(Generic[Child]):
         with share:
             async with AsyncExitStack() as stack:
                 try:
-                    vm = await stack.enter_async_context(self._launcher.open_restored(snapshot, gateway.handler))
+                    vm = await stack.enter_async_context(
+                        self._launcher.open_restored(snapshot, gateway.handler, gateway.certificates)
+                    )
                 except (QemuStorageDaemonError, OSError) as exc:
                     raise SnapshotError(f"a copy could not be opened, and the sandbox goes on: {exc}") from exc
                 yield vm
@@ -414,7 +418,7 @@ class Lifecycle(Generic[Child]):
     async def _admitted(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
         async with (
             self._admission.admit_again(self._config),
-            self._launcher.open_restored(snapshot, self.network.handler) as vm,
+            self._launcher.open_restored(snapshot, self.network.handler, self.network.certificates) as vm,
         ):
             yield vm
 

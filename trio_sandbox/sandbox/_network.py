@@ -36,6 +36,7 @@ class SandboxNetwork:
         self._gateway = gateway
         self._patience = patience
         self._switching = trio.Lock()
+        slot.environment = lambda: gateway.environment
 
     @property
     def policy(self) -> Network:
@@ -46,6 +47,11 @@ class SandboxNetwork:
     def handler(self) -> StreamHandler | None:
         """See `Gateway.handler`."""
         return self._gateway.handler
+
+    @property
+    def certificates(self) -> str:
+        """See `Gateway.certificates`."""
+        return self._gateway.certificates
 
     def statistics(self) -> NetworkStatistics:
         """What `Sandbox.network_statistics` does."""
@@ -91,8 +97,11 @@ class SandboxNetwork:
         async with self._switching:
             on = bool(self.policy)
             machine.guest_handler = self._gateway.handler
-            request = {"service": "network", "on": on}
-            answer = await ask(machine, request, "the network", most=_ANSWER_BYTES, patience=self._patience)
+            certificates = self._gateway.certificates.encode()
+            request = {"service": "network", "on": on, "certificates": bool(certificates)}
+            answer = await ask(
+                machine, request, "the network", most=_ANSWER_BYTES, patience=self._patience, data=certificates
+            )
         if len(answer) != _ANSWER_BYTES:
             raise GuestProtocolError(f"the guest answered a switch of its network with {answer!r}")
         number = int.from_bytes(answer, "big")

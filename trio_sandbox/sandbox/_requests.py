@@ -124,6 +124,8 @@ class GuestRequests(FileRequests):
         trace = self._last_of_task[task] = RunTrace(language)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
+            if more := self._slot.environment():
+                request["env"] = {**more, **(env or {})}
             self._recent.append(trace)
             limit = self._config.max_output_bytes
             grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
@@ -262,6 +264,8 @@ class GuestRequests(FileRequests):
         directory = None if cwd is None else await path_text(self._slot, cwd)
         request = process_request(argv, env=env, cwd=directory, user=user)
         vm = await self._slot.resolve(f"the process {argv[0]!r}")
+        if env is None and (more := self._slot.environment()):
+            request["more_env"] = dict(more)
         async with open_process(
             vm,
             request,

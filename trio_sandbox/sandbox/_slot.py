@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import final
 
 import trio
@@ -27,6 +27,8 @@ class Slot:
         """The machine that is in it, or was the last."""
         self.last_request: float = trio.current_time()
         """When a request last asked for the machine, on Trio's clock."""
+        self.environment: Callable[[], Mapping[str, str]] = dict[str, str]
+        """Returns variables that programs get besides those of their user: the network's."""
         self._gate: Gate | None = None
         self._requested: trio.Event | None = None
         self._changed = trio.Event()

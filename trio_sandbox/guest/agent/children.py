@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast, final
 
 import trio
 
-from ..messages import receive_message, send_message, write_message_file
+from ..messages import receive_message, send_message, write_memory_file, write_message_file
 
 if TYPE_CHECKING:
     from ..spawner.becoming import Program, Request
@@ -153,6 +153,7 @@ class Children:
         user: str | int | None,
         descriptors: Mapping[int, int],
         terminal: tuple[int, int, str] | None = None,
+        more_env: dict[str, str] | None = None,
     ) -> Child:
         """Start a process and wait until it executes its program. Cancelled: it is killed.
 
@@ -163,6 +164,7 @@ class Children:
           user: Name or number; None for the default user.
           descriptors: Which of ours it gets as what; 0 to 2 are /dev/null where they are not named.
           terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.terminal`.
+          more_env: Variables besides those of its user's login.
 
         Raises:
           OSError: as execve(2) and chdir(2) there, for a user that does not exist, and if we have no descriptor left.
@@ -175,7 +177,7 @@ class Children:
         }
         if terminal is not None:
             request["terminal"] = terminal
-        program: Program = (argv, env, cwd)
+        program: Program = (argv, env, cwd, more_env)
         file = write_message_file(program)
         try:
             child = self.start(request, [*descriptors.values(), file])
@@ -206,9 +208,28 @@ class Children:
           OSError: as mount(2) or mkdir(2) failed; what came before in the list stays mounted.
 
         """
+        await self._mounted(("mount", targets), devices)
+
+    async def set_certificates(self, more: bytes) -> None:
+        """Have users' programs trust *more*, as PEM, besides what their image says; b"": nothing more.
+
+        Cancelled: it is done all the same.
+
+        Raises:
+          OSError: if there is no room for them.
+
+        """
+        descriptors = [write_memory_file(more)] if more else []
+        try:
+            await self._mounted(("certificates",), descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    async def _mounted(self, request: tuple[object, ...], descriptors: Sequence[int]) -> None:
         answer = _Answer()
         self._mounting.append(answer)
-        self.post(("mount", targets), devices)
+        self.post(request, descriptors)
         await answer.arrived.wait()
         if answer.error is not None:
             raise answer.error

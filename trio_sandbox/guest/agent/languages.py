@@ -116,7 +116,7 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
     stderr, errors = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(stderr, False)
     ours.setblocking(False)
-    program: Program = (language.argv, None, None)
+    program: Program = (language.argv, None, None, None)
     with theirs, open(errors, "wb", buffering=0), open(write_message_file(program), "rb", buffering=0) as file:
         request: Request = {
             "user": None,

@@ -5,6 +5,7 @@ A record stream of JSON. The host asks first, and may ask for more while the pro
     {"argv": [...], "env": {..} | null, "cwd": str | null, "user": str | int | null,
      "stdin": id | null, "stdout": id | null, "stderr": id | "stdout" | null,     ids of "pipe" streams; null is /dev/null
      "deadline": seconds | null,     after which it is killed, with all of its descendants, without the host
+     "more_env": {..},               maybe: variables besides those that it would get with "env" null
      "leaves": true}                 maybe: its output ends when it does, whoever else holds it, and "leave" may come
     {"signal": n}                   to the process
     {"kill": true}                  to it and all of its descendants
@@ -102,6 +103,7 @@ class ProcessService:
                     user=request.user,
                     descriptors=theirs,
                     terminal=request.terminal,
+                    more_env=request.more_env,
                 )
             except OSError as exc:
                 # The tasks end with the pipes, which nobody else has.
@@ -135,6 +137,7 @@ class _Request:
     def __init__(self, message: dict[str, object]) -> None:
         self.argv = _parse_argv(message.get("argv"))
         self.env = parse_environment(message.get("env"))
+        self.more_env = parse_environment(message.get("more_env"))
         self.cwd = parse_text(message.get("cwd"), "cwd")
         user = message.get("user")
         self.user = user if type(user) is int else parse_text(user, "user")

@@ -53,8 +53,8 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         """Its program may be run from our own file if it is the same (see `twin`); it gives itself its name then."""
 
     #: What to run: argv, of at least one; env, None for what a login of the user would give it; cwd, None for the user's home
-    #: directory, or / if there is none.
-    Program = tuple[list[str], dict[str, str] | None, str | None]
+    #: directory, or / if there is none; what comes besides the environment of a login.
+    Program = tuple[list[str], dict[str, str] | None, str | None, dict[str, str] | None]
 
 #: What a process failed at, where that has a name, which the spawner is not to know: the second number of a report.
 NAMELESS, PROGRAM, DIRECTORY = range(3)
@@ -142,10 +142,12 @@ class Becoming:
         if not self._program:
             return [], {}, None
         program: Program = read_message_file(self._program[0])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-        argv, given, cwd = program
+        argv, given, cwd, more = program
         env = given
         if env is None:
             env = dict(os.environ) if self._user is None else self._user.environment()
+            if more:
+                env.update(more)
         if "terminal" in self._request and (given is None or "TERM" not in env):
             env["TERM"] = self._request["terminal"][2]
         return argv, env, cwd

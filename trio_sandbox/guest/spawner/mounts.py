@@ -60,6 +60,17 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
     _check(_libc.mount(source.encode(), os.fsencode(target), kind, ctypes.c_ulong(flags), options), target)
 
 
+def bind_file(source: str, target: str) -> None:
+    """Have the file *source* be seen at the file *target*."""
+    _check(_libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None), target)
+
+
+def unmount(target: str) -> None:
+    """Take off what is mounted on *target*; whoever has it open keeps it."""
+    with contextlib.suppress(OSError):  # the guest's root user did already
+        _check(_libc.umount2(target.encode(), _MNT_DETACH), target)
+
+
 def enter_namespaces() -> None:
     """Go on as process 1 of a new PID namespace, in a mount namespace of its own.
 

@@ -12,13 +12,14 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("signal", number, signal, group)         to the process, or to its process group
     ("kill", number)                          SIGKILL to everything it ever started (its control group)
     ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
+    ("certificates",), descriptors            what users' programs are to trust besides, in a memory file; without one: nothing
 
     ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
     ("failed", number, errno, strerror, subject)   a user, a file, or a number that `becoming` has for what we don't know
     ("ready",), descriptors                   the first event: files of the users that say who this machine is,
                                               `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
-    ("mounted", errno, strerror, filename)    the answer to "mount"; 0 if nothing failed
+    ("mounted", errno, strerror, filename)    the answer to "mount" and "certificates"; 0 if nothing failed
     ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
     ("empty", number)                         nothing is left in its control group; the last event of a number
 """
@@ -43,7 +44,7 @@ from .terminals import open_terminal
 from .users import PATH, find_user
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .becoming import Request
     from .pressure import Pressure
@@ -224,6 +225,8 @@ class Spawner:
                         self._kill(self._processes[number])
                 case ("mount", targets):
                     self._mount(cast("list[str]", targets), descriptors)
+                case ("certificates",):
+                    self._set_certificates(descriptors)
                 case _:
                     raise AssertionError(f"not a request: {message!r}")
         finally:
@@ -299,13 +302,25 @@ class Spawner:
     def _mount(self, targets: list[str], devices: list[int]) -> None:
         from . import mounts  # `main` has imported it, where there is a root of the users' own
 
-        try:
-            if self._default_user is None:
-                raise PermissionError(errno.EPERM, "nothing can be mounted here")
+        with self._answering_mounted():
             for target, device in zip(targets, devices, strict=True):
                 os.makedirs(target, exist_ok=True)
                 flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOATIME
                 mounts.mount(f"/proc/self/fd/{device}", target, "ext4", flags)
+
+    def _set_certificates(self, descriptors: list[int]) -> None:
+        from .certificates import CERTIFICATES  # as above
+
+        with self._answering_mounted():
+            CERTIFICATES.set(descriptors)
+
+    @contextlib.contextmanager
+    def _answering_mounted(self) -> Iterator[None]:
+        """Answer with what came of the block, if anything can be mounted here."""
+        try:
+            if self._default_user is None:
+                raise PermissionError(errno.EPERM, "nothing can be mounted here")
+            yield
         except OSError as exc:
             self._send("mounted", exc.errno or errno.EIO, exc.strerror or "", exc.filename or "")
         else:
@@ -458,7 +473,8 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
     spawner = Spawner(sock, confinement)
     identity: list[int] = []
     if confinement.root is not None:
-        from . import mounts, twin
+        # Later there is no file of ours to import from.
+        from . import certificates, mounts, twin  # noqa: F401
 
         program = twin.open_own_program()
         mounts.enter_namespaces()

@@ -1,9 +1,10 @@
 """Service "network": whether the guest's programs reach anything outside.
 
-    {"service": "network", "on": bool}    answered by an errno in two bytes, big-endian, and the end
+    {"service": "network", "on": bool, "certificates": bool}    with true, certificates as PEM follow, and the end
+                                                                answered by an errno in two bytes, big-endian, and the end
 
-A host's hello says it as well, before the users' processes go on. "on" again makes the agent forget what it knows of names:
-the host has other rules.
+A host's hello says it as well, before the users' processes go on, there with the certificates as text. "on" again makes the agent
+forget what it knows of names: the host has other rules. Certificates are those that programs are to trust besides their image's.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ class NetworkService:
         self._names = Names()
         self._kernel: Steering | None = None
         self._on = False
+        self._certificates = b""
         self._changed = trio.Event()
 
     async def adopt(self, hello: Mapping[str, object]) -> None:
         """Have the network on, or off, as a host's *hello* says; a host that wants one finds out by the service whether there is."""
+        certificates = hello.get("certificates")
         try:
+            await self._trust(certificates.encode() if isinstance(certificates, str) else b"")
             await self._switch(on=hello.get("network") is True)
         except OSError as exc:
             print(f"the network can't be switched on: {exc}")
@@ -50,11 +54,18 @@ class NetworkService:
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one request."""
         number = 0
+        certificates = await _receive_all(stream) if header.get("certificates") is True else b""
         try:
+            await self._trust(certificates)
             await self._switch(on=header.get("on") is True)
         except OSError as exc:
             number = exc.errno or errno.EIO
         await stream.send_all(struct.pack(">H", number), end=True)
+
+    async def _trust(self, certificates: bytes) -> None:
+        if certificates != self._certificates:
+            await self._children.set_certificates(certificates)
+            self._certificates = certificates
 
     async def _switch(self, *, on: bool) -> None:
         if on != self._on:
@@ -83,3 +94,10 @@ class NetworkService:
                     nursery.cancel_scope.cancel(reason="the network was switched off")
             else:
                 await self._changed.wait()
+
+
+async def _receive_all(stream: ChannelStream) -> bytes:
+    data = bytearray()
+    while piece := await stream.receive_some():
+        data += piece
+    return bytes(data)
