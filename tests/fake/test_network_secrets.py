@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -309,17 +310,21 @@ async def test_the_second_request_of_a_connection_is_looked_at_as_well() -> None
     "answer",
     [
         b"SSH-2.0-x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno header but " + VALUE.encode() + b"\r\n\r\n",
+        b"HTTP/1.1 200 " + VALUE.encode() + b"\r\nContent-Length: " + VALUE.encode() + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 150_000,
     ],
 )
-async def test_answers_that_are_none(answer: bytes) -> None:
+async def test_answers_that_are_none(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     async with open_api(answer) as api:
         received = await api.ask(request())
         assert received.startswith(b"HTTP/1.1 502")
         assert [event.outcome for event in api.site.events] == ["failed"]
+        assert VALUE not in caplog.text + repr(api.site.events)
 
 
 async def test_more_than_an_answer_is_no_answer_to_the_next_request() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 import ssl
@@ -29,8 +30,8 @@ def check_extra() -> None:
 
     """
     try:
-        import cryptography.x509  # noqa: F401
-        import h11  # noqa: F401
+        for name in ("cryptography.x509", "h11"):
+            importlib.import_module(name)
     except ModuleNotFoundError as exc:
         raise ModuleNotFoundError(
             f"a NetworkRule with secrets needs the module {exc.name!r}, which is not installed; nothing was started. "

@@ -113,7 +113,11 @@ class HttpProxy:
             if isinstance(event, self._h11.ConnectionClosed):
                 return
             assert isinstance(event, self._h11.Request)
-            await self._to_upstream(self._client.send(self._rewrite(event)))
+            try:
+                head = self._client.send(self._rewrite(event))
+            except self._h11.LocalProtocolError:  # what h11 says may quote a value
+                raise RequestRefusedError(400, "failed", "a request of the guest can't be written anew") from None
+            await self._to_upstream(head)
             while True:
                 event = await self._receive_request()
                 if isinstance(event, self._h11.EndOfMessage):
@@ -187,8 +191,9 @@ class HttpProxy:
                 self._client.receive_data(data)
                 if await self._pass_on():
                     return
-            except self._h11.ProtocolError as exc:
-                raise _no_answer(str(exc)) from None
+            except self._h11.ProtocolError:
+                # What h11 says may quote the answer, and that the value.
+                raise _no_answer("a head, a chunk or a length is wrong, or it is cut short") from None
 
     async def _pass_on(self) -> bool:
         """Pass on what there is of a response; return whether it was the last of the connection."""

@@ -71,7 +71,3 @@ def _read(path: str) -> bytes | None:
 
 def _content(file: int) -> bytes:
     return os.pread(file, os.fstat(file).st_size, 0)
-
-
-#: Those of this process's mount namespace.
-CERTIFICATES = Certificates()

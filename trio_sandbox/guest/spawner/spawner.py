@@ -44,9 +44,10 @@ from .terminals import open_terminal
 from .users import PATH, find_user
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from .becoming import Request
+    from .certificates import Certificates
     from .pressure import Pressure
     from .twin import Twin
     from .users import User
@@ -98,6 +99,8 @@ class Spawner:
     def __init__(self, sock: socket.socket, confinement: Confinement) -> None:
         self.twin: Twin | None = None
         """The users' Python, if it is the same program as ours."""
+        self.certificates: Certificates | None = None
+        """Those that users' programs trust, where they have a root of their own."""
         self._sock = sock
         self._default_user = confinement.user
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
@@ -309,13 +312,13 @@ class Spawner:
                 mounts.mount(f"/proc/self/fd/{device}", target, "ext4", flags)
 
     def _set_certificates(self, descriptors: list[int]) -> None:
-        from .certificates import CERTIFICATES  # as above
-
         with self._answering_mounted():
-            CERTIFICATES.set(descriptors)
+            if self.certificates is None:
+                raise PermissionError(errno.EPERM, "programs share our certificates here")
+            self.certificates.set(descriptors)
 
     @contextlib.contextmanager
-    def _answering_mounted(self) -> Iterator[None]:
+    def _answering_mounted(self) -> Generator[None]:
         """Answer with what came of the block, if anything can be mounted here."""
         try:
             if self._default_user is None:
@@ -473,13 +476,13 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
     spawner = Spawner(sock, confinement)
     identity: list[int] = []
     if confinement.root is not None:
-        # Later there is no file of ours to import from.
-        from . import certificates, mounts, twin  # noqa: F401
+        from . import certificates, mounts, twin
 
         program = twin.open_own_program()
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
         identity = mounts.open_identity_files()
+        spawner.certificates = certificates.Certificates()
         spawner.twin = twin.find_twin(program, (f"{directory}/python3" for directory in PATH.split(":")))
     send_message(sock, ("ready",), identity)
     for descriptor in identity:
