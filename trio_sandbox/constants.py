@@ -57,6 +57,17 @@ MAXIMUM_DISPLAYS = 1000
 #: six times as large, and the smallest guest has to hold it.
 MAXIMUM_REQUEST_BYTES = 4 * 2**20
 
+# --- Functions of the host that a run may call ---
+
+#: Functions of one run.
+MAXIMUM_FUNCTIONS = 64
+#: The arguments of one call as JSON, and its result, in bytes.
+MAXIMUM_CALL_BYTES = 2**20
+#: Calls of one run that are underway at a time. Others wait, and so do those that come faster than `CALLS_PER_SECOND`.
+CALLS_AT_ONCE = 16
+#: Calls of one run a second, but for the first `CALLS_AT_ONCE`.
+CALLS_PER_SECOND = 1000.0
+
 # --- Files (bytes) ---
 
 #: What `GuestPath.read_bytes` and `GuestFile.read` return at most, and what text takes in memory: a guest's file may have no end.

@@ -16,6 +16,7 @@ from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, S
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
+from .client import Functions
 from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from .machines import (
     Admission,
@@ -300,6 +301,7 @@ class Host:
         *,
         image: str = _DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
+        functions: Functions | None = None,
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
@@ -309,7 +311,7 @@ class Host:
         the virtual machine.
         """
         async with self.open_sandbox(image, config, **fields) as sandbox:
-            return await sandbox.run(code, check=check)
+            return await sandbox.run(code, functions=functions, check=check)
 
 
 def check_image(image: object) -> None:

@@ -27,6 +27,7 @@ BASE = (
     "_private",
     "_programs",
     "_quote",
+    "_rate",
     "_results",
     "_secrets",
     "constants",

@@ -9,6 +9,7 @@ from ._failures import (
     guest_failures as guest_failures,
     open_stream as open_stream,
 )
+from ._functions import Functions as Functions, HostFunctions as HostFunctions, check_functions as check_functions
 from ._messages import (
     Failed as Failed,
     Mounted as Mounted,

@@ -30,6 +30,7 @@ from ..image import images_with
 from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import Machine, guest_failures, open_stream
+from ._functions import HostFunctions
 from ._messages import Failed, Finished, Shown, parse_message
 from ._output import Outcome, RunTrace
 from ._process import GuestInput
@@ -261,6 +262,7 @@ async def open_run(
     trace: RunTrace,
     *,
     stdin: Input = b"",
+    functions: HostFunctions | None = None,
     display_limit: int,
     memory_mib: int,
     grace: float,
@@ -273,6 +275,7 @@ async def open_run(
       request: What `code_request` made.
       trace: Where the run notes what becomes of it.
       stdin: What the code reads, or True for what is sent to `RunEvents.stdin`.
+      functions: What it may call; its calls are cancelled before the run is stopped.
       display_limit: Bytes that one display may have.
       memory_mib: The machine's memory, for a run that is killed for want of it.
       grace: Seconds between INT and KILL.
@@ -286,6 +289,12 @@ async def open_run(
             pipe = open_stream(vm, {"service": "pipe"}, "the run")
             stack.callback(pipe.close)
             request["stdin"] = pipe.id
+        serving: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
+        if functions is not None:
+            calls = open_stream(vm, {"service": "pipe"}, "the run")
+            stack.callback(calls.close)
+            request["functions"] = {"stream": calls.id, "names": functions.names}
+            serving = functions.served(calls)
         deadline = TravellingDeadline()
         request |= deadline.fields(grace)
         # What fits travels in the stream's own frame: a turn of the guest's scheduler less for short code.
@@ -304,7 +313,7 @@ async def open_run(
                 services = await stack.enter_async_context(open_services("Sandbox.stream()"))
                 await services.start(_feed, GuestInput(pipe), stdin)
             # Only one task may send on the records at a time: the deadline's is gone when `stop` sends.
-            async with deadline.followed("Sandbox.stream()", records.send_json):
+            async with serving, deadline.followed("Sandbox.stream()", records.send_json):
                 yield events
         finally:
             # From the moment that the guest may have the request: without being told to stop it would kill the interpreter.

@@ -23,6 +23,7 @@ from typing import Final, TypeVar, final
 import trio
 
 from .._network import Network, NetworkRule, StreamFactory, is_host_name
+from .._rate import Rate
 from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
 from ._connect import connect
@@ -30,7 +31,6 @@ from ._connections import NetworkStatistics, NetworkWatch, Outcome
 from ._http import RequestRefusedError
 from ._journal import Attempt, Journal
 from ._proxy import Proxy
-from ._rate import Rate
 from ._relay import Relay, WrongServerNameError
 from ._resolver import HostResolver, Resolver
 from ._termination import Termination

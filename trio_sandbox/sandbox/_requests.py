@@ -16,11 +16,14 @@ from .._config import SandboxConfig, Timeouts
 from .._entries import check_trio
 from .._results import RunOutput, RunResult
 from ..client import (
+    Functions,
     GuestProcess,
+    HostFunctions,
     RunEvents,
     RunTrace,
     Stderr,
     Terminal,
+    check_functions,
     check_user,
     code_request,
     collect,
@@ -52,6 +55,7 @@ class GuestRequests(FileRequests):
         self._timeouts = timeouts
         self._language = language
         self._interpreter = trio.Lock()
+        self._functions: HostFunctions | None = None  # of the last run that had the interpreter, which alone sets this
         self._runs = 0
         self._processes = 0
         # Whose run is "the last" is a question of who asks: tasks may run code side by side.
@@ -92,6 +96,7 @@ class GuestRequests(FileRequests):
         stdin: bytes | bytearray | memoryview | bool = b"",
         env: Mapping[str, str] | None = None,
         cwd: AnyGuestPath | None = None,
+        functions: Functions | None = None,
     ) -> AsyncGenerator[RunEvents]:
         """Run *code* like `run`, and hand out what it prints and shows as it comes.
 
@@ -107,19 +112,26 @@ class GuestRequests(FileRequests):
         - An exit code other than 0 is no error; for one, call `RunResult.check` on the last event.
         - There is no limit on the output, and the result has only its end: see `RunResult.streamed`. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
-        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox: it
-          would wait for itself.
+        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox, or in
+          a function that such a run calls: it would wait for itself.
+        - *functions* are called whether or not events are asked for. Leaving the block cancels them.
         """
         language = self._language if language is None else language
         directory = None if cwd is None else await path_text(self._slot, cwd)
         request = code_request(code, language=language, env=env, cwd=directory)
         takes_input(stdin)
+        callable_functions = check_functions(functions, language)
         check_trio("a run")
         task = trio.lowlevel.current_task()
         if self._interpreter.statistics().owner is task:
             raise RuntimeError(
                 "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
                 "leave that block first, or use Sandbox.run_process() meanwhile"
+            )
+        if self._functions is not None and self._functions.is_calling():
+            raise RuntimeError(
+                "a run of this sandbox calls this function, and what is to run would wait for its end; nothing was sent. "
+                "Use Sandbox.run_process(), or another sandbox"
             )
         trace = self._last_of_task[task] = RunTrace(language)
         async with self._interpreter:
@@ -129,11 +141,13 @@ class GuestRequests(FileRequests):
             self._recent.append(trace)
             limit = self._config.max_output_bytes
             grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
+            self._functions = calls = HostFunctions(callable_functions) if callable_functions else None
             async with open_run(
                 vm,
                 request,
                 trace,
                 stdin=stdin,
+                functions=calls,
                 display_limit=limit,
                 memory_mib=self._config.memory_mib,
                 grace=grace,
@@ -150,6 +164,7 @@ class GuestRequests(FileRequests):
         stdin: bytes | bytearray | memoryview = b"",
         env: Mapping[str, str] | None = None,
         cwd: AnyGuestPath | None = None,
+        functions: Functions | None = None,
         check: bool = False,
     ) -> RunResult:
         """Run *code* in the sandbox's interpreter and wait for its end.
@@ -171,6 +186,10 @@ class GuestRequests(FileRequests):
           stdin: What the code reads from its standard input, by `input` for instance, before end of file.
           env: Environment variables for this run, besides the interpreter's own. After it they have their old values, or are gone.
           cwd: A directory in the guest for this run, absolute or a `GuestPath`. After it the interpreter is where it was before.
+          functions: Functions of yours that the code may call by these names, at most 64: ``search("x")`` in Python, or
+            ``await search.aio("x")``; ``await search("x")`` in JavaScript. Arguments and results are JSON, at most 1 MiB each.
+            A function may be async; one that is not must not block. It is called in a task of this run, at most 16 at a time and
+            some 1000 a second, and cancelled when the run ends. What it raises is an exception of the code's, and is logged.
           check: Whether an exit code other than 0 is an error.
 
         Returns:
@@ -193,7 +212,9 @@ class GuestRequests(FileRequests):
         if isinstance(stdin, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError("`stdin` must be bytes; Sandbox.stream() has one to write to while the code runs")
         try:
-            async with self.stream(code, language=language, stdin=stdin, env=env, cwd=cwd) as events:
+            async with self.stream(
+                code, language=language, stdin=stdin, env=env, cwd=cwd, functions=functions
+            ) as events:
                 result = await collect(events, self._config.max_output_bytes)
         except KeyboardInterrupt as exc:
             # Who typed Ctrl-C wants to see where their own program was, not what we were doing.

@@ -9,7 +9,6 @@ from typing import final
 import trio
 
 from .interpreter import Interpreter
-from .pipes import feed
 from .processes import BadRequestError, parse_seconds, receive_before
 from .run import Run
 
@@ -46,13 +45,13 @@ class Attendant:
         self.waiting = None
 
     async def attend(self) -> None:
-        """Feed a run that an interpreter has, and obey its host."""
+        """Carry what a run takes that an interpreter has, and obey its host."""
         run = self._run
-        if run.stdin is None:
+        if not run.has_streams:
             await self.obey()
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(feed, run.stdin, run.stdin_pipe)
+            nursery.start_soon(run.carry)
             await self.obey()
             nursery.cancel_scope.cancel(reason="the run is over")
 

@@ -3,7 +3,8 @@
 A record stream. The host sends JSON, the first of it in the stream's header as "request" if it is short enough:
 
     {"language": str, "code": str, "display_limit": bytes}
-    and if wanted "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds, "warm_up": true
+    and if wanted "functions": {"stream": id, "names": [..]},
+    "stdin": id, "env": {..}, "cwd": str, "deadline": seconds, "grace": seconds, "warm_up": true
     {"interrupt": true}   SIGINT to the interpreter's process group
     {"kill": true}        SIGKILL to everything that the interpreter ever started
     {"deadline": seconds | null}  instead of the one before
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import cast, final
 
 import trio
@@ -41,9 +43,10 @@ import trio
 from ...wire import ChannelStream, RecordStream
 from .attendant import Attendant
 from .children import Child, Children
+from .functions import FunctionPipes, parse_functions
 from .interpreter import Interpreter
 from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
-from .pipes import NoSuchPipeError, ParkedPipes, discard, feed
+from .pipes import NoSuchPipeError, ParkedPipes, discard
 from .processes import (
     REQUEST_LIMIT,
     BadRequestError,
@@ -118,6 +121,7 @@ class CodeService:
                 raise BadRequestError(f"a request must be an object, not {request!r:.80}")
             request = cast("dict[str, object]", request)
             number = parse_pipe(request.get("stdin"), "stdin")
+            functions = parse_functions(request.get("functions"))
             run = Run(
                 records,
                 parse_string(request.get("code"), "code"),
@@ -134,11 +138,20 @@ class CodeService:
             return None
         if keeper is None:
             return run.fail(_unknown_language(request))
-        return keeper.begin(run) if number is None else self._run_with_input(keeper, run, number)
+        if number is None and functions is None:
+            return keeper.begin(run)
+        return self._run_with_streams(keeper, run, number, functions)
 
-    async def _run_with_input(self, keeper: _Keeper, run: Run, number: int) -> None:
+    async def _run_with_streams(
+        self, keeper: _Keeper, run: Run, number: int | None, functions: tuple[int, list[str]] | None
+    ) -> None:
         try:
-            async with self._pipes.take(number) as run.stdin:
+            async with AsyncExitStack() as stack:
+                if number is not None:
+                    run.stdin = await stack.enter_async_context(self._pipes.take(number))
+                if functions is not None:
+                    calls = await stack.enter_async_context(self._pipes.take(functions[0]))
+                    run.functions = FunctionPipes(calls, functions[1])
                 if (serving := keeper.begin(run)) is not None:
                     await serving
         except NoSuchPipeError as exc:
@@ -264,7 +277,7 @@ class _Keeper:
         interpreter = self._interpreter
         if not self.is_idle or interpreter is None or not self._start(run, interpreter):
             return self._serve_in_turn(run)
-        if run.over.is_set() and run.stdin is None:
+        if run.over.is_set() and not run.has_streams:
             return None
         return Attendant(run, interpreter).attend()
 
@@ -296,8 +309,8 @@ class _Keeper:
         finally:
             if not attendant.has_begun:
                 run.over.set()
-        if attendant.has_begun and run.stdin is not None:
-            await feed(run.stdin, run.stdin_pipe)
+        if attendant.has_begun and run.has_streams:
+            await run.carry()
 
     async def _wait_turn(self, run: Run, attendant: Attendant) -> OSError | None:
         """Wait until an interpreter has taken *run*; return why none will."""

@@ -20,7 +20,7 @@ import trio
 from ...wire import STDERR, STDOUT
 from .children import Child
 from .displays import BadDisplayError, Display
-from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_renewal, send_sync
+from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_functions, send_renewal, send_sync
 from .pipes import CHUNK, open_pipe
 from .run import Run
 
@@ -184,17 +184,24 @@ class Interpreter:
             if run.stdin is not None:
                 run.stdin_pipe, reader = open_pipe(for_writing=True, user=self._user)
                 theirs.append(reader)
+            if run.functions is not None:
+                theirs += (functions := run.functions.open(self._user))
+                send_functions(self._control, run.functions.names, functions)
+            outputs: list[int] = theirs[:1] if run.stdin is not None else []
             self._make_pipes()
             for ours, tag, writer in self._spare:
                 theirs.append(writer)
+                outputs.append(writer)
                 self._pipes[ours] = tag
             self._spare.clear()
-            send_code(self._control, self._number, run.code, run.env, run.cwd, theirs)
+            send_code(self._control, self._number, run.code, run.env, run.cwd, outputs)
         except OSError:
             self._close_pipes()
             if run.stdin_pipe >= 0:
                 os.close(run.stdin_pipe)
                 run.stdin_pipe = -1
+            if run.functions is not None:
+                run.functions.close()
             return False
         finally:
             for descriptor in theirs:

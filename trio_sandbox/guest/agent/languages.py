@@ -26,7 +26,17 @@ WARM_UP = 1 << 31
 _WORKERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "interpreters")
 
 #: The parts of Python's worker that come before it: what is after "python_" in their names.
-_PYTHON_PARTS = ("imports", "interrupts", "commands", "surroundings", "streams", "displays", "sources", "renewal")
+_PYTHON_PARTS = (
+    "imports",
+    "interrupts",
+    "commands",
+    "surroundings",
+    "streams",
+    "displays",
+    "sources",
+    "renewal",
+    "functions",
+)
 #: A program that none of them executes: one of them hands it on.
 _PYTHON_SPAWNED = "python_spawned.py"
 # Nothing but their own dictionaries holds their names: those of `__main__` are for the code of runs. Each has builtins of
@@ -45,7 +55,7 @@ start("worker", _control=control, _parts=parts, _program_of_spawned=program)
 ''', {{}})"""
 
 
-_NODE_PARTS = ("node_declarations.js", "node_randomness.js")
+_NODE_PARTS = ("node_declarations.js", "node_randomness.js", "node_functions.js")
 _NODE_BOOT = (
     "const files = `/proc/${process.ppid}/fd/`; "
     "const load = (name) => require('node:vm')"
@@ -151,6 +161,14 @@ def send_code(
 
     """
     send_message(control, ("run", number, code, env, cwd), descriptors)
+
+
+def send_functions(control: socket.socket, names: list[str], descriptors: list[int]) -> None:
+    """Send a worker, before the code of a run, the names of the host's functions that this may call.
+
+    *descriptors*: what answers come from, and what calls go to. Errors as `send_code`.
+    """
+    send_message(control, ("functions", names), descriptors)
 
 
 def send_sync(control: socket.socket) -> None:

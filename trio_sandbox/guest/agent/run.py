@@ -11,6 +11,8 @@ import trio
 from ...wire import DISPLAY, JSON, ChannelStream, RecordStream, encode_json
 from .children import shell_status
 from .displays import Display
+from .functions import FunctionPipes
+from .pipes import feed
 from .processes import failure_fields
 
 _JSON = {False: "false", True: "true"}
@@ -49,6 +51,8 @@ class Run:
         """It is none of the user's own."""
         self.stdin: ChannelStream | None = None
         """What it reads; None for nothing."""
+        self.functions: FunctionPipes | None = None
+        """What it may call of the host's; None for nothing."""
         self.display_limit = display_limit
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
@@ -66,6 +70,19 @@ class Run:
         """Its host is gone, and it may end by itself."""
         self._unheard = False
         self._started_at = time.perf_counter()
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether there is something to `carry`."""
+        return self.stdin is not None or self.functions is not None
+
+    async def carry(self) -> None:
+        """Carry its input, and its calls of the host's functions; cancelled when it is over. An interpreter has it."""
+        async with trio.open_nursery() as nursery:
+            if self.stdin is not None:
+                nursery.start_soon(feed, self.stdin, self.stdin_pipe)
+            if self.functions is not None:
+                nursery.start_soon(self.functions.carry)
 
     async def send(self, output: list[tuple[bytes, bytes]], *, end: bool = False) -> None:
         """Send the host some records, the last ones if *end*, unless it has given the run up."""

@@ -7,14 +7,14 @@ from _json import encode_basestring_ascii  # pyright: ignore[reportMissingModule
 #: Descriptors of ours that the interpreter opens by name: where it answers, what it is to begin with, and when it can take SIGINT.
 ANSWERS, SOURCE, GATE = 8, 9, 10
 #: Where it finds more of what it is to begin with, if it has more.
-LIBRARIES = (11, 12)
+LIBRARIES = (11, 12, 13)
 _EPERM = 1
 
 
 class Order:
     """One run that the agent wants."""
 
-    __slots__ = ("code", "cwd", "descriptors", "env", "number", "spare")
+    __slots__ = ("code", "cwd", "descriptors", "env", "functions", "number", "spare")
 
     def __init__(self, number: int, code: str, env: dict[str, str], cwd: str | None) -> None:
         self.number: int = number
@@ -23,6 +23,8 @@ class Order:
         self.cwd: str | None = cwd
         self.descriptors: list[int] = []
         """Ours, in turn: standard input or -1, standard output, standard error, and a file with the code."""
+        self.functions: tuple[list[str], list[int]] | None = None
+        """Names of the host's functions, and descriptors of ours: what answers come from, and what calls go to."""
         self.spare: int = 0
         """A number of a descriptor that the interpreter does not use."""
 
@@ -62,8 +64,15 @@ class Dialect:
         directory = "null" if order.cwd is None else encode_basestring_ascii(order.cwd)
         return (
             f'{{"run":"{token}","number":{order.number},"code":{encode_basestring_ascii(order.code)},'
-            f'"env":[{variables}],"cwd":{directory},"files":[{names}]}}\n'
+            f'"env":[{variables}],"cwd":{directory},"files":[{names}]{self._functions(files, order)}}}\n'
         )
+
+    def _functions(self, files: str, order: Order) -> str:
+        if order.functions is None:
+            return ""
+        names, (answers, calls) = order.functions
+        known = ",".join(encode_basestring_ascii(name) for name in names)
+        return f',"functions":{{"names":[{known}],"answers":"{files}/{answers}","calls":"{files}/{calls}"}}'
 
     def remind(self, files: str, token: str) -> str:
         """Make it tell the end of a run again, which SIGINT may have kept it from; "" if SIGINT does."""

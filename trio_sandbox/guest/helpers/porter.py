@@ -124,6 +124,8 @@ class _Porter:
         self._number = 0
         self._begun = False
         self._descriptors: list[int] = []
+        # The functions of the host that it may call: their names, and what it calls them by.
+        self._functions: tuple[list[str], list[int]] | None = None
         # SIGINT: one that has come, whether the interpreter was ever sent one that it has yet to answer for, and what to repeat.
         self._signalled = False
         self._disturbed = False
@@ -244,6 +246,8 @@ class _Porter:
                 self._control.send(b"S")
         elif message[0] == "renew":
             self._write(self._dialect.renew(message[1]))
+        elif message[0] == "functions":
+            self._functions = message[1], descriptors
         else:
             _, number, code, env, cwd = message
             # As of a file's, a byte order mark at the beginning is no part of the code.
@@ -252,6 +256,7 @@ class _Porter:
     def _run(self, order: Order, descriptors: list[int]) -> None:
         self._number = order.number
         self._descriptors = descriptors
+        order.functions = self._functions
         try:
             if not all(self._dialect.can_set(name, value) for name, value in order.env.items()):
                 raise OSError(_EINVAL, os.strerror(_EINVAL))
@@ -279,6 +284,10 @@ class _Porter:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
+        if self._functions is not None:
+            for descriptor in self._functions[1]:
+                os.close(descriptor)
+            self._functions = None
         self._token = ""
         self._retries = []
         self._probes = []

@@ -269,7 +269,7 @@
   }
 
   // Return the text for V8, and what is to run before it, if anything.
-  return function prepare(code) {
+  function prepare(code) {
     let tree;
     try {
       tree = acorn.parse(code, PARSING);
@@ -289,5 +289,7 @@
     }
     if (constants.size || code.includes('import')) guard(tree, preparation.edit);
     return { code: preparation.main(), prelude: preparation.prelude() };
-  };
+  }
+
+  return { prepare, isLexical: (name) => lexical.has(name) };
 });

@@ -6,7 +6,7 @@
 //
 // Code is evaluated as in a browser's console: names persist and can be declared again, `await` works at the top, and
 // the last statement's value is known. What is left when a run ends (timers, servers) goes on, and prints to the run that is then current.
-(function worker(require, answers, scratch, gate, makePreparer, makeRandomness) {
+(function worker(require, answers, scratch, gate, makePreparer, makeRandomness, makeFunctions) {
   'use strict';
   const { ArrayBuffer, Atomics, Buffer, Int32Array, Object, SharedArrayBuffer, process } = globalThis;
   const fs = require('node:fs');
@@ -165,6 +165,7 @@
       import: importer,
       take: (value) => (taken = value),
       go: () => go?.(),
+      functions: new Map(),
       get constant() {},
       set constant(value) {
         const error = new TypeError('Assignment to constant variable.');
@@ -174,7 +175,8 @@
       },
     }),
   });
-  const prepare = makePreparer(require('internal/deps/acorn/acorn/dist/acorn'), HIDDEN);
+  const { prepare, isLexical } = makePreparer(require('internal/deps/acorn/acorn/dist/acorn'), HIDDEN);
+  const installFunctions = makeFunctions(require, HIDDEN, isLexical);
   // SIGINT ends what this script does, at any point.
   const guard = new vm.Script(`${HIDDEN}.go()`, { filename: 'trio-sandbox worker' });
   let takeId;
@@ -296,6 +298,7 @@
         if (!isControlOurs()) exit(status); // the code closed it: our exit status is the run's
         current = null;
         closeInput();
+        run.endFunctions();
         run.restore();
         for (const number of [0, 1, 2]) place('/dev/null', number);
         answer(`D ${run.token} ${status} ${text}`.trimEnd());
@@ -371,7 +374,8 @@
     }
     files.slice(0, 3).forEach(place);
     const name = number < WARM_UP ? `<run-${number}>` : `<warm-up-${number - WARM_UP}>`;
-    const run = (current = { token, name, code: request.code, restore, over: false, failed: false });
+    const run = (current = { token, name, code: request.code, restore, endFunctions: () => {}, over: false, failed: false });
+    if (request.functions) run.endFunctions = installFunctions(request.functions);
     const here = `${cwd()}/`;
     if (required?.here !== here && (required === null || globalThis.require === required.require)) {
       if (required === null) {

@@ -12,7 +12,7 @@ the agent then ends that, and starts another.
 - SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
   for; the agent then sends "sync" before the next run, which forgets it.
 - What the parts do that come as texts of their own says each: `python_imports`, `python_interrupts`, `python_commands`, `python_streams`,
-  `python_surroundings`, `python_displays`, `python_sources` and `python_renewal`. The program that the interpreter is started with puts their names into our `_parts`.
+  `python_surroundings`, `python_displays`, `python_functions`, `python_sources` and `python_renewal`. The program that the interpreter is started with puts their names into our `_parts`.
 - Code that awaits at its top level runs on an event loop of asyncio that is kept for the next such code. In between it
   does not turn, nor while other code runs, so that this can run loops of its own.
 """
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from .python_commands import install as install_commands
     from .python_displays import Displays
+    from .python_functions import Functions
     from .python_imports import Imports
     from .python_interrupts import Interrupts
     from .python_renewal import renew
@@ -52,6 +53,7 @@ else:
     _parts = globals()["_parts"]
     install_commands = _parts["commands"]["install"]
     Displays = _parts["displays"]["Displays"]
+    Functions = _parts["functions"]["Functions"]
     Imports = _parts["imports"]["Imports"]
     Interrupts = _parts["interrupts"]["Interrupts"]
     Sources = _parts["sources"]["Sources"]
@@ -136,6 +138,7 @@ class _Worker:
     def serve(self) -> int:
         """Take code until the agent is gone; return the exit status of a process that code forked off."""
         self._send(_READY)
+        functions: Functions | None = None
         while True:
             message, descriptors = self._receive()
             if message[0] == "sync":
@@ -144,6 +147,9 @@ class _Worker:
                 continue
             if message[0] == "renew":
                 renew(message[1])
+                continue
+            if message[0] == "functions":
+                functions = Functions(message[1], *descriptors, _main)
                 continue
             _, self._number, code, env, cwd = message
             surroundings = None
@@ -154,6 +160,9 @@ class _Worker:
                     for descriptor in descriptors:
                         close(descriptor)
                     failure = exc.errno if isinstance(exc, OSError) and exc.errno else EINVAL
+                    if functions is not None:
+                        functions.end()
+                        functions = None
                     self._send(_FAILED + self._number.to_bytes(4, "big") + b"%d" % failure)
                     continue
             stdin = -1 if len(descriptors) == 2 else descriptors.pop(0)
@@ -165,6 +174,9 @@ class _Worker:
                 # The code closed it. The agent takes our exit status for the run's.
                 self._streams.flush()
                 _exit(status)
+            if functions is not None:
+                functions.end()
+                functions = None
             self._streams.disconnect()
             if surroundings is not None:
                 surroundings.restore()

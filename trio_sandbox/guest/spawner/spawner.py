@@ -59,7 +59,7 @@ _TRACED_PATIENCE_LIMIT = 2.0
 #: Threads of a control group that are looked at each time.
 _TRACED_LIMIT = 64
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
-_RESERVED_DESCRIPTORS = 10
+_RESERVED_DESCRIPTORS = 14
 
 
 class Confinement:
