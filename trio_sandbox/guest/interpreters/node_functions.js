@@ -7,7 +7,7 @@
 // Returns what makes the functions of a run, and returns what ends that.
 (function makeFunctions(require, hidden, isLexical) {
   'use strict';
-  const { Buffer, Error, JSON, Map, Number, Object, Promise, RangeError, Set, TypeError, globalThis: global } = globalThis;
+  const { Buffer, Error, JSON, Map, Number, Object, Promise, RangeError, TypeError, globalThis: global } = globalThis;
   const { openSync, constants } = require('node:fs');
   const { Socket } = require('node:net');
   const vm = require('node:vm');
@@ -116,22 +116,33 @@
       socket.on('close', end);
     }
 
-    function call(name, values) {
-      return new Promise((resolve, reject) => {
-        if (isOver) throw refusal(name);
-        const text = encode([values, {}]);
-        if (text.length > LIMIT) throw new RangeError(`the arguments of ${name}() may have ${LIMIT} bytes as JSON, not ${text.length}`);
-        number += 1;
-        // Made here, for its stack to show who called.
-        waiting.set(number, { name, resolve, reject, error: new HostFunctionError() });
-        output.write(`${number} ${name} ${text}\n`);
-      });
+    function send(name, values, resolve, reject, error) {
+      if (isOver) throw refusal(name);
+      const text = encode([values, {}]);
+      if (text.length > LIMIT) throw new RangeError(`the arguments of ${name}() may have ${LIMIT} bytes as JSON, not ${text.length}`);
+      number += 1;
+      waiting.set(number, { name, resolve, reject, error });
+      output.write(`${number} ${name} ${text}\n`);
     }
 
-    const restore = [...new Set(names)].map((name) => {
-      const { [name]: wanted } = { [name]: (...values) => call(name, values) };
-      return define(name, wanted);
-    });
+    function make(name) {
+      const wanted = (...values) =>
+        new Promise((resolve, reject) => {
+          // Errors show who called, and nothing of ours.
+          const error = new HostFunctionError();
+          Error.captureStackTrace(error, wanted);
+          try {
+            send(name, values, resolve, reject, error);
+          } catch (thrown) {
+            Error.captureStackTrace(thrown, wanted);
+            throw thrown;
+          }
+        });
+      Object.defineProperty(wanted, 'name', { value: name });
+      return wanted;
+    }
+
+    const restore = names.map((name) => define(name, make(name)));
     return () => {
       end();
       for (const giveBack of restore) giveBack();

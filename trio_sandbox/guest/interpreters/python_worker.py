@@ -149,7 +149,7 @@ class _Worker:
                 renew(message[1])
                 continue
             if message[0] == "functions":
-                functions = Functions(message[1], *descriptors, _main)
+                functions = Functions(message[1], descriptors[0], descriptors[1], _main)
                 continue
             _, self._number, code, env, cwd = message
             surroundings = None
