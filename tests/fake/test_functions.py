@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -14,6 +15,7 @@ import trio.lowlevel
 import trio.testing
 
 from tests._leaks import cancel_at_every_step
+from tests.documented import ROOT
 from trio_sandbox import RunResult
 from trio_sandbox.constants import CALLS_AT_ONCE, MAXIMUM_CALL_BYTES
 from trio_sandbox.sandbox import Sandbox
@@ -384,7 +386,7 @@ async def test_code_that_reads_no_answers(sandbox: Sandbox) -> None:
         "import os\nos.set_blocking(search._pipes._calls.number, False)\n"
         "try:\n    while True: os.write(search._pipes._calls.number, b'1 large [[],{}]\\n')\nexcept BlockingIOError: pass"
     )
-    functions = {"search": search, "large": lambda: "x" * 1_000_000}
+    functions: dict[str, Callable[..., object]] = {"search": search, "large": lambda: "x" * 1_000_000}
     assert (await sandbox.run(code, functions=functions)).exit_code == 0
     assert (await sandbox.run("search('x', 1)", functions=functions)).value == "['x']"
 
@@ -464,6 +466,12 @@ async def test_nothing_is_kept_of_functions_that_cannot_be_called(sandbox: Sandb
     assert gone() is None
 
 
+async def test_the_documented_tools_of_an_agent(sandbox: Sandbox) -> None:
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "agent_tools.py"))
+    assert await example["answer"](sandbox, example["CODE"]) == "ada 9.0\nbob 2.5\n"
+    assert "ValueError: no customer 'eve'" in await example["answer"](sandbox, "orders_of('eve')")
+
+
 async def test_what_can_be_no_functions_is_refused_before_anything_is_sent(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="can't be called from a shell"):
         await sandbox.run("true", language="shell", functions=FUNCTIONS)
@@ -496,7 +504,7 @@ async def test_cancelled_at_any_point_it_leaves_an_interpreter_that_takes_runs(n
         pytest.skip("there is no Node.js here; tests/qemu has one")
     language = "javascript" if name == "javascript" else "python"
     async with open_local_sandbox() as (sandbox, machine):
-        await sandbox.run("x = 12345", language=language)
+        await sandbox.run("import asyncio; x = 12345" if language == "python" else "1", language=language)
         results: list[RunResult] = []
 
         async def look() -> None:

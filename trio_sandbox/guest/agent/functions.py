@@ -6,13 +6,14 @@ What the bytes say is between the host and the interpreter's worker, and nothing
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import cast, final
 
 import trio
 
 from ...wire import ChannelStream
-from .pipes import drain, feed, open_pipe
+from .pipes import CHUNK, open_pipe
 from .processes import BadRequestError, parse_pipe, parse_string
 
 
@@ -51,8 +52,23 @@ class FunctionPipes:
     async def carry(self) -> None:
         """Carry calls and answers until both have an end; cancelled when the run is over."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(feed, self._stream, self._answers)
-            nursery.start_soon(drain, self._calls, self._stream)
+            nursery.start_soon(self._carry_answers)
+            nursery.start_soon(self._carry_calls)
+
+    # Where one way is broken the other goes on: what the host has sent already is still read, and the run's end ends both.
+
+    async def _carry_answers(self) -> None:
+        async with trio.lowlevel.FdStream(self._answers) as pipe:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while data := await self._stream.receive_some(CHUNK):
+                    await pipe.send_all(data)
+
+    async def _carry_calls(self) -> None:
+        async with trio.lowlevel.FdStream(self._calls) as pipe:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while data := await pipe.receive_some(CHUNK):
+                    await self._stream.send_all(data)
+                await self._stream.send_eof()
 
 
 def parse_functions(value: object) -> tuple[int, list[str]] | None:

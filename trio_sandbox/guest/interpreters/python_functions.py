@@ -276,8 +276,10 @@ def _over(name: str) -> RuntimeError:
 
 def _start(work: Callable[[], None]) -> None:
     """Have a thread that gets no signals: they are for the code's own."""
-    before = pthread_sigmask(SIG_BLOCK, _signals)
+    before = pthread_sigmask(SIG_BLOCK, ())
     try:
+        # This raises the interrupt that came before it.
+        pthread_sigmask(SIG_BLOCK, _signals)
         start_new_thread(work, ())
     finally:
         pthread_sigmask(SIG_SETMASK, before)

@@ -305,21 +305,22 @@ class _Worker:
     def _call(self, *codes: CodeType) -> object:
         """Run some code, on the event loop if any of it awaits; return what the last comes to."""
         if any(code.co_flags & _CO_COROUTINE for code in codes):
-            return self._wait(_call_awaiting(codes))
+            return self._wait(codes)
         result = None
         for code in codes:
             result = eval(code, _main)
         return result
 
-    def _wait(self, coroutine: Any) -> object:
-        """Run our event loop until *coroutine* is over."""
+    def _wait(self, codes: Sequence[CodeType]) -> object:
+        """Run some code, some of which awaits, on our event loop; return what the last comes to."""
         self._imports.load("asyncio")
         from asyncio import CancelledError, new_event_loop
 
         if self._loop is None or self._loop.is_closed():
             self._loop = new_event_loop()
         loop = self._loop
-        task = loop.create_task(coroutine)
+        # Made here: of one that an interrupt of the import above leaves, a later run would be warned, and could lose its own.
+        task = loop.create_task(_call_awaiting(codes))
         try:
             return loop.run_until_complete(task)
         except BaseException:
