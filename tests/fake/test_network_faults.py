@@ -25,6 +25,7 @@ from tests.fake.test_network_gateway import (
     receive_exactly,
 )
 from trio_sandbox import Network, NetworkRule
+from trio_sandbox._rate import Rate
 from trio_sandbox.network import (
     HostResolver,
     Proxy,
@@ -34,7 +35,6 @@ from trio_sandbox.network import (
     look_up,
 )
 from trio_sandbox.network._connect import connect
-from trio_sandbox.network._rate import Rate
 from trio_sandbox.network._resolver import Resolver
 from trio_sandbox.wire import StreamResetError, WireError
 
