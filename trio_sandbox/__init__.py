@@ -86,6 +86,7 @@ from .sandbox import (
     Sandbox as Sandbox,
     SandboxStatistics as SandboxStatistics,
     TransferStatistics as TransferStatistics,
+    Usage as Usage,
 )
 
 fix_module_metadata(__name__, globals())

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from trio_sandbox import SandboxConfig, Timeouts, VmDiedError
-from trio_sandbox.qemu import Accelerator, Confinement, QemuBuild
+from trio_sandbox.qemu import Accelerator, Confinement, MachineConfig, QemuBuild
 from trio_sandbox.qemu._clock import GuestClock
 from trio_sandbox.sandbox import Sandbox
 from trio_sandbox.sandbox._slot import Slot
@@ -41,6 +41,10 @@ ACCELERATOR = Accelerator(
 )
 
 
+def _machine_config() -> MachineConfig:
+    return MachineConfig(kernel="kernel", initrd="initrd", system_disk="system", image="image", overlay="overlay")
+
+
 @attrs.define(eq=False)
 class FakeMachine:
     """What `Sandbox` needs of a virtual machine, over memory streams."""
@@ -53,7 +57,7 @@ class FakeMachine:
     pid: int = attrs.field(factory=os.getpid)
     ended: trio.Event = attrs.field(factory=trio.Event)
     clock: GuestClock = attrs.field(factory=GuestClock)
-    config: object = None
+    config: object = attrs.field(factory=_machine_config)
     balloon: object = None
     guest_handler: StreamHandler | None = None
 
@@ -67,6 +71,12 @@ class FakeMachine:
     async def wait_ended(self) -> Exception | None:
         await self.ended.wait()
         return self.failure
+
+    def cpu_seconds(self) -> float:
+        return 1.0
+
+    def own_memory(self) -> int:
+        return 2**20
 
     def console(self) -> str:
         return "no console"

@@ -675,3 +675,20 @@ async def test_cancelled_anywhere_the_sandbox_is_as_before_or_as_after(tmp_path:
         assert len(left) == len(NamedTemplateStore(tmp_path).names())
 
     assert await cancel_at_every_step(use, check=check) > 10
+
+
+# --- What it takes ---
+
+
+async def test_what_machines_took_that_are_gone_is_the_sandboxs(site: Site) -> None:
+    # Each machine of these takes a second, and a MiB.
+    assert (site.sandbox.usage().cpu_seconds, site.sandbox.usage().memory_bytes) == (1, 2**20)
+    checkpoint = await site.sandbox.checkpoint()
+    await site.sandbox.revert()
+    assert site.sandbox.usage().cpu_seconds == 2
+    await site.sandbox.hibernate()
+    assert (site.sandbox.usage().cpu_seconds, site.sandbox.usage().memory_bytes) == (2, 0)
+    await site.sandbox.resume()
+    assert (site.sandbox.usage().cpu_seconds, site.sandbox.usage().memory_bytes) == (3, 2**20)
+    checkpoint.discard()
+    assert site.sandbox.usage().network_bytes_sent == 0

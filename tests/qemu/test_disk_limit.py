@@ -114,3 +114,37 @@ async def test_copies_and_saved_sandboxes_have_a_limit_too(host: Host) -> None:
             assert int(result.stdout) > 4096
     finally:
         NamedTemplateStore(default_cache_directory()).remove(name)
+
+
+async def test_what_a_sandbox_takes_is_counted_by_the_host(host: Host) -> None:
+    async with host.open_sandbox() as sandbox:
+        before = sandbox.usage()
+        assert before.cpu_seconds > 0
+        assert before.memory_bytes > 8 * _MIB
+        assert before.disk_bytes < 8 * _MIB
+        code = (
+            "import os\nsum(range(3_000_000))\nkept = os.urandom(32 << 20)\n"
+            "open('/home/user/x', 'wb').write(kept); os.sync()"
+        )
+        await sandbox.run(code, check=True)
+        after = sandbox.usage()
+        assert after.cpu_seconds > before.cpu_seconds + 0.05
+        assert after.memory_bytes > before.memory_bytes + 30 * _MIB
+        assert 32 * _MIB <= after.disk_bytes < 48 * _MIB
+        # It is the sandbox's, whatever machine that has: what was written before a checkpoint counts, and what machines took that are gone.
+        await sandbox.checkpoint()
+        await sandbox.revert()
+        reverted = sandbox.usage()
+        assert reverted.cpu_seconds > after.cpu_seconds
+        assert 32 * _MIB <= reverted.disk_bytes < 48 * _MIB
+        await sandbox.hibernate()
+        asleep = sandbox.usage()
+        assert asleep.cpu_seconds >= reverted.cpu_seconds
+        assert asleep.memory_bytes == 0
+        assert asleep == sandbox.usage()
+        await sandbox.resume()
+        assert sandbox.usage().cpu_seconds > asleep.cpu_seconds
+        # A copy has taken nothing yet but what it is itself.
+        async with sandbox.fork(1) as (child,):
+            assert child.usage().disk_bytes < 8 * _MIB
+            assert child.usage().cpu_seconds < after.cpu_seconds

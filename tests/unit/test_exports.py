@@ -19,7 +19,7 @@ PUBLIC: dict[str, str] = {
         MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch OutcomeUnknownError OutputChunk OutputLimitError ProcessFailedError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics
-        SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError VmBootError VmDiedError
+        SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError
         VmError WarmStatistics WarmupError open_host open_sandbox
     """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",

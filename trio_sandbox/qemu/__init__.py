@@ -41,6 +41,7 @@ from ._snapshot import (
     link_file as link_file,
 )
 from ._storage_daemon import QemuStorageDaemon as QemuStorageDaemon, open_storage_daemon as open_storage_daemon
+from ._usage import allocated_bytes as allocated_bytes
 from ._vm import Vm as Vm
 from ._vm_manager import (
     VmManager as VmManager,

@@ -50,6 +50,7 @@ from ._migration import MigrationError, load_state, save_state
 from ._process import InheritedFds, OwnedProcess, run_owned
 from ._qmp import QMPChannel, open_qmp
 from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still, note_full_disk
+from ._usage import cpu_seconds, own_memory
 
 _log = logging.getLogger("trio_sandbox.snapshot")
 
@@ -90,6 +91,7 @@ class Vm:
         self._guest: Channel | None = None
         self._failure: VmDiedError | GuestProtocolError | None = None
         self._closed = False
+        self._cpu = 0.0
         self._exited = trio.Event()
         self._ended = trio.Event()
         self.guest_handler: StreamHandler | None = None
@@ -122,6 +124,16 @@ class Vm:
         """QEMU's process id."""
         assert self._process is not None
         return self._pid or self._process.pid
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that QEMU has taken, in seconds. Of one that has ended: what was known when this was last asked."""
+        if self._process is not None and self._process.returncode is None:
+            self._cpu = cpu_seconds(self.pid) or self._cpu
+        return self._cpu
+
+    def own_memory(self) -> int:
+        """Return the bytes of memory that QEMU has for itself, its guest's included; 0 if it has ended."""
+        return 0 if self._process is None or self._process.returncode is not None else own_memory(self.pid)
 
     @property
     def qmp(self) -> QMPChannel:
@@ -298,6 +310,7 @@ class Vm:
             self._failure = failure
             self._ended.set()
         if self._process is not None:
+            self.cpu_seconds()  # nobody can ask later
             self._process.kill()
 
     # --- The services, in the order of their start; `open_vm` ends them in the reverse order ---

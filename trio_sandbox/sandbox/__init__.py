@@ -9,4 +9,5 @@ from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
 from ._slot import Slot as Slot
 from ._text import GuestTextFile as GuestTextFile
 from ._transfer import TransferStatistics as TransferStatistics
+from ._usage import Usage as Usage
 from ._watch import FileChange as FileChange, FileChanges as FileChanges

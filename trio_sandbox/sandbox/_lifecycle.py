@@ -39,10 +39,11 @@ from ..machines import (
     sync_files,
 )
 from ..network import Gateway
-from ..qemu import Snapshot, Vm
+from ..qemu import Snapshot, Vm, allocated_bytes
 from ._idle import check_idle, count_streams
 from ._network import SandboxNetwork
 from ._slot import Slot
+from ._usage import Usage
 
 #: What a fork is to its user: a sandbox of its own.
 Child = TypeVar("Child")
@@ -139,6 +140,8 @@ class Lifecycle(Generic[Child]):
         self._by_call = False
         self._closed = False
         self._disk = ExitStack()
+        self._cpu = 0.0  # of machines that are not there any more
+        self._layers = len(held.vm.config.layers)  # that are not what this sandbox wrote
 
     @property
     def hibernated(self) -> bool:
@@ -154,6 +157,19 @@ class Lifecycle(Generic[Child]):
     def clock_error(self) -> float | None:
         """Seconds that the guest's clock is off at most; None: unknown."""
         return None if self.slot.shut else self._vm.clock.bound
+
+    def usage(self) -> Usage:
+        """What `Sandbox.usage` does."""
+        asleep = self._asleep
+        config = self._vm.config if asleep is None else asleep.config
+        network = self.network.statistics()
+        return Usage(
+            cpu_seconds=self._cpu + (self._vm.cpu_seconds() if asleep is None else 0.0),
+            memory_bytes=self._vm.own_memory() if asleep is None else 0,
+            disk_bytes=allocated_bytes((*config.layers[self._layers :], config.overlay)),
+            network_bytes_sent=network.bytes_sent,
+            network_bytes_received=network.bytes_received,
+        )
 
     # --- Going back ---
 
@@ -204,6 +220,7 @@ class Lifecycle(Generic[Child]):
             self.slot.reopen()
             raise
         old, self._held, self._vm = self._held, held, held.vm
+        self._cpu += old.vm.cpu_seconds()
         old.vm.retire("the sandbox was reverted to a checkpoint")
         self.slot.reopen(held.vm)
         # The share of the host is the same for all the machines of a sandbox, and with the first of them.
@@ -380,6 +397,7 @@ class Lifecycle(Generic[Child]):
             self.slot.reopen()
             raise
         self._asleep = snapshot
+        self._cpu += vm.cpu_seconds()
         self.hibernations += 1
         # With the shareholder goes its share of the host; but the disk is there still.
         if self.hibernations == 1:

@@ -15,6 +15,7 @@ from ..network import NetworkStatistics, NetworkWatch
 from ._lifecycle import Checkpoint, Lifecycle
 from ._requests import GuestRequests
 from ._slot import Slot
+from ._usage import Usage
 
 
 @final
@@ -116,6 +117,17 @@ class Sandbox(GuestRequests):
             last_pause=life.last_pause,
             clock_error=life.clock_error,
         )
+
+    def usage(self) -> Usage:
+        """Return what the sandbox has taken of the host so far: processor time, memory, disk, network.
+
+        The host counts, so the guest can't lie. It takes a fraction of a millisecond, and can be asked at any time.
+
+        Raises:
+          SandboxError: if the sandbox is none with a virtual machine, as in tests without one.
+
+        """
+        return self._lifecycle.usage()
 
     @property
     def _lifecycle(self) -> Lifecycle[Sandbox]:
