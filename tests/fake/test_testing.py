@@ -179,3 +179,47 @@ async def test_it_may_be_cancelled_anywhere() -> None:
             await sandbox.run_process(["true"])
 
     assert await cancel_at_every_step(use) > 10
+
+
+async def test_a_script_calls_the_functions_that_a_run_may_call() -> None:
+    async def search(text: str, limit: int = 1) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return [text] * limit
+
+    def fail() -> None:
+        raise LookupError("why")
+
+    async def answer(call: Call) -> Answer:
+        if not call.functions:
+            return Answer(stdout="none")
+        found = await call.functions["search"]("a", limit=2)
+        with pytest.raises(RuntimeError, match=r"^LookupError: why$"):
+            await call.functions["fail"]()
+        return Answer(stdout=repr([sorted(call.functions), found]))
+
+    async with open_scripted_sandbox(answer) as sandbox:
+        assert (await sandbox.run("1")).stdout == "none"
+        result = await sandbox.run("1", functions={"search": search, "fail": fail})
+    assert result.stdout == "[['fail', 'search'], ['a', 'a']]"
+
+
+async def test_a_function_that_a_script_calls_is_cancelled_with_the_run() -> None:
+    called = trio.Event()
+
+    async def wait() -> None:
+        called.set()
+        await trio.sleep_forever()
+
+    async def answer(call: Call) -> Answer:
+        await call.functions["wait"]()
+        return Answer()
+
+    async with open_scripted_sandbox(answer) as sandbox, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await sandbox.run("1", functions={"wait": wait})
+
+        nursery.start_soon(run)
+        await called.wait()
+        nursery.cancel_scope.cancel()
+    assert sandbox.last_output.outcome == "stopped"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Literal, final
 
 import attrs
@@ -64,6 +65,9 @@ class Call:
     """The environment that was asked for; None if none was."""
     cwd: str | None = None
     """The directory that was asked for; None if none was."""
+    functions: Mapping[str, Callable[..., Awaitable[Any]]] = attrs.field(factory=dict, eq=False)
+    """What a run may call of the program under test: ``await call.functions["search"]("x", limit=3)``, as code in a guest would.
+    One call at a time. What the function raises is a `RuntimeError` with what a guest is told of it."""
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -154,7 +158,13 @@ class _Guest:
 
     async def _code(self, records: RecordStream, header: dict[str, Any]) -> None:
         request = header.get("request") or await _receive(records)  # a short one comes with the header
-        answer = await self._ask(records, request, Call(kind="run", code=request["code"], language=request["language"]))
+        call = Call(
+            kind="run",
+            code=request["code"],
+            language=request["language"],
+            functions=self._functions(request.get("functions")),
+        )
+        answer = await self._ask(records, request, call)
         restarted, self._restarted = self._restarted, not answer.state_kept
         for tag, data in ((STDOUT, answer.stdout), (STDERR, answer.stderr)):
             for piece in _pieces(data):
@@ -208,6 +218,12 @@ class _Guest:
                 nursery.cancel_scope.cancel(reason="answered")
         return answers[0]
 
+    def _functions(self, request: dict[str, Any] | None) -> dict[str, Callable[..., Awaitable[Any]]]:
+        if request is None:
+            return {}
+        calls = _Calls(self._pipes[request["stream"]])
+        return {name: partial(calls.call, name) for name in request["names"]}
+
     async def _input(self, request: dict[str, Any]) -> bytes:
         pipe = self._pipes.get(request.get("stdin"))
         data = b""
@@ -216,6 +232,29 @@ class _Guest:
                 async for piece in pipe:
                     data += piece
         return data  # noqa: ASYNC910 (a task of the guest's)
+
+
+@final
+class _Calls:
+    """Calls of the functions that one run may call, one after the other."""
+
+    def __init__(self, stream: ChannelStream) -> None:
+        self._stream = stream
+        self._turn = trio.Lock()
+
+    async def call(self, name: str, /, *arguments: object, **options: object) -> Any:
+        async with self._turn:
+            await self._stream.send_all(f"0 {name} {json.dumps([arguments, options])}\n".encode())
+            line = b""
+            while not line.endswith(b"\n"):
+                data = await self._stream.receive_some()
+                if not data:
+                    raise RuntimeError("the run that it was for is over")
+                line += data
+        _, kind, text = line.split(b" ", 2)
+        if kind == b"e":
+            raise RuntimeError(json.loads(text))
+        return json.loads(text)
 
 
 def _pieces(data: bytes) -> list[bytes]:
