@@ -18,7 +18,9 @@ from tests._leaks import cancel_at_every_step
 from tests.documented import ROOT
 from trio_sandbox import RunResult
 from trio_sandbox.constants import CALLS_AT_ONCE, MAXIMUM_CALL_BYTES
+from trio_sandbox.guest.agent.code import CodeService
 from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.wire import RecordStream
 
 from ._sandbox import open_local_sandbox
 
@@ -409,7 +411,7 @@ async def test_a_function_that_would_wait_for_its_own_run_is_told(sandbox: Sandb
         async def inner() -> None:
             await sandbox.run("1")
 
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - it is a task of its own that asks
             nursery.start_soon(inner)
         return "unreachable"
 
@@ -513,3 +515,18 @@ async def test_cancelled_at_any_point_it_leaves_an_interpreter_that_takes_runs(n
         runs = await cancel_at_every_step(lambda: CANCELLED[name](sandbox), check=look, every_task=every_task)
         assert [result.value for result in results] == ["12345"] * runs
         assert machine.failure is None
+
+
+async def test_a_run_without_functions_says_nothing_of_them(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[object] = []
+    begin = CodeService._begin
+
+    def note(self: CodeService, records: RecordStream, request: object) -> Awaitable[None] | None:
+        requests.append(request)
+        return begin(self, records, request)
+
+    monkeypatch.setattr(CodeService, "_begin", note)
+    await sandbox.run("1")
+    await sandbox.run("1", functions={})
+    await sandbox.run("1", functions={"search": search})
+    assert ["functions" in str(request) for request in requests] == [False, False, True]

@@ -208,7 +208,9 @@ class HostFunctions:
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the run is over")
 
-    async def _serve(self, stream: ChannelStream, nursery: trio.Nursery) -> None:
+    async def _serve(  # noqa: ASYNC910 - receiving is a checkpoint
+        self, stream: ChannelStream, nursery: trio.Nursery
+    ) -> None:
         decoder = CallDecoder()
         try:
             async for data in stream:

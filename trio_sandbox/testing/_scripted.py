@@ -65,7 +65,9 @@ class Call:
     """The environment that was asked for; None if none was."""
     cwd: str | None = None
     """The directory that was asked for; None if none was."""
-    functions: Mapping[str, Callable[..., Awaitable[Any]]] = attrs.field(factory=dict, eq=False)
+    functions: Mapping[str, Callable[..., Awaitable[Any]]] = attrs.field(
+        factory=dict[str, Callable[..., Awaitable[Any]]], eq=False
+    )
     """What a run may call of the program under test: ``await call.functions["search"]("x", limit=3)``, as code in a guest would.
     One call at a time. What the function raises is a `RuntimeError` with what a guest is told of it."""
 
