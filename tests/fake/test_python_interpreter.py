@@ -417,3 +417,80 @@ async def test_processes_that_are_not_forked_know_what_runs_define(host: Host, m
         result = await host.run(f"with context.Pool(1) as pool: pool.map({function}, [1])")
         assert error in result.stderr.splitlines()[-1]
     assert await host.run("print(square(1))") == ran("11\n")
+
+
+# --- What lives on from run to run ---
+
+
+async def test_context_variables_live_on_whether_code_awaits_or_not(host: Host) -> None:
+    await host.run("import asyncio, contextvars\nvar = contextvars.ContextVar('var')\nfirst = var.set(1)")
+    assert (await host.run("await asyncio.sleep(0)\nsecond = var.set(var.get() + 1); var.get()")).value == "2"
+    await host.run("async def work(): return var.get()")
+    assert (await host.run("var.get(), asyncio.run(work())")).value == "(2, 2)"
+    assert (await host.run("await asyncio.create_task(work())")).value == "2"
+    assert await host.run("var.reset(second)\nawait asyncio.sleep(0)\nvar.reset(first)\nprint(var.get(None))") == ran(
+        "None\n"
+    )
+
+
+async def test_a_time_zone_of_one_run_is_that_of_its_clock(host: Host) -> None:
+    zone = "import time; print(time.strftime('%Z %H', time.localtime(0)))"
+    before = (await host.run(zone)).stdout
+    assert await host.run(zone, env={"TZ": "XYZ-9"}) == ran("XYZ 09\n")
+    assert await host.run(zone) == ran(before)
+
+
+async def test_the_interpreter_goes_on_where_code_may_have_no_more_memory(host: Host) -> None:
+    code = "import resource\nlimits = resource.getrlimit(resource.RLIMIT_AS)\nresource.setrlimit(resource.RLIMIT_AS, (1 << 28, limits[1]))\nx = []\nwhile True: x.append('a' * 100_000)"
+    assert (await host.run(code)).stderr.endswith("MemoryError\n")
+    assert await host.run("del x") == ran()
+    assert await host.run("resource.setrlimit(resource.RLIMIT_AS, limits); print('on')") == ran("on\n")
+
+
+@pytest.mark.parametrize("status", ["300", "-1", "10**30", "-10**30", "2**63", "-2**63", "2**63 - 1", "True"])
+async def test_exit_statuses_are_pythons(host: Host, status: str) -> None:
+    code = f"import sys; sys.exit({status})"
+    assert (await host.run(code)).exit_code == (await trio.run_process(["python3", "-c", code], check=False)).returncode
+
+
+# --- Debuggers ---
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12, 30])
+@pytest.mark.parametrize("command", ["n", "s", "r"])
+async def test_a_debugger_that_steps_on_stays_in_the_code_of_its_run(host: Host, command: str, steps: int) -> None:
+    await host.run("kept = 1")
+    code = "def f():\n    breakpoint()\n    return 5\nx = f()"
+    result = await run_with_input(host, code, f"{command}\n".encode() * steps + b"c\n")
+    # Where they stop differs: at the line, or at the next, before Python 3.13.
+    assert result.stdout.startswith("> <run 2>(")
+    assert "trio-sandbox" not in result.stdout
+    assert (result.stderr, result.exit_code, result.state_kept) == ("", 0, True)
+    assert (await host.run("kept, x")).value == "(1, 5)"
+
+
+async def test_a_debugger_shows_the_stack_of_the_code(host: Host) -> None:
+    code = "import pdb\ndef f(): return 1 / 0\ntry:\n    f()\nexcept ZeroDivisionError:\n    pdb.post_mortem()"
+    result = await run_with_input(host, code, b"w\nq\n")
+    shown = result.stdout.replace("()->None\n", "()\n")  # Python 3.13
+    assert "  <run 1>(4)<module>()\n-> f()\n> <run 1>(2)f()\n-> def f(): return 1 / 0\n(Pdb) " in shown
+    code = "def g():\n    breakpoint()\n    return 6\ng()"
+    result = await run_with_input(host, code, b"w\nu\nu\nb 3\nc\nc\n")
+    assert "(Pdb)   <run 2>(4)<module>()\n-> g()\n> <run 2>(" in result.stdout.replace("()->None\n", "()\n")
+    assert "*** Oldest frame" in result.stdout
+    assert result.value == "6"
+
+
+async def test_a_trace_function_of_the_code_stays(host: Host) -> None:
+    await host.run(
+        "import sys\nseen = []\ndef trace(frame, event, arg): seen.append(frame.f_code.co_name)\nsys.settrace(trace)"
+    )
+    await host.run("def called(): pass\ncalled()")
+    assert (await host.run("sys.settrace(None); 'called' in seen")).value == "True"
+
+
+async def test_a_module_of_the_code_that_is_called_as_a_debugger_is(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "bdb.py").write_text("own = 3\n")
+    code = "import bdb; print(bdb.own, bdb.__spec__.loader is bdb.__loader__)"
+    assert await host.run(code, cwd=str(tmp_path)) == ran("3 True\n")
+    assert await host.run("print('next')") == ran("next\n")

@@ -36,6 +36,7 @@ _PYTHON_PARTS = (
     "sources",
     "renewal",
     "functions",
+    "debugging",
 )
 #: A program that none of them executes: one of them hands it on.
 _PYTHON_SPAWNED = "python_spawned.py"

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 class Imports:
@@ -27,17 +29,18 @@ class Imports:
 
     Args:
       hooks: What to call before the code imports a module for the first time, by the module's name.
+      patches: What to call with a module of the standard library that was just imported, by its name.
 
     """
 
-    def __init__(self, hooks: dict[str, Callable[[], None]]) -> None:
+    def __init__(self, hooks: dict[str, Callable[[], None]], patches: dict[str, Callable[[ModuleType], None]]) -> None:
         self._ours = list(sys.path)
         self._are_ours_in_use = False
         # A virtual environment has none.
         self._has_user_site = sys.prefix != sys.base_prefix or os.environ.get("PYTHONNOUSERSITE", "") != ""
         """It needs no looking for, or none any more."""
         sys.path[:0] = _paths_before_ours()
-        sys.meta_path.insert(0, _Hooks(hooks))
+        sys.meta_path[:0] = [_Hooks(hooks), _Patches(patches)]
         sys.meta_path.append(self)
         if not self._has_user_site:
             site.ENABLE_USER_SITE = True
@@ -98,6 +101,37 @@ class _Hooks:
             self._hooks.pop(name)()
             if not self._hooks:
                 sys.meta_path.remove(self)
+
+
+class _Patches:
+    """Finds what is to be patched, and patches it when it was loaded."""
+
+    def __init__(self, patches: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._patches = patches
+
+    def find_spec(self, name: str, path: Any = None, target: object = None) -> ModuleSpec | None:
+        if name not in self._patches:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PatchingLoader(spec.loader, self._patches[name])  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        return spec
+
+
+class _PatchingLoader:
+    """Loads a module as its own loader does, and leaves no trace of itself."""
+
+    def __init__(self, loader: Any, patch: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._patch = patch
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)  # type: ignore[no-any-return]
+
+    def exec_module(self, module: Any) -> None:
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._patch(module)
 
 
 def _paths_before_ours() -> list[str]:

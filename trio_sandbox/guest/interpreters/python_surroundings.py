@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from os import O_CLOEXEC, O_DIRECTORY, O_PATH, chdir, close, environ, fchdir, fstat, open as open_descriptor
+from time import tzset
 
 #: Out of the way of code that counts on low numbers, or closes them.
 _LOWEST_DESCRIPTOR = 100
@@ -30,9 +31,15 @@ class Surroundings:
                 self._keep_directory()
                 chdir(cwd)
             environ.update(env or ())
+            self._tell_clock()
         except BaseException:
             self.restore()
             raise
+
+    def _tell_clock(self) -> None:
+        # C's library has read it, for all but a new process.
+        if "TZ" in self._variables:
+            tzset()
 
     def _keep_directory(self) -> None:
         try:
@@ -51,6 +58,7 @@ class Surroundings:
                 environ.pop(name, None)
             else:
                 environ[name] = value
+        self._tell_clock()
         if self._directory < 0:
             return
         try:

@@ -12,7 +12,8 @@ the agent then ends that, and starts another.
 - SIGINT reaches the code of a run and nothing else. It can come late, after the run it was meant
   for; the agent then sends "sync" before the next run, which forgets it.
 - What the parts do that come as texts of their own says each: `python_imports`, `python_interrupts`, `python_commands`, `python_streams`,
-  `python_surroundings`, `python_displays`, `python_functions`, `python_sources` and `python_renewal`. The program that the interpreter is started with puts their names into our `_parts`.
+  `python_surroundings`, `python_displays`, `python_functions`, `python_sources`, `python_debugging` and `python_renewal`. The program that the interpreter
+  is started with puts their names into our `_parts`.
 - Code that awaits at its top level runs on an event loop of asyncio that is kept for the next such code. In between it
   does not turn, nor while other code runs, so that this can run loops of its own.
 """
@@ -26,6 +27,7 @@ import sys
 import traceback
 from _ast import Call, Expr, Expression, Load, Module, Name, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST, Raise
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from contextvars import copy_context
 from errno import EINVAL
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from .python_commands import install as install_commands
+    from .python_debugging import hide_from_debuggers, stop_debugging
     from .python_displays import Displays
     from .python_functions import Functions
     from .python_imports import Imports
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 else:
     _parts = globals()["_parts"]
     install_commands = _parts["commands"]["install"]
+    hide_from_debuggers = _parts["debugging"]["hide_from_debuggers"]
+    stop_debugging = _parts["debugging"]["stop_debugging"]
     Displays = _parts["displays"]["Displays"]
     Functions = _parts["functions"]["Functions"]
     Imports = _parts["imports"]["Imports"]
@@ -71,6 +76,8 @@ _VALUE_LIMIT = 1 << 16
 _PARSED_LIMIT = 1 << 18
 #: In the flags of code that awaits at its top level.
 _CO_COROUTINE = 0x80
+#: Python exits with -1 for what does not fit into C's `long`.
+_LONG_LIMIT = 1 << 63
 #: As in `languages`.
 _WARM_UP = 1 << 31
 #: What an interpreter ends with that can't go on for a reason of its own.
@@ -105,6 +112,8 @@ class _Worker:
         self._sources = Sources(globals()["_program_of_spawned"])
         self._number = 0
         self._loop: AbstractEventLoop | None = None
+        self._context = copy_context()  # of all runs
+        self._buffer = bytearray(_MESSAGE_LIMIT)  # made while there is memory
         self._displays = Displays(self._post, self._streams.flush, lambda: self._number)
         self._has_paths = False
         self._imports = Imports(
@@ -112,7 +121,8 @@ class _Worker:
                 "matplotlib.pyplot": self._displays.use_backend,
                 "multiprocessing.popen_forkserver": self._sources.patch_multiprocessing,
                 "multiprocessing.popen_spawn_posix": self._sources.patch_multiprocessing,
-            }
+            },
+            {"bdb": lambda bdb: hide_from_debuggers(bdb, _is_of_a_part)},
         )
         _modules["builtins"].display = self._displays.display  # type: ignore[attr-defined]
         sys.argv = [""]  # instead of how we were started, as where code is typed in
@@ -185,17 +195,17 @@ class _Worker:
 
     def _receive(self) -> tuple[Any, list[int]]:
         space = CMSG_SPACE(8 * array.array("i").itemsize)
-        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, space, MSG_CMSG_CLOEXEC)
-        if not data:
+        size, ancillary, _, _ = self._control.recvmsg_into([self._buffer], space, MSG_CMSG_CLOEXEC)
+        if not size:
             _exit(0)
         descriptors = array.array("i")
         for _, _, payload in ancillary:
             descriptors.frombytes(payload)
         numbers = descriptors.tolist()
-        if data[:1] == b"M":
+        if self._buffer[:1] == b"M":
             with io.FileIO(numbers.pop()) as file:
                 return loads(file.readall()), numbers
-        return loads(data[1:]), numbers
+        return loads(memoryview(self._buffer)[1:size]), numbers
 
     def _send(self, data: bytes) -> None:
         self._control.send(data)
@@ -239,6 +249,7 @@ class _Worker:
                 self._displays.show_figures()
 
         error = self._interrupts.call(execute)
+        stop_debugging()
         if error is None:
             return 0, value
         status = 1
@@ -308,7 +319,7 @@ class _Worker:
             return self._wait(codes)
         result = None
         for code in codes:
-            result = eval(code, _main)
+            result = self._context.run(eval, code, _main)
         return result
 
     def _wait(self, codes: Sequence[CodeType]) -> object:
@@ -320,7 +331,12 @@ class _Worker:
             self._loop = new_event_loop()
         loop = self._loop
         # Made here: of one that an interrupt of the import above leaves, a later run would be warned, and could lose its own.
-        task = loop.create_task(_call_awaiting(codes))
+        coroutine = _call_awaiting(codes)
+        if sys.version_info >= (3, 11):  # noqa: UP036  an image may have an older one
+            # As a task's own would be, but what it sets is there in the next run.
+            task = loop.create_task(coroutine, context=self._context)
+        else:
+            task = self._context.run(loop.create_task, coroutine)
         try:
             return loop.run_until_complete(task)
         except BaseException:
@@ -342,7 +358,8 @@ class _Worker:
             if value is None:
                 return 0
             if isinstance(value, int):
-                return int.__and__(value, 0xFF)
+                number = int.__index__(value)
+                return number & 0xFF if -_LONG_LIMIT <= number < _LONG_LIMIT else 0xFF
             self._streams.stderr.write(f"{value}\n")
             return 1
         _set_traceback(error, self._without_ours(error))
@@ -382,10 +399,11 @@ class _Worker:
 
     def _is_ours(self, frame: FrameType) -> bool:
         """Whether a frame that no frame of the code's has called is of what we do to run that."""
-        names = frame.f_globals
-        return any(names is part for part in globals()["_parts"].values()) or str(names.get("__name__")).startswith(
-            "asyncio."
-        )
+        return _is_of_a_part(frame) or str(frame.f_globals.get("__name__")).startswith("asyncio.")
+
+
+def _is_of_a_part(frame: FrameType) -> bool:
+    return any(frame.f_globals is part for part in globals()["_parts"].values())
 
 
 def _take_name() -> None:
