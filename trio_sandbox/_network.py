@@ -28,6 +28,8 @@ _HIGHEST_PORT = 65535
 #: Ports that a rule allows unless it says otherwise: HTTP and HTTPS.
 WEB_PORTS = (80, 443)
 _HTTP_PORT, _HTTPS_PORT = WEB_PORTS
+#: The certificate that a guest gets for them names them all, and a machine's hello has room for so many.
+_MOST_HOSTS_WITH_SECRETS = 32
 
 StreamFactory: TypeAlias = "Callable[[], Awaitable[trio.abc.HalfCloseableStream]]"
 """Opens what a name of `NetworkRule.to` leads to, anew for each connection."""
@@ -249,6 +251,8 @@ class Network:
                         "which counts now"
                     )
         Secrets(values)  # or says that they are too many
+        if len({rule.host for rule in self.rules if rule.secrets}) > _MOST_HOSTS_WITH_SECRETS:
+            raise ValueError(f"at most {_MOST_HOSTS_WITH_SECRETS} hosts of a Network may have secrets")
         if values and self.open_ports != ():
             raise ValueError(
                 "Network.open() must have no rule with secrets: code that can reach every host can take what it gets "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -79,6 +80,17 @@ print(urllib.request.urlopen(request).read().decode())
 """
 
 
+REQUESTS = """\
+import os, requests
+print(requests.get("https://api.test/", headers={"Authorization": "Bearer " + os.environ["TOKEN"]}).text)
+"""
+
+FETCH = """\
+const answer = await fetch("https://api.test/", {headers: {Authorization: "Bearer " + process.env.TOKEN}});
+console.log(await answer.text());
+"""
+
+
 async def curl(sandbox: Sandbox, host: str = "api.test") -> str:
     return await sh(sandbox, f'curl -sS -H "Authorization: Bearer $TOKEN" https://{host}/')
 
@@ -99,6 +111,9 @@ async def test_programs_use_a_secret_that_the_machine_does_not_have(python_image
             await check(await curl(sandbox))
             await check((await sandbox.run(URLLIB)).stdout)
             await check((await sandbox.run_process(["python3", "-c", URLLIB], capture_stdout=True)).stdout.decode())
+            await check((await sandbox.run(REQUESTS)).stdout)
+            await sh(sandbox, "git ls-remote https://api.test/x.git")
+            assert b"GET /x.git/info/refs" in api.heads.pop()
             # Credentials of the basic kind.
             await sh(sandbox, 'curl -sS -u "me:$TOKEN" https://api.test/')
             assert base64.b64encode(f"me:{VALUE}".encode()) in api.heads.pop()
@@ -156,6 +171,34 @@ async def test_certificates_and_variables_are_there_for_the_policy_only(python_i
             # A company's certificates come with any network.
             assert "TOKEN" not in await sh(sandbox, look)
             assert (await sh(sandbox, "curl -sS https://other.test/")).startswith("GET / HTTP/1.1")
+
+
+async def test_node_uses_a_secret(node_image: Image, tmp_path: Path) -> None:
+    async with open_api(tmp_path) as (api, host):
+        async with host.open_sandbox("node", config=SandboxConfig(network=api.policy())) as sandbox:
+            placeholder = (await sandbox.environment())["TOKEN"]
+            inside = (await sandbox.run(FETCH)).stdout
+            process = await sandbox.run_process(["node", "--input-type=module", "-e", FETCH], capture_stdout=True)
+            for output in (inside, process.stdout.decode()):
+                assert f"Bearer {VALUE}".encode() in api.heads.pop(), output
+                assert placeholder in output
+                assert VALUE not in output
+
+
+async def test_without_the_extra_nothing_is_started(monkeypatch: pytest.MonkeyPatch, python_image: Image) -> None:
+    monkeypatch.setitem(sys.modules, "h11", None)
+    policy = Network.allow(NetworkRule("api.test", secrets={"TOKEN": VALUE}))
+    async with open_host() as host:
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'trio-sandbox\[network\]'"):
+            async with host.open_sandbox(config=SandboxConfig(network=policy)):
+                pytest.fail("it was opened")
+        assert host.statistics().sandboxes_opened == 0
+        async with host.open_sandbox() as sandbox:
+            with pytest.raises(ModuleNotFoundError):
+                async with sandbox.network(policy):
+                    pytest.fail("it is in force")
+            assert "TOKEN" not in await sandbox.environment()
+            assert (await sandbox.run("1 + 1")).value == "2"
 
 
 async def test_a_host_with_a_wrong_certificate_gets_nothing(python_image: Image, tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def test_policies_that_would_give_a_secret_away_or_not_use_it() -> None:
     with pytest.raises(ValueError, match="one value") as caught:
         Network.allow(rule(), rule("b.org", secrets={"TOKEN": VALUE[::-1]}))
     assert VALUE not in str(caught.value)
+    longest = ".".join(["a" * 61] * 4)
+    hosts = [f"{number:02}.{longest}" for number in range(33)]
+    with pytest.raises(ValueError, match="at most 32 hosts"):
+        Network.allow(*map(rule, hosts))
+    Network.allow(*map(rule, hosts[:32]))
+    assert len(Authority(hosts[:32]).pem) < 2**14
     Network.allow(rule(), rule("b.org"), "*.example.org", NetworkRule("api.example.org", port=80))
 
 
