@@ -15,6 +15,7 @@ from .._config import Timeouts
 from .._entries import open_block
 from .._errors import SandboxClosedError, SandboxError, VmBootError
 from .._nurseries import open_services
+from .._private import make_new_directory
 from ..wire import StreamHandler
 from ._accelerator import Accelerator
 from ._confinement import Confinement, kvm_access, prove_jail
@@ -178,7 +179,7 @@ class VmManager:
         kvm = kvm_access(confinement) if self._accelerator.name == "kvm" else None
         try:
             if confinement.may_be_jailed:
-                directory.mkdir(mode=0o700)
+                make_new_directory(directory)
                 async with open_jail(
                     program,
                     directory=directory,
