@@ -225,7 +225,7 @@ async def test_what_can_not_be_done_says_so(tmp_path: Path) -> None:
 
 async def test_a_configuration_must_be_one(tmp_path: Path) -> None:
     async with open_fake_host(tmp_path) as host:
-        with pytest.raises(TypeError, match="`config` must be a SandboxConfig, not {"):
+        with pytest.raises(TypeError, match="`config` must be a SandboxConfig, not "):
             async with host.open_sandbox(config={"memory_mib": 256}):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
                 pytest.fail("opened")
 

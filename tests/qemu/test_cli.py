@@ -111,6 +111,7 @@ def test_conditions_of_the_caller(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": str(Path(__file__).parents[2])}
     completed = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=False)
     assert (completed.stdout, completed.returncode) == (b"42\n", 0), completed.stderr
+    assert b"jail" not in completed.stderr
 
 
 @pytest.mark.parametrize("times", [1, 2])

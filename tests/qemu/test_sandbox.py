@@ -34,6 +34,11 @@ from trio_sandbox.qemu import Vm
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
 
+@pytest.fixture
+def sandbox_host_config() -> HostConfig:
+    return HostConfig(timeouts=Timeouts(interrupt_grace=60))  # however slow the machine is now
+
+
 @pytest.mark.parametrize("templates", [True, False], ids=["from a template", "booted"])
 async def test_the_shapes_that_others_rely_on(templates: bool) -> None:
     with nothing_left():

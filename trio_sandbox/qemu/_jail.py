@@ -33,6 +33,7 @@ _EXCERPT: Final = 300
 #: Only where QEMU's user can't be told apart from ours all processes stay visible: a user namespace may not hide them.
 _MAKE: Final = f"""
 set -e
+umask 022
 cd "$1"; shift
 mount -t tmpfs -o size=64k,mode=755,nosuid,nodev none .
 cd "$PWD"
