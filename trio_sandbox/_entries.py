@@ -11,6 +11,8 @@ from typing import NoReturn, ParamSpec, TypeVar, final
 
 import trio
 
+from ._forked import count_block, end_if_forked, forget_block
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,18 +47,28 @@ class _Block(AbstractAsyncContextManager[T]):
     def __init__(self, manager: AbstractAsyncContextManager[T], name: str) -> None:
         self._manager = manager
         self._name = name
+        self._owner = 0
 
     # Ctrl-C comes at a checkpoint of ours, not between what we made and what would take it away again.
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:
         check_trio(self._name)
-        return await self._manager.__aenter__()
+        self._owner = count_block()
+        try:
+            return await self._manager.__aenter__()
+        except BaseException:
+            forget_block()
+            raise
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._manager.__aexit__(kind, error, traceback)
+        end_if_forked(self._owner, error)
+        try:
+            return await self._manager.__aexit__(kind, error, traceback)
+        finally:
+            forget_block()
 
     def __enter__(self) -> NoReturn:
         self._refuse()

@@ -21,6 +21,7 @@ BASE = (
     "_display",
     "_entries",
     "_errors",
+    "_forked",
     "_metadata",
     "_network",
     "_nurseries",
