@@ -70,6 +70,11 @@ def test_the_working_directory_is_gone_and_so_is_much_else(tmp_path: Path) -> No
     run_program(tmp_path, shell=shell, before="os.umask(0o022)", environment={"TMPDIR": "/nonexistent", "TERM": ""})
 
 
+def test_no_umask_keeps_qemu_out_of_its_jail(tmp_path: Path) -> None:
+    (tmp_path / "output").touch()
+    run_program(tmp_path, before="os.umask(0o777)")  # without a jail a warning would be logged
+
+
 def test_a_tmpdir_that_is_too_long(tmp_path: Path) -> None:
     long = tmp_path / ("long" * 30)
     long.mkdir()
