@@ -246,6 +246,17 @@ async def test_a_reaper_that_dies_later_is_replaced(base: Path, monkeypatch: pyt
         await wait_in_trio(lambda: runtime.reaper_pid not in (None, first))
 
 
+async def test_a_reaper_that_was_stopped_is_not_left(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_sandbox.qemu._runtime._REAPER_EXIT", 0.2)
+    async with open_runtime(base) as runtime:
+        reaper = runtime.reaper_pid
+        assert reaper is not None
+        os.kill(reaper, signal.SIGSTOP)
+    with pytest.raises(ProcessLookupError):  # nor as a zombie
+        os.kill(reaper, 0)
+    assert list(base.iterdir()) == []
+
+
 def test_an_owner_that_died_before_its_reaper_was_ready(base: Path, marker: str) -> None:
     """It happens when the reaper is a replacement: then there are processes to find."""
     directory = base / "directory"

@@ -117,7 +117,7 @@ class Runtime:
             except trio.TooSlowError as exc:
                 raise SandboxError(f"the reaper did not start within {_REAPER_START:g} s") from exc
             finally:
-                with trio.move_on_after(_REAPER_EXIT, shield=True):
+                with trio.move_on_after(2 * _REAPER_EXIT, shield=True):
                     await self._dismiss(process)
                 self._abandon(process)
             if trio.current_time() - started < _REAPER_SETTLED:
@@ -150,18 +150,20 @@ class Runtime:
         return process
 
     async def _dismiss(self, process: trio.Process) -> None:
-        """Send the reaper away; by now there must be nothing left for it to do."""
+        """Send the reaper away; by now there must be nothing left for it to do. One that does not leave is killed."""
         self._reaper = process
         self._tell("done")
         self._reaper = None
-        await process.wait()
+        with trio.move_on_after(_REAPER_EXIT):
+            await process.wait()
+        if process.returncode is None:
+            _log.error("the reaper (PID %d) did not leave, and is killed; was it stopped?", process.pid)
+            process.kill()
+            await process.wait()
 
     def _abandon(self, process: trio.Process) -> None:
-        """Let go of a reaper that has left, or else, being told, should have."""
+        """Close what was open for a reaper."""
         self._reaper = None
-        if process.returncode is None:
-            _log.error("the reaper (PID %d) did not leave; is it stopped?", process.pid)
-            process.kill()
         os.close(self._pipe)
         assert isinstance(process.stdout, trio.lowlevel.FdStream)
         process.stdout.close()
