@@ -292,8 +292,8 @@ class Taking:
             await self._execute("add-fd", {"fdset-id": disk}, [self._frozen_overlay])
             await self._execute("blockdev-add", added_overlay(node.name, overlay))
             begin = trio.current_time()
-            await self._execute("stop")
             try:
+                await self._execute("stop")  # Ctrl-C may come here: it has been said then
                 if self._copy_ram is not None:
                     await self._execute("xen-save-devices-state", {"filename": devices, "live": False})
                     await trio.to_thread.run_sync(self._copy_ram, limiter=_copying())
