@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import trio
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -151,3 +153,20 @@ async def open_services(owner: str) -> AsyncGenerator[Services]:
                 yield services
             finally:
                 await services.stop()  # noqa: ASYNC102 - it shields itself, and each service bounds its own end
+
+
+@trio.lowlevel.enable_ki_protection
+async def run_in_own_task(function: Callable[[], Awaitable[T]]) -> T:
+    """Run *function* where Ctrl-C comes as a cancellation, and not before a shield is left.
+
+    In the main task it is raised by whatever that waits for, shielded or not.
+    """
+    results: list[T] = []
+
+    async def run() -> None:
+        results.append(await function())
+
+    with hide_nursery("run_in_own_task()"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+    return results[0]

@@ -85,24 +85,3 @@ def test_no_other_task_goes_on_in_a_child(way: str, start: str) -> None:
     status = status if "os._exit" in child else 1
     assert lines == [f"child {status}", "woken", "cleaned up", "answered", "left", "end"]
     assert ("os._exit()" in errors) == ("os._exit" not in child)
-
-
-def test_a_block_that_was_left_is_nobodys_concern() -> None:
-    program = """
-import os, sys, trio
-from trio_sandbox.testing import Answer, open_scripted_sandbox
-
-async def main():
-    async with open_scripted_sandbox(Answer):
-        pass
-    pid = os.fork()
-    if pid:
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    else:
-        await trio.lowlevel.checkpoint()
-        sys.exit(3)
-
-trio.run(main)
-"""
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
-    assert (ended.stdout, ended.stderr) == ("3\n", "")

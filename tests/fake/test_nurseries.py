@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests._interrupts import InterruptAt
 from trio_sandbox._nurseries import Services, hide_nursery, open_services
 
 
@@ -159,21 +159,6 @@ async def test_cancelled_at_every_step_of_starting_and_serving_everything_ends()
                         async with open_services("test") as services:
                             await body(services, checkpoints)
                     assert scope.cancelled_caught
-
-
-class InterruptAt(trio.abc.Instrument):
-    """Press Ctrl-C when the main task is about to take one of the steps *numbers*."""
-
-    def __init__(self, *numbers: int) -> None:
-        self.numbers = numbers
-        self.steps = 0
-        self.main: trio.lowlevel.Task | None = None
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self.main:
-            self.steps += 1
-            if self.steps in self.numbers:
-                signal.raise_signal(signal.SIGINT)
 
 
 def run_interrupted(*numbers: int) -> tuple[list[str], int, bool]:

@@ -13,6 +13,7 @@ import attrs
 import pytest
 import trio
 
+from tests._interrupts import InterruptAt
 from tests._leaks import cancel_at_every_step, nothing_left, open_fds
 from trio_sandbox import QMPClosedError, SnapshotError, Timeouts
 from trio_sandbox.qemu import MachineConfig, SavedState, Snapshot, Vm, _vm, open_runtime, open_vm_manager
@@ -287,3 +288,29 @@ async def test_cancelled_anywhere_while_somebody_does_not_do_his_part(
         with nothing_left():
             assert await cancel_at_every_step(take_one) > 3
     assert {outcome and outcome.rpartition(": ")[2] for outcome in outcomes} == {None, end}
+
+
+def test_ctrl_c_anywhere_lets_the_machine_go_on(tmp_path: Path) -> None:
+    async def take_one(directory: Path, step: int) -> bool:
+        """Interrupt the snapshot at *step*; return whether it has as many."""
+        directory.mkdir()
+        async with open_machine(directory) as vm:
+            instrument = InterruptAt(step)
+            instrument.main = trio.lowlevel.current_task()
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                await vm.snapshot(directory / "snapshot", directory / "new")
+                await trio.lowlevel.checkpoint()
+            except KeyboardInterrupt:
+                return True
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+                said = asked(vm)
+                assert said.count("cont") >= said.count("stop")  # it may come before that was sent
+                await vm.guest.ping()
+        return False
+
+    step = 1
+    while trio.run(take_one, tmp_path / str(step), step):
+        step += 1
+    assert step > 3

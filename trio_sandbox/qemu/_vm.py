@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn, final
 
@@ -25,7 +26,7 @@ from .._errors import (
     VmDiedError,
     VmError,
 )
-from .._nurseries import Services
+from .._nurseries import Services, run_in_own_task
 from ..wire import (
     Channel,
     ChannelError,
@@ -218,6 +219,12 @@ class Vm:
         finally:
             os.close(fd)
 
+    async def _take(self, taking: Taking, marker: bytes) -> Snapshot:
+        async with hold_still(self.guest, marker, self._timeouts.kill):
+            with trio.CancelScope(shield=True):
+                return await taking.take()
+        raise AssertionError("nobody cancels that scope")
+
     async def snapshot(self, directory: Path, overlay: Path) -> Snapshot:
         """Save the machine's state, for others to go on from, and let it go on; it writes to *overlay* from then on.
 
@@ -255,10 +262,7 @@ class Vm:
             try:
                 with taking:
                     await taking.prepare(self.pid, self._memory)
-                    async with hold_still(self.guest, marker, self._timeouts.kill):
-                        with trio.CancelScope(shield=True):
-                            return await taking.take()
-                raise AssertionError("nobody cancels that scope")
+                    return await run_in_own_task(partial(self._take, taking, marker))
             except (QMPCommandError, MigrationError) as exc:
                 full = note_full_disk(directory)
                 raise SnapshotError(f"the machine's state could not be saved: {exc}{full}") from exc
