@@ -11,6 +11,7 @@ import trio.testing
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import (
     Display,
+    Network,
     OutcomeUnknownError,
     OutputChunk,
     OutputLimitError,
@@ -223,3 +224,11 @@ async def test_a_function_that_a_script_calls_is_cancelled_with_the_run() -> Non
         await called.wait()
         nursery.cancel_scope.cancel()
     assert sandbox.last_output.outcome == "stopped"
+
+
+async def test_a_policy_for_the_network_can_be_put_in_force_and_nothing_connects() -> None:
+    async with open_scripted_sandbox(print_the_call) as sandbox:
+        async with sandbox.network(Network.allow("example.org")):
+            await sandbox.run("1")
+        with sandbox.watch_network():
+            assert sandbox.network_statistics().connections == 0

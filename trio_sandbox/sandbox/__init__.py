@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._file import GuestFile as GuestFile
 from ._lifecycle import Checkpoint as Checkpoint, Lifecycle as Lifecycle
+from ._network import SandboxNetwork as SandboxNetwork
 from ._path import GuestPath as GuestPath
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
 from ._slot import Slot as Slot

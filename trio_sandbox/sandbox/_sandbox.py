@@ -13,6 +13,7 @@ from .._errors import SnapshotError
 from .._network import Network
 from ..network import NetworkStatistics, NetworkWatch
 from ._lifecycle import Checkpoint, Lifecycle
+from ._network import SandboxNetwork
 from ._requests import GuestRequests
 from ._slot import Slot
 from ._usage import Usage
@@ -58,9 +59,11 @@ class Sandbox(GuestRequests):
         timeouts: Timeouts,
         lifecycle: Lifecycle[Sandbox] | None = None,
         language: str = "python",
+        network: SandboxNetwork | None = None,
     ) -> None:
         super().__init__(slot, config, timeouts, language)
         self._lifecycle_or_none = lifecycle
+        self._own_network = network
         self._image = image
 
     def __repr__(self) -> str:
@@ -130,6 +133,10 @@ class Sandbox(GuestRequests):
         return self._lifecycle.usage()
 
     @property
+    def _network(self) -> SandboxNetwork:
+        return self._own_network or self._lifecycle.network
+
+    @property
     def _lifecycle(self) -> Lifecycle[Sandbox]:
         if self._lifecycle_or_none is None:
             raise SnapshotError("the state of this sandbox's machine can't be saved")
@@ -162,7 +169,7 @@ class Sandbox(GuestRequests):
         """
         if not isinstance(network, Network):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"`network` must be a Network, such as Network.allow('pypi.org'), not {network!r}")
-        async with self._lifecycle.network.block(network) as watch:
+        async with self._network.block(network) as watch:
             yield watch
 
     @contextmanager
@@ -176,12 +183,12 @@ class Sandbox(GuestRequests):
         There is an event for each connection, when it ends, and for each name and connection that is refused. The last 1000
         are kept for a reader that lags behind; `NetworkWatch.lost` counts the others.
         """
-        with self._lifecycle.network.watch() as watch:
+        with self._network.watch() as watch:
             yield watch
 
     def network_statistics(self) -> NetworkStatistics:
         """Return numbers about the sandbox's connections as they are now."""
-        return self._lifecycle.network.statistics()
+        return self._network.statistics()
 
     @asynccontextmanager
     async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:

@@ -18,8 +18,9 @@ from .._display import Display
 from .._entries import open_block
 from .._errors import VmDiedError
 from .._nurseries import hide_nursery, open_services
+from ..network import Gateway, HostResolver
 from ..qemu import Accelerator, Confinement, QemuBuild
-from ..sandbox import Sandbox, Slot
+from ..sandbox import Sandbox, SandboxNetwork, Slot
 from ..wire import (
     DISPLAY,
     JSON,
@@ -155,6 +156,8 @@ class _Guest:
             await self._code(RecordStream(stream), header)
         elif service == "process":
             await self._process(RecordStream(stream))
+        elif service == "network":
+            await stream.send_all(b"\0\0", end=True)  # switched, as far as anybody asks for it
         else:
             stream.reset("a scripted sandbox answers runs and processes only")
 
@@ -277,8 +280,8 @@ async def open_scripted_sandbox(answer: Answerer, *, config: SandboxConfig | Non
     """Open a real `Sandbox` with no virtual machine behind it: *answer* says how each run and each process ends.
 
     Limits on output, turns of the interpreter, cancellation and errors are those of the real thing, as is everything
-    between your program and the guest. It costs a millisecond, and works with `trio.testing.MockClock`. Files,
-    terminals and tunnels are not scripted: they need a guest.
+    between your program and the guest. It costs a millisecond, and works with `trio.testing.MockClock`. Blocks of
+    `Sandbox.network` can be entered, and nothing connects. Files, terminals and tunnels are not scripted: they need a guest.
 
     Args:
       answer: Called in a task of its own with each `Call`. Cancelling the caller cancels it, as it stops code in a
@@ -305,8 +308,11 @@ async def open_scripted_sandbox(answer: Answerer, *, config: SandboxConfig | Non
             await services.start(run_guest)
             async with open_channel(ours, role=Role.HOST, hello={"version": 1}) as channel:
                 guest.machine = machine = _Machine(channel, hang_up)
+                config, timeouts, slot = config or SandboxConfig(), Timeouts(), Slot(machine)
+                gateway = Gateway(config.network, HostResolver(), connect_timeout=timeouts.connect)
+                network = SandboxNetwork(slot, gateway, timeouts.kill)
                 try:
-                    yield Sandbox(Slot(machine), "python", config or SandboxConfig(), Timeouts())
+                    yield Sandbox(slot, "python", config, timeouts, network=network)
                 finally:
                     machine.closed = True
                     machine.ended.set()
