@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machines": {"base", "wire", "qemu", "image", "client", "network"},
     "sandbox": {"base", "wire", "qemu", "image", "client", "network", "machines"},
     "host": {"base", "qemu", "image", "client", "network", "machines", "sandbox"},
-    "testing": {"base", "wire", "qemu", "image", "client", "sandbox"},
+    "testing": {"base", "wire", "qemu", "image", "client", "network", "sandbox"},
     "bench": {"base", "qemu", "image", "client", "machines", "sandbox", "host", "top"},
     "cli": {"base", "wire", "qemu", "image", "client", "network", "machines", "host", "bench", "top"},
     "top": {"base", "wire", "qemu", "image", "client", "network", "machines", "sandbox", "host", "testing", "cli"},
