@@ -131,9 +131,9 @@ class _Porter:
         self._disturbed = False
         self._question = ""
         self._retries: list[float] = []
-        # When to look whether it came back without an answer, and whether it was asked for one again.
+        # When to look whether it came back without an answer, and what to write, one after the other, before we believe it.
         self._probes: list[float] = []
-        self._reminded = False
+        self._reminders: list[str] = []
         # What it is to read after the run.
         self._undoing = b""
 
@@ -197,9 +197,9 @@ class _Porter:
         (unread,) = struct.unpack("i", fcntl.ioctl(self._script, termios.TIOCOUTQ, bytes(4)))
         if unread or self._answers in {descriptor for descriptor, _ in poll.poll(0)}:
             return
-        if self._begun and not self._reminded:
-            self._reminded = True
-            self._write(self._dialect.remind(self._files, self._token) + self._dialect.probe)
+        # It reads in blocks: what was read need not have been executed, but will be before the next block is read.
+        if self._reminders:
+            self._write(self._reminders.pop(0))
             return
         what = "say how the code ended" if self._begun else "be told to run code any more: this was not run"
         os.write(self._descriptors[-2], f"trio-sandbox: the shell can't {what}; the next run has a new one\n".encode())
@@ -271,7 +271,7 @@ class _Porter:
         self._token = os.urandom(8).hex()
         self._begun = False
         self._undoing = b""
-        self._reminded = False
+        self._reminders = [self._dialect.probe]
         self._probes = list(_PROBING) if self._dialect.probe else []
         self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe)
 
@@ -308,6 +308,8 @@ class _Porter:
                     self._control.send(b"R")
                 case [b"B", token] if token == self._token.encode():
                     self._begun = True
+                    probe = self._dialect.probe
+                    self._reminders = [self._dialect.remind(self._files, self._token) + probe, probe]
                 case [b"D", token, status, *value] if token == self._token.encode() and status.isdigit():
                     self._finish_run(int(status) & 0xFF, b"".join(value))
                 case [b"F", token, errno] if token == self._token.encode() and errno.isdigit():
