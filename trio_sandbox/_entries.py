@@ -66,7 +66,7 @@ class _Block(AbstractAsyncContextManager[T]):
     ) -> bool | None:
         end_if_forked(self._owner, error)
         try:
-            return await self._manager.__aexit__(kind, error, traceback)
+            return await self._manager.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - whose block it is bounds it
         finally:
             forget_block()
 

@@ -115,14 +115,14 @@ class Services:
             ended.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def stop(self) -> None:
+    async def stop(self) -> None:  # noqa: ASYNC910 - it has one, which Ctrl-C may break off
         """End every service, the youngest first; their own cleanup bounds how long it takes.
 
         Ctrl-C waits for that, too: a service that nobody ends would hold up the program for ever.
         """
         self._stopped = True
         interrupt: KeyboardInterrupt | None = None
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # noqa: ASYNC912 - as above
             try:
                 await trio.lowlevel.checkpoint()
             except KeyboardInterrupt as exc:
@@ -167,6 +167,6 @@ async def run_in_own_task(function: Callable[[], Awaitable[T]]) -> T:
         results.append(await function())
 
     with hide_nursery("run_in_own_task()"):
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - the task is what is wanted
             nursery.start_soon(run)
     return results[0]

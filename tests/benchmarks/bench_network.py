@@ -68,10 +68,10 @@ async def _serve(stream: trio.SocketStream) -> None:
         if not data:
             return
         head += data
-    if head[:1] == b"e":
+    if head.startswith(b"e"):
         async for piece in stream:
             await stream.send_all(piece)
-    elif head[:1] == b"s":
+    elif head.startswith(b"s"):
         piece = bytes(_PIECE)
         for _ in range(int(head[1:]) // len(piece)):
             await stream.send_all(piece)

@@ -23,11 +23,8 @@ from trio_sandbox.wire import STDERR, STDOUT, StreamResetError
 
 from ._agent import Host, Ran, let_short_runs_end, open_agent, read_all, send_for_ever
 
-#: Python 3.11 before 3.11.4 has another one.
-try:
-    compile("\0", "", "exec")
-except (SyntaxError, ValueError) as exc:
-    NULL_BYTE_ERROR = type(exc).__name__
+#: In code.
+NULL_BYTE_ERROR = "ValueError" if sys.version_info < (3, 11, 4) else "SyntaxError"
 
 
 @pytest.fixture

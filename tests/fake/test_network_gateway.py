@@ -130,7 +130,7 @@ async def open_network(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(note)
-        nursery.start_soon(serve)
+        nursery.start_soon(serve)  # noqa: ASYNC113 - the block waits for what it does
         async with open_channel(theirs, role=Role.GUEST, hello={}) as guest:
             await opened.wait()
             yield Site(gateway, guest, hosts[0], dns, events)
@@ -144,7 +144,7 @@ async def open_server(serve: Callable[[trio.SocketStream], Any]) -> AsyncGenerat
     """Serve TCP on loopback; yield the port."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        await nursery.start(trio.serve_listeners, serve, [listener])
         yield listener.socket.getsockname()[1]
         nursery.cancel_scope.cancel(reason="the test is over")
 

@@ -50,7 +50,7 @@ async def echo(stream: trio.SocketStream) -> None:
 async def open_server(serve: Callable[[trio.SocketStream], Any]) -> AsyncGenerator[int]:
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        await nursery.start(trio.serve_listeners, serve, [listener])
         yield listener.socket.getsockname()[1]
         nursery.cancel_scope.cancel(reason="the test is over")
 

@@ -66,7 +66,7 @@ async def open_api(tmp_path: Path) -> AsyncGenerator[tuple[Api, Host]]:
 
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        await nursery.start(trio.serve_listeners, serve, [listener])
         api = Api(listener.socket.getsockname()[1], authority)
         async with open_host(HostConfig(ca_certificates=file)) as host:
             yield api, host

@@ -19,7 +19,8 @@ VALUE = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def rule(host: str = "api.example.org", **more: Any) -> NetworkRule:
-    return NetworkRule(host, **{"secrets": {"TOKEN": VALUE}, **more})
+    arguments: dict[str, Any] = {"secrets": {"TOKEN": VALUE}, **more}
+    return NetworkRule(host, **arguments)
 
 
 def test_a_rule_keeps_its_values_to_itself() -> None:

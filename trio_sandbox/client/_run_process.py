@@ -136,7 +136,7 @@ async def _listening(stream: GuestOutput | None) -> AsyncGenerator[Callable[[], 
     tail = Tail()
     ended = trio.Event()
 
-    async def listen(stream: GuestOutput) -> None:
+    async def listen(stream: GuestOutput) -> None:  # noqa: ASYNC910 - the stream has them
         with contextlib.suppress(trio.BrokenResourceError):
             async for data in stream:
                 tail.add(data)

@@ -105,7 +105,7 @@ class Termination:
             await proxy.run()
         except RequestRefusedError as exc:
             if exc.told:
-                await self._end(guest)
+                await self._end(guest)  # noqa: ASYNC120 - who cancels wants no answer
             raise
         await self._end(guest)
         with contextlib.suppress(*_BROKEN):

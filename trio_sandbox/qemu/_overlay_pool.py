@@ -155,7 +155,7 @@ class OverlayPool:
 
 
 @open_block
-async def open_overlay_pool(
+async def open_overlay_pool(  # noqa: ASYNC911 - the pool has them
     daemon: QemuStorageDaemon, *, directory: str | os.PathLike[str] | None = None
 ) -> AsyncGenerator[OverlayPool]:
     """Keep a pool of prototype overlays for the length of a block; entering it is a checkpoint.

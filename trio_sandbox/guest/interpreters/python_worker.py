@@ -202,7 +202,7 @@ class _Worker:
         for _, _, payload in ancillary:
             descriptors.frombytes(payload)
         numbers = descriptors.tolist()
-        if self._buffer[:1] == b"M":
+        if self._buffer.startswith(b"M"):
             with io.FileIO(numbers.pop()) as file:
                 return loads(file.readall()), numbers
         return loads(memoryview(self._buffer)[1:size]), numbers
