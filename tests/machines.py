@@ -175,6 +175,7 @@ def configure(upper: Path, pip: Mapping[str, str]) -> None:
     """Give a machine this one's name servers, certificates, and the settings of its apt and pip."""
     for path in ("/etc/resolv.conf", CERTIFICATES, *pip.values()):
         copy(Path(path), upper)
+    write(upper / "etc/hosts", "127.0.0.1 localhost\n")  # every machine has one, but a tree that has never been started
     write(upper / "etc/dpkg/dpkg.cfg.d/unsafe-io", "force-unsafe-io\n")  # it is thrown away soon
     settings = "".join(f"{name} = {value}\n" for name, value in pip.items())
     write(upper / "etc/pip.conf", f"[global]\n{settings}")

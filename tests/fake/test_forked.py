@@ -62,7 +62,12 @@ def run(child: str, *, nursery: str = "", block: str = "") -> tuple[list[str], s
     """Return the lines that the program prints, and what it says on the standard error."""
     program = PROGRAM.replace("CHILD", child).replace("NURSERY", nursery).replace("BLOCK", block)
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=30, check=True
+        # -u: what waits in buffers is written by the child as well.
+        [sys.executable, "-u", "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     return ended.stdout.split("\n")[:-1], ended.stderr
 
