@@ -134,6 +134,8 @@ class _Porter:
         # When to look whether it came back without an answer, and what to write, one after the other, before we believe it.
         self._probes: list[float] = []
         self._reminders: list[str] = []
+        # Whether what it had read of a line was taken away, in this run.
+        self._reset = False
         # What it is to read after the run.
         self._undoing = b""
 
@@ -183,10 +185,16 @@ class _Porter:
 
     def _repeat(self) -> None:
         if self._question:
-            self._write(self._dialect.ask(self._files, self._question))
+            # A SIGINT that comes while it reads a line takes part of that away, and can leave a quote or a brace that nothing closes.
+            # Another one, which comes alone, takes the rest away.
+            if self._dialect.resets and len(self._retries) % 2 == 0:
+                self._interrupt()
+            else:
+                self._write(self._dialect.ask(self._files, self._question))
         # It may wait for a child that was not there yet.
         elif self._interrupt():
             self._write(self._dialect.remind(self._files, self._token))
+            self._remind_later()
         self._retries.pop(0)
 
     def _look_for_end(self, poll: select.poll) -> None:
@@ -201,10 +209,21 @@ class _Porter:
         if self._reminders:
             self._write(self._reminders.pop(0))
             return
+        if self._disturbed and not self._reset:
+            # It may be in the middle of a line, as above.
+            self._reset = True
+            self._interrupt()
+            self._remind_later()
+            return
         what = "say how the code ended" if self._begun else "be told to run code any more: this was not run"
         os.write(self._descriptors[-2], f"trio-sandbox: the shell can't {what}; the next run has a new one\n".encode())
         os.killpg(self._pid, signal.SIGKILL)
         os._exit(_EX_SOFTWARE)
+
+    def _remind_later(self) -> None:
+        """Have it asked for the end of the run, and believe that it has none to tell when it has executed that."""
+        probe = self._dialect.probe
+        self._reminders = [self._dialect.remind(self._files, self._token) + probe, probe]
 
     def _interrupt(self) -> bool:
         """Send SIGINT, unless the gate is closed; it can't be closed meanwhile."""
@@ -240,7 +259,7 @@ class _Porter:
             self._signalled = False
             if self._disturbed:
                 self._question = os.urandom(8).hex()
-                self._retries = list(self._dialect.retries)
+                self._retries = list(self._dialect.resets or self._dialect.retries)
                 self._write(self._dialect.ask(self._files, self._question))
             else:
                 self._control.send(b"S")
@@ -272,6 +291,7 @@ class _Porter:
         self._begun = False
         self._undoing = b""
         self._reminders = [self._dialect.probe]
+        self._reset = False
         self._probes = list(_PROBING) if self._dialect.probe else []
         self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe)
 
@@ -308,8 +328,7 @@ class _Porter:
                     self._control.send(b"R")
                 case [b"B", token] if token == self._token.encode():
                     self._begun = True
-                    probe = self._dialect.probe
-                    self._reminders = [self._dialect.remind(self._files, self._token) + probe, probe]
+                    self._remind_later()
                 case [b"D", token, status, *value] if token == self._token.encode() and status.isdigit():
                     self._finish_run(int(status) & 0xFF, b"".join(value))
                 case [b"F", token, errno] if token == self._token.encode() and errno.isdigit():
