@@ -18,6 +18,7 @@ KEEPS = {"append", "extend", "join", "write", "insert"}
 #: Loops that keep what they read, each with what bounds it.
 BOUNDED = {
     ("wire/_answers.py", "receive_up_to"): "the caller's number of bytes",
+    ("testing/_scripted.py", "call"): "it is the library itself that says it, an answer at a time",
     ("network/_proxy.py", "_receive_head"): "_LONGEST_HEAD; and it is a proxy that says it",
 }
 

@@ -22,6 +22,7 @@ any code can in its own process; for the next run there is another token, or ano
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -231,7 +232,14 @@ class _Porter:
         try:
             if os.pread(GATE, 1, 0) != b"\0":
                 return False
-            os.killpg(self._pid, signal.SIGINT)
+            if self._dialect.lead:
+                os.kill(self._pid, signal.SIGINT)
+                select.poll().poll(self._dialect.lead * 1000)
+                for pid in _other_members(self._pid):
+                    with contextlib.suppress(OSError):  # it has ended, or is another user's
+                        os.kill(pid, signal.SIGINT)
+            else:
+                os.killpg(self._pid, signal.SIGINT)
             return True
         finally:
             os.pwrite(GATE, b"\0", 1)
@@ -364,3 +372,15 @@ class _Porter:
         except OSError:
             return False
         return os.path.samestat(read, self._theirs)
+
+
+def _other_members(group: int) -> list[int]:
+    """Return the processes of a process group, but for its leader."""
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != group:
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                # After the program's name, in parentheses: state, parent, group (proc_pid_stat(5)).
+                if file.read().rpartition(b")")[2].split()[2] == b"%d" % group:
+                    found.append(int(name))
+    return found
