@@ -181,7 +181,7 @@ class HostFunctions:
     """
 
     def __init__(self, functions: dict[str, Callable[..., object]]) -> None:
-        self.names = list(functions)
+        self.names: list[str] = list(functions)
         self._functions = functions
         self._rate = Rate(CALLS_PER_SECOND, CALLS_AT_ONCE)
         self._slots = trio.Semaphore(CALLS_AT_ONCE)

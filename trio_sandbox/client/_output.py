@@ -39,8 +39,8 @@ class RunTrace:
         self.language = language
         self.outcome: Outcome = "unsent"
         self.exit_code: int | None = None
-        self.stdout = Tail()
-        self.stderr = Tail()
+        self.stdout: Tail = Tail()
+        self.stderr: Tail = Tail()
 
     def end(self, outcome: Outcome) -> None:
         """Say what became of it, unless that is known already."""

@@ -98,7 +98,7 @@ class Connection:
         self._ready: deque[StreamState] = deque()  # have something pending and the credit to send it
 
         # Input
-        self.idle_frames = 0
+        self.idle_frames: int = 0
         """Frames so far that did nothing: of credit that nobody waits for, and for streams that are over."""
         self._frames_in_turn = FRAMES_IN_TURN if role is Role.HOST else sys.maxsize  # a guest trusts its host
         self._greeted = False

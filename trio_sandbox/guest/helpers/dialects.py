@@ -101,10 +101,10 @@ class ShellDialect(Dialect):
     """
 
     descriptor = 0
-    texts = (SOURCE,)
+    texts: tuple[int, ...] = (SOURCE,)
     retries: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
     resets: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0, 2.0, 2.0)
-    lead = 0.0
+    lead: float = 0.0
     probe = " "
 
     def begin(self, files: str) -> str:

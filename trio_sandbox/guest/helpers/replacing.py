@@ -24,17 +24,18 @@ class Replacement:
     """
 
     def __init__(self, target: str, shown: str) -> None:
-        directory, self.target = os.path.split(target)
+        directory = os.path.dirname(target)
+        self.target: str = os.path.basename(target)
         self._shown = shown
-        self.name = f".trio-sandbox-{os.urandom(8).hex()}"
+        self.name: str = f".trio-sandbox-{os.urandom(8).hex()}"
         if self.target in ("", ".", ".."):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), shown)
         try:
             # To look up names in; the user need not be able to read it.
-            self.parent = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.parent: int = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, shown) from None
-        self.place = self.parent
+        self.place: int = self.parent
         self._elsewhere = ""
         self._pending = True
 

@@ -45,7 +45,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.pending = False
+        self.pending: bool = False
         # Trio and asyncio take SIGINT over only from Python's own handler.
         self._users_handler: Any = default_int_handler
         set_handler(SIGINT, self._note)
