@@ -19,7 +19,7 @@ from typing import Final, Protocol, final
 import trio
 from trio.socket import SocketType
 
-from ....wire import Channel, ChannelStream, StreamLimitError
+from ....wire import Channel, ChannelStream, StreamLimitError, receive_up_to
 from ..carried import STREAM_GONE, Carried
 from . import dns
 from .lookups import Lookups
@@ -278,13 +278,8 @@ def break_off(sock: socket.socket) -> None:
 
 
 async def _receive_errno(stream: ChannelStream) -> int:
-    answer = b""
-    while len(answer) < 2:
-        data = await stream.receive_some(2 - len(answer))
-        if not data:
-            return errno.ECONNRESET
-        answer += data
-    return int.from_bytes(answer, "big")
+    answer = await receive_up_to(stream, 2)
+    return int.from_bytes(answer, "big") if len(answer) == 2 else errno.ECONNRESET
 
 
 async def _receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
