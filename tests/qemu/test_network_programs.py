@@ -29,16 +29,19 @@ __all__ = ["host"]
 async def open_file_server(directory: Path) -> AsyncGenerator[int]:
     """Serve the files below *directory* over HTTP; yield the port."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(directory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         assert process.stdout is not None
-        line = await trio.to_thread.run_sync(process.stdout.readline)
-        yield int(line.split(" port ")[1].split()[0])
+        line = b""
+        while not line.endswith(b"\n"):
+            line += await process.stdout.receive_some()
+        yield int(line.split(b" port ")[1].split()[0])
     finally:
         process.kill()
-        process.wait()
+        with trio.CancelScope(shield=True):
+            await process.wait()
         assert process.stdout is not None
-        process.stdout.close()
+        await process.stdout.aclose()
 
 
 def make_wheel(directory: Path) -> None:
