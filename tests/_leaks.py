@@ -74,6 +74,22 @@ class _CancelAtStep(trio.abc.Instrument):
                 self._scope.cancel(reason="the step that the test wants")
 
 
+async def cancel_at_step(function: Callable[[], Awaitable[object]], step: int, *, every_task: bool = False) -> int:
+    """Run *function*, cancelled when its task, or with *every_task* any task, is resumed for the *step*-th time.
+
+    Return how many steps were left before the cancellation: 0 or less if it came.
+    """
+    scope = trio.CancelScope()
+    instrument = _CancelAtStep(scope, step, None if every_task else trio.lowlevel.current_task())
+    with scope:
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            await function()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return instrument.remaining
+
+
 async def cancel_at_every_step(
     function: Callable[[], Awaitable[object]],
     *,
@@ -89,16 +105,9 @@ async def cancel_at_every_step(
     step = 0
     while True:
         step += 1
-        scope = trio.CancelScope()
-        instrument = _CancelAtStep(scope, step, None if every_task else trio.lowlevel.current_task())
-        with scope:
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                await function()
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
+        remaining = await cancel_at_step(function, step, every_task=every_task)
         if isinstance(checking := check(), Awaitable):
             await checking
         # Not "was not cancelled": a shield may have let a cancellation pass, and later ones count.
-        if instrument.remaining > 0:
+        if remaining > 0:
             return step

@@ -22,7 +22,7 @@ import trio.testing
 import trio_websocket
 
 from tests._httpcore import SandboxBackend
-from tests._leaks import cancel_at_every_step, nothing_left, wait_until
+from tests._leaks import nothing_left
 from trio_sandbox import GuestProtocolError, OutcomeUnknownError, Sandbox, SandboxClosedError
 from trio_sandbox.guest.agent import carried, tunnels
 from trio_sandbox.sandbox import _tunnels
@@ -297,32 +297,6 @@ async def test_more_streams_than_there_may_be(sandbox: Sandbox) -> None:
         assert len(streams) > 100
         for stream in streams:
             await stream.aclose()
-
-
-async def test_cancelled_at_any_moment_nothing_is_left(server: Server) -> None:
-    async with open_local_sandbox() as (sandbox, machine), trio.open_nursery() as nursery:
-
-        async def serve(stream: trio.SocketStream) -> None:
-            try:
-                async for data in stream:
-                    await stream.send_all(data)
-            except trio.BrokenResourceError:
-                pass
-
-        nursery.start_soon(trio.serve_listeners, serve, [server.listener])
-
-        async def exchange() -> None:
-            async with await sandbox.open_tcp_stream(server.port) as stream:
-                await stream.send_all(b"ping")
-                assert await stream.receive_some() == b"ping"
-
-        await exchange()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        before = len(os.listdir("/proc/self/fd"))
-        assert await cancel_at_every_step(exchange) > 3
-        await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
-        await no_streams(machine)
-        nursery.cancel_scope.cancel()
 
 
 async def test_streams_of_a_sandbox_that_ends(server: Server) -> None:
