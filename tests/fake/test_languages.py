@@ -43,6 +43,7 @@ SHELL: dict[str, tuple[str, Ran | None]] = {
     "output": ("echo out; echo err >&2", ran("out\n", "err\n")),
     "by name": ("echo out >/dev/stdout; echo err >/dev/stderr", ran("out\n", "err\n")),
     "status": ("(exit 5)", ran(exit_code=5)),
+    "descriptors": ("ls /proc/self/fd", ran("0\n1\n2\n3\n")),  # the last is of the listing itself
     "return": ("echo a; return 3; echo b", ran("a\n", "", 3)),
     "unknown": ("no-such-command", ran("", "bash: no-such-command: command not found\n", 127)),
     "syntax": (
@@ -165,7 +166,7 @@ TABLES = {"shell": SHELL, "javascript": JAVASCRIPT, "imports": IMPORTS}
 
 
 def plain(result: Ran) -> Ran:
-    text = re.sub(r"<run-\d+>", "<run>", re.sub(r"/dev/fd/\d+", "FILE", result.stderr))
+    text = re.sub(r"<run-\d+>", "<run>", re.sub(r"/proc/\d+/fd/\d+", "FILE", result.stderr))
     return attrs.evolve(result, stderr=text)
 
 

@@ -14,7 +14,7 @@ _EPERM = 1
 class Order:
     """One run that the agent wants."""
 
-    __slots__ = ("code", "cwd", "descriptors", "env", "functions", "number", "spare")
+    __slots__ = ("code", "cwd", "descriptors", "env", "functions", "number")
 
     def __init__(self, number: int, code: str, env: dict[str, str], cwd: str | None) -> None:
         self.number: int = number
@@ -25,8 +25,6 @@ class Order:
         """Ours, in turn: standard input or -1, standard output, standard error, and a file with the code."""
         self.functions: tuple[list[str], list[int]] | None = None
         """Names of the host's functions, and descriptors of ours: what answers come from, and what calls go to."""
-        self.spare: int = 0
-        """A number of a descriptor that the interpreter does not use."""
 
     def paths(self, files: str) -> list[str]:
         """Return names of the descriptors, which the directory *files* has."""
@@ -116,10 +114,9 @@ class ShellDialect(Dialect):
         return name.isidentifier() and name.isascii() and "\0" not in value
 
     def run(self, files: str, token: str, order: Order) -> str:
-        """Say it. The code is in a file of ours, since a shell reads a pipe byte by byte; it has a name that users know."""
+        """Say it. The code is in a file of ours, since a shell reads a pipe byte by byte. A descriptor of it would be in all that it starts."""
         stdin, stdout, stderr, code = order.paths(files)
-        name = f"/dev/fd/{order.spare}"
-        running = f"\\builtin source {name} {order.spare}<{code} <{stdin} >{stdout} 2>{stderr}; {self._tell_end(files, token)}"
+        running = f"\\builtin source {code} <{stdin} >{stdout} 2>{stderr}; {self._tell_end(files, token)}"
         if order.env or order.cwd is not None:
             running = self._surround(files, token, order, running)
         return (

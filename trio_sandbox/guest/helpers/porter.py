@@ -26,7 +26,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import resource
 import select
 import signal
 import socket
@@ -55,8 +54,6 @@ _EX_SOFTWARE = 70
 _GATE_PATIENCE = 0.01
 #: Seconds after which we look whether an interpreter has come back without an answer; the last holds for all later times.
 _PROBING = (0.1, 0.2, 0.4, 1.0)
-#: Of descriptors, bash itself prefers low ones.
-_NUMBERS = 64
 
 
 def divide(dialect: Dialect, report: int) -> None:
@@ -290,7 +287,6 @@ class _Porter:
             if order.cwd is not None:
                 os.chdir(order.cwd)
             descriptors.append(write_memory_file(order.code.encode("utf-8", "surrogatepass")))
-            order.spare = self._find_spare()
         except OSError as exc:
             self._finish(b"F", b"%d" % (exc.errno or _EINVAL))
             return
@@ -302,11 +298,6 @@ class _Porter:
         self._reset = False
         self._probes = list(_PROBING) if self._dialect.probe else []
         self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe)
-
-    def _find_spare(self) -> int:
-        highest = min(resource.prlimit(self._pid, resource.RLIMIT_NOFILE)[0], _NUMBERS) - 1
-        numbers = (n for n in range(highest, 9, -1) if not os.path.lexists(f"/proc/{self._pid}/fd/{n}"))
-        return next(numbers, highest)
 
     def _finish(self, kind: bytes, rest: bytes) -> None:
         for descriptor in self._descriptors:
