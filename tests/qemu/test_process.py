@@ -28,6 +28,14 @@ def _is_running(pid: int) -> bool:
         return False
 
 
+def _has_memory(pid: int) -> bool:
+    """Whether it still takes room: a process that ends gives up its memory before its files, and its name last."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[0]) > 0
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 async def _start(nursery: trio.Nursery, script: str, *, grace: float = 0.0) -> OwnedProcess:
     process: OwnedProcess = await nursery.start(
         functools.partial(run_owned, ["sh", "-c", script], environment=_ENVIRONMENT, grace=grace)
@@ -95,7 +103,7 @@ async def test_what_the_output_handler_raises_ends_the_process() -> None:
 async def test_a_grandchild_that_keeps_the_pipe_does_not_outlive_it() -> None:
     with nothing_left():
         process = await run_owned(["sh", "-c", "sleep 1000 & echo $!"], environment=_ENVIRONMENT)
-    await wait_until(lambda: not _is_running(int(process.output())))
+    assert not _has_memory(int(process.output()))
 
 
 async def test_cancelled_it_is_killed_with_its_group() -> None:
@@ -105,7 +113,17 @@ async def test_cancelled_it_is_killed_with_its_group() -> None:
             await wait_until(lambda: "\n" in process.output())
             nursery.cancel_scope.cancel()
     assert process.returncode == -signal.SIGKILL
-    await wait_until(lambda: not _is_running(int(process.output())))
+    assert not _has_memory(int(process.output()))
+
+
+async def test_a_child_that_takes_its_time_to_end_is_waited_for() -> None:
+    program = "import os; memory = b'x' * (256 << 20); print(os.getpid(), flush=True); input()"
+    async with trio.open_nursery() as nursery:
+        process = await _start(nursery, f'sleep 1000 | python3 -c "{program}"; true')
+        await wait_until(lambda: "\n" in process.output())
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not _has_memory(int(process.output()))
 
 
 async def test_cancelled_it_may_say_goodbye() -> None:
@@ -113,6 +131,16 @@ async def test_cancelled_it_may_say_goodbye() -> None:
         process = await _start(
             nursery, "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.01; done", grace=60
         )
+        await wait_until(lambda: "ready" in process.output())
+        nursery.cancel_scope.cancel()
+    assert process.returncode == 7
+    assert process.output().endswith("bye\n")
+
+
+async def test_cancelled_it_may_say_more_than_a_pipe_takes() -> None:
+    async with trio.open_nursery() as nursery:
+        goodbye = "trap 'head -c 1000000 /dev/zero; echo bye; exit 7' TERM"
+        process = await _start(nursery, f"{goodbye}; echo ready; while :; do sleep 0.01; done", grace=60)
         await wait_until(lambda: "ready" in process.output())
         nursery.cancel_scope.cancel()
     assert process.returncode == 7

@@ -30,6 +30,8 @@ _LAST_READS: Final = 64
 #: Seconds for the kernel to take away a killed process. One that is stuck in the kernel takes no
 #: signal; waiting longer would hang the owner without helping.
 _REAP_SECONDS: Final = 30.0
+#: Seconds for the rest of its process group to end, which was killed with it. What has left the group may keep the pipe for ever.
+_CHILDREN_SECONDS: Final = 2.0
 
 
 class BoundedTail:
@@ -142,6 +144,7 @@ class OwnedProcess:
         self._name = name
         self._process = process
         self._tail = BoundedTail(tail_bytes)
+        self._drained = trio.Event()
         self._ended = trio.Event()
         self._returncode: int | None = None
 
@@ -201,16 +204,18 @@ class OwnedProcess:
             self._settle(None)
             raise
         gate.open()
+        # Not cancelled with us: until it has ended, it must not find its pipe full.
+        draining = trio.CancelScope(shield=True)
         try:
             with hide_nursery("run_owned()"):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._drain, on_output)
+                    nursery.start_soon(self._drain, draining, on_output)
                     try:
                         await trio.lowlevel.wait_readable(pidfd)
                     finally:
                         with trio.move_on_after(grace + _REAP_SECONDS, shield=True):
                             await self._end(pidfd, grace)
-                        nursery.cancel_scope.cancel(reason=f"{self._name} has ended")
+                        draining.cancel(reason=f"{self._name} has ended")
         finally:
             trio.lowlevel.notify_closing(pidfd)
             os.close(pidfd)
@@ -230,6 +235,9 @@ class OwnedProcess:
         status = reap(pidfd)
         self._returncode = -signal.SIGKILL if status is None else status
         await self._process.wait()  # it closes what Trio has open for it
+        # What it started ends in its own time, and has the pipe until then: an ordinary user's QEMU, for one.
+        with trio.move_on_after(_CHILDREN_SECONDS):
+            await self._drained.wait()
         if status is None and ended_by_itself:
             raise SandboxError(
                 f"how {self._name} ended can't be known: this program ignores SIGCHLD, or reaps children that are not its "
@@ -255,11 +263,15 @@ class OwnedProcess:
             stdout.close()
             self._ended.set()
 
-    async def _drain(self, on_output: Callable[[bytes], object] | None) -> None:
+    async def _drain(self, scope: trio.CancelScope, on_output: Callable[[bytes], object] | None) -> None:
         """Read what it prints for as long as it runs, so that it never blocks on a full pipe."""
         assert self._process.stdout is not None
-        while data := await self._process.stdout.receive_some(_READ_BYTES):
-            self._take(bytes(data), on_output)
+        try:
+            with scope:
+                while data := await self._process.stdout.receive_some(_READ_BYTES):
+                    self._take(bytes(data), on_output)
+        finally:
+            self._drained.set()
 
     def _take(self, data: bytes, on_output: Callable[[bytes], object] | None) -> None:
         self._tail.append(data)
