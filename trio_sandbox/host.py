@@ -32,6 +32,7 @@ from .machines import (
     WarmVms,
     hold_machine,
     place_templates,
+    remove_leftovers,
 )
 from .network import Gateway, HostResolver, Proxy, Trust, find_proxy, read_trust
 from .qemu import (
@@ -438,16 +439,19 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         ):
             if config.confinement == "require":
                 _require(machines.confinement)
+            templates = _open_templates(config, cache, own, accelerator) if config.templates else None
+            named = NamedTemplateStore(cache)
+            await trio.to_thread.run_sync(remove_leftovers, templates, named)
             launcher = Launcher(
                 machines=machines,
                 overlays=overlays,
-                templates=_open_templates(config, cache, own, accelerator) if config.templates else None,
+                templates=templates,
                 directory=runtime.directory,
                 environment=runtime.environment,
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, store, accelerator, launcher, NamedTemplateStore(cache), proxy, trust)
+            host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust)
             async with open_services("open_host()") as services:
                 if config.warm:
                     await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]

@@ -28,13 +28,14 @@ from trio_sandbox import (
     VmBootError,
     open_host,
 )
-from trio_sandbox.image import Image, ImageStore, SystemDisk
+from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.machines import NamedTemplateStore
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.qemu import (
     MachineConfig,
     QemuStorageDaemon,
+    make_marked,
     open_overlay_pool,
     open_runtime,
     open_storage_daemon,
@@ -164,6 +165,17 @@ async def test_overlays_of_a_known_image_need_no_storage_daemon(short_path: Path
         os.kill(daemon.pid, signal.SIGKILL)
         async with host.open_sandbox() as sandbox:
             assert "open" in repr(sandbox)
+
+
+async def test_a_host_removes_what_a_dead_program_left_in_the_cache(short_path: Path) -> None:
+    cache = short_path / "cache"
+    left = cache / f"templates/.staging-{'a' * 24}-00000001", cache / f"saved/mine~{'0' * 16}"
+    for path in left:
+        path.parent.mkdir(mode=0o700, parents=True)
+        make_marked(path)
+    (cache / "accelerator.json").symlink_to(default_cache_directory() / "accelerator.json")
+    async with open_host(HostConfig(cache_dir=cache, runtime_dir=short_path)):
+        assert not any(path.exists() for path in left)
 
 
 async def test_two_sandboxes_open_at_once_and_close_in_any_order(short_path: Path) -> None:

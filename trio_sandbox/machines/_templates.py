@@ -250,11 +250,24 @@ class TemplateStore:
         """
         usable = {template.directory for template in self.list() if _has_image(template)}
         freed = sum(self._remove(entry) for entry in self._entries() if entry not in usable)
+        return freed + self.remove_leftovers() + self.evict()
+
+    def remove_leftovers(self) -> int:
+        """Remove what killed processes left half-made or half-removed; return the bytes that came free.
+
+        Raises:
+          OSError: if the directory can't be written.
+
+        """
+        freed = 0
         for leftover, name in self._marked(_STAGING_NAME):
             before = disk_usage(leftover)
-            with self.lock(name[1]) as held:
+            with self.lock(name[1]) as held:  # which removes it, if nobody is making it
                 freed += before if held else 0
-        return freed + self.evict()
+        for removed, _ in self._marked(_REMOVED_NAME):
+            freed += disk_usage(removed)
+            _try_to_remove(removed)
+        return freed
 
     def evict(self, *, keep: str = "") -> int:
         """Remove the templates that were used longest ago, until the rest is within the budget.
@@ -269,8 +282,6 @@ class TemplateStore:
           OSError: if something can't be removed.
 
         """
-        for removed, _ in self._marked(_REMOVED_NAME):  # another process was killed over it
-            _try_to_remove(removed)
         templates = self.list()
         total = sum(template.size_bytes for template in templates)
         freed = 0
