@@ -11,6 +11,10 @@ import attrs
 
 ROOT = Path(__file__).parents[1]
 
+#: Between these two lines of a page stands what a program has measured and written there.
+START_MARK = "<!-- figures: start -->"
+END_MARK = "<!-- figures: end -->"
+
 _FENCE = re.compile(r"^(?P<fence>```+)(?P<language>\w+)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,3 +66,12 @@ def blocks(language: str) -> list[Block]:
         for match in _FENCE.finditer(text)
         if match["language"] == language
     ]
+
+
+def replace_between_marks(text: str, figures: str) -> str:
+    """Put *figures* between the two marks of *text*; ValueError if it has not exactly one of each."""
+    if text.count(START_MARK) != 1 or text.count(END_MARK) != 1:
+        raise ValueError(f"the file must have exactly one line {START_MARK!r} and one {END_MARK!r}")
+    before, _, rest = text.partition(START_MARK)
+    _, _, after = rest.partition(END_MARK)
+    return f"{before}{START_MARK}\n{figures}\n{END_MARK}{after}"

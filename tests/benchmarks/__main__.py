@@ -21,24 +21,13 @@ from pathlib import Path
 import attrs
 import trio
 
+from tests.documented import replace_between_marks
 from trio_sandbox.bench import Figure, LoadWatch, Machine, table
-
-START_MARK = "<!-- figures: start -->"
-END_MARK = "<!-- figures: end -->"
 
 
 def known_benchmarks() -> list[str]:
     """Give the names of the benchmarks beside this module, sorted."""
     return sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-
-
-def replace_between_marks(text: str, figures: str) -> str:
-    """Put *figures* between the two marks of *text*; ValueError if it has not exactly one of each."""
-    if text.count(START_MARK) != 1 or text.count(END_MARK) != 1:
-        raise ValueError(f"the file must have exactly one line {START_MARK!r} and one {END_MARK!r}")
-    before, _, rest = text.partition(START_MARK)
-    _, _, after = rest.partition(END_MARK)
-    return f"{before}{START_MARK}\n{figures}\n{END_MARK}{after}"
 
 
 async def measure(name: str) -> list[Figure]:

@@ -7,15 +7,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trio
 
 from tests._disks import filled, small_disk
 from tests._leaks import nothing_left, wait_until
+from tests._processes import Process, birth, descendants, is_program
 from trio_sandbox import (
     CapacityError,
     HostConfig,
@@ -141,34 +141,8 @@ trio.run(main)
 """
 
 
-class Process(NamedTuple):
-    pid: int
-    birth: str
-
-
-def descendants(pid: int) -> list[Process]:
-    """Give the processes that *pid* has started, and theirs."""
-    found: list[Process] = []
-    with suppress(FileNotFoundError, ProcessLookupError):  # it, or a thread of it, has ended
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in map(int, (task / "children").read_text().split()):
-                found += [Process(child, birth(child)), *descendants(child)]
-    return found
-
-
-def birth(pid: int) -> str:
-    """Give a process's time of birth, which tells it from others with its number; "" if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def is_machine(process: Process) -> bool:
-    try:
-        return "qemu-system" in Path(f"/proc/{process.pid}/cmdline").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return is_program(process, "qemu-system")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from . import network, runs
+from . import crash, faults, load, network, runs
 from ._report import Budget, Report
 
 #: Each has its operations counted, and what goes wrong told, in the report; it ends when the budget is used up.
 PARTS: dict[str, Callable[[Budget, Report], Awaitable[None]]] = {
     "runs": runs.soak,
     "network": network.soak,
+    "crash": crash.soak,
+    "faults": faults.soak,
+    "load": load.soak,
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -14,6 +18,10 @@ import attrs
 FAILURE_LIMIT = 5
 #: Operations between two lines about how many there were.
 _SAY = 1000
+#: By what factor the last tenth of an operation's latencies may be above the first, and milliseconds that do not count: what
+#: leaks makes each operation slower than the one before, and shows as more; another program on the machine as less.
+SLOWER = 2.0
+_MILLISECONDS_SLOWER = 5.0
 
 
 @attrs.define
@@ -23,6 +31,8 @@ class Budget:
     seed: int
     count: int | None
     minutes: float | None
+    scale: float = 1.0
+    """By what to multiply the numbers of a part that has numbers of its own."""
     started: float = attrs.field(factory=time.monotonic)
     _said: int = 0
 
@@ -35,10 +45,19 @@ class Budget:
             return False
         return self.minutes is None or time.monotonic() - self.started < self.minutes * 60
 
+    def shares(self, counts: Sequence[int | None]) -> Iterator[Budget]:
+        """Yield a budget for each of *counts*: a fair share of the time that is left when it is asked for."""
+        for number, count in enumerate(counts):
+            minutes = None
+            if self.minutes is not None:
+                left = self.minutes - (time.monotonic() - self.started) / 60
+                minutes = max(left, 0) / (len(counts) - number)
+            yield Budget(self.seed, count, minutes, self.scale)
+
 
 @attrs.define
 class Gauge:
-    """A number that is to stay flat."""
+    """A number that is to be the same before and after."""
 
     first: float
     last: float
@@ -51,6 +70,62 @@ class Gauge:
 
 
 @attrs.define
+class Series:
+    """A number that is looked at again and again, and is to stay flat.
+
+    What it climbs by is the rise of a line through the second half of its values: caches are full by then. The line's slope is the
+    median of the slopes between all pairs of them, which a few values that are far off do not change.
+    """
+
+    may_climb: float
+    unit: str = ""
+    values: list[float] = attrs.field(factory=list[float])
+
+    @property
+    def climbs(self) -> float:
+        second = self.values[len(self.values) // 2 :]
+        pairs = itertools.combinations(enumerate(second), 2)
+        slopes = [(later - earlier) / (j - i) for (i, earlier), (j, later) in pairs]
+        return statistics.median(slopes) * (len(second) - 1) if slopes else 0.0
+
+    @property
+    def is_flat(self) -> bool:
+        return self.climbs <= self.may_climb
+
+
+@attrs.define
+class Latencies:
+    """How long an operation took, in milliseconds, each time."""
+
+    samples: list[float] = attrs.field(factory=list[float])
+
+    @contextmanager
+    def measured(self) -> Generator[None]:
+        """Measure the block, if it comes to its end."""
+        started = time.perf_counter()
+        yield
+        self.samples.append((time.perf_counter() - started) * 1000)
+
+    @property
+    def first(self) -> float:
+        """The median of the first tenth."""
+        return statistics.median(self.samples[: self._tenth])
+
+    @property
+    def last(self) -> float:
+        """The median of the last tenth."""
+        return statistics.median(self.samples[-self._tenth :])
+
+    @property
+    def _tenth(self) -> int:
+        return max(len(self.samples) // 10, 1)
+
+    @property
+    def is_flat(self) -> bool:
+        return not self.samples or self.last <= self.first * SLOWER + _MILLISECONDS_SLOWER
+
+
+@attrs.define
 class Report:
     """What became of one part."""
 
@@ -59,6 +134,10 @@ class Report:
     operations: Counter[str] = attrs.field(factory=Counter[str])
     failures: list[str] = attrs.field(factory=list[str])
     gauges: dict[str, Gauge] = attrs.field(factory=dict[str, Gauge])
+    series: dict[str, Series] = attrs.field(factory=dict[str, Series])
+    latencies: dict[str, Latencies] = attrs.field(factory=dict[str, Latencies])
+    notes: list[str] = attrs.field(factory=list[str])
+    """What is worth knowing, and no failure."""
     seconds: float = 0
     slowest: float = 0
     """Seconds of the operation that took longest."""
@@ -72,11 +151,23 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        return not self.failures and all(gauge.is_flat for gauge in self.gauges.values())
+        measured: list[Gauge | Series | Latencies] = [*self.gauges.values(), *self.series.values()]
+        measured += self.latencies.values()
+        return not self.failures and all(what.is_flat for what in measured)
 
     def to_json(self) -> dict[str, Any]:
         gauges = {name: {**attrs.asdict(gauge), "is_flat": gauge.is_flat} for name, gauge in self.gauges.items()}
-        return {**attrs.asdict(self), "operations": dict(self.operations), "gauges": gauges, "holds": self.holds}
+        series = {
+            name: {**attrs.asdict(values), "climbs": values.climbs, "is_flat": values.is_flat}
+            for name, values in self.series.items()
+        }
+        latencies = {
+            name: {"samples": len(took.samples), "first": took.first, "last": took.last, "is_flat": took.is_flat}
+            for name, took in self.latencies.items()
+            if took.samples
+        }
+        measured = {"gauges": gauges, "series": series, "latencies": latencies}
+        return {**attrs.asdict(self), "operations": dict(self.operations), **measured, "holds": self.holds}
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "FAILS"
@@ -85,21 +176,29 @@ class Report:
             f"{self.part}: {verdict}; seed {self.seed}, {total} operations in {self.seconds:.0f} s, slowest {self.slowest} s"
         ]
         lines += _columns([(f"  {name}", str(count)) for name, count in sorted(self.operations.items())])
-        lines += _columns(
-            [
-                (
-                    f"  {name}",
-                    f"{gauge.first:g}",
-                    "->",
-                    f"{gauge.last:g}",
-                    gauge.unit,
-                    "" if gauge.is_flat else f"GREW, by more than {gauge.may_grow:g}",
-                )
-                for name, gauge in self.gauges.items()
-            ]
-        )
+        lines += _columns([(f"  {name}", *cells) for name, *cells in self.figures()])
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  FAILURE: {failure}" for failure in self.failures]
         return "\n".join(lines)
+
+    def figures(self) -> Iterator[tuple[str, str, str, str, str]]:
+        """Yield what was measured: its name, the first value, the last, the unit, and what is wrong with it or "".
+
+        Of a series, and of latencies, that are the medians of the first and the last tenth.
+        """
+        for name, gauge in self.gauges.items():
+            wrong = "" if gauge.is_flat else f"GREW, by more than {gauge.may_grow:g}"
+            yield name, f"{gauge.first:g}", f"{gauge.last:g}", gauge.unit, wrong
+        for name, series in self.series.items():
+            if series.values:
+                tenth = max(len(series.values) // 10, 1)
+                first, last = statistics.median(series.values[:tenth]), statistics.median(series.values[-tenth:])
+                wrong = "" if series.is_flat else f"CLIMBS, by {series.climbs:g}; it may by {series.may_climb:g}"
+                yield name, f"{first:g}", f"{last:g}", series.unit, wrong
+        for name, took in self.latencies.items():
+            if took.samples:
+                wrong = "" if took.is_flat else "SLOWER each time"
+                yield f"{name}, {len(took.samples)} times", f"{took.first:.3g}", f"{took.last:.3g}", "ms", wrong
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
@@ -109,3 +208,20 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
 
 def to_json(reports: list[Report]) -> str:
     return json.dumps([report.to_json() for report in reports], indent=2)
+
+
+def to_markdown(reports: list[Report]) -> str:
+    """Make the tables of a page: what each part did, and what was measured in it."""
+    parts = [("part", "operations", "seconds", "slowest, s", "failures", "")]
+    measured = [("part", "what", "first", "last", "unit", "")]
+    for report in reports:
+        total, failures = sum(report.operations.values()), len(report.failures)
+        verdict = "holds" if report.holds else "FAILS"
+        parts.append((report.part, str(total), f"{report.seconds:.0f}", f"{report.slowest:g}", str(failures), verdict))
+        measured += [(report.part, *cells) for cells in report.figures()]
+    return f"{_table(parts)}\n\n{_table(measured)}"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    heading, *rest = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rest))

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.__main__ import (
-    END_MARK,
-    START_MARK,
-    known_benchmarks,
-    main,
-    replace_between_marks,
-)
+from tests.benchmarks.__main__ import known_benchmarks, main
+from tests.documented import END_MARK, START_MARK, replace_between_marks
 
 
 def test_figures_go_between_the_marks() -> None:
