@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import types
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.soak import __main__ as program
+from tests.documented import END_MARK, START_MARK
+from tests.soak import __main__ as program, _report
 from tests.soak._parts import PARTS
-from tests.soak._report import FAILURE_LIMIT, Budget, Gauge, Report
+from tests.soak._report import FAILURE_LIMIT, Budget, Gauge, Latencies, Report, Series, to_markdown
 from tests.soak._steps import LIMITS, MAX_OUTPUT, Step, steps
 
 
@@ -41,6 +43,62 @@ def test_a_budget_ends_by_count_or_by_time() -> None:
     assert not Budget(1, 10, None).is_left(10)
     assert Budget(1, None, 1000).is_left(10**9)
     assert not Budget(1, None, 0.0).is_left(0)
+
+
+def test_the_time_is_shared_out_fairly(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(_report, "time", types.SimpleNamespace(monotonic=lambda: now))
+    shares = Budget(1, None, 30.0, 0.5, started=now).shares([None, 7, None])
+    first = next(shares)
+    assert (first.minutes, first.count, first.scale) == (10, None, 0.5)
+    now += 4 * 60  # it needed less, and leaves the rest to the others
+    second = next(shares)
+    assert (second.minutes, second.count) == (13, 7)
+    now += 40 * 60
+    assert next(shares).minutes == 0, "one took all that there was"
+    assert [share.count for share in Budget(1, None, None).shares([3, 4])] == [3, 4]
+
+
+def test_a_series_climbs_by_the_slope_of_its_second_half() -> None:
+    filling = [float(min(number, 20)) for number in range(60)]
+    assert Series(0.5, values=filling).is_flat, "a cache that has filled up"
+    leaking = [float(number) for number in range(60)]
+    assert Series(28, values=leaking).climbs == 29
+    assert not Series(28, values=leaking).is_flat
+    noisy = [*filling[:40], *(20.0 + 90 * (number % 7 == 0) for number in range(20))]
+    assert Series(0.5, values=noisy).is_flat, "a few values that are far off"
+    assert Series(0.5, values=[1.0]).climbs == Series(0.5).climbs == 0
+
+
+def test_latencies_are_compared_by_the_tenths_at_both_ends() -> None:
+    assert Latencies().is_flat
+    assert Latencies([3.0]).is_flat
+    steady = Latencies([10.0, 11.0] * 50 + [500.0])
+    assert (steady.first, steady.last, steady.is_flat) == (10.5, 11, True)
+    assert not Latencies([10.0 + number for number in range(100)]).is_flat
+    with (took := Latencies()).measured():
+        pass
+    with pytest.raises(ValueError, match="wrong"), took.measured():
+        raise ValueError("wrong")
+    assert len(took.samples) == 1, "what failed has no latency"
+
+
+def test_a_report_s_tables() -> None:
+    report = Report("load", 1, seconds=9.6, slowest=2)
+    report.operations["runs"] += 40
+    report.series["runs: memory"] = Series(1, "MiB", [5.0] * 20)
+    report.series["runs: descriptors"] = Series(1)
+    report.latencies["runs"] = Latencies([10.0] * 10)
+    report.gauges["tasks"] = Gauge(1, 9, 0)
+    lines = to_markdown([report]).splitlines()
+    assert "| load | 40 | 10 | 2 | 0 | FAILS |" in lines
+    assert "| load | tasks | 1 | 9 |  | GREW, by more than 0 |" in lines
+    assert "| load | runs: memory | 5 | 5 | MiB |  |" in lines
+    assert "| load | runs, 10 times | 10 | 10 | ms |  |" in lines
+    assert len(lines) == 3 + 1 + 2 + 3, "what was never looked at is not there"
+    written = report.to_json()
+    assert written["series"]["runs: memory"]["is_flat"]
+    assert written["latencies"]["runs"] == {"samples": 10, "first": 10, "last": 10, "is_flat": True}
 
 
 def test_a_report_says_what_grew_and_what_failed() -> None:
@@ -81,6 +139,14 @@ def test_the_report_is_written_as_json_and_tells_by_the_exit_status(
     assert (good["part"], good["seed"], good["operations"], good["holds"]) == ("good", 9, {"nothing": 3}, True)
     assert (bad["holds"], bad["failures"]) == (False, ["it hung"])
     assert "bad: FAILS" in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{START_MARK}\nstale\n{END_MARK}\nafter\n")
+    assert program.main(["--count", "3", "--write", str(page), "good"]) == 0
+    assert "| good | 3 |" in page.read_text()
+    assert "stale" not in page.read_text()
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="exactly one"):
+        program.main(["--write", str(page), "good"])
 
 
 @pytest.mark.parametrize("wrong", [["astrology"], ["--count", "0"], ["--minutes", "-1"], ["--minutes", "soon"]])
