@@ -26,7 +26,7 @@ from trio_sandbox import (
     VmDiedError,
 )
 
-from ._guest_signals import Inmate, freeze, press, signal_inmates
+from ._guest_signals import Inmate, press, signal_inmates, stop_servant
 from ._load import Failure, WrongError
 
 #: Short ones, for what is stopped to be found out soon. A guest that shares its processors with others is silent for seconds.
@@ -129,8 +129,8 @@ async def _press(scene: Scene, key: Literal["c", "b", "o", "i"]) -> None:
     await press(scene.sandbox, key)
 
 
-async def _freeze(scene: Scene, which: Literal["agent", "spawner"], *, resumes: bool = False) -> None:
-    await freeze(scene.sandbox, which, scene.rng.uniform(0.2, 4) if resumes else 0)
+async def _stand_still(scene: Scene, which: Literal["agent", "spawner"], *, resumes: bool = False) -> None:
+    await stop_servant(scene.sandbox, which, scene.rng.uniform(0.2, 4) if resumes else 0)
 
 
 async def _signal_inmate(scene: Scene, inmate: Inmate, number: int, *, resumes: bool = False) -> None:
@@ -164,11 +164,18 @@ CRASHES = (
     Crash(
         "all of the guest's processes but the agent are killed", partial(_press, key="i"), "ends", _ENDED, in_guest=True
     ),
-    Crash("the agent is stopped", partial(_freeze, which="agent"), "ends", _ENDED, in_guest=True),
-    Crash("the agent is stopped and goes on", partial(_freeze, which="agent", resumes=True), "lives", in_guest=True),
-    Crash("the spawner is stopped", partial(_freeze, which="spawner"), "either", _ENDED, hangs=True, in_guest=True),
+    Crash("the agent is stopped", partial(_stand_still, which="agent"), "ends", _ENDED, in_guest=True),
     Crash(
-        "the spawner is stopped and goes on", partial(_freeze, which="spawner", resumes=True), "lives", in_guest=True
+        "the agent is stopped and goes on", partial(_stand_still, which="agent", resumes=True), "lives", in_guest=True
+    ),
+    Crash(
+        "the spawner is stopped", partial(_stand_still, which="spawner"), "either", _ENDED, hangs=True, in_guest=True
+    ),
+    Crash(
+        "the spawner is stopped and goes on",
+        partial(_stand_still, which="spawner", resumes=True),
+        "lives",
+        in_guest=True,
     ),
     Crash(
         "the interpreter is killed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 import trio
@@ -33,24 +34,35 @@ for pid in found:
 print(len(found))
 """
 
-#: A control group is frozen, and thawed after so many seconds if they are not 0. "agent" is the agent's own, with the spawner in it;
-#: "spawner" has nothing but that, which is process 1 here.
-_FREEZE = """
+#: The spawner, which is process 1 here and takes no signals, is put into a control group that is frozen, and thawed after so many
+#: seconds if they are not 0.
+_FREEZE_SPAWNER = """
 import ctypes, os, sys, time
-which, seconds = sys.argv[1], float(sys.argv[2])
+seconds = float(sys.argv[1])
 os.makedirs('/tmp/groups', exist_ok=True)
 if not os.path.exists('/tmp/groups/cgroup.procs') and ctypes.CDLL(None).mount(b'none', b'/tmp/groups', b'cgroup2', 0, None):
     sys.exit('the control groups can not be mounted')
-group = '/tmp/groups/' + which
-if which == 'spawner':
-    os.makedirs(group, exist_ok=True)
-    with open(group + '/cgroup.procs', 'w') as file: file.write('1')
-print('frozen', flush=True)
-with open(group + '/cgroup.freeze', 'w') as file: file.write('1')
+os.makedirs('/tmp/groups/spawner', exist_ok=True)
+def write(name, text):
+    with open('/tmp/groups/spawner/' + name, 'w') as file: file.write(text)
+write('cgroup.procs', '1')
+write('cgroup.freeze', '1')
 if seconds:
     time.sleep(seconds)
-    with open(group + '/cgroup.freeze', 'w') as file: file.write('0')
+    write('cgroup.freeze', '0')
 """
+
+#: The agent can't even be seen from here. So it gets no turn: this process takes the only processor, with all of its time.
+_STARVE_AGENT = """
+import os, sys, time
+seconds = float(sys.argv[1])
+with open('/proc/sys/kernel/sched_rt_runtime_us', 'w') as file: file.write('-1')
+time.sleep(0.1)
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+end = time.monotonic() + (seconds or 10**6)
+while time.monotonic() < end: pass
+"""
+_STANDSTILLS = {"spawner": _FREEZE_SPAWNER, "agent": _STARVE_AGENT}
 
 
 async def signal_inmates(sandbox: Sandbox, inmate: Inmate, number: int) -> int:
@@ -59,13 +71,14 @@ async def signal_inmates(sandbox: Sandbox, inmate: Inmate, number: int) -> int:
     return int(sent.stdout)
 
 
-async def freeze(sandbox: Sandbox, which: Literal["agent", "spawner"], seconds: float = 0) -> None:
-    """Stop what serves us in the guest, for so many seconds or for good; return at once."""
-    async with sandbox.open_process(["python3", "-c", _FREEZE, which, str(seconds)], user=0) as process:
-        assert process.stdout is not None
-        await process.stdout.receive_some()
-        if seconds:
-            await process.wait()
+async def stop_servant(sandbox: Sandbox, which: Literal["agent", "spawner"], seconds: float = 0) -> None:
+    """Stop what serves us in the guest, for so many seconds, and wait until it goes on; 0: for good, without waiting."""
+    command = ["python3", "-c", _STANDSTILLS[which], str(seconds)]
+    script = f"(sleep 0.3; exec {shlex.join(command)}) >/tmp/stopped 2>&1 &"  # when this request is over
+    if not seconds:
+        await sandbox.run_process(script, shell=True, user=0)
+        return
+    await sandbox.run_process(command, user=0)
 
 
 async def press(sandbox: Sandbox, key: Literal["c", "b", "o", "i"]) -> None:
