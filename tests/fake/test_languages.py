@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 import pytest
 import trio
 
+from tests._leaks import wait_until
 from trio_sandbox.guest.helpers.dialects import GATE
 
 from ._agent import NO_IMPORTS, Host, Ran, node_can_import, open_agent
@@ -267,6 +269,42 @@ async def test_node_is_sent_no_interrupt_while_it_could_not_stand_one(host: Host
         result = await run.finish()
     assert (result.stdout, result.stderr, result.exit_code) == ("closed\nopen\n", "Interrupted\n", 130)
     assert await host.run("console.log(kept)", language="javascript") == ran("7\n")
+
+
+@needs_node
+async def test_what_an_interrupt_keeps_node_from_loading_is_loaded_the_next_time(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "slow.js").write_text("console.log('go'); while (!globalThis.quick); exports.x = 1;")
+    code = {
+        f"require('{tmp_path}/slow').x": "1\n",
+        # It looks at the environment while it is loaded.
+        "(globalThis.quick ??= false); var { env } = process; if (!quick) process.env = new Proxy(env, "
+        "{ getOwnPropertyDescriptor() { console.log('go'); for (;;); } }); require('cluster').isPrimary": "true\n",
+    }
+    for text, printed in code.items():
+        async with host.open_run(f"globalThis.quick = false; {text}", language="javascript") as run:
+            await run.until(b"go\n")
+            await run.interrupt()
+            assert (await run.finish()).state_kept
+        await host.run("globalThis.quick = true; process.env = globalThis.env ?? process.env", language="javascript")
+        result = await host.run(f"var value = {text}; console.log(value)", language="javascript")
+        assert (result.stdout.removeprefix("go\n"), result.stderr) == (printed, "")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_an_interrupt_that_overtakes_the_code_of_its_run_ends_that(host: Host, language: str) -> None:
+    parent, endless = {
+        "shell": ("echo $PPID", "while :; do :; done"),
+        "javascript": ("console.log(process.ppid)", "for (;;);"),
+    }[language]
+    porter = int((await host.run(parent, language=language)).stdout)
+    os.kill(porter, signal.SIGINT)
+    # It has taken the signal, and waits for what comes next.
+    await wait_until(lambda: Path(f"/proc/{porter}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+    async with host.open_run(endless, language=language) as run:
+        with trio.move_on_after(10):
+            assert (await run.finish()).exit_code == 130
+            return
+    pytest.fail("it runs on")
 
 
 @needs_node

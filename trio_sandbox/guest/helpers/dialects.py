@@ -41,9 +41,9 @@ class Dialect:
     #: Seconds after which what a SIGINT may have destroyed, or its aim may have missed, is sent again, and again. Node.js that breaks
     #: a script off has no handler for some milliseconds, where it is emulated, and can't close the gate before.
     retries: tuple[float, ...] = (0.5, 0.5)
-    #: Seconds that a SIGINT comes to it earlier than to the children that it may wait for. Node.js has a thread for it: if the child's end
-    #: were there first, the code after it would run.
-    lead: float = 0.02
+    #: Seconds that it has at most to take a SIGINT before that comes to the children that it may wait for. Node.js has a thread for it: if
+    #: the child's end were there first, the code after it would run; and if the script's end were, the SIGINT would be lost.
+    lead: float = 0.2
     #: Seconds after which a question that is not answered is followed by a SIGINT, and by itself again, in turn. (): never by a SIGINT.
     resets: tuple[float, ...] = ()
     #: What it reads after a run, and what means nothing: once it is read and nothing was answered, the run is over all the same.

@@ -31,6 +31,7 @@ import signal
 import socket
 import struct
 import termios
+import time
 from typing import TYPE_CHECKING, cast
 
 from ..messages import receive_message, write_memory_file
@@ -174,9 +175,9 @@ class _Porter:
         self._signalled = True
 
     def _pass_signal_on(self) -> None:
-        if not self._token:
-            self._signalled = False
-        elif self._signalled and self._begun and self._interrupt():
+        # One that comes while there is no run is kept: it may have overtaken its run, which we have yet to read of. If it is one for
+        # the run before, the agent has us forget it before it sends another run.
+        if self._signalled and self._begun and self._interrupt():
             self._signalled = False
             self._disturbed = True
             self._retries = list(self._dialect.retries)
@@ -231,8 +232,7 @@ class _Porter:
                 return False
             if self._dialect.lead:
                 os.kill(self._pid, signal.SIGINT)
-                select.poll().poll(self._dialect.lead * 1000)
-                for pid in _other_members(self._pid):
+                for pid in self._wait_for_quiet():
                     with contextlib.suppress(OSError):  # it has ended, or is another user's
                         os.kill(pid, signal.SIGINT)
             else:
@@ -240,6 +240,23 @@ class _Porter:
             return True
         finally:
             os.pwrite(GATE, b"\0", 1)
+
+    def _wait_for_quiet(self) -> list[int]:
+        """Wait until the interpreter has done what SIGINT makes it do; return the other processes of its group.
+
+        The kernel has woken the thread that takes the signal before we get here, and that one wakes the next: once all sleep it is done.
+        Processes that sleep, too, start no others that would miss the SIGINT. Those that compute may never sleep all at once.
+        """
+        answers = select.poll()
+        answers.register(self._answers, select.POLLIN)
+        latest = time.monotonic() + self._dialect.lead
+        members = _members(self._pid)
+        while not answers.poll(1) and time.monotonic() < latest:
+            are_asleep = all(map(_is_asleep, members))
+            before, members = members, _members(self._pid)
+            if are_asleep and members == before:
+                break
+        return [pid for pid in members if pid != self._pid]
 
     def _end(self) -> NoReturn:
         """End as the interpreter ended: the agent sees only us."""
@@ -308,6 +325,7 @@ class _Porter:
                 os.close(descriptor)
             self._functions = None
         self._token = ""
+        self._begun = False
         self._retries = []
         self._probes = []
         self._script.sendall(self._undoing)
@@ -365,13 +383,26 @@ class _Porter:
         return os.path.samestat(read, self._theirs)
 
 
-def _other_members(group: int) -> list[int]:
-    """Return the processes of a process group, but for its leader."""
+def _is_asleep(pid: int) -> bool:
+    """Whether all threads of a process wait for something, or it is over."""
+    try:
+        return all(_stat(f"{pid}/task/{thread}")[0] == b"S" for thread in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return True
+
+
+def _stat(process: str) -> list[bytes]:
+    """Return what /proc says of a process or thread after the program's name: state, parent, group (proc_pid_stat(5))."""
+    with open(f"/proc/{process}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
+def _members(group: int) -> list[int]:
+    """Return the processes of a process group."""
     found: list[int] = []
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != group:
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                # After the program's name, in parentheses: state, parent, group (proc_pid_stat(5)).
-                if file.read().rpartition(b")")[2].split()[2] == b"%d" % group:
+        if name.isdecimal():
+            with contextlib.suppress(OSError):  # it has ended
+                if _stat(name)[2] == b"%d" % group:
                     found.append(int(name))
     return found

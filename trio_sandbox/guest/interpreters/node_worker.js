@@ -153,6 +153,7 @@
   const { emitWarning } = process;
   process.emitWarning = () => {}; // that a constant below is new, which the first import says; and that this is for tests
   const { setPrepareStackTraceCallback } = require('internal/test/binding').internalBinding('errors');
+  const builtins = require('internal/modules/helpers').loadBuiltinModule('fs', 'fs').constructor.map;
   const importer = new vm.Script('(specifier, options) => import(specifier, options)', {
     filename: '[run]',
     importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER,
@@ -313,6 +314,18 @@
     finish(current, 1);
   }
 
+  // A script that is broken off runs no `finally`: what it was loading would be half a module for good. It is loaded again when it is wanted again.
+  function forgetHalfModules() {
+    for (const [name, module] of Object.entries(Module._cache)) {
+      if (!module.loaded) delete Module._cache[name];
+    }
+    for (const module of builtins.values()) {
+      if (!module.loading) continue;
+      module.loading = false;
+      module.exports = {};
+    }
+  }
+
   function interrupt(run) {
     if (run.over) return conclude(run, SIGINT_STATUS); // it may have been us who were stopped
     writeAll(2, Buffer.from('Interrupted\n'));
@@ -409,8 +422,10 @@
       error = thrown;
     }
     openGate();
-    if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') interrupt(run);
-    else if (error !== null) fail(error);
+    if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') {
+      forgetHalfModules();
+      interrupt(run);
+    } else if (error !== null) fail(error);
   }
 
   process.on('SIGINT', () => {
