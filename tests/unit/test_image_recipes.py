@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from trio_sandbox import ImageCorruptError
+from trio_sandbox._stored_json import parse_json
 from trio_sandbox.image import _agent_tree, _manifest
 from trio_sandbox.image._manifest import Manifest, StoredFile
 from trio_sandbox.image._recipes import IMAGES
@@ -70,7 +71,7 @@ MANIFEST = Manifest(
 
 
 def test_a_manifest_survives_being_written() -> None:
-    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+    assert Manifest.from_value(parse_json(MANIFEST.to_json().encode())) == MANIFEST
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,8 @@ def test_a_manifest_survives_being_written() -> None:
     ],
 )
 def test_what_is_no_manifest_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest|Expecting|Unterminated|delimiter"):
-        Manifest.from_json(text)
+    with pytest.raises(ValueError, match=r"manifest|damaged|Expecting|Unterminated|delimiter"):
+        Manifest.from_value(parse_json(text.encode()))
     directory = tmp_path / "tiny-abab"
     directory.mkdir()
     (directory / _manifest.MANIFEST_NAME).write_text(text)

@@ -22,6 +22,7 @@ BASE = (
     "_entries",
     "_errors",
     "_forked",
+    "_stored_json",
     "_metadata",
     "_network",
     "_nurseries",

@@ -98,6 +98,9 @@ def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Messag
         b'{"failed": {"errno": 1}}',
         b'{"failed": {"strerror": "x", "filename": 4}}',
         b'{"surprise": 1}',
+        '{"started": 1}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"started": 1}',
+        b'{"failed": {"errno": 1, "strerror": "\xed\xa0\x80"}}',  # half of a character
     ],
 )
 def test_anything_else_is_a_violation(payload: bytes) -> None:

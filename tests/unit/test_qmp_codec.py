@@ -172,6 +172,11 @@ def test_bad_greeting_breaks_the_connection(line: bytes) -> None:
         b'{"event": "A"}',
         b'{"event": "A", "timestamp": {"seconds": 1e999, "microseconds": 1}}',
         b'{"event": "A", "timestamp": 7}',
+        b'{"event": "A", "timestamp": {"seconds": true, "microseconds": 1}}',
+        b'{"event": "A", "timestamp": {"seconds": "1", "microseconds": 1}}',
+        b'{"event": "A", "timestamp": {"seconds": 1%s, "microseconds": 1}}' % (b"0" * 400),
+        b'{"event": "A", "data": {"a": NaN}, "timestamp": {"seconds": 1, "microseconds": 1}}',
+        b'{"error": {"class": "A", "desc": ["no text"]}, "id": 0}',
     ],
 )
 def test_bad_message_breaks_the_connection(line: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import UnknownTemplateError
-from trio_sandbox.machines import NamedTemplateStore, remove_leftovers
+from trio_sandbox.machines import NamedTemplateStore, _templates, remove_leftovers
 from trio_sandbox.machines._templates import Template, TemplateStore, new_template, place_templates, template_key
 from trio_sandbox.qemu import make_marked
 
@@ -287,11 +287,11 @@ def test_what_may_not_be_read_is_no_damage(
 ) -> None:
     template = make(store, "a")
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, **_: object) -> object:
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(_templates, "read_json", refuse)
         assert store.find(template.key) is None
     assert caplog.text == ""
     assert store.find(template.key) is not None

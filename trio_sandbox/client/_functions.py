@@ -12,6 +12,7 @@ import inspect
 import json
 import keyword
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -97,7 +98,7 @@ class CallDecoder:
 def parse_arguments(text: bytes) -> tuple[list[object], dict[str, object]]:
     """Return the arguments of a call, by place and by name; `BadCallError` if they are none."""
     try:
-        value: object = json.loads(text, parse_constant=_refuse)
+        value: object = json.loads(text.decode(), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as exc:
         raise BadCallError(f"the arguments are no JSON that is taken here: {exc}"[:200]) from None
     match value:
@@ -109,6 +110,13 @@ def parse_arguments(text: bytes) -> tuple[list[object], dict[str, object]]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text:.20} is more than a float can be")
+    return number
 
 
 def encode_result(value: object) -> str:

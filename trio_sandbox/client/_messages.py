@@ -90,7 +90,8 @@ def parse_message(payload: bytes) -> Message:
 
     """
     try:
-        message: object = json.loads(payload)
+        # Decoded here: of bytes it would take UTF-16 as well.
+        message: object = json.loads(payload.decode())
     except (ValueError, RecursionError) as exc:
         raise GuestProtocolError(f"the guest sent a record that is not JSON: {payload[:80]!r}") from exc
     if isinstance(message, dict) and len(cast("dict[object, object]", message)) == 1:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import attrs
 
 from .._errors import ImageCorruptError
 from .._private import check_trusted, write_new_file
+from .._stored_json import Fields, read_json
 
 MANIFEST_NAME = "manifest.json"
 _VERDICT_NAME = "verified.json"
 _FORMAT = 1
-_READ_BYTES = 2**20
-
-_T = TypeVar("_T")
+#: A file beside the manifest, which no other part of a path is.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @attrs.frozen(kw_only=True)
@@ -57,36 +57,33 @@ class Manifest:
         return json.dumps(value, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Read a manifest's text.
+    def from_value(cls, value: object) -> Manifest:
+        """Read what `to_json` wrote, once it is parsed.
 
         Raises:
           ValueError: if it is not one of ours.
         """
-        value: Any = json.loads(text)
-        try:
-            if value["format"] != _FORMAT:
-                raise ValueError(f"manifest of format {value['format']!r}, not {_FORMAT}")
-            return cls(
-                name=_checked(value["name"], str),
-                digest=_checked(value["digest"], str),
-                created=float(value["created"]),
-                files={
-                    _checked(name, str): StoredFile(
-                        size=_checked(file["size"], int), sha256=_checked(file["sha256"], str)
-                    )
-                    for name, file in value["files"].items()
-                },
-                details=dict(value["details"].items()),
-            )
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ValueError(f"not a manifest: {exc!r}") from exc
+        fields = Fields(value)
+        if fields.number("format") != _FORMAT:
+            raise ValueError(f"manifest of format {fields.number('format')}, not {_FORMAT}")
+        files = fields.fields("files")
+        return cls(
+            name=fields.text("name"),
+            digest=fields.text("digest"),
+            created=fields.time("created"),
+            files={_file_name(name): _stored_file(files.fields(name)) for name in files.names()},
+            details=fields.fields("details").values(),
+        )
 
 
-def _checked(value: object, kind: type[_T]) -> _T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not a {kind.__name__}")
-    return value
+def _file_name(name: str) -> str:
+    if _FILE_NAME.fullmatch(name) is None:
+        raise ValueError(f"it is damaged: {name!r:.80} is no file of it")
+    return name
+
+
+def _stored_file(fields: Fields) -> StoredFile:
+    return StoredFile(size=fields.number("size"), sha256=fields.text("sha256"))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -97,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     try:
         check_trusted(directory, directory / MANIFEST_NAME)
-        return Manifest.from_json((directory / MANIFEST_NAME).read_text("utf-8"))
+        return Manifest.from_value(read_json(directory / MANIFEST_NAME))
     except (OSError, ValueError) as exc:
         name = directory.name.rpartition("-")[0]
         raise _corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc
@@ -127,7 +124,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
         raise _corrupt(directory, manifest.name, str(exc)) from exc
     try:
         check_trusted(verdict)
-        if json.loads(verdict.read_text("utf-8")) == state:
+        if read_json(verdict) == state:
             return
     except (OSError, ValueError):
         pass

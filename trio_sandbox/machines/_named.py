@@ -17,12 +17,13 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 
 from .._errors import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from .._private import check_trusted, make_private_directory, write_new_file
+from .._stored_json import Fields, read_json
 from ..image import try_lock_directory
 from ..qemu import copy_memory, is_marked, link_file, make_marked, remove_marked
 from ._templates import disk_usage, file_identities, sync_files
@@ -312,11 +313,10 @@ class NamedTemplateStore:
 
     def _is_used(self, name: str, directory: Path) -> bool:
         try:
-            value: Any = json.loads(self._manifest(name).read_bytes())
-            used = str(value["directory"])
+            used = Fields(read_json(self._manifest(name))).text("directory")
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             used = ""
         # Where nobody can tell it stays until its user removes it.
         return used == directory.name or used.partition(_SEPARATOR)[0] != name
@@ -346,38 +346,34 @@ class NamedTemplateStore:
 
         """
         check_trusted(self._directory, self._manifest(name))
-        value: Any = json.loads(self._manifest(name).read_bytes())
-        try:
-            if value["format"] != _FORMAT:
-                raise ValueError(f"its manifest is of format {value['format']!r}, not {_FORMAT}")
-            directory = self._directory / str(value["directory"])
-            if value["name"] != name or directory.name.partition(_SEPARATOR)[0] != name:
-                raise ValueError("its manifest is of another template")
-            check_trusted(directory)
-            template = NamedTemplate(
-                name=name,
-                directory=directory,
-                image=str(value["image"]),
-                image_digest=str(value["image_digest"]),
-                memory_mib=int(value["memory_mib"]),
-                vcpus=int(value["vcpus"]),
-                machine=str(value["machine"]),
-                qemu=str(value["qemu"]),
-                marker=bytes.fromhex(value["marker"]),
-                with_memory=bool(value["with_memory"]),
-                balloon=bool(value["balloon"]),
-                mounted=bool(value["mounted"]),
-                layer_count=int(value["layer_count"]),
-                created=float(value["created"]),
-                size_bytes=disk_usage(directory),
-            )
-            changed = [
-                file
-                for file, identity in file_identities(template.files).items()
-                if value["files"].get(file) != identity
-            ]
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ValueError(f"its manifest is damaged: {exc!r}") from exc
+        fields = Fields(read_json(self._manifest(name)))
+        if fields.number("format") != _FORMAT:
+            raise ValueError(f"its manifest is of format {fields.number('format')}, not {_FORMAT}")
+        own_name, _, token = fields.text("directory").partition(_SEPARATOR)
+        if (fields.text("name"), own_name) != (name, name) or not _TOKEN.fullmatch(token):
+            raise ValueError("its manifest is of another template")
+        directory = self._directory / fields.text("directory")
+        check_trusted(directory)
+        files = fields.fields("files").values()
+        template = NamedTemplate(
+            name=name,
+            directory=directory,
+            image=fields.text("image"),
+            image_digest=fields.text("image_digest"),
+            memory_mib=fields.number("memory_mib"),
+            vcpus=fields.number("vcpus"),
+            machine=fields.text("machine"),
+            qemu=fields.text("qemu"),
+            marker=fields.data("marker"),
+            with_memory=fields.flag("with_memory"),
+            balloon=fields.flag("balloon"),
+            mounted=fields.flag("mounted"),
+            # More than there are files of it could be as many as memory holds.
+            layer_count=min(fields.number("layer_count"), len(files) + 1),
+            created=fields.time("created"),
+            size_bytes=disk_usage(directory),
+        )
+        changed = [name for name, identity in file_identities(template.files).items() if files.get(name) != identity]
         if changed:
             raise ValueError(f"changed since it was saved: {', '.join(changed)}")
         return template

@@ -20,12 +20,14 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 
 from .._errors import UnknownTemplateError
 from .._private import check_trusted, make_private_directory, write_new_file
+from .._stored_json import Fields, read_json
+from ..constants import MAXIMUM_REQUEST_BYTES
 from ..image import try_lock
 from ..qemu import (
     Qcow2FormatError,
@@ -43,6 +45,8 @@ _log = logging.getLogger("trio_sandbox.templates")
 _FORMAT: Final = 1
 _MANIFEST: Final = "template.json"
 _MEMORY, _DEVICES, _OVERLAY = "memory", "devices", "overlay.qcow2"
+#: Bytes of a manifest: the warm-up is in it, whose characters may take six each, and little else.
+_LONGEST_MANIFEST: Final = 6 * MAXIMUM_REQUEST_BYTES + 2**16
 _FILES: Final = (_MEMORY, _DEVICES, _OVERLAY)
 #: How much of a key names a directory, and the least that says which template is meant.
 _KEY_CHARACTERS, _SHORTEST_KEY = 24, 6
@@ -409,25 +413,22 @@ def _read(directory: Path) -> Template:
     """
     manifest = directory / _MANIFEST
     check_trusted(directory.parent, directory, manifest)
-    value: Any = json.loads(manifest.read_bytes())
-    try:
-        if value["format"] != _FORMAT or value["key"] != directory.name:
-            raise ValueError("its manifest is of another template")
-        template = Template(
-            key=value["key"],
-            directory=directory,
-            image=str(value["image"]),
-            memory_mib=int(value["memory_mib"]),
-            vcpus=int(value["vcpus"]),
-            warmup=str(value["warmup"]),
-            marker=bytes.fromhex(value["marker"]),
-            created=float(value["created"]),
-            used=manifest.stat().st_mtime,
-            size_bytes=disk_usage(directory),
-        )
-        files = value["files"]
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise ValueError(f"its manifest is damaged: {exc!r}") from exc
+    fields = Fields(read_json(manifest, longest=_LONGEST_MANIFEST))
+    if (fields.number("format"), fields.text("key")) != (_FORMAT, directory.name):
+        raise ValueError("its manifest is of another template")
+    template = Template(
+        key=fields.text("key"),
+        directory=directory,
+        image=fields.text("image"),
+        memory_mib=fields.number("memory_mib"),
+        vcpus=fields.number("vcpus"),
+        warmup=fields.text("warmup"),
+        marker=fields.data("marker"),
+        created=fields.time("created"),
+        used=manifest.stat().st_mtime,
+        size_bytes=disk_usage(directory),
+    )
+    files = fields.fields("files").values()
     identities = file_identities(directory / name for name in _FILES)
     changed: Sequence[str] = [name for name, identity in identities.items() if files.get(name) != identity]
     if changed:

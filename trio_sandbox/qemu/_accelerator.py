@@ -17,6 +17,7 @@ import trio
 from .._config import Timeouts
 from .._errors import HardwareRequiredError
 from .._private import make_private_directory
+from .._stored_json import Fields, read_json
 from ._build import QemuBuild, inspect_qemu, locate_qemu
 from ._confinement import Confinement, kvm_access, prove_confinement
 from ._machine import AcceleratorName, base_argv
@@ -238,19 +239,16 @@ def _cache_key(confinement: Confinement, timeouts: Timeouts) -> str:
 
 def _read_cache(cache_dir: Path, key: str) -> _CacheEntry | None:
     try:
-        text = (cache_dir / _CACHE_FILE).read_bytes()
+        fields = Fields(read_json(cache_dir / _CACHE_FILE))
+        failure = None if fields.values().get("failure") is None else fields.text("failure")
+        version = tuple(int(number) for number in fields.text("version").split("."))
+        if fields.text("key") == key:
+            return _CacheEntry(key, version, failure)
     except FileNotFoundError:
         return None
     except OSError as exc:
         _log.warning("can't read the accelerator's cached verdict: %s", exc)
-        return None
-    try:
-        data: dict[str, object] = json.loads(text)
-        failure = data["failure"]
-        version = tuple(int(number) for number in str(data["version"]).split("."))
-        if data["key"] == key and (failure is None or isinstance(failure, str)):
-            return _CacheEntry(key, version, failure)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except ValueError as exc:
         _log.warning("the accelerator's cached verdict is damaged (%s) and is found anew", exc)
     return None
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import attrs
 import outcome
@@ -166,7 +166,7 @@ class QMPConnection:
 
     def _parse(self, line: bytes) -> QMPMessage:
         try:
-            message: object = json.loads(line.decode())
+            message: object = _decode(line.decode())
         except (ValueError, RecursionError) as exc:  # RecursionError: "[" a hundred thousand times
             raise QMPProtocolError(f"the peer sent a line that is not JSON: {_shorten(line)}") from exc
         if not isinstance(message, dict):
@@ -178,16 +178,16 @@ class QMPConnection:
             if "event" in fields:
                 return _event(fields)
             return self._reply(fields)
-        except (KeyError, TypeError, ValueError, OverflowError) as exc:  # the last: infinity as a number
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:  # the last: seconds that no float can have
             raise QMPProtocolError(f"the peer sent an unexpected message: {_shorten(line)}") from exc
 
     def _greeting(self, fields: dict[str, Any]) -> QMPGreeting:
         version = fields["version"]
         numbers = version["qemu"]
         greeting = QMPGreeting(
-            (int(numbers["major"]), int(numbers["minor"]), int(numbers["micro"])),
-            str(version["package"]),
-            tuple(map(str, fields["capabilities"])),
+            (_whole(numbers["major"]), _whole(numbers["minor"]), _whole(numbers["micro"])),
+            _text(version["package"]),
+            tuple(map(_text, fields["capabilities"])),
         )
         self.state = QMPState.RUNNING
         return greeting
@@ -204,8 +204,8 @@ class QMPConnection:
         if error is None:
             result = outcome.Value(fields["return"])
         else:
-            name, desc = error["class"], error["desc"]
-            result = outcome.Error(QMPCommandError(self._in_flight[number], str(name), str(desc)))
+            name, desc = _text(error["class"]), _text(error["desc"])
+            result = outcome.Error(QMPCommandError(self._in_flight[number], name, desc))
         self._replied = True
         del self._in_flight[number]
         self._free_ids.append(number)
@@ -217,10 +217,30 @@ def _event(fields: dict[str, Any]) -> QMPEvent:
     if not isinstance(name, str) or not isinstance(data, dict):
         raise TypeError("an event has a name and an object")
     # Both are -1 where QEMU's host has no clock (spec, "Asynchronous events").
-    seconds, microseconds = int(timestamp["seconds"]), int(timestamp["microseconds"])
+    seconds, microseconds = _whole(timestamp["seconds"]), _whole(timestamp["microseconds"])
     return QMPEvent(name, cast("dict[str, Any]", data), -1.0 if seconds < 0 else seconds + microseconds / 1e6)
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:  # `bool` is one to isinstance()
+        raise TypeError("a whole number is wanted")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is wanted")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _shorten(line: bytes) -> str:
     """Show enough of *line* to recognise it, and no more: it may have megabytes."""
     return repr(line if len(line) <= 200 else line[:200] + b"...")
+
+
+# Made once: `json.loads` with arguments makes one in every call.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode

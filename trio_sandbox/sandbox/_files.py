@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import PurePosixPath
 from typing import final
 
 import trio
@@ -28,6 +29,10 @@ END = b"E"
 #: Seconds that a cancelled transfer waits for the guest to remove what there is of it. It does so in any case.
 _TAKE_BACK_PATIENCE = 2.0
 _HIGHEST_ERRNO = 4095
+#: Bytes of a path: the guest's kernel has no longer ones.
+_PATH_LIMIT = 4096
+#: Variables of a process's environment, which no image of ours has a hundredth of.
+_MOST_VARIABLES = 4096
 #: Characters of a name that the guest sent, in an error of ours.
 _NAME_LIMIT = 4096
 
@@ -181,14 +186,28 @@ async def read_environment(slot: Slot, user: str | int | None) -> dict[str, str]
     """What `Sandbox.environment` does."""
     what = "the environment of processes"
     async with open_session(slot, user, what) as session:
-        payload = await session.ask("environment", end=True)
-        variables: dict[str, str] = {}
-        for field in payload.split(b"\0") if payload else ():
-            name, equals, value = field.partition(b"=")
-            if not name or not equals:
-                raise session.violation(f"a variable that is none: {field[:80]!r}")
-            variables[os.fsdecode(name)] = os.fsdecode(value)
+        return parse_environment(await session.ask("environment", end=True))
+
+
+def parse_environment(payload: bytes) -> dict[str, str]:
+    """Return the variables that the guest says processes have."""
+    fields = payload.split(b"\0") if payload else []
+    if len(fields) > _MOST_VARIABLES:
+        raise GuestProtocolError(f"the guest sent {len(fields)} variables, of which {_MOST_VARIABLES} are allowed")
+    variables: dict[str, str] = {}
+    for field in fields:
+        name, equals, value = field.partition(b"=")
+        if not name or not equals:
+            raise GuestProtocolError(f"the guest sent a variable that is none: {field[:80]!r}")
+        variables[os.fsdecode(name)] = os.fsdecode(value)
     return variables
+
+
+def parse_path(payload: bytes) -> PurePosixPath:
+    """Return the path that the guest says something leads to."""
+    if not 0 < len(payload) <= _PATH_LIMIT or b"\0" in payload:
+        raise GuestProtocolError(f"the guest sent a path that is none: {payload[:80]!r}")
+    return PurePosixPath(os.fsdecode(payload))
 
 
 def parse_error(payload: bytes, what: str) -> OSError:

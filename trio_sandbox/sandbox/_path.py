@@ -16,7 +16,7 @@ import trio
 from ..constants import MAXIMUM_LINE_BYTES, MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
 from ._file import GuestFile
-from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session
+from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open_session, parse_path
 from ._open import BinaryMode, TextMode, open_file
 from ._slot import Slot
 from ._status import HIGHEST_MODE, parse_stat
@@ -241,19 +241,18 @@ class GuestPath:
 
     async def readlink(self) -> GuestPath:
         """Return where a symbolic link leads."""
-        return self._like(PurePosixPath(os.fsdecode(await self._call("readlink", self))))
+        return self._like(parse_path(await self._call("readlink", self)))
 
     async def absolute(self) -> GuestPath:
         """Return the absolute path: a relative one starts at the home directory of its user."""
         if self._path.is_absolute():
             await trio.lowlevel.checkpoint()
             return self
-        home = os.fsdecode(await self._call("resolve", ".", 0))
-        return self._like(PurePosixPath(home) / self._path)
+        return self._like(parse_path(await self._call("resolve", ".", 0)) / self._path)
 
     async def resolve(self, *, strict: bool = False) -> GuestPath:
         """Return the absolute path without links and ``..``; with *strict* it must be there."""
-        return self._like(PurePosixPath(os.fsdecode(await self._call("resolve", self, int(strict)))))
+        return self._like(parse_path(await self._call("resolve", self, int(strict))))
 
     # --- Making and removing ---
 
