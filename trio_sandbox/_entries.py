@@ -6,8 +6,9 @@ import functools
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import NoReturn, ParamSpec, TypeVar, final
+from typing import Final, NoReturn, ParamSpec, TypeVar, final
 
 import trio
 
@@ -15,6 +16,26 @@ from ._forked import count_block, end_if_forked, forget_block
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+#: Who asks, where that is no Trio task: a thread or a task of asyncio, which a Trio task acts for.
+_asker: Final[ContextVar[object]] = ContextVar("trio_sandbox._asker")
+
+
+def act_for(who: object) -> None:
+    """Note in the current context that what is asked of us is asked by *who*, unless that is known already."""
+    if _asker.get(None) is None:
+        _asker.set(who)
+
+
+def current_asker() -> object:
+    """Return who asks now: the Trio task that runs, or who it acts for."""
+    return _asker.get(None) or trio.lowlevel.current_task()
+
+
+def asker_of(task: trio.lowlevel.Task | None) -> object:
+    """Return who asks when *task* does."""
+    return None if task is None else task.context.get(_asker) or task
 
 
 def check_trio(what: str) -> None:
@@ -34,10 +55,13 @@ def _where() -> str:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return (
-            "asyncio runs here: start your async function by `trio.run(main)` in place of `asyncio.run(main())`, or from "
-            "asyncio in a thread of its own, by `await asyncio.to_thread(trio.run, main)`"
+            "asyncio runs here: use trio_sandbox.aio, which has the same for asyncio, or start your async function by "
+            "`trio.run(main)` in place of `asyncio.run(main())`"
         )
-    return "no Trio runs here: call it in an async function that you start by `trio.run(main)`"
+    return (
+        "no Trio runs here: use trio_sandbox.blocking, which has the same without async, or call it in an async function "
+        "that you start by `trio.run(main)`"
+    )
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from .._config import SandboxConfig, Timeouts
-from .._entries import check_trio
+from .._entries import asker_of, check_trio, current_asker
 from .._results import RunOutput, RunResult
 from ..client import (
     Functions,
@@ -59,7 +59,7 @@ class GuestRequests(FileRequests):
         self._runs = 0
         self._processes = 0
         # Whose run is "the last" is a question of who asks: tasks may run code side by side.
-        self._last_of_task: weakref.WeakKeyDictionary[trio.lowlevel.Task, RunTrace] = weakref.WeakKeyDictionary()
+        self._last_of_asker: weakref.WeakKeyDictionary[object, RunTrace] = weakref.WeakKeyDictionary()
         self._recent: deque[RunTrace] = deque(maxlen=_RECENT_RUNS)
 
     @property
@@ -78,7 +78,7 @@ class GuestRequests(FileRequests):
         In a task that has run nothing in this sandbox it is that of the last run of all. If there was none, its
         `RunOutput.outcome` is "unsent".
         """
-        trace = self._last_of_task.get(trio.lowlevel.current_task())
+        trace = self._last_of_asker.get(current_asker())
         if trace is None:
             trace = self._recent[-1] if self._recent else RunTrace(self._language)
         return trace.output()
@@ -122,8 +122,8 @@ class GuestRequests(FileRequests):
         takes_input(stdin)
         callable_functions = check_functions(functions, language)
         check_trio("a run")
-        task = trio.lowlevel.current_task()
-        if self._interpreter.statistics().owner is task:
+        asker = current_asker()
+        if asker_of(self._interpreter.statistics().owner) is asker:
             raise RuntimeError(
                 "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
                 "leave that block first, or use Sandbox.run_process() meanwhile"
@@ -133,7 +133,7 @@ class GuestRequests(FileRequests):
                 "a run of this sandbox calls this function, and what is to run would wait for its end; nothing was sent. "
                 "Use Sandbox.run_process(), or another sandbox"
             )
-        trace = self._last_of_task[task] = RunTrace(language)
+        trace = self._last_of_asker[asker] = RunTrace(language)
         async with self._interpreter:
             vm = await self._slot.resolve("the run")
             if more := self._slot.environment():

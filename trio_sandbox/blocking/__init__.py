@@ -1,0 +1,34 @@
+"""Sandboxes for programs without async functions: the same objects, whose methods wait.
+
+    with open_sandbox("python") as sandbox:
+        result = sandbox.run("print(6 * 7)")
+
+Trio runs in a thread of its own meanwhile. Ctrl-C stops what the guest does for the call that it interrupts, and the sandbox
+lives on. `fail_after` and `move_on_after` bound calls in time.
+"""
+
+from __future__ import annotations
+
+from .._metadata import fix_module_metadata
+from ._deadlines import Expiry as Expiry, fail_after as fail_after, move_on_after as move_on_after
+from ._files import GuestFile as GuestFile, GuestTextFile as GuestTextFile
+from ._paths import FileChange as FileChange, FileChanges as FileChanges, GuestPath as GuestPath
+from ._processes import (
+    GuestConnection as GuestConnection,
+    GuestInput as GuestInput,
+    GuestOutput as GuestOutput,
+    GuestProcess as GuestProcess,
+    GuestTerminal as GuestTerminal,
+    RunEvents as RunEvents,
+)
+from ._sandbox import (
+    Checkpoint as Checkpoint,
+    Host as Host,
+    NetworkWatch as NetworkWatch,
+    Sandbox as Sandbox,
+    open_host as open_host,
+    open_sandbox as open_sandbox,
+)
+
+fix_module_metadata(__name__, globals())
+del fix_module_metadata

@@ -1,0 +1,465 @@
+"""Made by tests/generate_doors.py from the API for Trio; do not edit it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Unpack, final
+
+import trio_sandbox
+
+from .. import (
+    HostConfig,
+    HostStatistics,
+    Network,
+    NetworkEvent,
+    NetworkStatistics,
+    RunOutput,
+    RunResult,
+    SandboxConfig,
+    SandboxFields,
+    SandboxStatistics,
+    Terminal,
+    TransferStatistics,
+    Usage,
+)
+from ..client import Stderr
+from ..portal import plain, plain_all, start_service
+from ..qemu import Accelerator
+from ._door import BlockingDoor, open_root
+from ._paths import AnyGuestPath, FileChanges, GuestPath
+from ._processes import GuestConnection, GuestProcess, RunEvents
+
+
+@final
+class Checkpoint(BlockingDoor[trio_sandbox.Checkpoint]):
+    """A moment of a sandbox that it can go back to, as often as wanted. Made by `Sandbox.checkpoint`."""
+
+    __slots__ = ()
+
+    @property
+    def discarded(self) -> bool:
+        """Whether there is no going back to it any more."""
+        return self._now(lambda: self._inner.discarded)
+
+    def discard(self) -> None:
+        """Give up what it takes on the host's disk; the end of the sandbox does so, too. Again is no error."""
+        self._now(self._inner.discard)
+
+
+@final
+class NetworkWatch(BlockingDoor[trio_sandbox.NetworkWatch]):
+    """The events of a sandbox's network, as they happen: an iterator of `NetworkEvent`.
+
+    See `trio_sandbox.NetworkWatch`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def lost(self) -> int:
+        """Events that were dropped, the oldest first, because nobody took them; the last 1000 are kept."""
+        return self._now(lambda: self._inner.lost)
+
+    def __iter__(self) -> NetworkWatch:
+        return self
+
+    def __next__(self) -> NetworkEvent:
+        return self._next(self._inner.__anext__)
+
+
+@final
+class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
+    """A virtual machine of your own, for the block that opened it. Made by `open_sandbox`."""
+
+    __slots__ = ()
+
+    def path(self, *parts: AnyGuestPath, user: str | int | None = None) -> GuestPath:
+        """Return a path in the guest, on which files are worked with like with `trio.Path`.
+
+        See `trio_sandbox.Sandbox.path`.
+        """
+        return GuestPath(self._portal, self._inner.path(*plain_all(parts), user=user))
+
+    def environment(self, user: str | int | None = None) -> dict[str, str]:
+        """Return the environment variables that processes of a user get unless `run_process` is told otherwise.
+
+        See `trio_sandbox.Sandbox.environment`.
+        """
+        return self._call(lambda: self._inner.environment(user))
+
+    def upload(
+        self,
+        local: str | PathLike[str],
+        remote: AnyGuestPath,
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the host's into the guest.
+
+        See `trio_sandbox.Sandbox.upload`.
+        """
+        return self._call(lambda: self._inner.upload(local, plain(remote), user=user, progress=progress))
+
+    def download(
+        self,
+        remote: AnyGuestPath,
+        local: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+        max_bytes: int = 8589934592,
+        umask: int | None = None,
+    ) -> TransferStatistics:
+        """Copy a file or a whole tree of the guest's to the host.
+
+        See `trio_sandbox.Sandbox.download`.
+        """
+        return self._call(
+            lambda: self._inner.download(
+                plain(remote), local, user=user, progress=progress, max_bytes=max_bytes, umask=umask
+            )
+        )
+
+    def watch(self, path: AnyGuestPath, *, user: str | int | None = None) -> AbstractContextManager[FileChanges]:
+        """Watch a file or directory of the guest's for a block.
+
+        See `trio_sandbox.Sandbox.watch`.
+        """
+        return self._block(lambda: self._inner.watch(plain(path), user=user), FileChanges)
+
+    @property
+    def language(self) -> str:
+        """The language of runs that do not name one: what the image is for."""
+        return self._now(lambda: self._inner.language)
+
+    @property
+    def last_output(self) -> RunOutput:
+        """The end of what the last run of this task printed, and what became of it: also where `run` gave no result."""
+        return self._now(lambda: self._inner.last_output)
+
+    def recent_runs(self) -> tuple[RunOutput, ...]:
+        """Return the end of what the last runs of all tasks printed, eight at most, the oldest first: for reports of errors."""
+        return self._now(self._inner.recent_runs)
+
+    def stream(
+        self,
+        code: str,
+        *,
+        language: str | None = None,
+        stdin: bytes | bytearray | memoryview | bool = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: AnyGuestPath | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
+    ) -> AbstractContextManager[RunEvents]:
+        """Run *code* like `run`, and hand out what it prints and shows as it comes.
+
+        See `trio_sandbox.Sandbox.stream`.
+        """
+        called = self._functions(functions)
+        return self._block(
+            lambda: self._inner.stream(code, language=language, stdin=stdin, env=env, cwd=plain(cwd), functions=called),
+            RunEvents,
+        )
+
+    def run(
+        self,
+        code: str,
+        *,
+        language: str | None = None,
+        stdin: bytes | bytearray | memoryview = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: AnyGuestPath | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run *code* in the sandbox's interpreter and wait for its end.
+
+        See `trio_sandbox.Sandbox.run`.
+        """
+        called = self._functions(functions)
+        return self._call(
+            lambda: self._inner.run(
+                code, language=language, stdin=stdin, env=env, cwd=plain(cwd), functions=called, check=check
+            )
+        )
+
+    def open_process(
+        self,
+        command: Sequence[AnyGuestPath],
+        *,
+        stdin: bool = True,
+        stdout: bool = True,
+        stderr: Stderr = "pipe",
+        env: Mapping[str, str] | None = None,
+        cwd: AnyGuestPath | None = None,
+        user: str | int | None = None,
+        pty: bool | Terminal = False,
+    ) -> AbstractContextManager[GuestProcess]:
+        """Start a process in the guest; leaving the block kills it and every descendant of it.
+
+        See `trio_sandbox.Sandbox.open_process`.
+        """
+        return self._block(
+            lambda: self._inner.open_process(
+                plain_all(command),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                cwd=plain(cwd),
+                user=user,
+                pty=pty,
+            ),
+            GuestProcess,
+        )
+
+    def run_process(
+        self,
+        command: Sequence[AnyGuestPath] | str,
+        *,
+        stdin: bytes | bytearray | memoryview = b"",
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+        stderr_to_stdout: bool = False,
+        check: bool = True,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: AnyGuestPath | None = None,
+        user: str | int | None = None,
+        pty: bool | Terminal = False,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a process in the guest to its end, like `trio.run_process` on the host.
+
+        See `trio_sandbox.Sandbox.run_process`.
+        """
+        return self._call(
+            lambda: self._inner.run_process(
+                plain_all(command),
+                stdin=stdin,
+                capture_stdout=capture_stdout,
+                capture_stderr=capture_stderr,
+                stderr_to_stdout=stderr_to_stdout,
+                check=check,
+                shell=shell,
+                env=env,
+                cwd=plain(cwd),
+                user=user,
+                pty=pty,
+            )
+        )
+
+    def open_tcp_stream(self, port: int) -> GuestConnection:
+        """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
+
+        See `trio_sandbox.Sandbox.open_tcp_stream`.
+        """
+        return GuestConnection(self._portal, self._call(lambda: self._inner.open_tcp_stream(port)))
+
+    def wait_port(self, port: int) -> None:
+        """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
+
+        See `trio_sandbox.Sandbox.wait_port`.
+        """
+        self._call(lambda: self._inner.wait_port(port))
+
+    def forward_port(self, guest_port: int, host_port: int = 0) -> AbstractContextManager[int]:
+        """Listen at the host's 127.0.0.1 and carry each connection to *guest_port* of the guest, until cancelled.
+
+        See `trio_sandbox.Sandbox.forward_port`.
+        """
+        return self._block(
+            lambda: start_service(self._inner.forward_port, guest_port, host_port, kind=int), lambda _, value: value
+        )
+
+    @property
+    def image(self) -> str:
+        """The name of the image it was opened with."""
+        return self._now(lambda: self._inner.image)
+
+    @property
+    def config(self) -> SandboxConfig:
+        """What it was opened with."""
+        return self._now(lambda: self._inner.config)
+
+    @property
+    def accelerator(self) -> str:
+        """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
+        return self._now(lambda: self._inner.accelerator)
+
+    @property
+    def confinement(self) -> str:
+        """What confines the QEMU that runs the guest, in words; for people, not for programs."""
+        return self._now(lambda: self._inner.confinement)
+
+    def console(self) -> str:
+        """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
+        return self._now(self._inner.console)
+
+    def qmp_log(self) -> str:
+        """Return the end of what this library and QEMU said to each other, 16 KiB at most: for reports of errors."""
+        return self._now(self._inner.qmp_log)
+
+    def statistics(self) -> SandboxStatistics:
+        """Return numbers about the sandbox as it is now."""
+        return self._now(self._inner.statistics)
+
+    def usage(self) -> Usage:
+        """Return what the sandbox has taken of the host so far: processor time, memory, disk, network.
+
+        See `trio_sandbox.Sandbox.usage`.
+        """
+        return self._now(self._inner.usage)
+
+    def network(self, network: Network) -> AbstractContextManager[NetworkWatch]:
+        """Put another policy for the network in force, for the length of a block.
+
+        See `trio_sandbox.Sandbox.network`.
+        """
+        return self._block(lambda: self._inner.network(network), NetworkWatch)
+
+    def watch_network(self) -> AbstractContextManager[NetworkWatch]:
+        """Follow the sandbox's connections during a block: an iterator of `NetworkEvent`.
+
+        See `trio_sandbox.Sandbox.watch_network`.
+        """
+        return self._block_now(self._inner.watch_network, NetworkWatch)
+
+    def network_statistics(self) -> NetworkStatistics:
+        """Return numbers about the sandbox's connections as they are now."""
+        return self._now(self._inner.network_statistics)
+
+    def fork(self, count: int) -> AbstractContextManager[tuple[Sandbox, ...]]:
+        """Open *count* copies of the sandbox as it is now, memory, processes and files, for the length of a block.
+
+        See `trio_sandbox.Sandbox.fork`.
+        """
+        return self._block(
+            lambda: self._inner.fork(count), lambda portal, values: tuple(Sandbox(portal, each) for each in values)
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """Keep the state of the sandbox as it is now, memory, processes and files, for `revert` to go back to.
+
+        See `trio_sandbox.Sandbox.checkpoint`.
+        """
+        return Checkpoint(self._portal, self._call(self._inner.checkpoint))
+
+    def revert(self, checkpoint: Checkpoint | None = None) -> None:
+        """Go back to a checkpoint: memory, processes and files are what they were then. What came after it is lost.
+
+        See `trio_sandbox.Sandbox.revert`.
+        """
+        self._call(lambda: self._inner.revert(plain(checkpoint)))
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Undo all that happens in the sandbox in a block that raises, or is cancelled; keep it otherwise.
+
+        See `trio_sandbox.Sandbox.transaction`.
+        """
+        return self._block(self._inner.transaction, lambda _, value: value)
+
+    def save(self, name: str, *, replace: bool = False) -> None:
+        """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
+
+        See `trio_sandbox.Sandbox.save`.
+        """
+        self._call(lambda: self._inner.save(name, replace=replace))
+
+    def hibernate(self) -> None:
+        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are given back.
+
+        See `trio_sandbox.Sandbox.hibernate`.
+        """
+        self._call(self._inner.hibernate)
+
+    def resume(self) -> None:
+        """Wake the sandbox up: it goes on where it fell asleep. Nothing happens if it is awake.
+
+        See `trio_sandbox.Sandbox.resume`.
+        """
+        self._call(self._inner.resume)
+
+
+@final
+class Host(BlockingDoor[trio_sandbox.Host]):
+    """The storage daemon, images and virtual machines of one block. Made by `open_host`."""
+
+    __slots__ = ()
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What runs the guests' instructions, and why that was chosen."""
+        return self._now(lambda: self._inner.accelerator)
+
+    def statistics(self) -> HostStatistics:
+        """Return numbers about the host as it is now."""
+        return self._now(self._inner.statistics)
+
+    def prepare(self, image: str = "python") -> None:
+        """Make sure that *image* is in the store and intact, building it if need be.
+
+        See `trio_sandbox.Host.prepare`.
+        """
+        self._call(lambda: self._inner.prepare(image))
+
+    def open_sandbox(
+        self,
+        image: str = "python",
+        config: SandboxConfig | None = None,
+        *,
+        template: str | None = None,
+        **fields: Unpack[SandboxFields],
+    ) -> AbstractContextManager[Sandbox]:
+        """Start a virtual machine and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
+
+        See `trio_sandbox.Host.open_sandbox`.
+        """
+        return self._block(lambda: self._inner.open_sandbox(image, config, template=template, **fields), Sandbox)
+
+    def run(
+        self,
+        code: str,
+        *,
+        image: str = "python",
+        config: SandboxConfig | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
+    ) -> RunResult:
+        """Run *code* in a virtual machine of its own that is gone when this returns.
+
+        See `trio_sandbox.Host.run`.
+        """
+        called = self._functions(functions)
+        return self._call(
+            lambda: self._inner.run(code, image=image, config=config, functions=called, check=check, **fields)
+        )
+
+
+def open_host(config: HostConfig | None = None) -> AbstractContextManager[Host]:
+    """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
+
+    See `trio_sandbox.open_host`.
+    """
+    return open_root(lambda: trio_sandbox.open_host(config), Host)
+
+
+def open_sandbox(
+    image: str = "python",
+    config: SandboxConfig | None = None,
+    *,
+    template: str | None = None,
+    host_config: HostConfig | None = None,
+    **fields: Unpack[SandboxFields],
+) -> AbstractContextManager[Sandbox]:
+    """Open one sandbox on a host of its own: `open_host` and `Host.open_sandbox` in one block.
+
+    See `trio_sandbox.open_sandbox`.
+    """
+    return open_root(
+        lambda: trio_sandbox.open_sandbox(image, config, template=template, host_config=host_config, **fields), Sandbox
+    )
