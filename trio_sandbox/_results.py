@@ -94,6 +94,12 @@ class RunResult:
         parts.append(f"stderr='{quote_tail(self.stderr, _REPR_LIMIT)}'")
         return f"RunResult({', '.join(parts)})"
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """Show it in a notebook: text and pictures. HTML of the guest's is shown as text, since nobody trusts it."""
+        from ._notebook import mime_bundle  # few need it
+
+        return mime_bundle(self)
+
 
 @final
 @attrs.frozen(kw_only=True)

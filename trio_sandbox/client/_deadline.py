@@ -10,6 +10,7 @@ from typing import final
 import trio
 
 from .._nurseries import hide_nursery
+from ._failures import STREAM_GONE
 
 #: Seconds past the deadline that the guest waits for us. While our event loop turns we are the ones who stop what
 #: runs, as the caller's scopes say then: they may have been moved, and a cleanup may be shielded from them.
@@ -95,5 +96,5 @@ async def let_deadline_pass() -> None:
 async def _try_to(send: Callable[[dict[str, object]], Awaitable[None]], seconds: float | None) -> None:
     try:
         await send({"deadline": seconds})
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
+    except STREAM_GONE:
         await trio.lowlevel.checkpoint()  # those who wait for the guest say why it is gone

@@ -71,6 +71,11 @@ class Machine(Protocol):
         ...
 
 
+#: What streams of the guest channel raise once the guest is gone, or the sandbox's block was left in another task. For who serves
+#: a request on the side that is no error: who waits for the request's end is told, and one failure has one route.
+STREAM_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
 @asynccontextmanager
 async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
     """Translate what goes wrong between a request's being sent and its answer.

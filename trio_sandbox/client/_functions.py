@@ -25,6 +25,7 @@ from .._nurseries import hide_nursery
 from .._rate import Rate
 from ..constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_FUNCTIONS
 from ..wire import ChannelStream
+from ._failures import STREAM_GONE
 
 _log = logging.getLogger("trio_sandbox")
 
@@ -230,13 +231,13 @@ class HostFunctions:
         except BadCallError as exc:
             _log.warning("the code of a run can call no functions of the host any more: %s", exc)
             stream.reset("that is no call")
-        except trio.BrokenResourceError:
+        except STREAM_GONE:
             await trio.lowlevel.checkpoint()  # the code has closed it; where the guest is gone, the run says so
 
     async def _answer(self, stream: ChannelStream, call: Call) -> None:
         try:
             answer = await self._call(call)
-            with contextlib.suppress(trio.BrokenResourceError):
+            with contextlib.suppress(*STREAM_GONE):
                 async with self._sending:
                     await stream.send_all(f"{call.number} {answer}\n".encode())
         finally:

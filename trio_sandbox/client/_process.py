@@ -15,7 +15,7 @@ from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownErr
 from .._nurseries import open_services
 from ..wire import JSON, ChannelStream, RecordStream
 from ._deadline import TravellingDeadline, let_deadline_pass
-from ._failures import Machine, guest_failures, open_stream
+from ._failures import STREAM_GONE, Machine, guest_failures, open_stream
 from ._messages import Exited, Failed, Message, Started, parse_message
 from ._terminal import GuestTerminal, Terminal, check_size
 
@@ -57,7 +57,7 @@ class GuestInput(trio.abc.SendStream):
         self._closed = True
         try:
             await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except STREAM_GONE:
             # The process need not have waited for the end of its input.
             await trio.lowlevel.checkpoint()
 
@@ -236,13 +236,13 @@ class GuestProcess:
                 if request is self._resize:
                     self._resize = None
                 await records.send_json(request)
-        except trio.BrokenResourceError:  # the reader of `records` says why
+        except STREAM_GONE:  # the reader of `records` says why
             await trio.lowlevel.checkpoint()
 
     async def _leave(self, records: RecordStream, patience: float) -> None:  # noqa: ASYNC910 - sending is a checkpoint
         """Let go on what the process has left behind. It is over, and it was opened with *leaves*."""
         # Not cancellable: who is cancelled wants it all to end, and nobody could say whether it does.
-        with trio.move_on_after(patience, shield=True), contextlib.suppress(trio.BrokenResourceError):
+        with trio.move_on_after(patience, shield=True), contextlib.suppress(*STREAM_GONE):
             await records.send_json({"leave": True}, end=True)
 
     async def _end(self, patience: float) -> None:

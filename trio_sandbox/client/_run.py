@@ -29,7 +29,7 @@ from ..constants import MAXIMUM_DISPLAYS
 from ..image import images_with
 from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
-from ._failures import Machine, guest_failures, open_stream
+from ._failures import STREAM_GONE, Machine, guest_failures, open_stream
 from ._functions import HostFunctions
 from ._messages import Failed, Finished, Shown, parse_message
 from ._output import Outcome, RunTrace
@@ -218,7 +218,7 @@ class RunEvents:
                 self._trace.end("stopped")
                 with trio.move_on_after(bound), contextlib.suppress(SandboxError):  # noqa: ASYNC912 - the loop waits
                     # A run that is over takes nothing any more; that it is over can be read.
-                    with contextlib.suppress(trio.BrokenResourceError):
+                    with contextlib.suppress(*STREAM_GONE):
                         await self._records.send_json({request: True})
                     # What it prints and shows from now on is nobody's. A guest that fails us now is retired, and the
                     # next call says so: here the block's own exception is what its user must see.
@@ -325,7 +325,7 @@ async def _feed(  # noqa: ASYNC910 - sending is a checkpoint
 ) -> None:
     task_status.started()
     # Code that does not want its input is nobody's error, and a machine that is gone shows elsewhere.
-    with contextlib.suppress(trio.BrokenResourceError):
+    with contextlib.suppress(*STREAM_GONE):
         await stdin.send_all(data)
         await stdin.aclose()
 

@@ -14,6 +14,7 @@ from .._errors import OutcomeUnknownError, OutputLimitError
 from .._nurseries import hide_nursery
 from .._results import ProcessFailedError
 from ..constants import OUTPUT_TAIL_BYTES
+from ._failures import STREAM_GONE
 from ._output import Tail
 from ._process import GuestOutput, GuestProcess
 from ._terminal import Terminal
@@ -54,7 +55,7 @@ async def run_process(
 
     # What is not captured is discarded, but for the end of what explains a failure.
     explains = check and not (capture_stderr or stderr_to_stdout or pty)
-    lost: list[trio.BrokenResourceError] = []
+    lost: list[Exception] = []
 
     async def gather(name: str, stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
         try:
@@ -69,7 +70,7 @@ async def run_process(
                         stdout_bytes=bytes(output["stdout"]),
                         stderr_bytes=bytes(output["stderr"]),
                     )
-        except trio.BrokenResourceError as exc:
+        except STREAM_GONE as exc:
             lost.append(exc)  # one failure, one route: where the machine is gone, wait() says so
             await trio.lowlevel.checkpoint()
 
@@ -77,14 +78,14 @@ async def run_process(
         # Like trio.run_process: a process that does not want its input is nobody's error.
         try:
             await stream.send_all(stdin)
-        except trio.BrokenResourceError:
+        except STREAM_GONE:
             await trio.lowlevel.checkpoint()
         else:
             if not pty:  # closing a terminal would end the process
                 await stream.aclose()
 
     async def discard(stream: trio.abc.ReceiveStream) -> None:  # noqa: ASYNC910 - reading is a checkpoint
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(*STREAM_GONE):
             async for _ in stream:
                 pass
 
@@ -137,7 +138,7 @@ async def _listening(stream: GuestOutput | None) -> AsyncGenerator[Callable[[], 
     ended = trio.Event()
 
     async def listen(stream: GuestOutput) -> None:  # noqa: ASYNC910 - the stream has them
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(*STREAM_GONE):
             async for data in stream:
                 tail.add(data)
         ended.set()
