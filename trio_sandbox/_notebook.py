@@ -10,13 +10,10 @@ import base64
 import html
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from ._display import Display
 from ._quote import escape
-
-if TYPE_CHECKING:
-    from ._results import RunResult
 
 #: Kinds of pictures that are shown as such, and what their files begin with.
 _PICTURES: Final = {
@@ -32,7 +29,28 @@ _PICTURE_LIMIT: Final = 8 * 2**20
 _OBJECTS: Final = 50
 
 
-def mime_bundle(result: RunResult) -> dict[str, str]:
+class Result(Protocol):
+    """What is shown of a `RunResult`."""
+
+    @property
+    def exit_code(self) -> int: ...
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def oom(self) -> bool: ...
+    @property
+    def state_kept(self) -> bool: ...
+    @property
+    def value(self) -> str | None: ...
+    @property
+    def displays(self) -> tuple[Display, ...]: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+
+
+def mime_bundle(result: Result) -> dict[str, str]:
     """Return what a notebook shows of *result*, by MIME type."""
     bundle: dict[str, str] = {"text/plain": repr(result), "text/html": "\n".join(_parts(result))}
     first = next((each for each in result.displays if is_picture(each) and each.mime == "image/png"), None)
@@ -47,7 +65,7 @@ def is_picture(display: Display) -> bool:
     return start is not None and display.data.startswith(start)
 
 
-def _parts(result: RunResult) -> Iterator[str]:
+def _parts(result: Result) -> Iterator[str]:
     """Give the pieces of HTML, in the order in which a terminal would show them."""
     if result.stdout:
         yield _pre(result.stdout)

@@ -7,6 +7,7 @@ import doctest
 import functools
 import inspect
 import itertools
+import re
 import types
 
 import pytest
@@ -30,7 +31,10 @@ def check_output(block: Block, printed: str) -> None:
 
 def is_program(block: Block) -> bool:
     """Tell whole programs from parts of one."""
-    return "trio.run(" in block.text
+    return (
+        "trio.run(" in block.text
+        or re.search(r"^from trio_sandbox\.(aio|blocking) ", block.text, re.MULTILINE) is not None
+    )
 
 
 def programs() -> list[Block]:

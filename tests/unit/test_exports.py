@@ -22,6 +22,14 @@ PUBLIC: dict[str, str] = {
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError
         VmError WarmStatistics WarmupError open_host open_sandbox
     """,
+    "trio_sandbox.aio": """
+        Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
+        NetworkWatch RunEvents Sandbox open_host open_sandbox
+    """,
+    "trio_sandbox.blocking": """
+        Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
+        NetworkWatch RunEvents Sandbox open_host open_sandbox Expiry fail_after move_on_after
+    """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_SPARE_MIB BALLOON_TIMEOUT BOOT_TIMEOUT CALLS_AT_ONCE
