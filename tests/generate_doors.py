@@ -204,10 +204,14 @@ class Writer:
     def enter(self, name: str, close: str) -> str:
         """Give what makes an object its own context manager."""
         if self.is_async:
-            call = f"await self.{close}()" if close == "aclose" else f"self.{close}()"
+            waits = close == "aclose"
+            call, why = (
+                f"{'await ' * waits}self.{close}()",
+                "" if waits else "  # noqa: ASYNC910 - as where it comes from",
+            )
             return (
                 f"async def __aenter__(self) -> {name}:\n    return self\n\n"
-                f"async def __aexit__(self, *_: object) -> None:\n    {call}"
+                f"async def __aexit__(self, *_: object) -> None:{\n    {call}{why}"
             )
         return f"def __enter__(self) -> {name}:\n    return self\n\ndef __exit__(self, *_: object) -> None:\n    self.close()"
 

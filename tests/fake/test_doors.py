@@ -484,9 +484,11 @@ def test_functions_are_called_in_asyncio_and_cancelled_with_the_run() -> None:
 def test_one_task_may_enter_a_block_and_another_leave_it() -> None:
     async def main() -> None:
         block = open_aio_sandbox()
-        sandbox = await asyncio.create_task(block.__aenter__())
+        entering = asyncio.create_task(block.__aenter__())
+        sandbox = await entering
         assert (await sandbox.run("1")).value == "1"
-        await asyncio.create_task(block.__aexit__(None, None, None))
+        leaving = asyncio.create_task(block.__aexit__(None, None, None))
+        await leaving
         with pytest.raises(SandboxClosedError):
             await sandbox.run("1")
 

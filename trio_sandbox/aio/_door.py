@@ -107,10 +107,10 @@ class _Block(AbstractAsyncContextManager[R], Generic[S, R]):
         assert over is not None
         assert finished is not None
         if self._portal.forked and error is not None:
-            return None  # it ends this process, as a rule, and nothing here is this process's
+            return None  # noqa: ASYNC910 - it ends this process, as a rule, and nothing here is this process's
         self._portal.check()
         self._portal.tell(lambda: work.leave((kind, error, traceback)))
-        await _wait(over, self._portal, work)
+        await _wait(over, self._portal, work)  # noqa: ASYNC102 - asyncio has no shields, and the guest's answer is bounded
         return finished.take()
 
 
@@ -139,10 +139,10 @@ async def _wait(signal: _Signal, portal: Portal, work: Work, over: _Signal | Non
         portal.abandon(work)
         while True:
             try:
-                await (over or signal).wait()
+                await (over or signal).wait()  # noqa: ASYNC102 - as above
                 break
-            except asyncio.CancelledError:
-                continue  # the guest is asked to stop already, and no more can be done
+            except asyncio.CancelledError:  # noqa: ASYNC103 - it is raised below
+                continue  # noqa: ASYNC104 - the guest is asked to stop already, and no more can be done
         raise
 
 
@@ -182,7 +182,9 @@ def call_in_asyncio(
         async def call(*arguments: object, **options: object) -> object:
             async def call_it() -> object:
                 result = function(*arguments, **options)
-                return await cast("Awaitable[object]", result) if inspect.isawaitable(result) else result
+                if inspect.isawaitable(result):
+                    return await cast("Awaitable[object]", result)
+                return result  # noqa: ASYNC910 - a task of asyncio's, whose function need not wait
 
             return await _await_in(loop, call_it)
 
@@ -222,7 +224,7 @@ async def _await_in(loop: asyncio.AbstractEventLoop, function: Callable[[], Awai
     try:
         return tasks[0].result()
     except asyncio.CancelledError:
-        raise RuntimeError("the function was cancelled") from None
+        raise RuntimeError("the function was cancelled") from None  # noqa: ASYNC104 - by itself, not with this task
 
 
 def _do_nothing() -> None:

@@ -319,7 +319,7 @@ class FileChanges(AioDoor[trio_sandbox.FileChanges]):
     async def __aenter__(self) -> FileChanges:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - as where it comes from
         self.close()
 
     async def receive(self) -> FileChange:

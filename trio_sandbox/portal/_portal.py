@@ -118,7 +118,7 @@ class Portal:
         failure: BaseException = block_was_left()
         try:
             trio.run(self._main, root)
-        except BaseException as exc:  # noqa: BLE001 - it is for who waits
+        except BaseException as exc:  # noqa: BLE001, ASYNC103 - it is for who waits, and Trio is over
             failure = SandboxError("the thread in which Trio ran has crashed")
             failure.__cause__ = exc
         finally:

@@ -198,10 +198,10 @@ class Block(Work, Generic[T]):
         error = self._left[1]
         try:
             suppressed = await self._manager.__aexit__(*self._left)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - what the body raised goes on where it comes from
             if exc is not error:
                 raise
-            suppressed = False  # it goes on where it comes from
+            suppressed = False
         self._finished.deliver(outcome.Value(bool(suppressed)))
 
     def _stopped(self) -> None:
