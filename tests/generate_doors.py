@@ -211,7 +211,7 @@ class Writer:
             )
             return (
                 f"async def __aenter__(self) -> {name}:\n    return self\n\n"
-                f"async def __aexit__(self, *_: object) -> None:{\n    {call}{why}"
+                f"async def __aexit__(self, *_: object) -> None:\n    {call}{why}"
             )
         return f"def __enter__(self) -> {name}:\n    return self\n\ndef __exit__(self, *_: object) -> None:\n    self.close()"
 

@@ -319,8 +319,8 @@ class FileChanges(AioDoor[trio_sandbox.FileChanges]):
     async def __aenter__(self) -> FileChanges:
         return self
 
-    async def __aexit__(self, *_: object) -> None:  # noqa: ASYNC910 - as where it comes from
-        self.close()
+    async def __aexit__(self, *_: object) -> None:
+        self.close()  # noqa: ASYNC910 - as where it comes from
 
     async def receive(self) -> FileChange:
         """Wait for the next change. Cancelled: nothing is lost.
