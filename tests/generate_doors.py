@@ -210,8 +210,8 @@ class Writer:
                 "" if waits else "  # noqa: ASYNC910 - as where it comes from",
             )
             return (
-                f"async def __aenter__(self) -> {name}:\n    return self\n\n"
-                f"async def __aexit__(self, *_: object) -> None:\n    {call}{why}"
+                f"async def __aenter__(self) -> {name}:\n    return self{why}\n\n"
+                f"async def __aexit__(self, *_: object) -> None:\n    {call}"
             )
         return f"def __enter__(self) -> {name}:\n    return self\n\ndef __exit__(self, *_: object) -> None:\n    self.close()"
 

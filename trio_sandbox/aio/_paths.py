@@ -317,10 +317,10 @@ class FileChanges(AioDoor[trio_sandbox.FileChanges]):
     __slots__ = ()
 
     async def __aenter__(self) -> FileChanges:
-        return self
+        return self  # noqa: ASYNC910 - as where it comes from
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()  # noqa: ASYNC910 - as where it comes from
+        self.close()
 
     async def receive(self) -> FileChange:
         """Wait for the next change. Cancelled: nothing is lost.
