@@ -269,11 +269,11 @@ async def test_a_machine_without_a_family_uses_the_other(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(trio.socket, "socket", make)
     async with open_server(echo) as port:
-        stream, address = await connect(["::1", "127.0.0.1"], port)
+        stream, address = await connect(["::1", "127.0.0.1"], port, trio.Semaphore(1))
         await stream.aclose()
         assert address == "127.0.0.1"
         with pytest.raises(OSError, match="not supported"):
-            await connect(["::1"], port)
+            await connect(["::1"], port, trio.Semaphore(1))
 
 
 async def test_so_many_addresses_are_tried_and_no_more(
@@ -289,8 +289,41 @@ async def test_so_many_addresses_are_tried_and_no_more(
 
     monkeypatch.setattr(connect_module, "_connect_one", connect_one)
     with trio.move_on_after(100):
-        await connect([f"93.184.215.{number}" for number in range(200)], 80)
+        await connect([f"93.184.215.{number}" for number in range(200)], 80, trio.Semaphore(100))
     assert len(tried) == 8
+
+
+async def test_many_connections_to_silent_addresses_take_few_descriptors(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    del autojump_clock
+    underway = most = 0
+    tried: list[str] = []
+
+    async def connect_one(address: str, _port: int) -> trio.SocketStream:
+        nonlocal underway, most
+        tried.append(address)
+        underway += 1
+        most = max(most, underway)
+        try:
+            await trio.sleep(20 if address.endswith(".1") else 5)
+            raise OSError(errno.EHOSTUNREACH, "nobody there")
+        finally:
+            underway -= 1
+
+    monkeypatch.setattr(connect_module, "_connect_one", connect_one)
+    spare = trio.Semaphore(3)
+
+    async def dial() -> None:
+        with pytest.raises(OSError, match="nobody there"):
+            await connect([f"93.184.215.{number}" for number in range(1, 5)], 80, spare)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(dial)
+    assert most == 13
+    assert len(tried) == 40
+    assert spare.value == 3
 
 
 # --- What is told ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,15 @@ class Api:
     placeholder: bytes
 
     async def tls(
-        self, host: str = "api.test", port: int = 443, name: str | None = None
+        self,
+        host: str = "api.test",
+        port: int = 443,
+        name: str | None = None,
+        protocols: Sequence[str] = ("h2", "http/1.1"),
     ) -> trio.SSLStream[ChannelStream]:
         stream = await self.site.connect(host, port)
         context = ssl.create_default_context(cadata=self.site.gateway.certificates)
-        context.set_alpn_protocols(["h2", "http/1.1"])
+        context.set_alpn_protocols(list(protocols))
         return trio.SSLStream(stream, context, server_hostname=name or host, https_compatible=True)
 
     async def ask(self, *requests: bytes, wait: bool = True) -> bytes:
@@ -178,6 +182,55 @@ async def test_a_value_is_filtered_that_comes_in_pieces_and_encoded() -> None:
         body = b"".join(received.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2])
         assert body == api.placeholder + credentials
         assert b"X-Trailer" not in received
+
+
+async def test_what_the_guest_sends_decides_nothing_about_how_the_answer_is_encoded() -> None:
+    async with open_api(OK, OK) as api:
+        # It has options of one connection called off; and an answer in parts, or in a form that hides the value, asked for.
+        await api.ask(request(b"Connection: accept-encoding", b"Range: bytes=0-9", b'If-Range: "x"'), request())
+        assert api.server.seen.count(b"\r\nAccept-Encoding: identity\r\n") == 2
+        assert b"range" not in api.server.seen.lower()
+
+
+@pytest.mark.parametrize("before", [b"", b"x", b"xy", b"me:"])
+async def test_a_value_is_filtered_that_a_server_has_encoded(before: bytes) -> None:
+    encoded = base64.b64encode(before + VALUE.encode() + b" and more")
+    async with open_api(
+        b"HTTP/1.1 200 OK\r\nX: %b\r\nContent-Length: %d\r\n\r\n%b" % (encoded, len(encoded), encoded)
+    ) as api:
+        received = await api.ask(request())
+        for seen in (received.rpartition(b"\r\n")[2], received.partition(b"X: ")[2].partition(b"\r\n")[0]):
+            assert len(seen) == len(encoded)
+            assert VALUE[3:-3].encode() not in base64.b64decode(seen.replace(b"*", b"A"))
+
+
+async def test_a_head_in_pieces_has_the_value_in_its_place() -> None:
+    async with open_api(OK) as api:
+        stream = await api.tls()
+        for byte in request(b"Authorization: Bearer " + api.placeholder, b"Connection: close"):
+            await stream.send_all(bytes([byte]))
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200")
+        await trio.aclose_forcefully(stream)
+        assert b"Authorization: Bearer " + VALUE.encode() in api.server.seen
+
+
+async def test_a_client_that_speaks_only_http_2_gets_no_other_than_1() -> None:
+    async with open_api(OK) as api:
+        stream = await api.tls(protocols=["h2"])
+        await stream.do_handshake()
+        assert stream.selected_alpn_protocol() is None
+        await stream.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        assert b" 505 " in await stream.receive_some(1000)
+        await trio.aclose_forcefully(stream)
+        assert api.server.seen == b""
+
+
+async def test_of_what_a_guest_sent_little_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_api(OK) as api:
+        received = await api.ask(request(b"\xff" * 60_000))
+        assert received.startswith(b"HTTP/1.1 400")
+        assert max(len(received), len(api.site.events[0].error), len(caplog.text)) < 5000
 
 
 async def test_placeholders_stay_in_what_is_no_header() -> None:
@@ -282,6 +335,13 @@ async def test_an_answer_before_the_end_of_the_request(monkeypatch: pytest.Monke
         (b"GET / HTTP/9.9\r\nHost: api.test\r\n\r\n", 505, "failed"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "failed"),
         (request(*(b"X-%d: y" % number for number in range(300))), 431, "failed"),
+        (request(b"X: y" + b"\r\n z" * 300), 431, "failed"),
+        (b"GET / HTTP/1.1\r\nHost:\r\n api.test, other.test\r\n\r\n", 421, "wrong server name"),
+        (b"GET //other.test/ HTTP/1.1\r\nHost: api.test#@other.test\r\n\r\n", 421, "wrong server name"),
+        (b"GET api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n", 400, "wrong server name"),
+        (request(b"Transfer-Encoding : chunked", method=b"POST"), 400, "failed"),
+        (request(b"X: a\rb"), 400, "failed"),
+        (request(b"X: a\0b"), 400, "failed"),
         (request(b"X: " + b"y" * 150_000), 431, "failed"),
         (b"\x16\x03\x01\x00\x00", 400, "failed"),
     ],
@@ -334,8 +394,8 @@ async def test_more_than_an_answer_is_no_answer_to_the_next_request() -> None:
 
 
 async def test_an_answer_that_is_cut_short_is_seen_as_such() -> None:
-    async with open_api(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc") as api:
-        assert (await api.ask(request())).endswith(b"abc[reset]")
+    async with open_api(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n...") as api:
+        assert (await api.ask(request())).endswith(b"...[reset]")
 
 
 @pytest.mark.parametrize(

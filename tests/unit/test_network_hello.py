@@ -66,6 +66,21 @@ def test_an_endless_hello_ends() -> None:
     assert len(reader.data) <= LONGEST_HELLO + 10
 
 
+def test_a_hello_that_is_too_long_ends_though_it_has_come_at_once() -> None:
+    whole = with_server_names(listed(entry(b"a.org")))
+    assert ClientHello().feed(whole) == "a.org"
+    message = whole[5:]
+    message = message[:4] + message[4:39] + b"\x80\0" + b"\x13\1" * 0x4000 + message[43:]  # with many cipher suites
+    message = b"\1" + (len(message) - 4).to_bytes(3, "big") + message[4:]
+    for size in (1, 16384):
+        pieces = (message[start : start + size] for start in range(0, len(message), size))
+        hello = b"".join(b"\x16\3\1" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+        reader = ClientHello()
+        with pytest.raises(NotNamedError, match="longer than"):
+            reader.feed(hello)
+        assert reader._position <= 2 * LONGEST_HELLO + 5
+
+
 def read(data: bytes) -> tuple[str | None, str]:
     """Return the name in *data*, or why there is none."""
     try:

@@ -109,6 +109,8 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.num_tickets = 0
+        # Each would cost us as much as a handshake, and no client needs one.
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
         context.set_alpn_protocols(["http/1.1"])
         # `ssl` takes them from a file only: this one is nowhere but in memory.
         descriptor = os.memfd_create("certificate")

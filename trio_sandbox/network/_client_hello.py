@@ -43,7 +43,8 @@ class ClientHello:
 
         """
         self.data += data
-        while self._take_record():
+        # Many records may have come at once, and each takes a moment.
+        while self._position <= LONGEST_HELLO and self._take_record():
             end = 4 + int.from_bytes(self._message[1:4], "big")
             if self._message[0] != _CLIENT_HELLO:
                 raise NotNamedError(_NO_TLS)

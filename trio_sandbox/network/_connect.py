@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -26,8 +27,11 @@ def interleave(addresses: Sequence[str]) -> list[str]:
     return turns + first[shared:] + second[shared:]
 
 
-async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStream, str]:
+async def connect(addresses: Sequence[str], port: int, spare: trio.Semaphore) -> tuple[trio.SocketStream, str]:
     """Connect to *port* of one of *addresses*; return the connection, and to which one it is.
+
+    Each address that is tried while others still are takes a place of *spare*. Without one it waits until those have failed: what a
+    sandbox connects to need not answer, and each attempt is a descriptor.
 
     Cancelled, no connection is left.
 
@@ -38,7 +42,7 @@ async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStrea
     failures: dict[str, OSError] = {}
     winners: list[tuple[trio.SocketStream, str]] = []
 
-    async def attempt(address: str, failed: trio.Event) -> None:
+    async def attempt(address: str, failed: trio.Event, *, is_spare: bool) -> None:
         try:
             stream = await _connect_one(address, port)
         except OSError as exc:
@@ -47,14 +51,23 @@ async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStrea
         else:
             winners.append((stream, address))
             nursery.cancel_scope.cancel(reason="there is a connection")
+        finally:
+            if is_spare:
+                spare.release()
 
     addresses = interleave(addresses)[:_MOST_ADDRESSES]
 
     try:
         async with trio.open_nursery() as nursery:
+            others: list[trio.Event] = []
             for address in addresses:
+                is_spare = not all(other.is_set() for other in others) and _take(spare)
+                if not is_spare:
+                    for other in others:
+                        await other.wait()
                 failed = trio.Event()
-                nursery.start_soon(attempt, address, failed)
+                others.append(failed)
+                nursery.start_soon(partial(attempt, address, failed, is_spare=is_spare))
                 with trio.move_on_after(_HEAD_START):
                     await failed.wait()
     except BaseException:
@@ -70,6 +83,14 @@ async def connect(addresses: Sequence[str], port: int) -> tuple[trio.SocketStrea
     if not failures:
         raise OSError(errno.EHOSTUNREACH, "there is no address to connect to")
     raise next(failures[address] for address in addresses if address in failures)
+
+
+def _take(spare: trio.Semaphore) -> bool:
+    try:
+        spare.acquire_nowait()
+    except trio.WouldBlock:
+        return False
+    return True
 
 
 async def _connect_one(address: str, port: int) -> trio.SocketStream:

@@ -46,6 +46,8 @@ _PER_SECOND, _BURST = 50.0, 100
 #: Different names that a sandbox may look up in its life. Each could carry a little of what the guest knows to the
 #: name servers of an allowed domain.
 _MOST_NAMES: Final = 4096
+#: Addresses that a sandbox has tried at a time besides one for each connection.
+_SPARE_DIALS: Final = 32
 _TLS_PORT: Final = 443
 #: What a guest is told as it is; any other error of ours is EHOSTUNREACH to it.
 _TOLD: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
@@ -124,6 +126,7 @@ class Gateway:
         self._rate = Rate(_PER_SECOND, _BURST)
         self._names: set[str] = set()
         self._streams = 0
+        self._spare_dials = trio.Semaphore(_SPARE_DIALS)
         self._journal = Journal()
 
     @property
@@ -364,13 +367,14 @@ class Gateway:
             attempt.upstream = await _call(rule.to)
         elif rule.to is not None:
             host, port = rule.to
-            attempt.upstream, attempt.address = await connect(await self._resolve_own(host), port)
+            attempt.upstream, attempt.address = await connect(await self._resolve_own(host), port, self._spare_dials)
         elif self._proxy is not None:
             addresses = await self._resolve_own(self._proxy.host)
-            attempt.upstream, _ = await connect(addresses, self._proxy.port)
+            attempt.upstream, _ = await connect(addresses, self._proxy.port, self._spare_dials)
             await self._proxy.connect(attempt.upstream, attempt.host, port)
         else:
-            attempt.upstream, attempt.address = await connect(await self._vet(attempt.host, rule), port)
+            addresses = await self._vet(attempt.host, rule)
+            attempt.upstream, attempt.address = await connect(addresses, port, self._spare_dials)
 
     async def _resolve_own(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host that the user names, not the guest: as this machine knows it, and not vetted."""

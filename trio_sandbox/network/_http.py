@@ -5,6 +5,7 @@ Each message is parsed by h11 and written anew. So guest and server can't take o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, final
 
@@ -20,11 +21,16 @@ _CHUNK: Final = 1 << 16
 #: Bytes of a head, and its fields.
 _LONGEST_HEAD: Final = 1 << 16
 _MOST_FIELDS: Final = 256
+#: Of what is said of another's bytes.
+_QUOTED: Final = 200
+#: What a request says of how the answer is to be: nothing could be found in what is compressed, or comes in parts.
+_WHOLE_ANSWER: Final = frozenset({b"accept-encoding", b"range", b"if-range"})
 #: Seconds for the rest of a request that was answered before its end.
 _LATE_BODY: Final = 2.0
 #: Of one connection, and no business of the other's (RFC 9110, section 7.6.1); what frames a body is written anew by h11.
 _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"upgrade"})
 _PROXY: Final = b"proxy-"
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 
 
 class RequestRefusedError(Exception):
@@ -73,6 +79,8 @@ class HttpProxy:
         self._filter = ResponseFilter({value: placeholder for placeholder, value in values.items()})
         self._next = trio.Event()
         """Set when the next request may come."""
+        self._lines = 0
+        """That the head of a request has so far."""
 
     async def run(self) -> None:
         """Carry them until one side ends its connection between two messages, or says that it will.
@@ -109,6 +117,8 @@ class HttpProxy:
     async def _take_requests(self) -> None:
         while True:
             done = self._next
+            self._lines = 0
+            self._count_lines(self._server.trailing_data[0])
             event = await self._receive_request()
             if isinstance(event, self._h11.ConnectionClosed):
                 return
@@ -137,27 +147,35 @@ class HttpProxy:
                 if event is not self._h11.NEED_DATA:
                     assert isinstance(event, self._h11.Event)
                     return event
-                self._server.receive_data(bytes(await self._guest.receive_some(_CHUNK)))
+                data = bytes(await self._guest.receive_some(_CHUNK))
+                if self._server.their_state is self._h11.IDLE:
+                    self._count_lines(data)
+                self._server.receive_data(data)
         except self._h11.RemoteProtocolError as exc:
+            # It may quote a whole head.
             raise RequestRefusedError(
-                exc.error_status_hint, "failed", f"the guest sent what is not HTTP as it should be: {exc}"
+                exc.error_status_hint, "failed", f"the guest sent what is not HTTP as it should be: {exc!s:.{_QUOTED}}"
             ) from None
+
+    def _count_lines(self, data: bytes) -> None:
+        """Refuse a head of very many lines before it is parsed: that would keep this process from all else for a while."""
+        self._lines += _END_OF_HEAD.split(data, 1)[0].count(b"\n")
+        if self._lines > _MOST_FIELDS:
+            raise RequestRefusedError(
+                431, "failed", f"a request of the guest has more than {_MOST_FIELDS} header fields"
+            )
 
     def _rewrite(self, request: h11.Request) -> h11.Request:
         """Return the request as it goes on."""
         self._check(request)
         fields, hidden = substitute(_end_to_end(request.headers.raw_items()), self._values)
         self._filter = ResponseFilter(hidden)
-        # In what is compressed nothing could be found.
-        fields = [(name, b"identity" if name.lower() == b"accept-encoding" else value) for name, value in fields]
+        fields = [(name, value) for name, value in fields if name.lower() not in _WHOLE_ANSWER]
+        fields.append((b"Accept-Encoding", b"identity"))
         return self._h11.Request(method=request.method, target=request.target, headers=fields)
 
     def _check(self, request: h11.Request) -> None:
         hosts = [value for name, value in request.headers if name == b"host"]
-        if len(request.headers) > _MOST_FIELDS:
-            raise RequestRefusedError(
-                431, "failed", f"a request of the guest has more than {_MOST_FIELDS} header fields"
-            )
         if request.http_version not in (b"1.0", b"1.1"):
             raise RequestRefusedError(505, "failed", "a request of the guest is not HTTP/1.1")
         if len(hosts) != 1:

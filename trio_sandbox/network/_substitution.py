@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeAlias, final
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -14,6 +14,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 _PREFIX: Final = "trio-sandbox-"
 #: Characters of a placeholder at least; 76 bits of them are random.
 _SHORTEST: Final = 32
+#: Bytes of a secret that are looked for in base64 at least: what is shorter, others have as well.
+_SHORTEST_ENCODED: Final = 9
 _BASIC = re.compile(rb"basic +([A-Za-z0-9+/=_-]+)", re.IGNORECASE)
 
 
@@ -64,6 +66,15 @@ def _decode(encoded: bytes) -> bytes | None:
         return None
 
 
+def _in_base64(text: bytes) -> Iterator[bytes]:
+    """Yield what every longer text that has *text* in it has in it in base64: it may begin at any of three places."""
+    for start in range(3):
+        whole = (len(text) - start) // 3 * 3
+        if whole >= _SHORTEST_ENCODED:
+            yield base64.b64encode(text[start : start + whole])
+            yield base64.urlsafe_b64encode(text[start : start + whole])
+
+
 @final
 class ResponseFilter:
     """Replaces what a guest must not see in a body that comes in pieces; each time by as many bytes.
@@ -75,6 +86,9 @@ class ResponseFilter:
 
     def __init__(self, hidden: Mapping[bytes, bytes]) -> None:
         self._hidden = {text: mask[: len(text)].ljust(len(text), b"*") for text, mask in hidden.items()}
+        for text in hidden:
+            for encoded in _in_base64(text):
+                self._hidden.setdefault(encoded, b"*" * len(encoded))
         # Of two at one place the longer one, which may begin with the other.
         longest_first = sorted(self._hidden, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(map(re.escape, longest_first)))
