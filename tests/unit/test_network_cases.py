@@ -119,4 +119,4 @@ def test_a_case_is_held_by_tests_or_a_sentence(case: Case) -> None:
 
 
 def test_no_case_is_missing() -> None:
-    assert [case.number for case in CASES] == [number for number in range(1, 55)]
+    assert [case.number for case in CASES] == list(range(1, 55))
