@@ -7,6 +7,8 @@ import runpy
 import shutil
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import cast
 
 import attrs
 import pytest
@@ -14,13 +16,14 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from tests._leaks import cancel_at_every_step
+from tests._leaks import cancel_at_every_step, wait_until
 from tests.documented import ROOT
 from trio_sandbox import RunResult
-from trio_sandbox.constants import CALLS_AT_ONCE, MAXIMUM_CALL_BYTES
+from trio_sandbox.client._functions import HostFunctions
+from trio_sandbox.constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES
 from trio_sandbox.guest.agent.code import CodeService
 from trio_sandbox.sandbox import Sandbox
-from trio_sandbox.wire import RecordStream
+from trio_sandbox.wire import ChannelStream, RecordStream
 
 from ._sandbox import open_local_sandbox
 
@@ -304,6 +307,51 @@ search("x", 1)
     assert result.value == "['x']"
 
 
+async def test_a_forked_child_that_outlives_its_run_can_call_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    code = """
+import os, pathlib, time
+directory = pathlib.Path({!r})
+search("x")
+if os.fork() == 0:
+    while not (directory / "go").exists():
+        time.sleep(0.01)
+    try:
+        search("x")
+    except RuntimeError as exc:
+        (directory / "new").write_text(str(exc))
+    (directory / "new").rename(directory / "said")
+    os._exit(0)
+"""
+    await sandbox.run(code.format(str(tmp_path)), functions=FUNCTIONS, check=True)
+    calls: list[object] = []
+
+    async def wait() -> None:
+        (tmp_path / "go").touch()
+        await wait_until((tmp_path / "said").exists)
+
+    # Nor does it get hold of those of a later run.
+    await sandbox.run("wait()", functions={"search": calls.append, "wait": wait}, check=True)
+    assert (
+        "search() of the host can't be called in a process that the run's own has forked off"
+        in (tmp_path / "said").read_text()
+    )
+    assert calls == []
+
+
+@needs_node
+async def test_in_node_a_worker_and_a_child_have_nothing_of_it(sandbox: Sandbox) -> None:
+    worker = """
+const { Worker } = require('worker_threads');
+const asking = new Worker("require('worker_threads').parentPort.postMessage(typeof search)", { eval: true });
+await new Promise((done) => asking.once('message', done))
+"""
+    child = "require('child_process').execFileSync('ls', ['/proc/self/fd']).toString()"
+    without = await sandbox.run(child, language="javascript", check=True)
+    assert (await sandbox.run(worker, language="javascript", functions=FUNCTIONS, check=True)).value == "'undefined'"
+    called = await sandbox.run(f"await search('x'); {child}", language="javascript", functions=FUNCTIONS, check=True)
+    assert called.value == without.value
+
+
 async def test_an_executed_child_has_nothing_of_it(sandbox: Sandbox) -> None:
     code = "import os, subprocess; subprocess.run(['ls', '/proc/self/fd'], stdout=-1, close_fds=False).stdout"
     without = await sandbox.run(code)
@@ -339,6 +387,33 @@ async def test_few_calls_are_underway_at_once(sandbox: Sandbox, language: str) -
     }[language]
     result = await sandbox.run(code, language=language, functions={"call": call})
     assert (result.value, result.stderr, most) == ("1128", "", CALLS_AT_ONCE)
+
+
+@attrs.define
+class Flood:
+    """A stream by which code makes calls as fast as it can."""
+
+    calls: int
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        await trio.lowlevel.checkpoint()
+        yield b"1 note [[],{}]\n" * self.calls
+        await trio.sleep_forever()
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_calls_come_at_a_rate(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    times: list[float] = []
+    functions = HostFunctions({"note": lambda: times.append(trio.current_time())})
+    start, count = trio.current_time(), int(3 * CALLS_PER_SECOND)
+    async with functions.served(cast("ChannelStream", Flood(count))):
+        while len(times) < count:
+            await trio.sleep(0.1)
+    for second in (1, 2):
+        assert 0 < sum(time <= start + second for time in times) <= CALLS_AT_ONCE + second * CALLS_PER_SECOND + 1
 
 
 @pytest.mark.parametrize(

@@ -373,8 +373,8 @@ class Gateway:
             attempt.upstream, _ = await connect(addresses, self._proxy.port, self._spare_dials)
             await self._proxy.connect(attempt.upstream, attempt.host, port)
         else:
-            addresses = await self._vet(attempt.host, rule)
-            attempt.upstream, attempt.address = await connect(addresses, port, self._spare_dials)
+            vetted = await self._vet(attempt.host, rule)
+            attempt.upstream, attempt.address = await connect(vetted, port, self._spare_dials)
 
     async def _resolve_own(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host that the user names, not the guest: as this machine knows it, and not vetted."""
