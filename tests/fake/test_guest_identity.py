@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 
 from trio_sandbox.guest.agent.children import Children
 from trio_sandbox.guest.messages import send_message
-from trio_sandbox.guest.spawner.mounts import replace_link
+from trio_sandbox.guest.spawner.mounts import IDENTITY_FILES, open_identity_files, replace_link
 
 
 async def test_they_say_who_the_machine_is_now_however_long_what_was_in_them() -> None:
@@ -68,3 +69,52 @@ def test_what_is_no_link_stays(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     replace_link(str(path))
     assert path.read_bytes() == b"x"
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as which a guest's files are opened")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: path.parent.rmdir(), id="no directory"),
+        pytest.param(lambda path: None, id="missing"),
+        pytest.param(lambda path: path.symlink_to("../run/systemd/resolve/stub-resolv.conf"), id="dangling"),
+        pytest.param(lambda path: path.write_text("nameserver 192.0.2.1\n"), id="ordinary"),
+        pytest.param(
+            lambda path: (path.write_text("nameserver 192.0.2.1\n"), path.chmod(0o444)),
+            id="read-only",
+            marks=needs_root,
+        ),
+    ],
+)
+async def test_programs_find_the_resolver_whatever_the_image_has(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "etc/resolv.conf"
+    path.parent.mkdir()
+    make(path)
+    before = path.read_text() if path.exists() else ""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    files = open_identity_files(str(path.parent))
+    assert len(files) == len(IDENTITY_FILES)
+    with theirs:
+        children = Children(ours)
+        send_message(theirs, ("ready",), files)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(children.serve)
+            await children.set_resolver("198.18.0.2")
+            assert path.read_text() == "nameserver 198.18.0.2\n"
+            await children.set_resolver(None)
+            assert path.read_text() == before
+            nursery.cancel_scope.cancel()
+    for file in files:
+        os.close(file)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
+def test_what_can_be_no_resolvers_file_stays_out_of_the_way(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "resolv.conf")
+    for file in open_identity_files(str(tmp_path)):
+        os.pwrite(file, b"x", 0)
+        os.close(file)

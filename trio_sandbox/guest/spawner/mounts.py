@@ -110,14 +110,17 @@ def _make_devices(dev: str) -> None:
     mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
 
 
-def open_identity_files() -> list[int]:
+def open_identity_files(etc: str = "/etc") -> list[int]:
     """Return descriptors of `IDENTITY_FILES`, for writing. They are ordinary files, which users may replace.
 
     A machine that goes on from a saved state has to say who it is before its first output: an open file costs least.
-    What can't be opened as a regular file is written to a file without a name, where nobody sees it.
+    What is missing is made: programs that bring no libc look for these files as well. What can't be opened as a regular file is
+    written to a file without a name, where nobody sees it.
     """
-    replace_link("/etc/resolv.conf")
-    return [_open_regular(f"/etc/{name}") for name in IDENTITY_FILES]
+    with contextlib.suppress(OSError):  # it is there, or is nothing that can be
+        os.mkdir(etc)
+    replace_link(f"{etc}/resolv.conf")
+    return [_open_regular(f"{etc}/{name}") for name in IDENTITY_FILES]
 
 
 def replace_link(path: str) -> None:
@@ -146,7 +149,7 @@ def replace_link(path: str) -> None:
 
 def _open_regular(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    # An image without /etc is no reason not to run.
+    # An image that can't have it is no reason not to run.
     with contextlib.suppress(OSError):
         descriptor = os.open(path, flags, 0o644)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
