@@ -21,8 +21,10 @@ from trio_sandbox import (
     HostConfig,
     Progress,
     Sandbox,
+    SandboxClosedError,
     SandboxConfig,
     SnapshotError,
+    Timeouts,
     open_host,
 )
 from trio_sandbox.image import default_cache_directory
@@ -112,6 +114,42 @@ async def test_a_disk_that_fills_up_while_a_template_is_made(
         assert "no template can be made" in caplog.text
         assert "ended by SIGBUS: the disk that its RAM's file is on is full" in caplog.text
         assert os.listdir(disk / "templates") == ["locks"]
+
+
+# --- Machines that stand still ---
+
+
+async def test_a_machine_that_stands_still_and_goes_on_has_lost_nothing(sandbox: Sandbox) -> None:
+    pid = sandbox.statistics().qemu_pid
+    assert pid is not None
+    await run(sandbox, "x = 1")
+    os.kill(pid, signal.SIGSTOP)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(run, sandbox, "x += 1")
+        nursery.start_soon(sandbox.run_process, ["true"])
+        nursery.start_soon(sandbox.path("f").write_bytes, b"content")
+        await trio.sleep(0.2)  # for all to be under way; whether they are makes no difference
+        os.kill(pid, signal.SIGCONT)
+    assert await run(sandbox, "print(x, open('f').read())") == "4 content"
+
+
+async def test_whoever_is_cancelled_is_back_while_a_machine_stands_still_and_no_other_is_hurt(short_path: Path) -> None:
+    config = HostConfig(runtime_dir=short_path, timeouts=Timeouts(interrupt_grace=0.2, kill=0.5, process_exit=1))
+    with nothing_left(short_path):
+        async with open_host(config) as host, host.open_sandbox() as other:
+            await run(other, "x = 7")
+            async with host.open_sandbox() as sandbox:
+                pid = sandbox.statistics().qemu_pid
+                assert pid is not None
+                os.kill(pid, signal.SIGSTOP)
+                with trio.move_on_after(0.2) as scope:
+                    await sandbox.run("1")
+                assert scope.cancelled_caught
+                with pytest.raises(SandboxClosedError) as caught:  # what it may still be doing, nobody can tell
+                    await sandbox.run("1")
+                assert caught.value.retry_safe
+            assert await run(other, "print(x)") == "7"
 
 
 # --- Owners that are killed ---

@@ -29,19 +29,28 @@ class Diary:
     """What happened."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[str, str, bool]] = []
-        """What was done, what it came to, and whether that is a result or an error that is documented."""
+        self.entries: list[tuple[str, str, str]] = []
+        """What was done, what it came to, and what that is: a "result", an "error" that is documented, or one that is a "surprise"."""
 
     async def note(self, what: str, operation: Callable[[], Awaitable[object]]) -> bool:
         """Do it, and note what it comes to; return whether it came to a result."""
-        try:
+
+        async def bounded() -> object:
             with trio.fail_after(_PATIENCE):
-                result = await operation()
+                return await operation()
+
+        return await self.note_opened(what, bounded)
+
+    async def note_opened(self, what: str, operation: Callable[[], Awaitable[object]]) -> bool:
+        """Do and note what opens a block that stays open, which no bound may be around."""
+        try:
+            result = await operation()
         except Exception as exc:  # noqa: BLE001  whether it may be is noted
             documented = isinstance(exc, (SandboxError, OSError)) and not isinstance(exc, trio.TooSlowError)
-            self.entries.append((what, f"{type(exc).__name__}: {str(exc)[:300]}", documented))
+            entry = (what, f"{type(exc).__name__}: {str(exc)[:300]}", "error" if documented else "surprise")
+            self.entries.append(entry)
             return False
-        self.entries.append((what, str(result), True))
+        self.entries.append((what, str(result), "result"))
         return True
 
 
@@ -79,7 +88,7 @@ async def _limited(diary: Diary, config: HostConfig, argument: str) -> None:
                 async def open_one() -> None:
                     opened.append(await stack.enter_async_context(host.open_sandbox()))
 
-                while len(opened) < _SANDBOXES and await diary.note("opened", open_one):
+                while len(opened) < _SANDBOXES and await diary.note_opened("opened", open_one):
                     pass
                 for sandbox in opened:
                     await diary.note("computes", partial(_compute, sandbox))
@@ -87,7 +96,7 @@ async def _limited(diary: Diary, config: HostConfig, argument: str) -> None:
                     await _use_one(diary, opened[0])
             await diary.note("opened after all were closed", partial(_open_and_compute, host))
 
-    await diary.note("host", use)
+    await diary.note_opened("host", use)
 
 
 async def _use_one(diary: Diary, sandbox: Sandbox) -> None:
@@ -97,7 +106,7 @@ async def _use_one(diary: Diary, sandbox: Sandbox) -> None:
             await stack.enter_async_context(sandbox.open_process(["cat"]))
 
         for _ in range(_PROCESSES):
-            if not await diary.note("process", open_process):
+            if not await diary.note_opened("process", open_process):
                 break
     await diary.note("forked", partial(_fork, sandbox))
     await diary.note("checkpointed", sandbox.checkpoint)

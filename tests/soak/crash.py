@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from subprocess import PIPE
 
@@ -66,13 +65,15 @@ async def soak(budget: Budget, report: Report) -> None:
 class _Seen:
     """What came of crashes, for people."""
 
-    errors: dict[str, Counter[str]] = attrs.field(factory=lambda: defaultdict[str, Counter[str]](Counter))
+    errors: dict[str, dict[str, set[str]]] = attrs.field(factory=dict[str, dict[str, set[str]]])
+    """By crash and error: what raised it."""
     gone_after: list[float] = attrs.field(factory=list[float])
 
     def notes(self) -> Iterator[str]:
         """Yield a line for each."""
         for crash, errors in sorted(self.errors.items()):
-            yield f"{crash}: {', '.join(f'{what} {count}' for what, count in sorted(errors.items()))}"
+            told = (f"{error} of {', '.join(sorted(kinds))}" for error, kinds in sorted(errors.items()))
+            yield f"{crash}: {'; '.join(told)}"
         if self.gone_after:
             yield f"what killed programs leave was gone after {max(self.gone_after):.1f} s at most"
 
@@ -159,7 +160,9 @@ class _Round:
             self.report.slowest = max(
                 self.report.slowest, *(round(f.at - max(hit_at, f.started), 1) for f in load.failures)
             )
-            self.seen.errors[crash.name].update(f"{f.kind} {type(f.error).__name__}" for f in load.failures)
+            errors = self.seen.errors.setdefault(crash.name, {})
+            for failure in load.failures:
+                errors.setdefault(type(failure.error).__name__, set()).add(failure.kind)
         await self._look(sandbox, load, sleeps=sleeps)
 
     async def _wait_told(self, load: Load, scope: trio.CancelScope, hit_at: float) -> None:

@@ -55,19 +55,22 @@ def test_every_crash_comes_before_any_comes_again() -> None:
 @pytest.mark.parametrize(
     ("entries", "complaint"),
     [
-        ([["opened", "None", True], ["computes", "42\n", True]], None),
-        ([["opened", "OSError: too many open files", True]], None),
-        ([["opened", "KeyError: 1", False]], "nobody expects KeyError"),
-        ([["computes", "41\n", True]], "it is '41"),
+        ([["opened", "None", "result"], ["computes", "42\n", "result"]], None),
+        ([["opened", "OSError: too many open files", "error"]], None),
+        ([["computes", "SandboxClosedError: QEMU has no memory left", "error"]], None),
+        ([["opened", "KeyError: 1", "surprise"]], "nobody expects KeyError"),
+        ([["computes", "41\n", "result"]], "it is '41"),
     ],
 )
 def test_what_programs_say_of_themselves_is_judged(entries: list[object], complaint: str | None) -> None:
-    wrong = faults.judge("x", 0, b"something\n" + json.dumps(entries).encode(), b"")
+    wrong = faults.judge("x", 0, b"something\n" + json.dumps(entries).encode(), b"", may_fail=True)
     assert bool(wrong) is (complaint is not None)
     assert complaint is None or complaint in wrong[0]
 
 
-def test_a_program_that_dies_is_wrong() -> None:
+def test_a_program_that_dies_is_wrong_and_so_is_one_that_fails_where_nothing_limits_it() -> None:
+    entries = [["opened", "OSError: too many open files", "error"]]
+    assert "nobody expects OSError" in faults.judge("x", 0, json.dumps(entries).encode(), b"")[0]
     assert "it ended with 1: broken" in faults.judge("x", 1, b"[]", b"broken")[0]
     assert "it ended with 0" in faults.judge("x", 0, b"", b"")[0]
 
