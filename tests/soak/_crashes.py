@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
@@ -38,6 +39,8 @@ CANCEL_BOUND = TIMEOUTS.interrupt_grace + TIMEOUTS.kill + 15.0
 #: A reaper that dies sooner ends its host, by design.
 REAPER_SETTLED = 5.5
 
+_KILL, _STOP = signal.SIGKILL, signal.SIGSTOP
+#: What a machine's end comes to.
 _ENDED = (OutcomeUnknownError, SandboxClosedError, SnapshotError, VmBootError, VmDiedError)
 Then = Literal["ends", "lives", "either"]
 
@@ -52,19 +55,22 @@ class Scene:
     opened: float = attrs.field(factory=time.monotonic)
 
 
+_Hit = Callable[[Scene], Awaitable[None]]
+
+
 @attrs.frozen
 class Crash:
     """One way for something to die or to stand still."""
 
     name: str
-    hit: Callable[[Scene], Awaitable[None]]
+    hit: _Hit
     then: Then
     """What becomes of the sandbox."""
     errors: tuple[type[Exception], ...] = ()
     """What its operations may raise."""
     loses_state: bool = False
-    hangs: bool = False
-    """Operations wait for ever, as long as nobody cancels them."""
+    stands_still: bool = False
+    """Operations wait: until the machine is given up for that, if it ends, or else until they are cancelled."""
     in_guest: bool = False
     """It is brought about from inside, which takes a guest that is awake."""
 
@@ -112,14 +118,15 @@ _Find = Callable[[Scene], int | None]
 
 async def _signal(scene: Scene, *, find: _Find, number: int, resumes: bool = False) -> None:
     if find is _reaper:
-        await trio.sleep(scene.opened + REAPER_SETTLED - time.monotonic())
+        await trio.sleep(max(0, scene.opened + REAPER_SETTLED - time.monotonic()))
     with trio.fail_after(BOUND):
         while (pid := find(scene)) is None:
             await trio.sleep(0.005)
     os.kill(pid, number)
     if resumes:
         await trio.sleep(scene.rng.uniform(0.2, 4))
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # its sandbox was put to sleep meanwhile, and it killed for not leaving
+            os.kill(pid, signal.SIGCONT)
 
 
 # --- In the guest ---
@@ -141,12 +148,28 @@ async def _signal_inmate(scene: Scene, inmate: Inmate, number: int, *, resumes: 
 
 
 def _host(name: str, find: _Find, number: int, then: Then, *errors: type[Exception], resumes: bool = False) -> Crash:
-    return Crash(name, partial(_signal, find=find, number=number, resumes=resumes), then, errors)
+    stands_still = number == signal.SIGSTOP and then == "ends"
+    hit = partial(_signal, find=find, number=number, resumes=resumes)
+    return Crash(name, hit, then, errors, stands_still=stands_still)
 
 
-_KILL, _STOP = signal.SIGKILL, signal.SIGSTOP
-#: What a file operation, or a run that waits for a process of the agent's, comes to when that dies.
-_UNKNOWN = (OutcomeUnknownError,)
+def _ends(name: str, hit: _Hit) -> Crash:
+    return Crash(name, hit, "ends", _ENDED, in_guest=True)
+
+
+def _lives(name: str, hit: _Hit, *errors: type[Exception], loses_state: bool = False) -> Crash:
+    return Crash(name, hit, "lives", errors, loses_state=loses_state, in_guest=True)
+
+
+def _inmate(inmate: Inmate, *errors: type[Exception], loses_state: bool = False) -> tuple[Crash, Crash, Crash]:
+    signal_it = partial(_signal_inmate, inmate=inmate)
+    stop = _lives(f"the {inmate} is stopped", partial(signal_it, number=_STOP), loses_state=loses_state)
+    return (
+        _lives(f"the {inmate} is killed", partial(signal_it, number=_KILL), *errors, loses_state=loses_state),
+        attrs.evolve(stop, stands_still=True),
+        _lives(f"the {inmate} is stopped and goes on", partial(signal_it, number=_STOP, resumes=True)),
+    )
+
 
 CRASHES = (
     _host("QEMU is killed", _qemu, _KILL, "ends", *_ENDED),
@@ -158,85 +181,17 @@ CRASHES = (
     _host("the reaper is killed", _reaper, _KILL, "lives"),
     _host("the reaper is stopped", _reaper, _STOP, "lives"),
     _host("the reaper is stopped and goes on", _reaper, _STOP, "lives", resumes=True),
-    Crash("the guest's kernel panics", partial(_press, key="c"), "ends", _ENDED, in_guest=True),
-    Crash("the guest boots again", partial(_press, key="b"), "ends", _ENDED, in_guest=True),
-    Crash("the guest powers off", partial(_press, key="o"), "ends", _ENDED, in_guest=True),
-    Crash(
-        "all of the guest's processes but the agent are killed", partial(_press, key="i"), "ends", _ENDED, in_guest=True
+    _ends("the guest's kernel panics", partial(_press, key="c")),
+    _ends("the guest boots again", partial(_press, key="b")),
+    _ends("the guest powers off", partial(_press, key="o")),
+    _ends("all of the guest's processes but the agent are killed", partial(_press, key="i")),
+    attrs.evolve(_ends("the agent is stopped", partial(_stand_still, which="agent")), stands_still=True),
+    _lives("the agent is stopped and goes on", partial(_stand_still, which="agent", resumes=True)),
+    attrs.evolve(
+        _ends("the spawner is stopped", partial(_stand_still, which="spawner")), then="either", stands_still=True
     ),
-    Crash("the agent is stopped", partial(_stand_still, which="agent"), "ends", _ENDED, in_guest=True),
-    Crash(
-        "the agent is stopped and goes on", partial(_stand_still, which="agent", resumes=True), "lives", in_guest=True
-    ),
-    Crash(
-        "the spawner is stopped", partial(_stand_still, which="spawner"), "either", _ENDED, hangs=True, in_guest=True
-    ),
-    Crash(
-        "the spawner is stopped and goes on",
-        partial(_stand_still, which="spawner", resumes=True),
-        "lives",
-        in_guest=True,
-    ),
-    Crash(
-        "the interpreter is killed",
-        partial(_signal_inmate, inmate="interpreter", number=_KILL),
-        "lives",
-        loses_state=True,
-        in_guest=True,
-    ),
-    Crash(
-        "the interpreter is stopped",
-        partial(_signal_inmate, inmate="interpreter", number=_STOP),
-        "lives",
-        loses_state=True,
-        hangs=True,
-        in_guest=True,
-    ),
-    Crash(
-        "the interpreter is stopped and goes on",
-        partial(_signal_inmate, inmate="interpreter", number=_STOP, resumes=True),
-        "lives",
-        in_guest=True,
-    ),
-    Crash(
-        "the porter is killed",
-        partial(_signal_inmate, inmate="porter", number=_KILL),
-        "lives",
-        loses_state=True,
-        in_guest=True,
-    ),
-    Crash(
-        "the porter is stopped",
-        partial(_signal_inmate, inmate="porter", number=_STOP),
-        "lives",
-        loses_state=True,
-        hangs=True,
-        in_guest=True,
-    ),
-    Crash(
-        "the porter is stopped and goes on",
-        partial(_signal_inmate, inmate="porter", number=_STOP, resumes=True),
-        "lives",
-        in_guest=True,
-    ),
-    Crash(
-        "the file helper is killed",
-        partial(_signal_inmate, inmate="file helper", number=_KILL),
-        "lives",
-        _UNKNOWN,
-        in_guest=True,
-    ),
-    Crash(
-        "the file helper is stopped",
-        partial(_signal_inmate, inmate="file helper", number=_STOP),
-        "lives",
-        hangs=True,
-        in_guest=True,
-    ),
-    Crash(
-        "the file helper is stopped and goes on",
-        partial(_signal_inmate, inmate="file helper", number=_STOP, resumes=True),
-        "lives",
-        in_guest=True,
-    ),
+    _lives("the spawner is stopped and goes on", partial(_stand_still, which="spawner", resumes=True)),
+    *_inmate("interpreter", loses_state=True),
+    *_inmate("porter", loses_state=True),
+    *_inmate("file helper", OutcomeUnknownError),
 )
