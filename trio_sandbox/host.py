@@ -441,7 +441,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 _require(machines.confinement)
             templates = _open_templates(config, cache, own, accelerator) if config.templates else None
             named = NamedTemplateStore(cache)
-            await trio.to_thread.run_sync(remove_leftovers, templates, named)
+            await remove_leftovers(store, templates, named, runtime.environment)
             launcher = Launcher(
                 machines=machines,
                 overlays=overlays,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox import UnknownTemplateError
-from trio_sandbox.machines import NamedTemplateStore, _templates, remove_leftovers
+from trio_sandbox.machines import _templates
 from trio_sandbox.machines._templates import Template, TemplateStore, new_template, place_templates, template_key
 from trio_sandbox.qemu import make_marked
 
@@ -147,30 +147,6 @@ def test_pruning_takes_leftovers_and_what_is_damaged_and_leaves_what_is_being_ma
         assert sorted(name for name in os.listdir(directory) if name != "locks") == sorted([staged, kept.key])
     store.prune()
     assert sorted(name for name in os.listdir(directory) if name != "locks") == [kept.key]
-
-
-def test_what_dead_programs_left_goes_with_the_next_host(
-    store: TemplateStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    named = NamedTemplateStore(tmp_path)
-    remove_leftovers(store, named)
-    assert not caplog.records, "nothing was left, and nothing is said"
-    kept, directory, saved = make(store, "a"), tmp_path / "templates", tmp_path / "saved"
-    dead = (directory / f".staging-{'b' * 24}-00000001", directory / f".removed-{'3' * 16}", saved / f"mine~{'4' * 16}")
-    made = directory / f".staging-{'c' * 24}-00000002"
-    saved.mkdir(0o700)
-    for path in dead:
-        make_marked(path)
-        (path / "memory").write_bytes(bytes(2**20))
-    with TemplateStore(tmp_path, budget_mib=1).lock("c" * 24):
-        make_marked(made)  # who has the lock is making it
-        remove_leftovers(store, named)
-        assert sorted(os.listdir(directory)) == sorted(["locks", made.name, kept.key])
-    assert os.listdir(saved) == []
-    assert "removed 3 MiB that a dead program left in the cache" in caplog.text
-    make_marked(dead[0])
-    remove_leftovers(None, named)  # a host without templates has nothing to do with them
-    assert dead[0].exists()
 
 
 def test_a_template_that_others_may_write_to_is_not_used(store: TemplateStore, tmp_path: Path) -> None:

@@ -283,11 +283,27 @@ class ImageStore:
         for entry in self._entries():
             if entry not in current or not (entry / MANIFEST_NAME).is_file():
                 freed += await self._remove(entry)
+        return freed + await self.remove_leftovers({})
+
+    async def remove_leftovers(self, environment: Mapping[str, str]) -> int:
+        """Remove what killed builds left; return the bytes that came free.
+
+        A build that is going on in another process is left alone.
+
+        Args:
+          environment: What children need in theirs, for whoever owns them.
+
+        Raises:
+          OSError: if something can't be removed.
+
+        """
+        await trio.lowlevel.checkpoint()
+        freed = 0
         for name in sorted({leftover.name.partition(".")[0] for leftover in find_leftovers(self._staging)}):
             with try_lock(self._lock(name)) as held:
                 if held:
                     freed += sum(_disk_usage(leftover) for leftover in find_leftovers(self._staging, name))
-                    await remove_leftovers(self._staging, name, {})
+                    await remove_leftovers(self._staging, name, environment)
         return freed
 
     async def _ensure(

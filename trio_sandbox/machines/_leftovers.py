@@ -1,21 +1,35 @@
-"""What programs that were killed have left in the cache: states that were being made or saved, each as large as a guest's RAM."""
+"""What programs that were killed have left in the cache: images and states that were being made, each as large as a disk or a guest's RAM."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
+import trio
+
+from ..image import ImageStore
 from ._named import NamedTemplateStore
 from ._templates import TemplateStore
 
-_log = logging.getLogger("trio_sandbox.machines")
+_log = logging.getLogger("trio_sandbox.templates")
 
 
-def remove_leftovers(templates: TemplateStore | None, named: NamedTemplateStore) -> None:
-    """Remove them. What somebody is making has a lock, and stays; so does what can't be removed, and what is not ours."""
+async def remove_leftovers(
+    images: ImageStore, templates: TemplateStore | None, named: NamedTemplateStore, environment: Mapping[str, str]
+) -> None:
+    """Remove them, and say so in the log. What somebody is making has a lock, and stays; so does what is not ours.
+
+    What can't be removed is no reason to do without a host: it is told, and tried again by the next one.
+    """
     try:
-        freed = named.prune() + (0 if templates is None else templates.remove_leftovers())
+        freed = await images.remove_leftovers(environment)
+        freed += await trio.to_thread.run_sync(_remove_states, templates, named)
     except OSError as exc:
         _log.warning("what a dead program left in the cache can't be removed: %s", exc)
     else:
         if freed:
             _log.warning("removed %d MiB that a dead program left in the cache", freed // 2**20)
+
+
+def _remove_states(templates: TemplateStore | None, named: NamedTemplateStore) -> int:
+    return named.prune() + (0 if templates is None else templates.remove_leftovers())
