@@ -21,6 +21,7 @@ async def remove_leftovers(
 
     What can't be removed is no reason to do without a host: it is told, and tried again by the next one.
     """
+    await trio.lowlevel.checkpoint()
     try:
         freed = await images.remove_leftovers(environment)
         freed += await trio.to_thread.run_sync(_remove_states, templates, named)
