@@ -51,6 +51,28 @@ def check_trio(what: str) -> None:
         raise RuntimeError(f"{what} needs Trio, and {_where()}") from None
 
 
+@final
+class Home:
+    """The Trio run that something of ours was opened in. Tasks of any other would break its scheduler, and their own."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+
+    def check(self, what: str) -> None:
+        """Refuse to go on anywhere else.
+
+        Raises:
+          RuntimeError: if no Trio task runs here, or one of another run; the message names the way.
+
+        """
+        check_trio(what)
+        if trio.lowlevel.current_trio_token() is not self._token:
+            raise RuntimeError(
+                f"{what} belongs to another call of `trio.run()` than the one that runs here, and nothing was sent: open a host "
+                "in each, or pass the work on to the one that has it, by `trio.from_thread.run`"
+            )
+
+
 def _where() -> str:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
-from ._entries import check_trio, open_block
+from ._entries import Home, open_block
 from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
@@ -95,6 +95,7 @@ class Host:
         self._resolver = HostResolver()
         self._proxy = proxy
         self._trust = trust
+        self._home = Home()
         self._open = 0
         self._opened = 0
         self._closed = False
@@ -126,7 +127,7 @@ class Host:
           MissingProgramError: if a program needed for building is not installed.
 
         """
-        check_trio("Host.prepare()")
+        self._home.check("Host.prepare()")
         check_image(image)
         await self._prepared(image)
 
@@ -184,6 +185,7 @@ class Host:
           ImageError: all that `prepare` raises.
 
         """
+        self._home.check("the host")
         self._check_open()
         check_image(image)
         config = sandbox_config(config, fields)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ import trio
 
 import trio_sandbox
 import trio_sandbox.qemu
+from trio_sandbox import SandboxConfig
 from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
+
+from ._host import open_fake_host
 
 
 async def answer(call: Call) -> Answer:
@@ -86,6 +90,53 @@ async def test_a_sandbox_in_another_loop_is_told_the_way() -> None:
             said = await trio.to_thread.run_sync(in_asyncio)
             assert "asyncio runs here" in said
             assert said.startswith(f"{what} needs Trio"), said
+
+
+async def test_a_sandbox_in_another_trio_run_is_told_the_way_and_hurts_neither() -> None:
+    async with open_scripted_sandbox(answer) as sandbox:
+        for request, what in (
+            (lambda: sandbox.run("1"), "a run"),
+            (lambda: sandbox.run_process(["true"]), "the process 'true'"),
+            (lambda: sandbox.path("/x").read_bytes(), "read_bytes of '/x'"),
+            (lambda: sandbox.wait_port(80), "the wait for port 80"),
+        ):
+
+            def in_another_run() -> str:
+                async def main() -> str:
+                    with pytest.raises(RuntimeError) as caught:
+                        await request()  # noqa: B023 - it is called before the next
+                    return str(caught.value)
+
+                return trio.run(main)
+
+            said = await trio.to_thread.run_sync(in_another_run)
+            assert said.startswith(f"{what} belongs to another call of `trio.run()`"), said
+        assert (await sandbox.run("1")).ok
+
+
+async def test_a_host_in_another_trio_run_is_told_the_way(tmp_path: Path) -> None:
+    async with open_fake_host(tmp_path) as host, host.open_sandbox(config=SandboxConfig(memory_mib=128)) as sandbox:
+
+        async def open_one() -> None:
+            async with host.open_sandbox():
+                raise AssertionError("it must not open")
+
+        for request in (
+            open_one,
+            host.prepare,
+            sandbox.checkpoint,
+            sandbox.revert,
+            sandbox.hibernate,
+            sandbox.resume,
+            lambda: sandbox.save("x"),
+        ):
+
+            def in_another_run() -> None:
+                with pytest.raises(RuntimeError, match=r"belongs to another call of `trio\.run\(\)`"):
+                    trio.run(request)  # noqa: B023 - it is called before the next
+
+            await trio.to_thread.run_sync(in_another_run)
+        assert (await sandbox.run("")).ok
 
 
 def test_the_doors_keep_their_signatures() -> None:

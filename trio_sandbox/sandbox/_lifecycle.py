@@ -183,6 +183,7 @@ class Lifecycle(Generic[Child]):
 
     async def revert(self, checkpoint: Checkpoint | None) -> None:
         """What `Sandbox.revert` does."""
+        self.slot.home.check("reverting")
         async with self._changing:
             snapshot = self._wanted(checkpoint)
             self._check_not_closed("reverting")
@@ -258,6 +259,7 @@ class Lifecycle(Generic[Child]):
 
     async def save(self, name: str, *, replace: bool) -> None:
         """What `Sandbox.save` does."""
+        self.slot.home.check("saving")
         with self._named.make(name, memory_mib=self._config.memory_mib, replace=replace) as staged:
             async with self._awake("saving"):
                 snapshot = await self._snapshot("saving")
@@ -311,6 +313,7 @@ class Lifecycle(Generic[Child]):
 
     async def hibernate(self) -> None:
         """What `Sandbox.hibernate` does."""
+        self.slot.home.check("hibernating")
         async with self._changing:
             self._check_not_closed("hibernating")
             if self._asleep is None:
@@ -319,6 +322,7 @@ class Lifecycle(Generic[Child]):
 
     async def resume(self) -> None:
         """What `Sandbox.resume` does."""
+        self.slot.home.check("resuming")
         async with self._changing:
             self._check_not_closed("resuming")
             if self._asleep is not None:

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from .._config import SandboxConfig, Timeouts
-from .._entries import asker_of, check_trio, current_asker
+from .._entries import asker_of, current_asker
 from .._results import RunOutput, RunResult
 from ..client import (
     Functions,
@@ -121,7 +121,7 @@ class GuestRequests(FileRequests):
         request = code_request(code, language=language, env=env, cwd=directory)
         takes_input(stdin)
         callable_functions = check_functions(functions, language)
-        check_trio("a run")
+        self._slot.home.check("a run")
         asker = current_asker()
         if asker_of(self._interpreter.statistics().owner) is asker:
             raise RuntimeError(

@@ -7,7 +7,7 @@ from typing import final
 
 import trio
 
-from .._entries import check_trio
+from .._entries import Home
 from ..client import Machine
 
 #: Waits until the slot may have a machine again, or raises why it has none; told what the request is, for messages.
@@ -23,6 +23,8 @@ class Slot:
     """
 
     def __init__(self, machine: Machine) -> None:
+        self.home: Home = Home()
+        """The only Trio run that may use it."""
         self.machine: Machine = machine
         """The machine that is in it, or was the last."""
         self.last_request: float = trio.current_time()
@@ -42,10 +44,11 @@ class Slot:
         """Return the machine for the request *what*, as soon as there is one; a checkpoint only if there is none.
 
         Raises:
+          RuntimeError: if this is not the Trio run that it belongs to.
           Exception: what the gate raises.
 
         """
-        check_trio(what)
+        self.home.check(what)
         while self._gate is not None:
             await self._gate(what)
         self.last_request = trio.current_time()
