@@ -87,7 +87,8 @@ def find_attribute_docstrings(public: str) -> None:
     module = importlib.import_module(public)
     found = ModuleAnalyzer.for_module(public)
     found.analyze()
-    for name, value in vars(module).items():
+    for name in dir(module):
+        value = getattr(module, name)
         if not isinstance(value, type) or value.__module__ != public:
             continue
         for part in [part for part in sys.modules if part.startswith("trio_sandbox.") and part not in PUBLIC]:

@@ -22,6 +22,7 @@ from ._checks import (
     to_path,
     whole_number,
 )
+from ._metadata import mark_public
 from ._network import Network
 
 
@@ -345,3 +346,6 @@ def sandbox_config(config: SandboxConfig | None, fields: Mapping[str, object]) -
                 "change the configuration with attrs.evolve()"
             )
     return config
+
+
+mark_public(__name__, globals())

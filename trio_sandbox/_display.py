@@ -6,6 +6,8 @@ from typing import final
 
 import attrs
 
+from ._metadata import mark_public
+
 
 @final
 @attrs.frozen
@@ -23,3 +25,6 @@ class Display:
     def text(self) -> str:
         """The bytes as text; those that are no UTF-8 become U+FFFD."""
         return self.data.decode("utf-8", "replace")
+
+
+mark_public(__name__, globals())

@@ -44,6 +44,7 @@ from __future__ import annotations
 import errno
 
 from ._display import Display
+from ._metadata import mark_public
 from ._quote import quote_lines
 
 
@@ -301,3 +302,6 @@ class OutputLimitError(SandboxError):
         """The same of standard error."""
         self.displays = displays
         """What it showed and was not handed out."""
+
+
+mark_public(__name__, globals())

@@ -2,6 +2,107 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+#: The names of `trio_sandbox`, by the modules that they are imported from when somebody asks for them.
+PUBLIC: Final[dict[str, tuple[str, ...]]] = {
+    "_config": (
+        "HostConfig",
+        "Progress",
+        "SandboxConfig",
+        "SandboxFields",
+        "Timeouts",
+    ),
+    "_display": ("Display",),
+    "_errors": (
+        "BalloonError",
+        "CapacityError",
+        "ConfinementRequiredError",
+        "DeadlinePassedError",
+        "GuestProtocolError",
+        "HardwareRequiredError",
+        "ImageBuildError",
+        "ImageCorruptError",
+        "ImageError",
+        "ImageMissingError",
+        "MissingProgramError",
+        "MountError",
+        "NetworkUnavailableError",
+        "OutcomeUnknownError",
+        "OutputLimitError",
+        "QemuStorageDaemonError",
+        "QMPClosedError",
+        "QMPCommandError",
+        "QMPConnectError",
+        "QMPError",
+        "QMPProtocolError",
+        "RunRefusedError",
+        "SandboxClosedError",
+        "SandboxError",
+        "SandboxHibernatedError",
+        "SnapshotError",
+        "TemplateError",
+        "TemplateExistsError",
+        "TemplateUnusableError",
+        "UnknownImageError",
+        "UnknownTemplateError",
+        "VmBootError",
+        "VmDiedError",
+        "VmError",
+        "WarmupError",
+    ),
+    "_network": (
+        "Network",
+        "NetworkRule",
+    ),
+    "_results": (
+        "ProcessFailedError",
+        "RunFailedError",
+        "RunOutput",
+        "RunResult",
+    ),
+    "client": (
+        "GuestInput",
+        "GuestOutput",
+        "GuestProcess",
+        "GuestTerminal",
+        "OutputChunk",
+        "RunEvents",
+        "Terminal",
+    ),
+    "host": (
+        "Host",
+        "HostStatistics",
+        "open_host",
+        "open_sandbox",
+    ),
+    "machines": (
+        "AdmissionStatistics",
+        "WarmStatistics",
+    ),
+    "network": (
+        "NetworkEvent",
+        "NetworkStatistics",
+        "NetworkWatch",
+    ),
+    "sandbox": (
+        "Checkpoint",
+        "FileChange",
+        "FileChanges",
+        "GuestFile",
+        "GuestPath",
+        "GuestTextFile",
+        "Sandbox",
+        "SandboxStatistics",
+        "TransferStatistics",
+        "Usage",
+    ),
+}
+#: The same by name.
+ORIGINS: Final = {name: module for module, names in PUBLIC.items() for name in names}
+#: Modules that ``import trio_sandbox`` is enough for.
+ROOMS: Final = ("aio", "blocking", "constants", "qemu", "testing")
+
 
 def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:
     """Set `__module__` of what *namespace* re-exports, so that tracebacks and docs show the public path."""
@@ -12,6 +113,12 @@ def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:
                 value.__module__ = module
             except AttributeError:  # an alias of types, a constant: nothing to show
                 continue
+
+
+def mark_public(module: str, namespace: dict[str, object]) -> None:
+    """Have what `trio_sandbox` exports of *module*, whose names are in *namespace*, say that it is of `trio_sandbox`."""
+    names = PUBLIC[module.removeprefix("trio_sandbox.")]
+    fix_module_metadata("trio_sandbox", {name: namespace[name] for name in names})
 
 
 def version() -> str:

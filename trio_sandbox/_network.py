@@ -12,6 +12,7 @@ import attrs
 
 from . import constants
 from ._checks import or_none, whole_number
+from ._metadata import mark_public
 from ._secrets import Secrets
 
 if TYPE_CHECKING:
@@ -337,3 +338,6 @@ class Network:
         if self.open_ports == () or (port is not None and self.open_ports is not None and port not in self.open_ports):
             return None
         return NetworkRule(host, ports=self.open_ports)
+
+
+mark_public(__name__, globals())

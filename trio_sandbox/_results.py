@@ -10,6 +10,7 @@ import attrs
 
 from ._display import Display
 from ._errors import SandboxError
+from ._metadata import mark_public
 from ._quote import quote_guest, quote_lines, quote_tail
 
 #: Characters of each output that a `repr` shows.
@@ -213,3 +214,6 @@ def _signal_name(number: int) -> str:
 
 def _excerpt(name: str, text: str) -> str:
     return f"; the end of its {name}:\n{quote_lines(text)}" if text.strip() else f"; its {name} is empty"
+
+
+mark_public(__name__, globals())

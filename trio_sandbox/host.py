@@ -13,6 +13,7 @@ import trio
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import Home, open_block
 from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
+from ._metadata import mark_public
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
@@ -495,3 +496,6 @@ async def open_sandbox(
         host.open_sandbox(image, config, template=template, **fields) as sandbox,
     ):
         yield sandbox
+
+
+mark_public(__name__, globals())

@@ -14,7 +14,8 @@ import trio
 
 from tests._leaks import nothing_left
 from trio_sandbox import HostConfig, Sandbox, SandboxConfig
-from trio_sandbox.cli._program import Download, Upload, find_program
+from trio_sandbox.cli._copies import Download, Upload
+from trio_sandbox.cli._program import find_program
 from trio_sandbox.cli._run import RunRequest, run_until_signal
 
 from ._sandbox import open_local_sandbox

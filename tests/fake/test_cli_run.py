@@ -28,7 +28,8 @@ from trio_sandbox import (
     VmBootError,
 )
 from trio_sandbox.cli import _process
-from trio_sandbox.cli._program import Download, Program
+from trio_sandbox.cli._copies import Download
+from trio_sandbox.cli._program import Program
 from trio_sandbox.cli._run import RunRequest, run_until_signal as run_real
 from trio_sandbox.cli._streams import OutputClosedError, Write
 

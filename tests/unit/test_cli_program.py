@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.cli._program import Download, Upload, find_program
+from trio_sandbox.cli._copies import Download, Upload
+from trio_sandbox.cli._program import find_program
 
 
 @pytest.mark.parametrize(

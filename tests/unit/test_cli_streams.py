@@ -68,7 +68,7 @@ def in_shell(script: str, *, stdin: bytes | None = b"") -> subprocess.CompletedP
 
 
 LOOK = (
-    "import os, sys; from trio_sandbox.cli._streams import fill_closed_streams; fill_closed_streams(); "
+    "import os, sys; from trio_sandbox.cli._descriptors import fill_closed_streams; fill_closed_streams(); "
     "file = open(os.devnull); "
     "print('out', flush=True); print('err', file=sys.stderr); sys.stdin.read(); "
     "[os.write(fd, b'') for fd in (1, 2)]; os.read(0, 0); "

@@ -47,8 +47,8 @@ def surface(module: types.ModuleType) -> set[str]:
     """Give the names that a user of the module sees."""
     return {
         name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not inspect.ismodule(value) and name != "annotations"
+        for name in dir(module)
+        if not name.startswith("_") and not inspect.ismodule(getattr(module, name)) and name != "annotations"
     }
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._program import Download, Upload
+from ._copies import Download, Upload
 
 if TYPE_CHECKING:
     from .._network import NetworkRule

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from .._errors import SandboxError
 from . import _status
+from ._descriptors import fill_closed_streams
 from ._parser import build_parser
 from ._report import complain_about
-from ._streams import fill_closed_streams
 
 if TYPE_CHECKING:
     import argparse

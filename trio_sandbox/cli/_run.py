@@ -20,9 +20,10 @@ from .._config import HostConfig, SandboxConfig
 from ..host import Host, open_host
 from . import _status
 from ._configs import host_config, sandbox_config
+from ._copies import Download, Upload
 from ._outcome import Collected, Outcome
 from ._process import Ended, run_process
-from ._program import Download, Program, Upload, find_program
+from ._program import Program, find_program
 from ._progress import ShowProgress, open_progress
 from ._report import complain
 from ._signals import end_on_signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._metadata import mark_public
 from ._ask import ask as ask
 from ._failures import (
     Machine as Machine,
@@ -35,3 +36,6 @@ from ._run import (
 )
 from ._run_process import run_process as run_process
 from ._terminal import GuestTerminal as GuestTerminal, Terminal as Terminal
+
+mark_public(__name__, globals())
+del mark_public

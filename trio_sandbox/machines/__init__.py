@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._metadata import mark_public
 from ._admission import Admission as Admission, AdmissionStatistics as AdmissionStatistics
 from ._fork import check_count as check_count, open_together as open_together
 from ._launcher import RESTORE_FAILURES as RESTORE_FAILURES, Launcher as Launcher
@@ -17,3 +18,6 @@ from ._templates import (
 )
 from ._warm import WarmPool as WarmPool, WarmStatistics as WarmStatistics
 from ._warm_vm import WarmVms as WarmVms
+
+mark_public(__name__, globals())
+del mark_public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._metadata import mark_public
 from ._connections import (
     NetworkEvent as NetworkEvent,
     NetworkStatistics as NetworkStatistics,
@@ -11,3 +12,6 @@ from ._gateway import Gateway as Gateway
 from ._proxy import Proxy as Proxy, find_proxy as find_proxy
 from ._resolver import HostResolver as HostResolver, Resolver as Resolver, look_up as look_up
 from ._trust import Trust as Trust, read_trust as read_trust
+
+mark_public(__name__, globals())
+del mark_public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._metadata import mark_public
 from ._file import GuestFile as GuestFile
 from ._lifecycle import Checkpoint as Checkpoint, Lifecycle as Lifecycle
 from ._network import SandboxNetwork as SandboxNetwork
@@ -13,3 +14,6 @@ from ._text import GuestTextFile as GuestTextFile
 from ._transfer import TransferStatistics as TransferStatistics
 from ._usage import Usage as Usage
 from ._watch import ChangeKind as ChangeKind, FileChange as FileChange, FileChanges as FileChanges
+
+mark_public(__name__, globals())
+del mark_public
