@@ -465,6 +465,21 @@ async def test_an_interrupt_that_comes_before_the_code_is_not_lost(host: Host) -
         assert await host.run(f"print({number})") == ran(f"{number}\n")
 
 
+async def test_an_interrupt_that_python_does_not_look_for_any_more_ends_the_run(host: Host) -> None:
+    # Another thread takes the signal, so that the main one sleeps on: as where it comes just before a system call.
+    code = (
+        "import signal, threading, time\nkept = 1\nthreading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nprint('go')\n"
+        "try:\n    time.sleep(1000)\nfinally:\n    time.sleep(0.5)  # not cut short\n    print('cleaned up')"
+    )
+    async with host.open_run(code) as run:
+        await run.until(b"go")
+        await run.interrupt()
+        result = await run.finish()
+    assert (result.stdout, result.exit_code, result.state_kept) == ("go\ncleaned up\n", 130, True)
+    assert (await host.run("print(kept)")).stdout == "1\n"
+
+
 async def test_an_interrupt_at_any_instant_hits_its_own_run_or_nothing(host: Host) -> None:
     await host.run("x = 1")
     for number in range(60):

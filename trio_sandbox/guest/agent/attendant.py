@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Iterator
 from typing import final
 
 import trio
 
-from .interpreter import Interpreter
+from .interpreter import REMINDERS, Interpreter
 from .processes import BadRequestError, parse_seconds, receive_before
 from .run import Run
 
@@ -33,6 +34,9 @@ class Attendant:
         """Cancelled when the run is withdrawn; None once an interpreter has taken it."""
         self.returncode: int = 0
         """What a run ends with that was withdrawn, as if a signal had ended it."""
+        self._reminder = math.inf
+        """When the run is to be reminded of its interrupt."""
+        self._pauses: Iterator[float] = iter(())
 
     @property
     def has_begun(self) -> bool:
@@ -61,9 +65,12 @@ class Attendant:
         try:
             while True:
                 try:
-                    request = await receive_before(run.deadline, run.records)
+                    request = await receive_before(min(run.deadline, self._reminder), run.records)
                 except trio.TooSlowError:
-                    self._expire()
+                    if trio.current_time() < run.deadline:
+                        self._remind()
+                    else:
+                        self._expire()
                     continue
                 if request is None:
                     return
@@ -106,6 +113,13 @@ class Attendant:
             self._withdraw(signal.SIGINT)
         else:
             self._interpreter.interrupt()
+            self._pauses = iter(REMINDERS)
+            self._reminder = trio.current_time() + next(self._pauses)
+
+    def _remind(self) -> None:
+        self._reminder += next(self._pauses, math.inf)
+        if self._interpreter is not None and not self._ended:
+            self._interpreter.remind()
 
     def _kill(self) -> None:
         if self._ended:

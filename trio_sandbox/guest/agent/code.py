@@ -44,7 +44,7 @@ from ...wire import ChannelStream, RecordStream
 from .attendant import Attendant
 from .children import Child, Children
 from .functions import FunctionPipes, parse_functions
-from .interpreter import Interpreter
+from .interpreter import REMINDERS, Interpreter
 from .languages import LANGUAGES, PYTHON, Language, StartedInterpreter, start_interpreter
 from .pipes import NoSuchPipeError, ParkedPipes, discard
 from .processes import (
@@ -350,6 +350,11 @@ class _Keeper:
 async def _end_abandoned_run(run: Run, interpreter: Interpreter) -> None:
     """Wait for the end of a run that was interrupted, and bring it about if need be."""
     with trio.move_on_after(_ABANDON_GRACE):
+        for pause in REMINDERS:
+            with trio.move_on_after(pause):
+                await run.over.wait()
+                return
+            interpreter.remind()
         await run.over.wait()
     if interpreter.has(run):
         interpreter.kill()

@@ -47,6 +47,8 @@ _SHOWN = struct.Struct(">cII")
 _MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
 #: Bytes of output that may wait in memory for the host to take them.
 _LITTLE = 1 << 14
+#: Seconds after an interrupt, and then after each other, at which a run that goes on is reminded of it.
+REMINDERS = (0.03, 0.06, 0.12, 0.24)
 
 
 class _End(NamedTuple):
@@ -223,6 +225,15 @@ class Interpreter:
     def interrupt(self) -> None:
         """Send the run SIGINT."""
         self._interrupts.append(self._child.signal(int(signal.SIGINT), group=True))
+
+    def remind(self) -> None:
+        """Have the run see the SIGINT that it got, without another one: it may be in its `finally` by now.
+
+        Python looks for signals between its own steps. One that comes just before a step goes to sleep is not seen before that wakes up, which
+        this makes it do. Porters see to their interpreters by themselves.
+        """
+        if self._language.dialect is None:
+            self._interrupts.append(self._child.signal(int(signal.SIGURG)))
 
     def renew(self, entropy: bytes) -> None:
         """Tell it that it is another machine's now; it learns that before the code of any run."""

@@ -15,6 +15,7 @@ from signal import (
     SIGHUP,
     SIGINT,
     SIGPROF,
+    SIGURG,
     SIGUSR1,
     SIGUSR2,
     SIGVTALRM,
@@ -49,6 +50,8 @@ class Interrupts:
         # Trio and asyncio take SIGINT over only from Python's own handler.
         self._users_handler: Any = default_int_handler
         set_handler(SIGINT, self._note)
+        # It ends a system call that has begun after a SIGINT came and before Python saw to that, and does nothing else.
+        set_handler(SIGURG, lambda *_: None)
         pthread_sigmask(SIG_BLOCK, _held_back)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
