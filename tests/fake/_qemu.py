@@ -193,6 +193,10 @@ while True:
                 qmp.sendall(json.dumps({**answer, "id": command.get("id")}).encode() + b"\r\n")
                 if command["execute"] == "migrate-incoming" and "load-fails" in modes:
                     sys.exit("qemu: load of migration failed")
+                if command["execute"] == "migrate-incoming" and "no-memory-to-load" in modes:
+                    sys.exit("qemu: unable to map backing store for guest RAM: Cannot allocate memory")
+                if command["execute"] == "migrate-incoming" and "killed-loading" in modes:
+                    os.kill(os.getpid(), 9)
                 if command["execute"] in ("migrate", "migrate-incoming"):
                     status = "failed" if "save-fails" in modes else "completed"
                     event = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 0, "microseconds": 0}}

@@ -23,6 +23,7 @@ from trio_sandbox import (
     SandboxConfig,
     TemplateUnusableError,
     Timeouts,
+    VmBootError,
     WarmupError,
 )
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
@@ -206,6 +207,33 @@ async def test_a_state_that_does_not_load_is_dropped_and_made_once_more(
     assert site.store.list() == []
     assert "could not go on from it" in caplog.text
     assert "load of migration failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("killed-loading", "was ended by SIGKILL"), ("no-memory-to-load", "Cannot allocate memory")]
+)
+async def test_what_is_not_the_templates_fault_costs_the_others_nothing(
+    site: Site, mode: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody killed that QEMU, or our own limits did: those who share the cache still have the template."""
+    assert await site.is_clone()
+    (template,) = site.store.list()
+    for _ in range(3):
+        assert not await site.is_clone(mode), "its user gets a machine all the same"
+    assert "can't be used now, and a machine boots" in caplog.text
+    assert reason in caplog.text
+    assert [kept.key for kept in site.store.list()] == [template.key]
+    assert await site.is_clone()
+    assert site.boots() == 1
+
+
+async def test_where_no_machine_boots_either_no_template_is_blamed(site: Site) -> None:
+    assert await site.is_clone()
+    (template,) = site.store.list()
+    with pytest.raises(VmBootError):
+        await site.is_clone("dies-at-qmp_capabilities")
+    assert [kept.key for kept in site.store.list()] == [template.key]
+    assert await site.is_clone()
 
 
 @pytest.mark.parametrize("mode", ["save-fails", "dies-warming-up"])

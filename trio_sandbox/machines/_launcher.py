@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
@@ -40,6 +41,7 @@ from ..qemu import (
     Vm,
     VmManager,
     copy_memory,
+    describe_exit,
     link_file,
     machine_identity,
 )
@@ -66,6 +68,12 @@ _FROZEN: Final = b"frozen"
 _SETTLE: Final = 0.05
 #: After so many failures of one template, its configuration boots cold for as long as this host is open.
 _ATTEMPTS: Final = 2
+
+#: What is said where somebody killed QEMU, or this host has too little of something: the next one may go on from that template.
+_NOT_ITS_FAULT: Final = (
+    describe_exit(-signal.SIGKILL),
+    *map(os.strerror, (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC)),
+)
 
 #: What going on from a template that is no good can raise.
 RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
@@ -129,15 +137,17 @@ class Launcher:
             if config.mounts:
                 machine = attrs.evolve(machine, mounts=self._new_path(".mounts"))
                 places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
-            vm = None
+            vm, drop_template = None, None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
                 key = self._identity(image, machine, config.warmup)
                 if self._failures[key] < _ATTEMPTS:
-                    vm = await self._open_clone(stack, self._templates, key, machine, image, config)
+                    vm, drop_template = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
                 # What the warm-up writes does not count. We may not be allowed to set a limit afterwards.
                 booted = attrs.evolve(machine, disk_bytes=None) if config.warmup else machine
                 vm = await stack.enter_async_context(self._open_vm(booted))
+                if drop_template is not None:
+                    drop_template()
                 if config.warmup:
                     await _run(vm, image.languages[0], config.warmup, self._timeouts)
             if places:
@@ -341,23 +351,25 @@ class Launcher:
         machine: MachineConfig,
         image: Image,
         config: SandboxConfig,
-    ) -> Vm | None:
-        """Enter a clone into *stack*; None if it is better to boot."""
+    ) -> tuple[Vm | None, Callable[[], None] | None]:
+        """Enter a clone into *stack*; None if it is better to boot. What comes besides drops the template, once a machine has booted here."""
         template = await self._ensure(templates, key, machine, image, config)
         if template is None:
-            return None
+            return None, None
         clone = attrs.evolve(machine, layers=(template.overlay,), memory_file=template.memory)
         saved = SavedState(template.devices, template.marker)
         try:
-            return await stack.enter_async_context(self._open_vm(clone, saved))
+            return await stack.enter_async_context(self._open_vm(clone, saved)), None
         except RESTORE_FAILURES as exc:
-            if isinstance(exc, (QemuStorageDaemonError, OSError)) and all(path.exists() for path in template.files):
-                # Our side's: a full disk, or too many open files. The next one may go on from it.
-                _log.warning("the template %s can't be used now, and a machine boots: %s", key, exc)
-                return None
+            said = str(exc).partition("\n")[0]  # not what the guest says
+            is_there = all(path.exists() for path in template.files)
+            if is_there and (
+                isinstance(exc, (QemuStorageDaemonError, OSError)) or any(reason in said for reason in _NOT_ITS_FAULT)
+            ):
+                _log.warning("the template %s can't be used now, and a machine boots: %s", key, said)
+                return None, None
             self._failures[key] += 1
-            templates.discard(key, f"a machine could not go on from it: {exc}")
-            return None
+            return None, partial(templates.discard, key, f"a machine could not go on from it: {exc}")
 
     # --- Templates ---
 
