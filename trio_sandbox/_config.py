@@ -60,6 +60,8 @@ class Timeouts:
     """The guest's acknowledging a KILL; past it the VM itself is ended."""
     connect: float = _timeout(constants.CONNECT_TIMEOUT)
     """A connection's coming about that a guest wants to the outside; see `Network`."""
+    admission: float = _timeout(constants.ADMISSION_TIMEOUT)
+    """How long a sandbox waits for memory or disk that other processes' sandboxes hold; see `HostConfig.memory_budget_mib`."""
     process_exit: float = _timeout(constants.PROCESS_EXIT_GRACE)
     """Between asking one of the host's processes to end and killing it."""
 
@@ -155,6 +157,9 @@ class HostConfig:
     """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.
 
     None: nine tenths of what is available when the host is opened, within the limits of our control groups.
+
+    All hosts of one user on this machine, in whatever processes, together take no more than those nine tenths, or than this host's own budget where
+    that is larger: where others hold too much, `Host.open_sandbox` waits, for `Timeouts.admission` at most.
     """
     vcpu_budget: int | None = attrs.field(default=None, validator=or_none(whole_number(1)))
     """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""
@@ -162,7 +167,8 @@ class HostConfig:
         default=None, validator=or_none(whole_number(constants.MINIMUM_DISK_MIB, unit="MiB"))
     )
     """What all sandboxes together may write to their disks, in MiB: each counts with its `SandboxConfig.disk_mib`, or with
-    `constants.IMAGE_DISK_MIB` without one, also while it hibernates.
+    `constants.IMAGE_DISK_MIB` without one, also while it hibernates. Those hosts of one user that have such a budget, and the same disk, together take no
+    more than what was left there beside the reserve, or than this host's own budget where that is larger.
 
     None: disks are not counted, since few sandboxes fill theirs. Either way no sandbox is opened while less than `constants.DISK_RESERVE_MIB`
     is left on the disk of `runtime_dir`, or less than `constants.DISK_RESERVE_SHARE` of a small one.

@@ -81,7 +81,7 @@ class ConfinementRequiredError(SandboxError):
 
 
 class CapacityError(SandboxError):
-    """The request asks for more than this host could ever give, or its disk is nearly full. Nothing was started."""
+    """The request asks for more than this host could ever give, its disk is nearly full, or other processes hold what it waited for. Nothing was started."""
 
 
 class ImageError(SandboxError):

@@ -117,6 +117,8 @@ INTERRUPT_GRACE = 1.0
 KILL_TIMEOUT = 20.0
 #: The default of `Timeouts.process_exit`.
 PROCESS_EXIT_GRACE = 5.0
+#: The default of `Timeouts.admission`.
+ADMISSION_TIMEOUT = 300.0
 #: The default of `Timeouts.connect`.
 CONNECT_TIMEOUT = 30.0
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Container
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, Unpack, final
+from typing import Unpack, final
 
 import attrs
 import trio
@@ -20,10 +20,12 @@ from ._results import RunResult
 from .client import Functions
 from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
 from .machines import (
+    DEFAULT_IMAGE,
     Admission,
     AdmissionStatistics,
     HeldMachine,
     Launcher,
+    Ledger,
     NamedTemplate,
     NamedTemplateStore,
     ProgressLog,
@@ -31,7 +33,9 @@ from .machines import (
     WarmPool,
     WarmStatistics,
     WarmVms,
+    fit,
     hold_machine,
+    open_ledger,
     place_templates,
     remove_leftovers,
 )
@@ -48,9 +52,6 @@ from .qemu import (
     open_vm_manager,
 )
 from .sandbox import Lifecycle, Sandbox
-
-#: Where no image is named.
-_DEFAULT_IMAGE: Final = "python"
 
 
 @final
@@ -82,6 +83,7 @@ class Host:
         named: NamedTemplateStore,
         proxy: Proxy | None = None,
         trust: Trust | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
@@ -91,7 +93,7 @@ class Host:
         self._named = named
         self._images: dict[str, tuple[Image, SystemDisk]] = {}
         self._ensuring = trio.Lock()
-        self._admission = Admission(config, runtime.directory)
+        self._admission = Admission(config, runtime.directory, ledger)
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
         self._resolver = HostResolver()
         self._proxy = proxy
@@ -114,7 +116,7 @@ class Host:
         """Return numbers about the host as it is now."""
         return HostStatistics(self._open, self._opened, self._admission.statistics(), self._warm.statistics())
 
-    async def prepare(self, image: str = _DEFAULT_IMAGE) -> None:
+    async def prepare(self, image: str = DEFAULT_IMAGE) -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
 
         `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
@@ -146,7 +148,7 @@ class Host:
     @open_block
     async def open_sandbox(
         self,
-        image: str = _DEFAULT_IMAGE,
+        image: str = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
         *,
         template: str | None = None,
@@ -175,7 +177,8 @@ class Host:
           TemplateUnusableError: if the saved sandbox can't be gone on from here; the message says why.
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
             `HostConfig.disk_budget_mib` ever allow; or, when its turn has come, if the disk of `HostConfig.runtime_dir` is nearly
-            full. Nothing was started; in the second case it is of use to try again later.
+            full, or if other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started; in these cases
+            it is of use to try again later.
           ModuleNotFoundError: if `SandboxConfig.network` has secrets, and the extra ``network`` is not installed; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
@@ -303,7 +306,7 @@ class Host:
         self,
         code: str,
         *,
-        image: str = _DEFAULT_IMAGE,
+        image: str = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
         functions: Functions | None = None,
         check: bool = False,
@@ -324,40 +327,6 @@ def check_image(image: object) -> None:
         raise TypeError("`image` must be the name of an image, not a SandboxConfig: pass that as `config=`")
     if not isinstance(image, str):
         raise TypeError(f"`image` must be the name of an image, not {image!r:.100}")
-
-
-def fit(
-    saved: NamedTemplate, image: str, config: SandboxConfig | None, fields: Container[str]
-) -> tuple[str, SandboxConfig]:
-    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
-
-    *fields* were said one by one. Of a whole configuration nobody knows which were; a memory or a number of processors
-    that is the default was not.
-    """
-    if image not in (saved.image, _DEFAULT_IMAGE):
-        raise ValueError(
-            f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
-        )
-    if config is None:
-        return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
-    default = SandboxConfig()
-    for name in ("memory_mib", "vcpus"):
-        if name not in fields and getattr(config, name) == getattr(default, name):
-            config = attrs.evolve(config, **{name: getattr(saved, name)})
-    if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
-        raise ValueError(
-            f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
-            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine, so leave them out"
-        )
-    if config.warmup:
-        raise ValueError(
-            f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
-        )
-    if config.mounts:
-        raise ValueError(
-            f"`SandboxConfig.mounts` are those that were there when {saved.name!r} was saved: leave them out"
-        )
-    return saved.image, config
 
 
 def _own_cache() -> list[Path]:
@@ -454,19 +423,20 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust)
-            async with open_services("open_host()") as services:
-                if config.warm:
-                    await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
-                try:
-                    yield host
-                finally:
-                    host._closed = True  # pyright: ignore[reportPrivateUsage]
+            with open_ledger() as ledger:
+                host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust, ledger)
+                async with open_services("open_host()") as services:
+                    if config.warm:
+                        await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
+                    try:
+                        yield host
+                    finally:
+                        host._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
 @open_block
 async def open_sandbox(
-    image: str = _DEFAULT_IMAGE,
+    image: str = DEFAULT_IMAGE,
     config: SandboxConfig | None = None,
     *,
     template: str | None = None,

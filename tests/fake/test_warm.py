@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 import pytest
@@ -15,7 +16,10 @@ from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig, VmDiedError
 from trio_sandbox._nurseries import open_services
 from trio_sandbox.constants import VM_OVERHEAD_MIB
+from trio_sandbox.machines import _admission
 from trio_sandbox.machines._admission import Admission
+from trio_sandbox.machines._budget import Limit
+from trio_sandbox.machines._ledger import Entry, open_ledger
 from trio_sandbox.machines._warm import WarmKey, WarmPool
 
 SMALL = SandboxConfig(memory_mib=128)
@@ -130,6 +134,23 @@ async def test_a_pool_fills_hands_out_and_fills_again(autojump_clock: trio.testi
         assert numbers.total_refill_seconds >= numbers.last_refill_seconds
     assert machines.open_now == []
     assert admission.statistics().memory_mib_reserved == 0
+
+
+async def test_a_pool_leaves_room_to_other_hosts_and_fills_when_they_are_gone(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_admission, "memory_limit", lambda: Limit(4 * EACH, "says the test"))
+    with open_ledger(tmp_path / "ledgers") as own, open_ledger(tmp_path / "ledgers") as other:
+        other.publish(Entry(pid=1, memory_total=4 * EACH, memory_reserved=2 * EACH))
+        machines, admission = Machines(), Admission(HostConfig(vcpu_budget=100), None, own)
+        async with open_warm_pool({PYTHON: 3}, admission, machines) as pool:
+            await quiet()
+            assert pool.statistics().ready == 2
+            async with admission.admit(SMALL):  # the pool gives way, and nobody waits for the other host
+                assert (pool.statistics().ready, pool.statistics().evicted) == (1, 1)
+            other.publish(Entry(pid=1, memory_total=4 * EACH))
+            await trio.sleep(10)
+            assert pool.statistics().ready == 3
 
 
 async def test_configurations_match_as_a_whole(autojump_clock: trio.testing.MockClock) -> None:

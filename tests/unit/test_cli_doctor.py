@@ -13,6 +13,7 @@ from trio_sandbox._programs import Requirement
 from trio_sandbox.cli import _doctor
 from trio_sandbox.cli._doctor import Finding
 from trio_sandbox.image import StoredImage
+from trio_sandbox.machines import LedgerEntry, open_ledger
 
 ABSENT = Requirement("no-such-program-anywhere", "its-package", "does something")
 
@@ -39,6 +40,20 @@ def test_what_root_does_not_need_is_not_missing_for_root() -> None:
 def test_a_user_without_a_name_has_a_number() -> None:
     assert _doctor.user_name(0) == "root"
     assert _doctor.user_name(54321) == "54321"
+
+
+def test_shared_budgets_say_who_has_what(tmp_path: Path) -> None:
+    directory = tmp_path / "ledgers"
+    assert _doctor.budgets(directory).detail == "no other process of this user has a host open"
+    with open_ledger(directory) as ledger:
+        ledger.publish(LedgerEntry(pid=4711, memory_total=1000, memory_reserved=352))
+        finding = _doctor.budgets(directory)
+        assert (finding.verdict, finding.detail) == ("ok", "process 4711 has 352 MiB")
+    directory.mkdir(mode=0o755)
+    finding = _doctor.budgets(directory)
+    assert finding.verdict == "note"
+    assert str(directory) in finding.detail
+    assert "HostConfig.memory_budget_mib" in finding.remedy
 
 
 async def test_no_cache_directory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from .. import __version__
 from .._errors import ImageError, SandboxError
 from .._programs import REQUIREMENTS, Requirement, missing, unsupported_platform
 from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
+from ..machines import LedgerEntry, open_ledger
 from ..network import find_proxy, look_up
 from ..qemu import detect_accelerator, open_runtime, open_vm_manager
 
@@ -72,9 +73,26 @@ async def examine(cache_dir: Path | None) -> list[Finding]:
         images(stored),
         await building(cache_dir, built=built),
     ]
-    findings += [await names(), proxy()]
+    findings += [budgets(), await names(), proxy()]
     findings += await accelerator(cache_dir)
     return findings
+
+
+def budgets(directory: Path | None = None) -> Finding:
+    """Whether this user's processes know of each other's sandboxes, and what those take."""
+    subject = "shared budgets"
+    with open_ledger(directory) as ledger:
+        ledger.publish(LedgerEntry(pid=os.getpid(), memory_total=0))
+        others = ledger.others()
+        if ledger.problem:
+            return Finding(
+                subject,
+                "note",
+                f"processes with sandboxes don't know of each other, and may together take more memory than there is: {ledger.problem}",
+                "make that directory this user's own with mode 0700, or give each HostConfig.memory_budget_mib",
+            )
+    taken = ", ".join(f"process {entry.pid} has {entry.memory_reserved} MiB" for entry in others)
+    return Finding(subject, "ok", taken or "no other process of this user has a host open")
 
 
 async def names() -> Finding:

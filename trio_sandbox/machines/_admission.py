@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, final
@@ -14,115 +15,14 @@ import trio
 from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
-from ._budget import Limit, cpu_limit, disk_shortage, memory_limit
+from ._budget import Limit, cpu_limit, disk_room, disk_shortage, memory_limit
+from ._claims import NOTHING, Budget, Claim, Resources
+from ._ledger import Entry, Ledger, reckon
 
+_log = logging.getLogger("trio_sandbox.admission")
 
-@final
-@attrs.frozen
-class Resources:
-    """What is given out: an amount of each kind."""
-
-    memory_mib: int
-    vcpus: int
-    disk_mib: int = 0
-
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(self.memory_mib + other.memory_mib, self.vcpus + other.vcpus, self.disk_mib + other.disk_mib)
-
-    def __mul__(self, count: int) -> Resources:
-        return Resources(self.memory_mib * count, self.vcpus * count, self.disk_mib * count)
-
-    def __sub__(self, other: Resources) -> Resources:
-        return self + other * -1
-
-    def fits(self, room: Resources) -> bool:
-        """Tell whether there is enough of every kind in *room*."""
-        return self.memory_mib <= room.memory_mib and self.vcpus <= room.vcpus and self.disk_mib <= room.disk_mib
-
-
-_NOTHING: Final = Resources(0, 0)
-
-
-@final
-@attrs.define(eq=False)
-class Claim:
-    """One request for an amount; it is itself only."""
-
-    amount: Resources
-    granted: bool = False
-
-
-@final
-class Budget:
-    """Who gets how much of a total, and who waits: no I/O, no tasks.
-
-    Nobody overtakes: what waits at the head of the queue holds up even those that would fit, or else
-    a large claim could wait for ever while small ones come and go.
-    """
-
-    def __init__(self, total: Resources) -> None:
-        self.total = total
-        self._in_use = _NOTHING
-        self._granted: set[Claim] = set()
-        self._waiting: OrderedDict[Claim, None] = OrderedDict()
-
-    @property
-    def in_use(self) -> Resources:
-        """The sum of what is granted."""
-        return self._in_use
-
-    @property
-    def waiting(self) -> int:
-        """How many claims wait."""
-        return len(self._waiting)
-
-    @property
-    def demand(self) -> Resources:
-        """The sum of what is granted and what is waited for."""
-        return sum((claim.amount for claim in self._waiting), self._in_use)
-
-    @trio.lowlevel.enable_ki_protection
-    def submit(self, claim: Claim) -> None:
-        """Grant *claim* now, or put it at the end of the queue. It must be able to fit `total`."""
-        assert claim.amount.fits(self.total), "what never fits would hold up everybody for ever"
-        self._waiting[claim] = None
-        self._grant()
-
-    @trio.lowlevel.enable_ki_protection
-    def take(self, claim: Claim) -> None:
-        """Grant *claim* now, whether there is room or not: for what is in use in any case."""
-        claim.granted = True
-        self._granted.add(claim)
-        self._in_use += claim.amount
-
-    @trio.lowlevel.enable_ki_protection
-    def withdraw(self, claim: Claim) -> list[Claim]:
-        """Take back what *claim* got, or its place in the queue, if any; return the claims granted by that."""
-        if claim in self._granted:
-            self._granted.remove(claim)
-            self._in_use -= claim.amount
-        else:
-            self._waiting.pop(claim, None)
-        return self._grant()
-
-    @trio.lowlevel.enable_ki_protection
-    def split(self, claim: Claim, parts: Sequence[Claim]) -> None:
-        """Put *parts*, which come to the same, in the place of *claim*, which is granted."""
-        self._granted.remove(claim)
-        self._granted.update(parts)
-
-    def _grant(self) -> list[Claim]:
-        granted: list[Claim] = []
-        while self._waiting:
-            claim = next(iter(self._waiting))
-            if not (self._in_use + claim.amount).fits(self.total):
-                break
-            del self._waiting[claim]
-            self._granted.add(claim)
-            self._in_use += claim.amount
-            claim.granted = True
-            granted.append(claim)
-        return granted
+#: Seconds between two looks at what other processes have given out, while that holds somebody up.
+_LOOK: Final = 0.2
 
 
 @final
@@ -142,12 +42,24 @@ class AdmissionStatistics:
     """What sandboxes may write to their disks, in MiB, those that hibernate included; 0 without `HostConfig.disk_budget_mib`."""
     disk_mib_budget: int | None = None
     """What they may write at most, in MiB: `HostConfig.disk_budget_mib`."""
+    memory_mib_elsewhere: int = 0
+    """What this user's other hosts on this machine have reserved, those of other processes included, in MiB. It counts against what all of
+    them may have together; see `HostConfig.memory_budget_mib`."""
+    disk_mib_elsewhere: int = 0
+    """The same of what their sandboxes may write to the disk that this host's are on."""
     tasks_waiting: int
     """Tasks in `Host.open_sandbox` that wait until others have closed theirs."""
 
 
 def _ignore() -> None:
     """Take no notice."""
+
+
+def _memory(config: HostConfig) -> Limit | None:
+    """Return the budget that was set by hand, if one was."""
+    if config.memory_budget_mib is None:
+        return None
+    return Limit(config.memory_budget_mib, "HostConfig.memory_budget_mib")
 
 
 @final
@@ -158,37 +70,65 @@ class Admission:
       config: The budgets.
       directory: Where the sandboxes' disks are; while its file system has less than the reserve left, nobody is admitted. None:
         nobody minds.
+      ledger: Where this user's other hosts say what they have given out; None: they are not counted.
 
     """
 
-    def __init__(self, config: HostConfig, directory: Path | None = None) -> None:
+    def __init__(self, config: HostConfig, directory: Path | None = None, ledger: Ledger | None = None) -> None:
         self._directory = directory
+        self._ledger = ledger
+        self._patience = config.timeouts.admission
         self._disk_mib = config.disk_budget_mib
-        self._memory = (
-            memory_limit()
-            if config.memory_budget_mib is None
-            else Limit(config.memory_budget_mib, "HostConfig.memory_budget_mib")
-        )
         self._vcpus = cpu_limit() if config.vcpu_budget is None else Limit(config.vcpu_budget, "HostConfig.vcpu_budget")
-        self._budget = Budget(Resources(self._memory.amount, self._vcpus.amount, self._disk_mib or 0))
+        self._disk = 0 if directory is None else os.stat(directory).st_dev
+        disk_total = self._disk_mib or 0
+        if ledger is None:
+            self._memory = _memory(config) or memory_limit()
+            memory_total = self._memory.amount
+        else:
+            found, others = memory_limit(), ledger.others()
+            memory_total = reckon(found.amount, self._memory_of(others), [entry.memory_total for entry in others])
+            self._memory = _memory(config) or Limit(memory_total, found.reason)
+            if directory is not None and self._disk_mib is not None:
+                others = [entry for entry in others if entry.disk == self._disk]
+                disk_total = reckon(disk_room(directory), self._disk_of(others), [entry.disk_total for entry in others])
+        self._entry = Entry(pid=os.getpid(), memory_total=memory_total, disk=self._disk, disk_total=disk_total)
+        own = Resources(self._memory.amount, self._vcpus.amount, self._disk_mib or 0)
+        # Who sets a budget by hand may know better than we do what there is.
+        together = Resources(max(own.memory_mib, memory_total), self._vcpus.amount, max(own.disk_mib, disk_total))
+        self._budget = Budget(own, together)
         self._events: dict[Claim, trio.Event] = {}
         self.on_wait: Callable[[], object] = _ignore
         """Called when a task has to wait, or one more."""
         self.on_release: Callable[[], object] = _ignore
         """Called when something came free, or a task waits no more."""
+        self._publish(NOTHING)
 
     @property
     def total(self) -> Resources:
-        """What there is to be given out."""
+        """What there is to be given out here."""
         return self._budget.total
 
     @property
     def demand(self) -> Resources:
-        """What is given out and what is waited for, together; where that is more than `total`, tasks wait."""
+        """What is given out here and what is waited for, together."""
         return self._budget.demand
+
+    def has_room_for(self, amount: Resources) -> bool:
+        """Tell whether *amount* fits beside all that is given out and waited for, as far as is known of other hosts.
+
+        Less than nothing is what is about to come free.
+        """
+        return self._budget.has_room_for(amount)
+
+    def look(self) -> bool:
+        """Find out what other hosts have given out; tell whether that is anything."""
+        self._budget.others = self._read_others()
+        return self._budget.others != NOTHING
 
     def statistics(self) -> AdmissionStatistics:
         """Return the numbers as they are now."""
+        self.look()
         return AdmissionStatistics(
             memory_mib_reserved=self._budget.in_use.memory_mib,
             memory_mib_budget=self._budget.total.memory_mib,
@@ -196,6 +136,8 @@ class Admission:
             vcpu_budget=self._budget.total.vcpus,
             disk_mib_reserved=self._budget.in_use.disk_mib,
             disk_mib_budget=self._disk_mib,
+            memory_mib_elsewhere=self._budget.others.memory_mib,
+            disk_mib_elsewhere=self._budget.others.disk_mib,
             tasks_waiting=self._budget.waiting,
         )
 
@@ -206,7 +148,8 @@ class Admission:
         Cancelled while it waits, or in the block, it leaves nothing taken.
 
         Raises:
-          CapacityError: at once, if it does not fit even when it is alone; or, when its turn has come, if the disk is nearly full.
+          CapacityError: at once, if it does not fit even when it is alone; or, when its turn has come, if the disk is nearly full, or if
+            other hosts of this user hold what it waits for, for longer than `Timeouts.admission`.
 
         """
         claim = Claim(self.amount(config))
@@ -219,7 +162,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit_again(self, config: SandboxConfig) -> AsyncGenerator[None]:
-        """Admit a sandbox that has its disk still, by `keep_disk`: as `admit`, but for that."""
+        """Admit a sandbox that has its disk still, by `keep_disk`: as `admit`, but for that, and full disk or not."""
         claim = Claim(attrs.evolve(self.amount(config), disk_mib=0))
         try:
             await self._wait_granted(claim)
@@ -233,6 +176,7 @@ class Admission:
         claim = Claim(Resources(0, 0, self.amount(config).disk_mib))
         try:
             self._budget.take(claim)
+            self._settle()
             yield
         finally:
             self._withdraw(claim)
@@ -248,12 +192,14 @@ class Admission:
 
         """
         claim = Claim(self.amount(config))
-        fits = (self.demand + claim.amount).fits(self.total)
         try:
-            if fits:
+            if self.has_room_for(claim.amount):
                 self._check_disk()
                 self._budget.submit(claim)
-            yield fits
+                self._settle()
+                if not claim.granted:
+                    self._budget.withdraw(claim)  # another host was faster
+            yield claim.granted
         finally:
             self._withdraw(claim)
 
@@ -304,12 +250,93 @@ class Admission:
     async def _wait_granted(self, claim: Claim) -> None:
         """Submit *claim*, and wait for its turn; whoever does is to withdraw it in any case."""
         self._budget.submit(claim)
+        self._settle()
         if claim.granted:
             await trio.lowlevel.checkpoint()
-        else:
-            event = self._events[claim] = trio.Event()
-            self.on_wait()
-            await event.wait()
+            return
+        self._events[claim] = trio.Event()
+        self.on_wait()
+        while not claim.granted:
+            if self._budget.next is claim:
+                await self._wait_for_others(claim)
+            else:
+                await self._events[claim].wait()
+                self._events[claim] = trio.Event()
+
+    async def _wait_for_others(self, claim: Claim) -> None:
+        """Wait while *claim*, the next, is held up by nothing but what other hosts have given out."""
+        _log.warning("a sandbox waits for other processes: %s", self._describe_others(claim))
+        with trio.move_on_after(self._patience):
+            while not claim.granted and self._budget.next is claim:
+                await trio.sleep(_LOOK)
+                self._settle()
+        if self._budget.next is not claim:
+            return
+        raise CapacityError(
+            f"no sandbox was opened, because there was no room for it within {self._patience:g} s: {self._describe_others(claim)}. "
+            "Close sandboxes there, or end these processes; or give each host a share of its own with `HostConfig.memory_budget_mib` and "
+            "`HostConfig.disk_budget_mib`. Nothing was started, and it is safe to try again"
+        )
+
+    def _describe_others(self, claim: Claim) -> str:
+        others = [] if self._ledger is None else self._ledger.others()
+        together, own = self._budget.together, self._budget.in_use
+        disk = bool(self._disk_mib)
+        parts = [
+            f"process {entry.pid} has {entry.memory_reserved} MiB"
+            + (f" and {entry.disk_reserved} MiB of the disk" if disk and entry.disk == self._disk else "")
+            for entry in others
+            if entry.memory_reserved or entry.disk_reserved
+        ]
+        return (
+            f"it takes {claim.amount.memory_mib} MiB"
+            + (f" and {claim.amount.disk_mib} MiB of the disk" if disk else "")
+            + f", all of this user's hosts together may have {together.memory_mib} MiB"
+            + (f" and {together.disk_mib} MiB" if disk else "")
+            + f", this one has {own.memory_mib} MiB"
+            + (f" and {own.disk_mib} MiB" if disk else "")
+            + ", "
+            + (", ".join(parts) or "and others have nothing any more")
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    def _settle(self) -> None:
+        """Grant what can be granted, and have other hosts know of it."""
+        while (claim := self._budget.next) is not None:
+            wanted = self._budget.in_use + claim.amount
+            self._publish(wanted)  # before the look: one of two that do so at the same time sees the other
+            self._budget.others = self._read_others()
+            if not self._budget.fits_together(wanted):
+                break
+            self._budget.grant(claim)
+            self._wake(claim)
+        self._publish(self._budget.in_use)
+        if claim is not None:
+            self._wake(claim)  # it is the next, and has to look out for other hosts
+
+    def _wake(self, claim: Claim) -> None:
+        if (event := self._events.get(claim)) is not None:
+            event.set()
+
+    def _publish(self, amount: Resources) -> None:
+        if self._ledger is not None:
+            self._ledger.publish(
+                attrs.evolve(self._entry, memory_reserved=amount.memory_mib, disk_reserved=amount.disk_mib)
+            )
+
+    def _read_others(self) -> Resources:
+        if self._ledger is None:
+            return NOTHING
+        others = self._ledger.others()
+        return Resources(self._memory_of(others), 0, self._disk_of(others))
+
+    @staticmethod
+    def _memory_of(others: Iterable[Entry]) -> int:
+        return sum(entry.memory_reserved for entry in others)
+
+    def _disk_of(self, others: Iterable[Entry]) -> int:
+        # Who does not count its own disks does not mind those of others.
+        return sum(entry.disk_reserved for entry in others if entry.disk == self._disk) if self._disk_mib else 0
 
     @contextmanager
     def _hold(self, claim: Claim) -> Generator[None]:
@@ -320,8 +347,8 @@ class Admission:
 
     def _withdraw(self, claim: Claim) -> None:
         self._events.pop(claim, None)
-        for granted in self._budget.withdraw(claim):
-            self._events[granted].set()
+        self._budget.withdraw(claim)
+        self._settle()
         self.on_release()
 
     def amount(self, config: SandboxConfig) -> Resources:

@@ -73,11 +73,22 @@ def disk_shortage(directory: Path) -> str | None:
         disk = os.statvfs(directory)
     except FileNotFoundError:
         return None  # whoever wants to write there says so
-    left = disk.f_bavail * disk.f_frsize
-    reserve = min(constants.DISK_RESERVE_MIB * _MIB, int(disk.f_blocks * disk.f_frsize * constants.DISK_RESERVE_SHARE))
+    left, reserve = _left_and_reserve(disk)
     if left >= reserve:
         return None
     return f"the disk of {directory} has {left // _MIB} MiB left, and {reserve // _MIB} MiB are kept for the sandboxes that are open"
+
+
+def disk_room(directory: Path) -> int:
+    """Return what the file system of *directory* has left beside the reserve, in MiB. Blocks as `disk_shortage`."""
+    left, reserve = _left_and_reserve(os.statvfs(directory))
+    return max(0, left - reserve) // _MIB
+
+
+def _left_and_reserve(disk: os.statvfs_result) -> tuple[int, int]:
+    size = disk.f_blocks * disk.f_frsize
+    reserve = min(constants.DISK_RESERVE_MIB * _MIB, int(size * constants.DISK_RESERVE_SHARE))
+    return disk.f_bavail * disk.f_frsize, reserve
 
 
 def _meminfo(root: Path) -> tuple[int, int]:

@@ -19,7 +19,8 @@ import trio
 from .._config import SandboxConfig
 from .._errors import SandboxError
 from .._nurseries import Services, open_services
-from ._admission import Admission, Resources
+from ._admission import Admission
+from ._claims import NOTHING, Resources
 from ._machines import HeldMachine
 
 _log = logging.getLogger("trio_sandbox.warm")
@@ -30,6 +31,9 @@ _BACKOFF: Final = (1.0, 60.0)
 _CALM: Final = 2.0
 #: Seconds without refills after a sandbox was opened: for its first answer, which a machine that starts would delay.
 _FIRST_STEPS: Final = 0.2
+
+#: Seconds between two looks at what other hosts have given out, where that is anything.
+_LOOK: Final = 2.0
 
 WarmKey = tuple[str, SandboxConfig]
 VmT = TypeVar("VmT")
@@ -210,7 +214,7 @@ class WarmPool(Generic[VmT]):
 
     def _suffices(self) -> bool:
         leaving = _sum(self._amounts[spare.key] for spare in self._leaving)
-        return (self._admission.demand - leaving).fits(self._admission.total)
+        return self._admission.has_room_for(NOTHING - leaving)
 
     def _evict(self, spare: _Spare[VmT]) -> None:
         self._evicted += 1
@@ -245,11 +249,12 @@ class WarmPool(Generic[VmT]):
                     await self._prepare(image)
                 while True:
                     changed = self._changed
+                    shared = self._admission.look()
                     key = self._next()
                     if key is not None:
                         await self._open(key, services)
                         continue
-                    with trio.move_on_at(self._next_time()):
+                    with trio.move_on_at(self._next_time()), trio.move_on_after(_LOOK if shared else math.inf):
                         await changed.wait()
         finally:
             for idle in self._idle.values():
@@ -267,9 +272,12 @@ class WarmPool(Generic[VmT]):
         now = trio.current_time()
         if self._users_opening or now < self._not_before.get(None, now):
             return None
-        room = self._admission.total - self._admission.demand
         for key, count in self._wanted.items():
-            if len(self._idle[key]) < count and now >= self._not_before.get(key, now) and self._amounts[key].fits(room):
+            if (
+                len(self._idle[key]) < count
+                and now >= self._not_before.get(key, now)
+                and self._admission.has_room_for(self._amounts[key])
+            ):
                 return key
         return None
 
@@ -339,4 +347,4 @@ class WarmPool(Generic[VmT]):
 
 
 def _sum(amounts: Iterable[Resources]) -> Resources:
-    return sum(amounts, Resources(0, 0))
+    return sum(amounts, NOTHING)

@@ -1,0 +1,95 @@
+"""What hosts say of themselves, and what they reckon from what others say."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from trio_sandbox.machines._ledger import FORMAT, SIZE, Entry, decode, encode, reckon
+
+numbers = st.integers(0, 2**53 - 1)
+entries = st.builds(
+    Entry,
+    pid=numbers,
+    memory_total=numbers,
+    memory_reserved=numbers,
+    disk=numbers,
+    disk_total=numbers,
+    disk_reserved=numbers,
+)
+
+
+def with_checksum(value: object, size: int = SIZE) -> bytes:
+    body = json.dumps(value).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body.ljust(size - 10))
+
+
+@given(entries)
+def test_what_is_written_is_read(entry: Entry) -> None:
+    data = encode(entry)
+    assert len(data) == SIZE
+    assert decode(data) == entry
+
+
+@given(entries, entries, st.integers(1, SIZE - 1))
+def test_what_is_half_written_is_not_read(before: Entry, after: Entry, cut: int) -> None:
+    old, new = encode(before), encode(after)
+    torn = new[:cut] + old[cut:]
+    if torn in (old, new):
+        return
+    with pytest.raises(ValueError, match="damaged"):
+        decode(torn)
+
+
+@given(st.binary(max_size=2 * SIZE))
+def test_nonsense_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "format is None"),
+        (None, "format is None"),
+        ({"format": FORMAT + 1, "pid": 1}, f"format is {FORMAT + 1}, and this version reads {FORMAT} only"),
+        ({"format": FORMAT - 1, "pid": 1}, f"format is {FORMAT - 1}"),
+        ({"format": FORMAT, "pid": 1}, "memory_total"),
+        ({"format": FORMAT, "pid": True}, "pid"),
+        ({"format": FORMAT, "pid": 1.5}, "pid"),
+        ({"format": FORMAT, "pid": -1}, "pid"),
+        ({"format": FORMAT, "pid": 2**53}, "pid"),
+        ({"format": FORMAT, "pid": "1"}, "pid"),
+    ],
+)
+def test_what_another_version_or_nobody_of_ours_wrote_is_refused(value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        decode(with_checksum(value))
+
+
+def test_deep_nesting_is_refused() -> None:
+    body = b"[" * (SIZE - 10)
+    with pytest.raises(ValueError, match=r"Expecting|damaged"):
+        decode(b"%08x %s\n" % (zlib.crc32(body), body))
+
+
+@pytest.mark.parametrize(
+    ("measured", "reserved", "totals", "reckoned"),
+    [
+        (18, 0, [], 18),  # nobody else
+        (18, 9, [18], 18),  # another has given out half, and nothing of that is used yet
+        (9, 9, [18], 18),  # all of it is used, and can't be measured any more
+        (9, 10, [18], 18),
+        (9, 0, [18], 9),  # what is missing some other program has
+        (9, 3, [18], 12),  # of that at most 3 are the other's
+        (18, 0, [9], 18),  # there is more now
+        (5, 100, [18, 20], 20),
+        (0, 0, [], 0),
+    ],
+)
+def test_what_a_new_host_reckons_with(measured: int, reserved: int, totals: list[int], reckoned: int) -> None:
+    assert reckon(measured, reserved, totals) == reckoned

@@ -1,0 +1,48 @@
+"""Whether what is asked for fits a saved sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Final
+
+import attrs
+
+from .._config import SandboxConfig
+from ._named import NamedTemplate
+
+#: Where no image is named.
+DEFAULT_IMAGE: Final = "python"
+
+
+def fit(
+    saved: NamedTemplate, image: str, config: SandboxConfig | None, fields: Container[str]
+) -> tuple[str, SandboxConfig]:
+    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
+
+    *fields* were said one by one. Of a whole configuration nobody knows which were; a memory or a number of processors
+    that is the default was not.
+    """
+    if image not in (saved.image, DEFAULT_IMAGE):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
+        )
+    if config is None:
+        return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
+    default = SandboxConfig()
+    for name in ("memory_mib", "vcpus"):
+        if name not in fields and getattr(config, name) == getattr(default, name):
+            config = attrs.evolve(config, **{name: getattr(saved, name)})
+    if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
+        raise ValueError(
+            f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
+            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine, so leave them out"
+        )
+    if config.warmup:
+        raise ValueError(
+            f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
+        )
+    if config.mounts:
+        raise ValueError(
+            f"`SandboxConfig.mounts` are those that were there when {saved.name!r} was saved: leave them out"
+        )
+    return saved.image, config
