@@ -21,7 +21,7 @@ from trio_sandbox.constants import VM_OVERHEAD_MIB
 from trio_sandbox.machines import _admission, _ledger
 from trio_sandbox.machines._admission import Admission
 from trio_sandbox.machines._budget import Limit
-from trio_sandbox.machines._ledger import SIZE, Entry, Ledger, encode, open_ledger
+from trio_sandbox.machines._ledger import SIZE, Ledger, LedgerEntry, encode, open_ledger
 
 SMALL = SandboxConfig(memory_mib=128)
 EACH = 128 + VM_OVERHEAD_MIB
@@ -169,7 +169,7 @@ async def test_disks_are_shared_where_they_are_counted(
             with two.reserve(each) as fits:
                 assert not fits
     monkeypatch.setattr(
-        Ledger, "others", lambda self: [Entry(pid=1, memory_total=1, disk=1, disk_total=9, disk_reserved=10**6)]
+        Ledger, "others", lambda self: [LedgerEntry(pid=1, memory_total=1, disk=1, disk_total=9, disk_reserved=10**6)]
     )
     with host(ledgers, counted, tmp_path) as one:
         async with one.admit(each):
@@ -190,7 +190,7 @@ from pathlib import Path
 from trio_sandbox.machines import _ledger
 ledger = _ledger.Ledger(Path(sys.argv[1]))
 import os
-ledger.publish(_ledger.Entry(pid=os.getpid(), memory_total=int(sys.argv[2]), memory_reserved=int(sys.argv[3])))
+ledger.publish(_ledger.LedgerEntry(pid=os.getpid(), memory_total=int(sys.argv[2]), memory_reserved=int(sys.argv[3])))
 assert not ledger.problem, ledger.problem
 FORK
 print("up", flush=True)
@@ -249,9 +249,11 @@ async def test_a_process_that_is_stopped_stops_nobody(ledgers: Path) -> None:
 
 def test_files_that_are_no_host_s_are_passed_over(ledgers: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_ledger(ledgers) as ledger, ExitStack() as stack:
-        ledger.publish(Entry(pid=1, memory_total=1))
+        ledger.publish(LedgerEntry(pid=1, memory_total=1))
         locked: list[Path] = []
-        for number, content in enumerate((b"", b"\0" * SIZE, b"x" * 10**6, encode(Entry(pid=1, memory_total=1))[:-1])):
+        for number, content in enumerate(
+            (b"", b"\0" * SIZE, b"x" * 10**6, encode(LedgerEntry(pid=1, memory_total=1))[:-1])
+        ):
             path = ledgers / f"{number:016x}"
             path.write_bytes(content)
             file = stack.enter_context(path.open("rb"))
@@ -262,7 +264,7 @@ def test_files_that_are_no_host_s_are_passed_over(ledgers: Path, caplog: pytest.
         (ledgers / "f000000000000002").mkdir()
         (ledgers / "a user's own file").write_text("of no concern")
         dead = ledgers / "f000000000000003"
-        dead.write_bytes(encode(Entry(pid=1, memory_total=1, memory_reserved=5)))
+        dead.write_bytes(encode(LedgerEntry(pid=1, memory_total=1, memory_reserved=5)))
         assert ledger.others() == ledger.others() == []
         assert caplog.text.count("is not counted") == len(locked), "each is told of once"
         assert not dead.exists(), "its host is dead"
@@ -274,10 +276,10 @@ def test_an_entry_of_another_version_is_said_not_to_be_counted(
     ledgers: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_ledger(ledgers) as ledger, open_ledger(ledgers) as newer:
-        ledger.publish(Entry(pid=1, memory_total=1, memory_reserved=7))
+        ledger.publish(LedgerEntry(pid=1, memory_total=1, memory_reserved=7))
         with monkeypatch.context() as patch:
             patch.setattr(_ledger, "FORMAT", 2)
-            newer.publish(Entry(pid=2, memory_total=1, memory_reserved=9))
+            newer.publish(LedgerEntry(pid=2, memory_total=1, memory_reserved=9))
             assert newer.others() == []
         assert ledger.others() == []
         assert "its format is 2, and this version reads 1 only" in caplog.text
@@ -287,7 +289,7 @@ def test_an_entry_of_another_version_is_said_not_to_be_counted(
 
 def test_a_file_that_was_removed_is_made_again(ledgers: Path) -> None:
     with open_ledger(ledgers) as ledger, open_ledger(ledgers) as other:
-        entry = Entry(pid=1, memory_total=1, memory_reserved=7)
+        entry = LedgerEntry(pid=1, memory_total=1, memory_reserved=7)
         ledger.publish(entry)
         for path in ledgers.iterdir():
             path.unlink()
@@ -345,7 +347,7 @@ def test_the_umask_keeps_nobody_out(ledgers: Path) -> None:
     before = os.umask(0o777)
     try:
         with open_ledger(ledgers) as ledger, open_ledger(ledgers) as other:
-            ledger.publish(Entry(pid=1, memory_total=1))
+            ledger.publish(LedgerEntry(pid=1, memory_total=1))
             assert ledgers.stat().st_mode & 0o777 == 0o700
             assert [path.stat().st_mode & 0o777 for path in ledgers.iterdir()] == [0o600]
             assert len(other.others()) == 1

@@ -19,7 +19,7 @@ from trio_sandbox.constants import VM_OVERHEAD_MIB
 from trio_sandbox.machines import _admission
 from trio_sandbox.machines._admission import Admission
 from trio_sandbox.machines._budget import Limit
-from trio_sandbox.machines._ledger import Entry, open_ledger
+from trio_sandbox.machines._ledger import LedgerEntry, open_ledger
 from trio_sandbox.machines._warm import WarmKey, WarmPool
 
 SMALL = SandboxConfig(memory_mib=128)
@@ -141,14 +141,14 @@ async def test_a_pool_leaves_room_to_other_hosts_and_fills_when_they_are_gone(
 ) -> None:
     monkeypatch.setattr(_admission, "memory_limit", lambda: Limit(4 * EACH, "says the test"))
     with open_ledger(tmp_path / "ledgers") as own, open_ledger(tmp_path / "ledgers") as other:
-        other.publish(Entry(pid=1, memory_total=4 * EACH, memory_reserved=2 * EACH))
+        other.publish(LedgerEntry(pid=1, memory_total=4 * EACH, memory_reserved=2 * EACH))
         machines, admission = Machines(), Admission(HostConfig(vcpu_budget=100), None, own)
         async with open_warm_pool({PYTHON: 3}, admission, machines) as pool:
             await quiet()
             assert pool.statistics().ready == 2
             async with admission.admit(SMALL):  # the pool gives way, and nobody waits for the other host
                 assert (pool.statistics().ready, pool.statistics().evicted) == (1, 1)
-            other.publish(Entry(pid=1, memory_total=4 * EACH))
+            other.publish(LedgerEntry(pid=1, memory_total=4 * EACH))
             await trio.sleep(10)
             assert pool.statistics().ready == 3
 

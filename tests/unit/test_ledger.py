@@ -9,11 +9,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from trio_sandbox.machines._ledger import FORMAT, SIZE, Entry, decode, encode, reckon
+from trio_sandbox.machines._ledger import FORMAT, SIZE, LedgerEntry, decode, encode, reckon
 
 numbers = st.integers(0, 2**53 - 1)
 entries = st.builds(
-    Entry,
+    LedgerEntry,
     pid=numbers,
     memory_total=numbers,
     memory_reserved=numbers,
@@ -29,14 +29,14 @@ def with_checksum(value: object, size: int = SIZE) -> bytes:
 
 
 @given(entries)
-def test_what_is_written_is_read(entry: Entry) -> None:
+def test_what_is_written_is_read(entry: LedgerEntry) -> None:
     data = encode(entry)
     assert len(data) == SIZE
     assert decode(data) == entry
 
 
 @given(entries, entries, st.integers(1, SIZE - 1))
-def test_what_is_half_written_is_not_read(before: Entry, after: Entry, cut: int) -> None:
+def test_what_is_half_written_is_not_read(before: LedgerEntry, after: LedgerEntry, cut: int) -> None:
     old, new = encode(before), encode(after)
     torn = new[:cut] + old[cut:]
     if torn in (old, new):

@@ -7,7 +7,7 @@ from ._admission import Admission as Admission, AdmissionStatistics as Admission
 from ._fit import DEFAULT_IMAGE as DEFAULT_IMAGE, fit as fit
 from ._fork import check_count as check_count, open_together as open_together
 from ._launcher import RESTORE_FAILURES as RESTORE_FAILURES, Launcher as Launcher
-from ._ledger import Entry as LedgerEntry, Ledger as Ledger, open_ledger as open_ledger
+from ._ledger import Ledger as Ledger, LedgerEntry as LedgerEntry, open_ledger as open_ledger
 from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore

@@ -17,7 +17,7 @@ from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
 from ._budget import Limit, cpu_limit, disk_room, disk_shortage, memory_limit
 from ._claims import NOTHING, Budget, Claim, Resources
-from ._ledger import Entry, Ledger, reckon
+from ._ledger import Ledger, LedgerEntry, reckon
 
 _log = logging.getLogger("trio_sandbox.admission")
 
@@ -92,7 +92,7 @@ class Admission:
             if directory is not None and self._disk_mib is not None:
                 others = [entry for entry in others if entry.disk == self._disk]
                 disk_total = reckon(disk_room(directory), self._disk_of(others), [entry.disk_total for entry in others])
-        self._entry = Entry(pid=os.getpid(), memory_total=memory_total, disk=self._disk, disk_total=disk_total)
+        self._entry = LedgerEntry(pid=os.getpid(), memory_total=memory_total, disk=self._disk, disk_total=disk_total)
         own = Resources(self._memory.amount, self._vcpus.amount, self._disk_mib or 0)
         # Who sets a budget by hand may know better than we do what there is.
         together = Resources(max(own.memory_mib, memory_total), self._vcpus.amount, max(own.disk_mib, disk_total))
@@ -331,10 +331,10 @@ class Admission:
         return Resources(self._memory_of(others), 0, self._disk_of(others))
 
     @staticmethod
-    def _memory_of(others: Iterable[Entry]) -> int:
+    def _memory_of(others: Iterable[LedgerEntry]) -> int:
         return sum(entry.memory_reserved for entry in others)
 
-    def _disk_of(self, others: Iterable[Entry]) -> int:
+    def _disk_of(self, others: Iterable[LedgerEntry]) -> int:
         # Who does not count its own disks does not mind those of others.
         return sum(entry.disk_reserved for entry in others if entry.disk == self._disk) if self._disk_mib else 0
 

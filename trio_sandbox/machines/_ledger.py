@@ -46,7 +46,7 @@ _MOST: Final = 2**53
 
 @final
 @attrs.frozen(kw_only=True)
-class Entry:
+class LedgerEntry:
     """What one host says of itself, in MiB."""
 
     pid: int
@@ -63,13 +63,13 @@ class Entry:
     """What it has given out of that."""
 
 
-def encode(entry: Entry) -> bytes:
+def encode(entry: LedgerEntry) -> bytes:
     """Return the content of a host's file; a checksum tells what was written half from what is whole."""
     body = json.dumps({"format": FORMAT, **attrs.asdict(entry)}).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body.ljust(SIZE - 10))
 
 
-def decode(data: bytes) -> Entry:
+def decode(data: bytes) -> LedgerEntry:
     """Return what a file says.
 
     Raises:
@@ -85,12 +85,12 @@ def decode(data: bytes) -> Entry:
     if values.get("format") != FORMAT:
         raise ValueError(f"its format is {values.get('format')!r:.20}, and this version reads {FORMAT} only")
     numbers: dict[str, int] = {}
-    for field in attrs.fields(Entry):
+    for field in attrs.fields(LedgerEntry):
         value = values.get(field.name)
         if type(value) is not int or not 0 <= value < _MOST:
             raise ValueError(f"its {field.name} is no number that can be")
         numbers[field.name] = value
-    return Entry(**numbers)
+    return LedgerEntry(**numbers)
 
 
 def reckon(measured: int, reserved: int, totals: Iterable[int]) -> int:
@@ -119,12 +119,12 @@ class Ledger:
         self._directory = default_directory() if directory is None else directory
         self._name = ""
         self._fd = -1
-        self._entry: Entry | None = None
+        self._entry: LedgerEntry | None = None
         self._unreadable: set[str] = set()
         self.problem: str = ""
         """Why others don't know of this host, nor this host of others; empty if they do."""
 
-    def publish(self, entry: Entry) -> None:
+    def publish(self, entry: LedgerEntry) -> None:
         """Have others know *entry*, if they don't yet. Blocks the Trio thread for some microseconds."""
         if entry == self._entry and not self._is_removed():
             return
@@ -139,7 +139,7 @@ class Ledger:
         else:
             self._entry = entry
 
-    def others(self) -> list[Entry]:
+    def others(self) -> list[LedgerEntry]:
         """Return what the other hosts say that are alive, and remove the files of those that are not."""
         if self.problem:
             return []
@@ -226,7 +226,7 @@ class Ledger:
         _open_ledgers.add(self)
         return not self._is_removed()
 
-    def _read(self, directory: int, name: str) -> Entry | None:
+    def _read(self, directory: int, name: str) -> LedgerEntry | None:
         """Return what a file says; None if its host is dead, or if it can't be read."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
