@@ -129,6 +129,19 @@ def _certificates(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else to_path(value, "ca_certificates", "file")
 
 
+def _cgroup(value: str | os.PathLike[str]) -> Literal["auto", "off"] | Path:
+    if value == "auto":
+        return "auto"
+    if value == "off":
+        return "off"
+    path = to_path(value, "cgroup", "control group")
+    if not path.is_absolute() or "\n" in str(path):
+        raise ValueError(
+            f"`cgroup` must be 'auto', 'off' or the absolute path of a control group, not {str(path)!r:.100}"
+        )
+    return path
+
+
 def _runtime_dir(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else to_path(value, "runtime_dir")
 
@@ -152,6 +165,14 @@ class HostConfig:
     """How QEMU is confined: "best" does without what this host does not allow, and says so in the log; "require" refuses to.
 
     `Sandbox.confinement` and ``trio-sandbox doctor`` tell what holds.
+    """
+    cgroup: Literal["auto", "off"] | Path = attrs.field(default="auto", converter=_cgroup)
+    """Where QEMU gets control groups (cgroup v2): each a limit of memory, a little more than its guest's RAM, and all of a host's together half of the
+    weight of other groups when processors are short.
+
+    "auto": in this program's own group, where that lets groups in it be counted, as the topmost does for root; else there are none. A path: in that
+    directory, which was delegated to this user (``systemd-run --user -p Delegate=yes``, for instance) and has no processes of its own. "off": none.
+    `Sandbox.confinement` and ``trio-sandbox doctor`` tell which it is.
     """
     memory_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
     """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.

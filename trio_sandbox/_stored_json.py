@@ -53,6 +53,10 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+class OtherVersionError(ValueError):
+    """It was written by a version of the library whose files mean something else."""
+
+
 @final
 class Fields:
     """The fields of an object, each of the type that it must have; `ValueError` if it has not.
@@ -66,6 +70,19 @@ class Fields:
         if not isinstance(value, dict):
             raise ValueError(f"it is damaged: an object was expected, not {value!r:.80}")  # noqa: TRY004  damage is one error
         self._fields = cast("dict[str, object]", value)
+
+    def check_format(self, wanted: int) -> None:
+        """Refuse what has another number than *wanted* as its "format".
+
+        Raises:
+          OtherVersionError: which says both.
+
+        """
+        found = self._fields.get("format")
+        if type(found) is not int or found != wanted:
+            raise OtherVersionError(
+                f"its format is {found!r:.20}, and this version of trio-sandbox reads {wanted} only"
+            )
 
     def names(self) -> list[str]:
         """Return the names of all fields."""

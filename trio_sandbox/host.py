@@ -407,7 +407,9 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 directory=runtime.directory, timeouts=config.timeouts, environment=runtime.environment
             ) as daemon,
             open_overlay_pool(daemon) as overlays,
-            open_vm_manager(runtime=runtime, accelerator=accelerator, timeouts=config.timeouts) as machines,
+            open_vm_manager(
+                runtime=runtime, accelerator=accelerator, timeouts=config.timeouts, cgroup=config.cgroup
+            ) as machines,
         ):
             if config.confinement == "require":
                 _require(machines.confinement)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import select
 import shutil
 import signal
 from collections.abc import Generator
@@ -15,6 +14,7 @@ import pytest
 import trio
 
 from ._agent import Host, open_agent
+from ._cgroup import own_cgroup
 
 
 def find_busybox() -> str | None:
@@ -53,26 +53,8 @@ def root(tmp_path: Path) -> str:
 @pytest.fixture
 def cgroup() -> Generator[str]:
     """A control group of our own."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    base = next((mount[1] for mount in mounts if mount[2] == "cgroup2"), None)
-    if base is None:
-        pytest.skip("no cgroup v2 hierarchy is mounted")
-    path = Path(base) / f"trio-sandbox-test-{os.getpid()}"
-    path.mkdir()
-    try:
-        yield str(path)
-        # The spawner has killed what was left; it need not have been there to see the end.
-        with (path / "cgroup.events").open() as events:
-            poll = select.poll()
-            poll.register(events, select.POLLPRI)
-            while "populated 1" in os.pread(events.fileno(), 256, 0).decode():
-                assert poll.poll(20_000), "something in the control group survived its spawner"
-    finally:
-        (path / "cgroup.kill").write_text("1")
-        for child in path.iterdir():
-            if child.is_dir():
-                child.rmdir()
-        path.rmdir()
+    with own_cgroup() as path:
+        yield path
 
 
 async def shell(host: Host, script: str, **request: object) -> list[str]:

@@ -282,8 +282,8 @@ def test_an_entry_of_another_version_is_said_not_to_be_counted(
             newer.publish(LedgerEntry(pid=2, memory_total=1, memory_reserved=9))
             assert newer.others() == []
         assert ledger.others() == []
-        assert "its format is 2, and this version reads 1 only" in caplog.text
-        assert "its format is 1, and this version reads 2 only" in caplog.text
+        assert "its format is 2, and this version of trio-sandbox reads 1 only" in caplog.text
+        assert "its format is 1, and this version of trio-sandbox reads 2 only" in caplog.text
         assert len(list(ledgers.iterdir())) == 2, "neither removed the other's"
 
 

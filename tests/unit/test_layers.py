@@ -16,6 +16,7 @@ PACKAGE = Path(trio_sandbox.__file__).parent
 
 #: Modules directly in `trio_sandbox` that everything but `wire` and `guest` may use.
 BASE = (
+    "_cgroups",
     "_checks",
     "_config",
     "_display",

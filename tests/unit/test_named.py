@@ -258,7 +258,6 @@ DAMAGES: dict[str, Callable[[NamedTemplate], object]] = {
     "manifest cut": lambda template: os.truncate(template.directory.parent / "mine.json", 50),
     "no object": lambda template: (template.directory.parent / "mine.json").write_bytes(b"[]"),
     "no text": lambda template: (template.directory.parent / "mine.json").write_bytes(b"\xff{}"),
-    "format": rewrite(lambda value: value.update(format=99)),
     "name": rewrite(lambda value: value.update(name="other")),
     "directory": rewrite(lambda value: value.update(directory="../etc")),
     "marker": rewrite(lambda value: value.update(marker="xyz")),
@@ -281,6 +280,25 @@ def test_damage_is_told_and_the_user_decides(
     store.prune()
     assert store.names() == ["mine"]
     assert stored(tmp_path) == ["mine", "mine.json"], "prune() does not touch what may still be of use"
+    store.remove("mine")
+    assert stored(tmp_path) == []
+
+
+@pytest.mark.parametrize("version", [0, 2, "new", None])
+def test_what_another_version_saved_is_refused_and_kept(
+    store: NamedTemplateStore, version: object, tmp_path: Path
+) -> None:
+    save(store)
+    rewrite(lambda value: value.update(format=version) or value.pop("marker"))(store.find("mine"))
+    with pytest.raises(
+        TemplateUnusableError, match=r"'mine' was saved by another version of trio-sandbox: .* reads 1 only"
+    ):
+        store.find("mine")
+    store.prune()
+    with pytest.raises(TemplateExistsError):
+        save(store)
+    assert store.names() == ["mine"]
+    assert stored(tmp_path) == ["mine", "mine.json"]
     store.remove("mine")
     assert stored(tmp_path) == []
 

@@ -106,6 +106,16 @@ def test_damage_is_noticed_and_removed(
     assert os.listdir(template.directory.parent) == ["locks"]
 
 
+def test_templates_of_other_versions_share_the_budget(store: TemplateStore) -> None:
+    other, older, newer = (make(store, number, size=400 * 2**10) for number in range(3))
+    rewrite(lambda value: value.update(format=2))(other)
+    for age, template in ((1, older), (2, other), (3, newer)):
+        os.utime(template.directory / "template.json", (age, age))
+    assert store.evict() > 0
+    assert [found.key for found in store.list()] == [newer.key], "the other one was used later than the one that went"
+    assert other.directory.exists()
+
+
 def test_removing_by_the_beginning_of_a_key(store: TemplateStore) -> None:
     template, other = make(store, "a"), make(store, "b")
     assert store.remove(template.key[:8]) > 0

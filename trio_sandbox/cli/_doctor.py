@@ -251,7 +251,7 @@ async def accelerator(cache_dir: Path) -> list[Finding]:
     try:
         async with open_runtime(None) as runtime:
             chosen = await detect_accelerator(cache_dir=cache_dir, environment=runtime.environment)
-            async with open_vm_manager(runtime=runtime, accelerator=chosen) as machines:
+            async with open_vm_manager(runtime=runtime, accelerator=chosen, cgroup="auto") as machines:
                 confined = machines.confinement
     except (SandboxError, OSError) as exc:
         return [Finding("accelerator", "missing", str(exc))]  # noqa: ASYNC910 (it waited for its failure)

@@ -14,10 +14,10 @@ import attrs
 from .._errors import ImageCorruptError
 from .._private import check_trusted, write_new_file
 from .._stored_json import Fields, read_json
+from ._recipe import BUILDER_VERSION
 
 MANIFEST_NAME = "manifest.json"
 _VERDICT_NAME = "verified.json"
-_FORMAT = 1
 #: A file beside the manifest, which no other part of a path is.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -47,7 +47,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest's text."""
         value = {
-            "format": _FORMAT,
+            "format": BUILDER_VERSION,
             "name": self.name,
             "digest": self.digest,
             "created": self.created,
@@ -64,8 +64,7 @@ class Manifest:
           ValueError: if it is not one of ours.
         """
         fields = Fields(value)
-        if fields.number("format") != _FORMAT:
-            raise ValueError(f"manifest of format {fields.number('format')}, not {_FORMAT}")
+        fields.check_format(BUILDER_VERSION)
         files = fields.fields("files")
         return cls(
             name=fields.text("name"),

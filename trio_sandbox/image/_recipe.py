@@ -10,7 +10,8 @@ from typing import Protocol
 
 import attrs
 
-#: Raise it when the builders change in a way that no recipe shows: every store then builds anew.
+#: Raise it when the builders, or what a manifest means, change in a way that no recipe shows: every store then builds anew. It is in
+#: every digest, so that versions of the library which differ in it share a store, each with entries of its own.
 BUILDER_VERSION = 1
 
 

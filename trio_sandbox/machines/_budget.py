@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, final
 
 import attrs
 
 from .. import constants
+from .._cgroups import ROOT, own_groups
 
 _MIB: Final = 2**20
-_ROOT: Final = Path("/")
 
 
 @final
@@ -25,7 +24,7 @@ class Limit:
     reason: str
 
 
-def memory_limit(root: Path = _ROOT) -> Limit:
+def memory_limit(root: Path = ROOT) -> Limit:
     """Return what sandboxes may take, in MiB: the least that the machine and our control groups have left.
 
     Page cache counts as left, since the kernel gives it up for what asks. *root* is for tests.
@@ -35,7 +34,7 @@ def memory_limit(root: Path = _ROOT) -> Limit:
     """
     available, total = _meminfo(root)
     found = Limit(available, f"of {total // _MIB} MiB in the machine {available // _MIB} MiB were available")
-    for directory, version in _chain(root, "memory"):
+    for directory, version in own_groups("memory", root):
         limit = _cgroup_memory(directory, version)
         # Where nothing is set, version 1 gives a number close to 2**63.
         if limit is not None and limit < total:
@@ -49,7 +48,7 @@ def memory_limit(root: Path = _ROOT) -> Limit:
     )
 
 
-def cpu_limit(root: Path = _ROOT) -> Limit:
+def cpu_limit(root: Path = ROOT) -> Limit:
     """Return how many virtual CPUs there may be: a multiple of the processors that we may use.
 
     A virtual CPU is a thread, and one that has nothing to do costs next to nothing. *root* is for tests.
@@ -58,7 +57,7 @@ def cpu_limit(root: Path = _ROOT) -> Limit:
 
     """
     cores = float(len(os.sched_getaffinity(0)))
-    for directory, version in _chain(root, "cpu"):
+    for directory, version in own_groups("cpu", root):
         cores = min(cores, _cgroup_cores(directory, version))
     amount = max(1, math.floor(cores * constants.VCPUS_PER_CORE))
     return Limit(amount, f"{constants.VCPUS_PER_CORE} for each of the {cores:g} processors that this process may use")
@@ -98,43 +97,6 @@ def _meminfo(root: Path) -> tuple[int, int]:
         name, _, rest = line.partition(":")
         values[name] = int(rest.split()[0]) * 1024
     return values["MemAvailable"], values["MemTotal"]
-
-
-def _chain(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Give the directories of our control group and of all above it that we see, each with its hierarchy's version."""
-    for line in (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines():
-        _, names, path = line.split(":", 2)
-        # Version 2 is the line without names; a machine may have both, each with controllers of its own.
-        version = 2 if names == "" else 1
-        if version == 1 and controller not in names.split(","):
-            continue
-        mount = _mount(root, version, controller)
-        if mount is None:
-            continue
-        top, shown = mount
-        directory = top
-        if path == shown or path.startswith(shown.rstrip("/") + "/"):
-            directory = top / path[len(shown) :].strip("/")
-        # In a container the path may be the host's, while we see our own part only: then that is all of ours.
-        if ".." in directory.parts or not directory.is_dir():
-            directory = top
-        yield directory, version
-        while directory != top:
-            directory = directory.parent
-            yield directory, version
-
-
-def _mount(root: Path, version: int, controller: str) -> tuple[Path, str] | None:
-    """Return where a hierarchy is mounted, and which of its directories that shows; proc_pid_mountinfo(5)."""
-    for line in (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        shown, point = before.split()[3:5]
-        kind, _, options = after.split(maxsplit=2)
-        if (version == 2 and kind == "cgroup2") or (
-            version == 1 and kind == "cgroup" and controller in options.split(",")
-        ):
-            return root / point.lstrip("/"), shown
-    return None
 
 
 def _read(path: Path) -> str | None:

@@ -23,12 +23,13 @@ import zlib
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, cast, final
+from typing import Final, final
 from weakref import WeakSet
 
 import attrs
 
 from .._private import make_new_directory
+from .._stored_json import Fields, parse_json
 
 _log = logging.getLogger("trio_sandbox.admission")
 
@@ -41,7 +42,6 @@ SIZE: Final = 512
 _NAME: Final = re.compile("[0-9a-f]{16}")
 #: Tries to make a file while others remove theirs, and to read one while it is written.
 _ATTEMPTS: Final = 20
-_MOST: Final = 2**53
 
 
 @final
@@ -80,17 +80,9 @@ def decode(data: bytes) -> LedgerEntry:
     body = body.rstrip()
     if len(data) != SIZE or checksum != b"%08x" % zlib.crc32(body):
         raise ValueError("it is damaged")
-    found: object = json.loads(body)
-    values = cast("dict[str, object]", found) if isinstance(found, dict) else {}
-    if values.get("format") != FORMAT:
-        raise ValueError(f"its format is {values.get('format')!r:.20}, and this version reads {FORMAT} only")
-    numbers: dict[str, int] = {}
-    for field in attrs.fields(LedgerEntry):
-        value = values.get(field.name)
-        if type(value) is not int or not 0 <= value < _MOST:
-            raise ValueError(f"its {field.name} is no number that can be")
-        numbers[field.name] = value
-    return LedgerEntry(**numbers)
+    fields = Fields(parse_json(body))
+    fields.check_format(FORMAT)
+    return LedgerEntry(**{field.name: fields.number(field.name) for field in attrs.fields(LedgerEntry)})
 
 
 def reckon(measured: int, reserved: int, totals: Iterable[int]) -> int:

@@ -23,7 +23,7 @@ import attrs
 
 from .._errors import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from .._private import check_trusted, make_private_directory, write_new_file
-from .._stored_json import Fields, read_json
+from .._stored_json import Fields, OtherVersionError, read_json
 from ..image import try_lock_directory
 from ..qemu import copy_memory, is_marked, link_file, make_marked, remove_marked
 from ._templates import disk_usage, file_identities, sync_files
@@ -165,7 +165,7 @@ class NamedTemplateStore:
         Raises:
           TypeError, ValueError: for what can't be a name.
           UnknownTemplateError: if there is none.
-          TemplateUnusableError: if it is damaged.
+          TemplateUnusableError: if it is damaged, or another version of the library saved it.
 
         """
         check_name(name)
@@ -177,6 +177,11 @@ class NamedTemplateStore:
                 if not self._manifest(name).exists():
                     raise self._unknown(name) from None
                 reason = f"{exc.filename} is missing"  # unless it was replaced while we looked
+            except OtherVersionError as exc:
+                raise TemplateUnusableError(
+                    f"the saved sandbox {name!r} was saved by another version of trio-sandbox: {exc}. Use it with that version, or "
+                    f"remove it with `trio-sandbox template rm {name}` and save such a sandbox anew"
+                ) from exc
             except (OSError, ValueError) as exc:
                 reason = str(exc)
                 break
@@ -347,8 +352,7 @@ class NamedTemplateStore:
         """
         check_trusted(self._directory, self._manifest(name))
         fields = Fields(read_json(self._manifest(name)))
-        if fields.number("format") != _FORMAT:
-            raise ValueError(f"its manifest is of format {fields.number('format')}, not {_FORMAT}")
+        fields.check_format(_FORMAT)
         own_name, _, token = fields.text("directory").partition(_SEPARATOR)
         if (fields.text("name"), own_name) != (name, name) or not _TOKEN.fullmatch(token):
             raise ValueError("its manifest is of another template")

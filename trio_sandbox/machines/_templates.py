@@ -286,13 +286,13 @@ class TemplateStore:
           OSError: if something can't be removed.
 
         """
-        templates = self.list()
-        total = sum(template.size_bytes for template in templates)
-        freed = 0
-        while total - freed > self._budget and templates:
-            oldest = templates.pop()
-            if oldest.key != keep:
-                freed += self._remove(oldest.directory)
+        # Those of other versions of the library count, too: they share the budget, and say in the same way when they were used.
+        entries = sorted((_last_used(entry), disk_usage(entry), entry) for entry in self._entries())
+        left, freed = sum(size for _, size, _ in entries), 0
+        for _, size, entry in entries:
+            if left > self._budget and entry.name != keep:
+                freed += self._remove(entry)
+                left -= size
         return freed
 
     def _remove(self, directory: Path) -> int:
@@ -340,6 +340,14 @@ def _is_template(directory: Path) -> bool:
     """Tell whether a directory with the name of a template is one, intact or damaged, and ours to remove."""
     # The manifest is as good as a mark, which templates of earlier versions do not have.
     return is_marked(directory) or (is_own_directory(directory) and (directory / _MANIFEST).is_file())
+
+
+def _last_used(directory: Path) -> float:
+    """Tell when a template was used, in Unix seconds; 0 for one without a manifest."""
+    try:
+        return (directory / _MANIFEST).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _try_to_remove(directory: Path) -> None:
@@ -414,7 +422,8 @@ def _read(directory: Path) -> Template:
     manifest = directory / _MANIFEST
     check_trusted(directory.parent, directory, manifest)
     fields = Fields(read_json(manifest, longest=_LONGEST_MANIFEST))
-    if (fields.number("format"), fields.text("key")) != (_FORMAT, directory.name):
+    fields.check_format(_FORMAT)
+    if fields.text("key") != directory.name:
         raise ValueError("its manifest is of another template")
     template = Template(
         key=fields.text("key"),
@@ -451,7 +460,10 @@ def new_template(key: str, *, image: str, memory_mib: int, vcpus: int, warmup: s
 
 
 def disk_usage(path: Path) -> int:
-    """Return the bytes that a file or a directory takes on the disk."""
-    if path.is_dir() and not path.is_symlink():
-        return sum(disk_usage(child) for child in path.iterdir())
-    return path.lstat().st_blocks * 512
+    """Return the bytes that a file or a directory takes on the disk; what somebody removes meanwhile takes none."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            return sum(disk_usage(child) for child in path.iterdir())
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0

@@ -77,6 +77,9 @@ class Confinement:
     None: that is yet to be found out.
     """
 
+    control_group: bool = False
+    """It has a control group of its own; see `_control_group`."""
+
     def describe(self) -> str:
         """Say in words what holds."""
         parts = [
@@ -92,6 +95,8 @@ class Confinement:
             parts.append("limits of resources")
         if self.jail:
             parts.append("a root directory with nothing but programs")
+        if self.control_group:
+            parts.append("a control group of its own")
         return ", ".join(parts)
 
     def weaknesses(self) -> list[tuple[str, str]]:

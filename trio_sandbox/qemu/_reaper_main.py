@@ -5,9 +5,9 @@ the standard library only, so that nothing of the user's can slow it down or bre
 
     argv: PIDFD DIRECTORY; stdin: a pipe that only the owner writes to
 
-On that pipe come lines: first the token, which is nobody else's to read as a command line is, then ``uid N`` (processes of this user are the owner's), ``forget N``, and at a
-clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
-owner is killed until nothing more is found, and its runtime directory is removed.
+On that pipe come lines: first the token, which is nobody else's to read as a command line is, then ``uid N`` (processes of this user are the owner's), ``forget N``,
+``group PATH`` (a control group of the owner's), ``release PATH``, and at a clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
+owner is killed until nothing more is found, and its runtime directory and control groups are removed.
 
 What belongs to the owner is found by looking at every process rather than in a list of those that
 it told us about: between the spawning and the telling the owner can die. It is
@@ -123,7 +123,7 @@ def read_token() -> str:
     raise SystemExit("there is no token")
 
 
-def follow(owner: int, uids: set[int]) -> bool:
+def follow(owner: int, uids: set[int], cgroups: set[bytes]) -> bool:
     """Read what the owner says until it says that it is done (True) or is gone (False)."""
     text = b""
     poll = select.poll()
@@ -135,18 +135,35 @@ def follow(owner: int, uids: set[int]) -> bool:
             data = os.read(0, 65536)
             *lines, text = (text + data).split(b"\n")
             for line in lines:
-                word, _, number = line.partition(b" ")
+                word, _, name = line.partition(b" ")
                 if word == b"done":
                     return True
                 if word == b"uid":
-                    uids.add(int(number))
+                    uids.add(int(name))
                 elif word == b"forget":
-                    uids.discard(int(number))
+                    uids.discard(int(name))
+                elif word == b"group":
+                    cgroups.add(name)
+                elif word == b"release":
+                    cgroups.discard(name)
             if not data:
                 return False
         elif owner in ready:
             # Only now, when the pipe holds nothing more: a fork of the owner's may keep it open.
             return False
+
+
+def remove_group(group: bytes) -> None:
+    """Remove a control group and those in it, as far as nothing is in them. What the kernel has in such a directory does not count."""
+    try:
+        inner = [entry.path for entry in os.scandir(group) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return  # there is none any more
+    for directory in (*inner, group):
+        try:
+            os.rmdir(directory)
+        except OSError:
+            pass  # as with the runtime directory
 
 
 def remove_marked(directory: str | os.PathLike[str]) -> None:
@@ -195,8 +212,11 @@ def main() -> None:
         pass  # It died while we started; we may be the second reaper, with work to do.
     os.close(1)
     uids: set[int] = set()
-    if not follow(owner, uids):
+    cgroups: set[bytes] = set()
+    if not follow(owner, uids, cgroups):
         reap(token, uids)
+        for group in cgroups:
+            remove_group(group)
         try:
             remove_marked(directory)
         except OSError:

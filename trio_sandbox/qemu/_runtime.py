@@ -48,6 +48,7 @@ class Runtime:
         self._directory = directory
         self._token = secrets.token_hex(16)
         self._uids: set[int] = set()
+        self._groups: set[Path] = set()
         self._reaper: trio.Process | None = None
         self._pipe = -1  # to the reaper, or to one that is about to be it
 
@@ -87,12 +88,22 @@ class Runtime:
         self._uids.discard(uid)
         self._tell(f"forget {uid}")
 
+    def guard_group(self, directory: Path) -> None:
+        """Have a control group, and the empty ones in it, removed if we die. Its path has no line break."""
+        self._groups.add(directory)
+        self._tell(f"group {directory}")
+
+    def release_group(self, directory: Path) -> None:
+        """Take back `guard_group`."""
+        self._groups.discard(directory)
+        self._tell(f"release {directory}")
+
     def _tell(self, line: str) -> None:
         if self._reaper is None:
             return  # The next one is told everything when it starts.
         try:
             # Shorter than PIPE_BUF, so all or nothing; the pipe holds thousands of these.
-            os.write(self._pipe, f"{line}\n".encode())
+            os.write(self._pipe, os.fsencode(f"{line}\n"))
         except BrokenPipeError:
             pass  # It died; `serve` is about to see it.
         except BlockingIOError as exc:
@@ -111,6 +122,8 @@ class Runtime:
                 self._reaper = process
                 for uid in self._uids:
                     self._tell(f"uid {uid}")
+                for directory in self._groups:
+                    self._tell(f"group {directory}")
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 status = await process.wait()

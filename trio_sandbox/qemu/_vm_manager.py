@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
-from typing import final
+from pathlib import Path
+from typing import Literal, final
 
 import attrs
 import trio
@@ -20,6 +21,7 @@ from ..wire import StreamHandler
 from ._accelerator import Accelerator
 from ._confinement import Confinement, kvm_access, prove_jail
 from ._console import Console
+from ._control_group import ControlGroups, open_control_groups
 from ._jail import Jail, open_jail
 from ._limits import limits_of
 from ._machine import MachineConfig, MachineFds, disk_nodes, lock_disk, machine_argv, stand_in_kernel
@@ -48,7 +50,10 @@ class VmManagerStatistics:
 class VmManager:
     """Opens virtual machines; made by `open_vm_manager` only."""
 
-    def __init__(self, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts) -> None:
+    def __init__(
+        self, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts, groups: ControlGroups | None
+    ) -> None:
+        self._groups = groups
         self._runtime = runtime
         self._accelerator = accelerator
         self._timeouts = timeouts
@@ -98,6 +103,7 @@ class VmManager:
           GuestProtocolError: if what answered is no agent of ours.
           OSError: if one of the machine's files can't be opened. Nothing was started then.
           SandboxClosedError: if the manager's block was left.
+          SandboxError: if there is no user id, or no control group, left for it.
         """
         if self._closed:
             raise SandboxClosedError("the virtual machine manager was closed")
@@ -136,7 +142,9 @@ class VmManager:
                 raise VmBootError(
                     f"the virtual machine did not boot: {config.overlay}: {exc.strerror}", console=""
                 ) from exc
+            enter = [] if self._groups is None else stack.enter_context(self._groups.enter(config.memory_mib))
             argv = [
+                *enter,
                 *confinement.argv(uid, groups=() if access is None else access.groups, limits=limits, jail=self._jail),
                 accelerator.qemu.path,
                 *machine_argv(
@@ -169,7 +177,9 @@ class VmManager:
     @property
     def confinement(self) -> Confinement:
         """How machines are confined."""
-        return attrs.evolve(self._accelerator.confinement, jail=self._jail is not None)
+        return attrs.evolve(
+            self._accelerator.confinement, jail=self._jail is not None, control_group=self._groups is not None
+        )
 
     async def keep_jail(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Make the jail and keep it; started when that is there, or can't be made. For `open_vm_manager` only."""
@@ -202,7 +212,11 @@ class VmManager:
 
 @open_block
 async def open_vm_manager(
-    *, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts | None = None
+    *,
+    runtime: Runtime,
+    accelerator: Accelerator,
+    timeouts: Timeouts | None = None,
+    cgroup: Literal["auto", "off"] | Path = "off",
 ) -> AsyncGenerator[VmManager]:
     """Yield a `VmManager` for the block.
 
@@ -212,14 +226,19 @@ async def open_vm_manager(
       runtime: Whose reaper the machines are known to.
       accelerator: What runs them.
       timeouts: Bounds on booting and silence.
+      cgroup: See `HostConfig.cgroup`.
+
+    Raises:
+      SandboxError: if *cgroup* is a directory, and no control group can be made in it.
     """
-    manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts)
-    async with open_services("open_vm_manager()") as services:
-        await services.start(manager.keep_jail)
-        try:
-            yield manager
-        finally:
-            manager._closed = True  # pyright: ignore[reportPrivateUsage]
+    async with open_control_groups(cgroup, runtime) as groups:
+        manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts, groups)
+        async with open_services("open_vm_manager()") as services:
+            await services.start(manager.keep_jail)
+            try:
+                yield manager
+            finally:
+                manager._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
 def _lend_memory(inherited: InheritedFds, config: MachineConfig) -> int:

@@ -398,7 +398,10 @@ class Connection:
         hello = decode_json(payload, "HELLO")
         version = hello.get("version")
         if version != PROTOCOL_VERSION or isinstance(version, bool):
-            raise WireError(f"the peer speaks version {version!r}, and this is version {PROTOCOL_VERSION}")
+            raise WireError(
+                f"the peer speaks version {version!r:.20} of the protocol, and this is version {PROTOCOL_VERSION}: "
+                "it is of another version of trio-sandbox"
+            )
         self._greeted = True
         return HelloReceived(hello)
 
