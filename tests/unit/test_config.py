@@ -14,7 +14,8 @@ import pytest
 from trio_sandbox import HostConfig, SandboxConfig, Timeouts, open_sandbox
 from trio_sandbox._config import SandboxFields, sandbox_config
 from trio_sandbox.constants import MAXIMUM_VCPUS, MINIMUM_DISK_MIB, MINIMUM_MEMORY_MIB
-from trio_sandbox.host import Host, check_image, fit
+from trio_sandbox.host import Host, check_image
+from trio_sandbox.machines import fit
 
 WHOLE = (True, False, 1.0, math.inf, "1", None, [1])
 FLAGS = (1, 0, "yes", None, math.nan)
