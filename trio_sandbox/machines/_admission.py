@@ -247,7 +247,7 @@ class Admission:
             for claim in (whole, *parts):
                 self._withdraw(claim)
 
-    async def _wait_granted(self, claim: Claim) -> None:
+    async def _wait_granted(self, claim: Claim) -> None:  # noqa: ASYNC910 - what it waits for is one
         """Submit *claim*, and wait for its turn; whoever does is to withdraw it in any case."""
         self._budget.submit(claim)
         self._settle()
@@ -263,15 +263,15 @@ class Admission:
                 await self._events[claim].wait()
                 self._events[claim] = trio.Event()
 
-    async def _wait_for_others(self, claim: Claim) -> None:
+    async def _wait_for_others(self, claim: Claim) -> None:  # noqa: ASYNC910 - it is called for one that has to wait
         """Wait while *claim*, the next, is held up by nothing but what other hosts have given out."""
         _log.warning("a sandbox waits for other processes: %s", self._describe_others(claim))
-        with trio.move_on_after(self._patience):
+        with trio.move_on_after(self._patience):  # noqa: ASYNC912 - as above
             while not claim.granted and self._budget.next is claim:
                 await trio.sleep(_LOOK)
                 self._settle()
         if self._budget.next is not claim:
-            return
+            return  # noqa: ASYNC910 - as above
         raise CapacityError(
             f"no sandbox was opened, because there was no room for it within {self._patience:g} s: {self._describe_others(claim)}. "
             "Close sandboxes there, or end these processes; or give each host a share of its own with `HostConfig.memory_budget_mib` and "
