@@ -214,6 +214,21 @@ async def test_a_head_in_pieces_has_the_value_in_its_place() -> None:
         assert b"Authorization: Bearer " + VALUE.encode() in api.server.seen
 
 
+@pytest.mark.parametrize("cut", range(5))
+async def test_lines_of_a_body_are_not_those_of_a_head(cut: int) -> None:
+    body = b"line\n" * 1000
+    sent = request(b"Content-Length: %d" % len(body), method=b"POST", body=body)
+    end = sent.index(b"\r\n\r\n") + cut
+    async with open_api(OK) as api:
+        stream = await api.tls()
+        await stream.send_all(sent[:end])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await stream.send_all(sent[end:])
+        assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200")
+        await trio.aclose_forcefully(stream)
+        assert api.server.seen.endswith(body)
+
+
 async def test_a_client_that_speaks_only_http_2_gets_no_other_than_1() -> None:
     async with open_api(OK) as api:
         stream = await api.tls(protocols=["h2"])

@@ -122,9 +122,30 @@ def test_a_sandbox_is_as_the_closest_marker_says_and_gone_after_the_test(inner: 
     inner.runpytest_inprocess().assert_outcomes(passed=5)
 
 
+def test_the_network_of_a_sandbox_is_as_the_closest_marker_says(inner: pytest.Pytester) -> None:
+    inner.makepyfile("""
+        import pytest
+        from trio_sandbox import Network, NetworkRule
+
+        pytestmark = pytest.mark.sandbox(network=Network.allow("a.test"), vcpus=2)
+
+        async def test_module(sandbox, sandbox_factory):
+            assert sandbox.config.network == Network.allow("a.test")
+            async with sandbox_factory(network=Network.none()) as offline:
+                assert (offline.config.network, offline.config.vcpus) == (Network.none(), 2)
+
+        @pytest.mark.sandbox(network=Network.allow(NetworkRule("b.test", port=7)))
+        async def test_closest(sandbox):
+            assert sandbox.config.network == Network.allow("b.test:7")
+            assert sandbox.config.vcpus == 2
+    """)
+    inner.runpytest_inprocess().assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize(
     ("marker", "message"),
     [
+        ("network='a.test'", "*marker `sandbox` of test_wrong is wrong: *Network*"),
         (
             "memory=512",
             "*marker `sandbox` of test_wrong is wrong: there is no 'memory'; there are image, memory_mib, vcpus,*",

@@ -80,7 +80,8 @@ class HttpProxy:
         self._next = trio.Event()
         """Set when the next request may come."""
         self._lines = 0
-        """That the head of a request has so far."""
+        """That the head of a request has so far; and its last bytes, by which it may end with the next ones."""
+        self._last = b""
 
     async def run(self) -> None:
         """Carry them until one side ends its connection between two messages, or says that it will.
@@ -117,7 +118,7 @@ class HttpProxy:
     async def _take_requests(self) -> None:
         while True:
             done = self._next
-            self._lines = 0
+            self._lines, self._last = 0, b""
             self._count_lines(self._server.trailing_data[0])
             event = await self._receive_request()
             if isinstance(event, self._h11.ConnectionClosed):
@@ -159,7 +160,9 @@ class HttpProxy:
 
     def _count_lines(self, data: bytes) -> None:
         """Refuse a head of very many lines before it is parsed: that would keep this process from all else for a while."""
-        self._lines += _END_OF_HEAD.split(data, 1)[0].count(b"\n")
+        data = self._last + data
+        self._lines += _END_OF_HEAD.split(data, 1)[0].count(b"\n") - self._last.count(b"\n")
+        self._last = data[-3:]
         if self._lines > _MOST_FIELDS:
             raise RequestRefusedError(
                 431, "failed", f"a request of the guest has more than {_MOST_FIELDS} header fields"
