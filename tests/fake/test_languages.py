@@ -184,6 +184,17 @@ async def test_runs_come_to_what_their_language_says(host: Host, table: str) -> 
     assert all(result.state_kept and not result.restarted for result in results.values())
 
 
+async def test_a_shell_that_closes_what_it_reads_from_runs_to_its_end(host: Host) -> None:
+    # Longer than it takes until somebody asks whether the end of the run was lost.
+    for code, exit_code in (
+        ("sleep 1.5; echo end", 0),
+        ("sleep 1.5; exit 3", 3),
+        ("sleep 1.5; kill -PIPE $$", 128 + signal.SIGPIPE),
+    ):
+        result = await host.run(f'exec 5>&1; for n in {{6..300}}; do eval "exec $n>&-"; done; {code}', language="shell")
+        assert (result.exit_code, result.state_kept, "end" in result.stdout) == (exit_code, False, exit_code == 0)
+
+
 async def test_javascript_that_fails_in_a_timer_ends_the_run_that_waits(host: Host) -> None:
     if shutil.which("node") is None:
         pytest.skip("there is no Node.js here")

@@ -142,6 +142,7 @@ class _Porter:
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(trigger, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         over = os.pidfd_open(self._pid)
         poll = select.poll()
@@ -206,7 +207,8 @@ class _Porter:
             return
         # It reads in blocks: what was read need not have been executed, but will be before the next block is read.
         if self._reminders:
-            self._write(self._reminders.pop(0))
+            if not self._write(self._reminders.pop(0)):
+                self._probes = []  # it tells the end of this run or is over: there is no next line for it
             return
         if self._disturbed and not self._reset:
             # It may be in the middle of a line, as above.
@@ -216,8 +218,7 @@ class _Porter:
             return
         what = "say how the code ended" if self._begun else "be told to run code any more: this was not run"
         os.write(self._descriptors[-2], f"trio-sandbox: the shell can't {what}; the next run has a new one\n".encode())
-        os.killpg(self._pid, signal.SIGKILL)
-        os._exit(_EX_SOFTWARE)
+        self._give_up(_EX_SOFTWARE)
 
     def _remind_later(self) -> None:
         """Have it asked for the end of the run, and believe that it has none to tell when it has executed that."""
@@ -263,12 +264,22 @@ class _Porter:
         _, status = os.waitpid(self._pid, 0)
         returncode = os.waitstatus_to_exitcode(status)
         if returncode < 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for caught in (signal.SIGINT, signal.SIGPIPE):
+                signal.signal(caught, signal.SIG_DFL)
             os.kill(os.getpid(), -returncode)
         os._exit(returncode & 0xFF)
 
-    def _write(self, text: str) -> None:
-        self._script.sendall(text.encode("utf-8", "surrogatepass"))
+    def _write(self, text: str | bytes) -> bool:
+        """Write *text* for the interpreter to read; False if nobody does any more: it is over, or its code has closed that."""
+        try:
+            self._script.sendall(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+        except BrokenPipeError:
+            return False
+        return True
+
+    def _give_up(self, status: int) -> NoReturn:
+        os.killpg(self._pid, signal.SIGKILL)
+        os._exit(status)
 
     # --- The agent ---
 
@@ -314,7 +325,8 @@ class _Porter:
         self._reminders = [self._dialect.probe]
         self._reset = False
         self._probes = list(_PROBING) if self._dialect.probe else []
-        self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe)
+        if not self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe):
+            self._give_up(_EX_SOFTWARE)
 
     def _finish(self, kind: bytes, rest: bytes) -> None:
         for descriptor in self._descriptors:
@@ -328,7 +340,7 @@ class _Porter:
         self._begun = False
         self._retries = []
         self._probes = []
-        self._script.sendall(self._undoing)
+        self._write(self._undoing)
         self._undoing = b""
         self._control.send(kind + self._number.to_bytes(4, "big") + rest)
 
@@ -363,8 +375,7 @@ class _Porter:
     def _finish_run(self, status: int, value: bytes) -> None:
         if not self._can_be_told():
             # The code has closed what we write to. It would not hear of the next run, or take what is left for its end.
-            os.killpg(self._pid, signal.SIGKILL)
-            os._exit(status)
+            self._give_up(status)
         try:
             text = bytes.fromhex(value.decode("ascii"))[:_VALUE_LIMIT].decode("utf-8", "ignore")
         except ValueError:
