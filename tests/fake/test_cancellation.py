@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests._leaks import cancel_at_every_step
-from tests._operations import OPERATIONS, prepare
+from tests._operations import OPERATIONS
+from tests._stage import prepare
 
 from ._sandbox import open_local_sandbox
 
@@ -21,13 +22,12 @@ async def test_cancelled_at_any_point_nothing_is_lost_and_nothing_left(tmp_path:
     async with open_local_sandbox() as (sandbox, machine):
         stage = await prepare(sandbox, here, str(there))
         await operation.do(stage)
-        stage.before = await stage.count()
-        await stage.check(operation)
+        await stage.begin()
         # The agent is in this process, so that its steps count, too.
         runs = await cancel_at_every_step(
-            lambda: operation.do(stage), check=lambda: stage.check(operation), every_task=True
+            lambda: operation.do(stage), check=lambda: operation.check(stage), every_task=True
         )
         assert runs > 10
         await stage.fill_helpers()
-        await stage.check(operation)
+        await operation.check(stage)
         assert machine.failure is None

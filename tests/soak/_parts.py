@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from . import crash, faults, load, network, runs
+from . import cancel, crash, faults, hostile, load, model, network, runs
 from ._report import Budget, Report
 
 #: Each has its operations counted, and what goes wrong told, in the report; it ends when the budget is used up.
 PARTS: dict[str, Callable[[Budget, Report], Awaitable[None]]] = {
     "runs": runs.soak,
     "network": network.soak,
+    "cancel": cancel.soak,
+    "model": model.soak,
+    "hostile": hostile.soak,
     "crash": crash.soak,
     "faults": faults.soak,
     "load": load.soak,

@@ -23,7 +23,7 @@ from trio_sandbox.client._messages import (
     parse_message,
     process_request,
 )
-from trio_sandbox.constants import MAXIMUM_REQUEST_BYTES
+from trio_sandbox.constants import MAXIMUM_REQUEST_BYTES, MAXIMUM_VALUE_BYTES
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -98,6 +98,8 @@ def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Messag
         b'{"failed": {"errno": 1}}',
         b'{"failed": {"strerror": "x", "filename": 4}}',
         b'{"surprise": 1}',
+        b'{"started": 1, "x": [%s0]}' % (b"0," * 2**14),
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "x": [%s0]}}' % (b"0," * 2**18),
         '{"started": 1}'.encode("utf-16"),
         b'\xef\xbb\xbf{"started": 1}',
         b'{"failed": {"errno": 1, "strerror": "\xed\xa0\x80"}}',  # half of a character
@@ -124,8 +126,17 @@ def test_no_field_raises_anything_but_a_violation(kind: str, body: object) -> No
         pass
 
 
+def test_the_longest_messages() -> None:
+    value = "\1" * MAXIMUM_VALUE_BYTES
+    end = {"exit_code": 0, "restarted": False, "state_kept": True, "expired": False, "oom": False, "value": value}
+    assert parse_message(json.dumps({"finished": end}).encode()) == Finished(0, value, False, True)
+    path = "/" + "\1" * 4095
+    failed = {"errno": 2, "strerror": "No such file or directory", "filename": path}
+    assert parse_message(json.dumps({"failed": failed}).encode()) == Failed(2, "No such file or directory", path)
+
+
 def test_a_long_explanation_of_the_guest_is_cut() -> None:
-    failed = parse_message(json.dumps({"failed": {"strerror": "x" * 50_000, "filename": "y" * 50_000}}).encode())
+    failed = parse_message(json.dumps({"failed": {"strerror": "x" * 10_000, "filename": "y" * 10_000}}).encode())
     assert isinstance(failed, Failed)
     assert len(failed.reason) == 1000
     assert failed.filename is not None

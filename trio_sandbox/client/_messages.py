@@ -22,6 +22,14 @@ T = TypeVar("T")
 #: Numbers that fit into 32 bits, which is more than the guest has bytes, or objects to show.
 _HIGHEST_NUMBER = 2**32 - 1
 
+#: Bytes of a message: of the end of a run, whose value may take six for each of its own, and of others, which have a path at
+#: most. Reading what is longer could take a turn of the event loop that others notice.
+_LONGEST_END = 6 * MAXIMUM_VALUE_BYTES + 4096
+_LONGEST = 2**15
+_BEGINNING_OF_END = b'{"finished"'
+
+#: Characters of a user's name; no system has longer ones.
+_LONGEST_USER = 256
 #: Variables that bash sets itself and lets nobody set.
 _READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
 
@@ -89,6 +97,8 @@ def parse_message(payload: bytes) -> Message:
       GuestProtocolError: if it is anything but one of the messages above, well-formed.
 
     """
+    if len(payload) > (_LONGEST_END if payload.startswith(_BEGINNING_OF_END) else _LONGEST):
+        raise GuestProtocolError(f"the guest sent a message of {len(payload)} bytes: {payload[:80]!r}")
     try:
         # Decoded here: of bytes it would take UTF-16 as well.
         message: object = json.loads(payload.decode())
@@ -236,8 +246,8 @@ def check_user(user: object) -> None:
         return
     if type(user) is not str:
         raise TypeError(f"`user` must be str or int, not {type(user).__name__}")
-    if not user or "\0" in user:
-        raise ValueError(f"`user` must be the name of a user, not {user!r}")
+    if not 0 < len(user) <= _LONGEST_USER or "\0" in user:
+        raise ValueError(f"`user` must be the name of a user, of at most {_LONGEST_USER} characters, not {user!r:.80}")
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:

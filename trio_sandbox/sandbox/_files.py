@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,8 +30,8 @@ END = b"E"
 #: Seconds that a cancelled transfer waits for the guest to remove what there is of it. It does so in any case.
 _TAKE_BACK_PATIENCE = 2.0
 _HIGHEST_ERRNO = 4095
-#: Bytes of a path: the guest's kernel has no longer ones.
-_PATH_LIMIT = 4096
+#: Bytes of a path with its NUL that the guest's kernel takes, and of one that links lead to, which may be longer.
+_PATH_MAX, _PATH_LIMIT = 4096, 2**14
 #: Variables of a process's environment, which no image of ours has a hundredth of.
 _MOST_VARIABLES = 4096
 #: Characters of a name that the guest sent, in an error of ours.
@@ -42,10 +43,13 @@ def encode_request(operation: str, *fields: object) -> bytes:
 
     Raises:
       ValueError: if a field holds a NUL, which no path does.
+      OSError: ENAMETOOLONG, if one is longer than any path.
 
     """
     texts = [os.fsencode(str(field)) for field in (operation, *fields)]
     for text in texts:
+        if len(text) >= _PATH_MAX:  # what the guest's kernel would say
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), os.fsdecode(text))
         if b"\0" in text:
             raise ValueError(f"a path must not hold a NUL character: {os.fsdecode(text)[:80]!r}")
     payload = b"\0".join(texts)
@@ -204,9 +208,17 @@ def parse_environment(payload: bytes) -> dict[str, str]:
 
 
 def parse_path(payload: bytes) -> PurePosixPath:
-    """Return the path that the guest says something leads to."""
-    if not 0 < len(payload) <= _PATH_LIMIT or b"\0" in payload:
+    """Return the path that the guest says something leads to.
+
+    Raises:
+      GuestProtocolError: if it is none.
+      OSError: ENAMETOOLONG, if it is too long to be looked at; code in the guest can have made it so.
+
+    """
+    if not payload or b"\0" in payload:
         raise GuestProtocolError(f"the guest sent a path that is none: {payload[:80]!r}")
+    if len(payload) > _PATH_LIMIT:
+        raise OSError(errno.ENAMETOOLONG, f"it leads to a path of {len(payload)} bytes")
     return PurePosixPath(os.fsdecode(payload))
 
 

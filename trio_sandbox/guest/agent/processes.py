@@ -43,6 +43,8 @@ from .pipes import NoSuchPipeError, ParkedPipes, Stragglers, Terminal, drain, dr
 REQUEST_LIMIT = 32 * 2**20
 
 _HIGHEST_SIGNAL = 64
+#: Characters of a name, and of a reason, in an answer.
+_LONGEST_NAME, _LONGEST_REASON = 4096, 1000
 #: Rows or columns; what the kernel keeps of them.
 _LARGEST_SIZE = 65535
 #: Stands among the numbers of descriptors for all three of a terminal.
@@ -240,9 +242,10 @@ async def receive_before(deadline: float, records: RecordStream) -> dict[str, ob
 
 
 def failure_fields(error: OSError) -> dict[str, object]:
-    """Return what the host needs to raise *error* again."""
-    filename = None if error.filename is None else str(cast("object", error.filename))
-    return {"errno": error.errno or 0, "strerror": error.strerror or str(error), "filename": filename}
+    """Return what the host needs to raise *error* again. What the host itself had sent may be as long as any request."""
+    filename = None if error.filename is None else str(cast("object", error.filename))[:_LONGEST_NAME]
+    reason = (error.strerror or str(error))[:_LONGEST_REASON]
+    return {"errno": error.errno or 0, "strerror": reason, "filename": filename}
 
 
 def _parse_argv(value: object) -> list[str]:

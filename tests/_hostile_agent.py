@@ -1,0 +1,174 @@
+"""A guest whose agent was replaced by a program that says what it likes: in a virtual machine, by the guest's root.
+
+The kernel starts the program, as the handler of a crash, outside the namespaces of the users' processes. It stops the agent, takes
+the descriptor of the guest channel's port out of it, and speaks there from then on. Each of `BEHAVIOURS` is what it does when it is
+asked for a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import attrs
+import trio
+
+from tests._leaks import HANG_LIMIT
+from trio_sandbox import GuestProtocolError, OutcomeUnknownError, OutputLimitError, Sandbox, SandboxError
+
+_READY = "the agent was replaced"
+#: What the program begins with: it has the port, frames and records.
+_PROGRAM = f"""
+import ctypes, json, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+SEIZE, INTERRUPT, ALL_THREADS, PIDFD_OPEN, PIDFD_GETFD = 0x4206, 0x4207, 0x40000000, 434, 438
+number = next(int(fd) for fd in os.listdir("/proc/1/fd") if "vport" in os.readlink("/proc/1/fd/" + fd))
+for thread in map(int, os.listdir("/proc/1/task")):
+    libc.ptrace(SEIZE, thread, 0, 0)
+    libc.ptrace(INTERRUPT, thread, 0, 0)
+    os.waitpid(thread, ALL_THREADS)
+port = libc.syscall(PIDFD_GETFD, libc.syscall(PIDFD_OPEN, 1, 0), number, 0)
+os.set_blocking(port, True)
+HEADER = struct.Struct(">IBI")
+HELLO, OPEN, DATA, END, RESET, CREDIT, PING, PONG = range(1, 9)
+credit = {{}}
+unread = b""
+def frame(kind, stream=0, payload=b""):
+    return HEADER.pack(len(payload), kind, stream) + payload
+def record(tag, payload):
+    return struct.pack(">cI", tag, len(payload)) + payload
+def say(data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(port, view):]
+def hear():
+    global unread
+    while True:
+        if len(unread) >= 9:
+            length, kind, stream = HEADER.unpack_from(unread)
+            if len(unread) >= 9 + length:
+                payload, unread = unread[9:9 + length], unread[9 + length:]
+                if kind == OPEN:
+                    credit[stream] = 262144
+                elif kind == CREDIT:
+                    credit[stream] = credit.get(stream, 0) + struct.unpack(">I", payload)[0]
+                return kind, stream, payload
+        unread += os.read(port, 65536)
+def send(stream, data):
+    # Keeps to the credit, answers pings, and stops where the host gives the stream up.
+    while data:
+        while not credit.get(stream, 0):
+            kind, which, payload = hear()
+            if kind == PING:
+                say(frame(PONG, 0, payload))
+            elif kind == RESET and which == stream:
+                return False
+            elif kind == DATA and which == stream and b"kill" in payload:
+                end(stream)
+                return False
+        size = min(credit[stream], len(data), 65536)
+        say(frame(DATA, stream, data[:size]))
+        credit[stream] -= size
+        data = data[size:]
+    return True
+def end(stream):
+    over = json.dumps({{"finished": {{"exit_code": 137, "value": None, "restarted": False, "state_kept": False}}}})
+    say(frame(DATA, stream, record(b"J", over.encode())) + frame(END, stream))
+def wait_for(service):
+    while True:
+        kind, stream, payload = hear()
+        if kind == PING:
+            say(frame(PONG, 0, payload))
+        elif kind == OPEN and json.loads(payload)["service"] == service:
+            return stream
+def flood(data):
+    while True:
+        say(data)
+with open("/dev/kmsg", "w") as log:
+    log.write("<0>{_READY}")
+"""
+
+
+@attrs.frozen
+class Behaviour:
+    """What the program does, and what the host's request must come to."""
+
+    name: str
+    does: str
+    raises: tuple[type[SandboxError], ...]
+    service: str = "code"
+
+
+_BROKEN = (GuestProtocolError,)
+#: Answers that could be one of ours, but have no end. What is cut off by a limit leaves the machine; the kill is acknowledged.
+_ENDLESS = (OutputLimitError,)
+BEHAVIOURS = (
+    Behaviour("says nothing any more", "time.sleep(1000)", (OutcomeUnknownError,)),
+    Behaviour(
+        "says half a frame",
+        "say(HEADER.pack(60000, DATA, stream) + bytes(100))\ntime.sleep(1000)",
+        (OutcomeUnknownError,),
+    ),
+    Behaviour("says anything", "flood(os.urandom(65536))", _BROKEN),
+    Behaviour(
+        "gives more credit than there is", "say(frame(CREDIT, stream, struct.pack('>I', 2**31 - 1)) * 2)", _BROKEN
+    ),
+    Behaviour("says more than it has credit for", "say(frame(DATA, stream, bytes(65536)) * 5)", _BROKEN),
+    Behaviour("answers pings that there were not", "say(frame(PONG, 0, bytes(8)))", _BROKEN),
+    Behaviour("floods with resets", "flood(frame(RESET, 1) * 20000)", _BROKEN),
+    Behaviour("floods with credit", "flood(frame(CREDIT, stream, struct.pack('>I', 1)) * 20000)", _BROKEN),
+    Behaviour("floods with pings", "flood(frame(PING, 0, bytes(8)) * 20000)", _BROKEN),
+    Behaviour(
+        "opens streams without end",
+        "number = 2\nwhile True:\n    say(b''.join(frame(OPEN, number + 2 * n, b'{}') + frame(RESET, number + 2 * n)"
+        " for n in range(2000)))\n    number += 4000",
+        _BROKEN,
+    ),
+    Behaviour("prints without end", "while send(stream, record(b'O', bytes(65536))): pass", _ENDLESS),
+    Behaviour("prints a byte at a time", "while send(stream, record(b'O', b'x') * 10000): pass", _ENDLESS),
+    Behaviour(
+        "shows nothing without end",
+        """while send(stream, record(b'J', b'{"display":{"mime":"a/b","size":0,"item":0}}') * 1000): pass""",
+        _ENDLESS,
+    ),
+    Behaviour(
+        "shows things in huge messages",
+        """while send(stream, record(b'J', b'{"display":{"mime":"a/b","size":0,"item":0,"x":[' + b'[],' * 300000 + b'0]}}')): pass""",
+        (*_ENDLESS, *_BROKEN),
+    ),
+    Behaviour("nests a message deep", "send(stream, record(b'J', b'[' * 1000000))", _BROKEN),
+    Behaviour(
+        "lists names without end",
+        "while send(stream, b''.join(record(b'D', b'\\0'.join(b'f%d' % (n + m) for m in range(100)))"
+        " for n in range(0, 100000, 100))): pass",
+        (*_BROKEN,),
+        service="file",
+    ),
+)
+
+
+@asynccontextmanager
+async def replaced_agent(sandbox: Sandbox, behaviour: Behaviour) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+    """Replace the sandbox's agent for good; yield what asks for what the program is waiting for."""
+    code = f"{_PROGRAM}\nstream = wait_for({behaviour.service!r})\n{behaviour.does}\nwhile True:\n    hear()\n"
+    await sandbox.path("/hostile.py", user=0).write_text(code)
+    crash = "echo '|/usr/bin/python3 -I -S /image/hostile.py' > /proc/sys/kernel/core_pattern; sh -c 'kill -SEGV $$'"
+
+    async def take_over() -> None:
+        with suppress(SandboxError):  # nobody answers it
+            await sandbox.run_process(["sh", "-c", crash], user=0, check=False)
+
+    async def ask() -> None:
+        if behaviour.service == "file":
+            await sandbox.path("/").iterdir()
+        else:
+            await sandbox.run("1")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_over)
+        with trio.fail_after(HANG_LIMIT):
+            while _READY not in sandbox.console():
+                await trio.sleep(0.01)
+        yield ask
+        nursery.cancel_scope.cancel(reason="its answer never comes")
