@@ -282,7 +282,8 @@ class Writer:
 
     def parameters(self, shape: inspect.Signature, *, method: bool = True) -> tuple[list[str], list[str]]:
         """Give parameters as a definition has them, and the arguments of the call that it passes them on by."""
-        parameters, arguments = [], []
+        parameters: list[str] = []
+        arguments: list[str] = []
         starred = False
         for parameter in shape.parameters.values():
             name, annotation = parameter.name, str(parameter.annotation)
@@ -400,8 +401,9 @@ def convert(annotation: str, expression: str) -> str:
         return f"found = {expression}\nreturn ({many[2]}(self._portal, each) for each in found)"
     if annotation == "GuestFile | GuestTextFile":
         return (
-            f"file: trio_sandbox.GuestFile | trio_sandbox.GuestTextFile = {expression}\n"
+            f"file: object = {expression}\n"
             "if isinstance(file, trio_sandbox.GuestFile):\n    return GuestFile(self._portal, file)\n"
+            "assert isinstance(file, trio_sandbox.GuestTextFile)\n"
             "return GuestTextFile(self._portal, file)"
         )
     return f"return {expression}"

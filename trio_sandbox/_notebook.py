@@ -101,9 +101,14 @@ def _objects(displays: Sequence[Display]) -> Iterator[str]:
         yield _note(f"{left_out} more shown: see RunResult.displays")
 
 
-def _text_of(forms: list[Display]) -> str:
+def readable_form(forms: Sequence[Display]) -> Display | None:
+    """Return the form of an object that is best read as text, if it has one."""
     by_mime = {form.mime: form for form in forms}
-    best = next((by_mime[mime] for mime in _TEXTS if mime in by_mime), None)
+    return next((by_mime[mime] for mime in _TEXTS if mime in by_mime), None)
+
+
+def _text_of(forms: Sequence[Display]) -> str:
+    best = readable_form(forms)
     if best is not None:
         return _pre(best.text)
     return _note(", ".join(f"{form.mime[:100]}, {len(form.data)} bytes" for form in forms[:5]))

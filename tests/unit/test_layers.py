@@ -54,8 +54,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "portal": {"base"},
     "blocking": {"base", "qemu", "client", "sandbox", "portal", "top"},
     "aio": {"base", "qemu", "client", "sandbox", "portal", "top"},
+    "integrations": {"base", "top"},
     "bench": {"base", "qemu", "image", "client", "machines", "sandbox", "host", "top"},
-    "cli": {"base", "wire", "qemu", "image", "client", "network", "machines", "host", "bench", "top"},
+    "cli": {"base", "wire", "qemu", "image", "client", "network", "machines", "host", "bench", "integrations", "top"},
     "top": {"base", "wire", "qemu", "image", "client", "network", "machines", "sandbox", "host", "testing", "cli"},
 }
 
@@ -78,6 +79,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "portal": {"outcome", "trio"},
     "blocking": {"trio"},
     "aio": {"trio"},
+    "integrations": {"anyio", "attrs", "hypercorn", "mcp", "pydantic", "trio"},
     "bench": {"attrs", "trio"},
     "cli": {"attrs", "rich", "trio"},
     "top": {"trio"},

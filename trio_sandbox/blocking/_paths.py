@@ -265,11 +265,12 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
 
         See `trio_sandbox.GuestPath.open`.
         """
-        file: trio_sandbox.GuestFile | trio_sandbox.GuestTextFile = self._call(
+        file: object = self._call(
             lambda: cast("Any", self._inner).open(mode, encoding=encoding, errors=errors, newline=newline, limit=limit)
         )
         if isinstance(file, trio_sandbox.GuestFile):
             return GuestFile(self._portal, file)
+        assert isinstance(file, trio_sandbox.GuestTextFile)
         return GuestTextFile(self._portal, file)
 
 

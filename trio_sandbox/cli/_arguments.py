@@ -66,6 +66,22 @@ def seconds(text: str) -> float:
     return value
 
 
+def address(text: str) -> tuple[str, int]:
+    """Read where to listen: a port, of 127.0.0.1, or an address, a colon and a port."""
+    host, colon, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535) or bool(colon) != bool(host):
+        raise argparse.ArgumentTypeError(f"{text!r} is not where a server can listen; write a port, or ADDRESS:PORT")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def count(text: str) -> int:
+    """Read a positive number."""
+    (number, *more) = counts(text)
+    if more:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number")
+    return number
+
+
 def counts(text: str) -> tuple[int, ...]:
     """Read positive numbers with commas between them."""
     words = text.split(",")

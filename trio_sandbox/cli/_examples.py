@@ -31,6 +31,14 @@ examples:
 
 """
 
+MCP = """\
+examples:
+  trio-sandbox mcp
+  trio-sandbox mcp --memory 1G --network pypi.org --network "*.pythonhosted.org"
+  trio-sandbox mcp --http 8080
+
+"""
+
 BENCH = """\
 examples:
   trio-sandbox bench --quick

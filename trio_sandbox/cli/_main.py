@@ -59,6 +59,8 @@ def _find_command(name: str) -> Callable[[argparse.Namespace], int]:
             from ._doctor import doctor as command
         case "image":
             from ._image import image as command
+        case "mcp":
+            from ._mcp import mcp as command
         case "template":
             from ._template import template as command
         case _:

@@ -12,6 +12,8 @@ from .._metadata import version
 from . import _examples
 from ._arguments import (
     MEASURES,
+    address,
+    count,
     counts,
     download,
     guest_directory,
@@ -49,6 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
             description="Open a shell in a fresh virtual machine, for as long as the shell runs. "
             "Ctrl-] ends both from outside, whatever the guest does.",
             epilog=_examples.SHELL + SHELL_EXIT_STATUSES,
+        )
+    )
+    _fill_mcp(
+        commands.add_parser(
+            "mcp",
+            help="serve tools that work in sandboxes, to an AI model's program",
+            description="Serve tools that work in a sandbox by the Model Context Protocol: to the program that has started this, "
+            "on standard input and output, or by HTTP. Each session has a sandbox of its own. Needs the extra mcp.",
+            epilog=_examples.MCP,
         )
     )
     _fill_bench(
@@ -166,6 +177,33 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
     _add_network(shell)
     _add_quiet(shell)
     _add_cache_dir(shell)
+
+
+def _fill_mcp(mcp: argparse.ArgumentParser) -> None:
+    mcp.add_argument(
+        "--http",
+        type=address,
+        metavar="[HOST:]PORT",
+        help="serve HTTP at an address of this machine's own (default: standard input and output)",
+    )
+    mcp.add_argument(
+        "--idle",
+        type=seconds,
+        default=900.0,
+        metavar="SECONDS",
+        help="close a sandbox that nobody has used for so long (default: %(default)g)",
+    )
+    mcp.add_argument(
+        "--sandboxes",
+        type=count,
+        default=16,
+        metavar="N",
+        help="how many may be open at a time, by HTTP (default: %(default)s)",
+    )
+    _add_machine(mcp)
+    _add_network(mcp)
+    _add_quiet(mcp)
+    _add_cache_dir(mcp)
 
 
 def _fill_bench(bench: argparse.ArgumentParser) -> None:
