@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,9 +41,7 @@ async def wait_in_function(sandbox: Sandbox, begun: Callable[[], object]) -> Non
 
 async def run_process(sandbox: Sandbox, begun: Callable[[], object], **options: Any) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(
-            lambda task_status: sandbox.run_process(["sleep", "60"], task_status=task_status, **options)
-        )
+        await nursery.start(partial(sandbox.run_process, ["sleep", "60"], **options))
         begun()
 
 
