@@ -52,7 +52,9 @@ async def open_server(
 
     """
     async with open_sessions(open_sandbox, idle=idle, limit=limit) as sessions:
-        server: MCPServer = MCPServer("trio-sandbox", version=version(), instructions=_INSTRUCTIONS)
+        server: MCPServer = MCPServer(
+            "trio-sandbox", version=version(), instructions=_INSTRUCTIONS, log_level="WARNING"
+        )
         for tool in Tools(sessions, idle).all():
             server.add_tool(tool, description=inspect.getdoc(tool), structured_output=False)
         yield server
@@ -111,6 +113,7 @@ async def serve_http(
     config = Config()
     config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     config.accesslog = None
+    config.loglevel = "WARNING"
     app = server.streamable_http_app(host=host)
     await serve(app, config, task_status=task_status)  # type: ignore[arg-type]
 
