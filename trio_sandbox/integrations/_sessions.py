@@ -107,7 +107,9 @@ class Sessions:
         await self.close(oldest)
         self._entries.pop(oldest, None)
 
-    async def _keep(self, entry: _Entry, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _keep(  # noqa: ASYNC910 - opening a sandbox is a checkpoint
+        self, entry: _Entry, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Keep a sandbox open until nobody has used it for so long, or it is closed."""
         started = False
         try:

@@ -241,21 +241,8 @@ class Tools:
 
         async def search(session: Session) -> list[ContentBlock]:
             command = ["grep", "-rnIE", f"--include={names}", "-e", expression, "--", path]
-            with trio.move_on_after(_USUAL) as limit:
-                try:
-                    done = await session.sandbox.run_process(
-                        command, capture_stdout=True, capture_stderr=True, check=False
-                    )
-                except OutputLimitError as exc:
-                    return [text(exc.stdout_bytes[:TEXT_LIMIT].decode("utf-8", "replace") + "\n[there is more]")]
-                if done.returncode > 1 or done.returncode < 0:
-                    raise ToolFailedError(
-                        [text((done.stderr or b"").decode("utf-8", "replace") or "the search failed")]
-                    )
-                found = (done.stdout or b"").decode("utf-8", "replace")
-                more = "\n[there is more]" if len(found) > TEXT_LIMIT - 20 else ""
-                return [text(found[: TEXT_LIMIT - 20] + more or "[nothing was found]")]
-            assert limit.cancelled_caught
+            with trio.move_on_after(_USUAL):
+                return await _grep(session, command)
             raise ToolFailedError([text(f"the search took more than {_USUAL:g} seconds and was stopped")])
 
         return await self._in_session(ctx, sandbox, search)
@@ -298,7 +285,7 @@ class Tools:
         try:
             key, _ = self._key(ctx, sandbox)
         except ToolFailedError as exc:
-            return CallToolResult(content=exc.content, is_error=True)
+            return CallToolResult(content=exc.content, is_error=True)  # noqa: ASYNC910 - what is wrong is said at once
         await self._sessions.close(key)
         return CallToolResult(content=[text("the sandbox is gone; the next call gets a new one")])
 
@@ -344,4 +331,19 @@ class Tools:
             content = [text(f"{type(exc).__name__}: {exc}")]
         except ToolFailedError as exc:
             content = exc.content
-        return CallToolResult(content=[*content, *notes], is_error=failed)
+        return CallToolResult(content=[*content, *notes], is_error=failed)  # noqa: ASYNC910 - as above
+
+
+async def _grep(session: Session, command: list[str]) -> list[ContentBlock]:
+    try:
+        done = await session.sandbox.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    except OutputLimitError as exc:
+        found, more = exc.stdout_bytes, True
+    else:
+        if done.returncode not in (0, 1):  # 1: there is nothing
+            raise ToolFailedError([text((done.stderr or b"").decode("utf-8", "replace") or "the search failed")])
+        found, more = done.stdout or b"", False
+    shown = found.decode("utf-8", "replace")
+    if more or len(shown) > TEXT_LIMIT:
+        shown = shown[: TEXT_LIMIT - 100] + "\n[there is more]"
+    return [text(shown or "[nothing was found]")]  # noqa: ASYNC910 - a process is a checkpoint
