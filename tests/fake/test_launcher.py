@@ -461,6 +461,21 @@ async def test_a_saved_sandbox_whose_state_does_not_load_stays_where_it_is(site:
     assert "load of migration failed" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("killed-loading", "was ended by SIGKILL"), ("no-memory-to-load", "Cannot allocate memory")]
+)
+async def test_a_saved_sandbox_is_not_called_unusable_for_what_is_not_its_fault(
+    site: Site, mode: str, reason: str
+) -> None:
+    template = site.save(mode)
+    image, system = site.disks(mode)
+    with nothing_left(template.directory, site.directory / "overlays"), pytest.raises(VmBootError) as caught:
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=128)):
+            pass
+    assert reason in str(caught.value)
+    assert caught.value.retry_safe
+
+
 async def test_opening_a_saved_sandbox_cancelled_anywhere_leaves_nothing(site: Site) -> None:
     template = site.save()
     image, system = site.disks()

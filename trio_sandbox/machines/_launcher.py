@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
@@ -41,11 +40,11 @@ from ..qemu import (
     Vm,
     VmManager,
     copy_memory,
-    describe_exit,
     link_file,
     machine_identity,
 )
 from ..wire import StreamHandler
+from ._blame import RESTORE_FAILURES, blames_the_state, first_line
 from ._disk_limit import limit_disk
 from ._mounts import mount
 from ._named import NamedTemplate
@@ -68,15 +67,6 @@ _FROZEN: Final = b"frozen"
 _SETTLE: Final = 0.05
 #: After so many failures of one template, its configuration boots cold for as long as this host is open.
 _ATTEMPTS: Final = 2
-
-#: What is said where somebody killed QEMU, or this host has too little of something: the next one may go on from that template.
-_NOT_ITS_FAULT: Final = (
-    describe_exit(-signal.SIGKILL),
-    *map(os.strerror, (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC)),
-)
-
-#: What going on from a template that is no good can raise.
-RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
 
 
 @final
@@ -164,6 +154,7 @@ class Launcher:
 
         Raises:
           TemplateUnusableError: if it can't go on from there.
+          VmBootError: if it was killed, or this host has too little of something.
           QemuStorageDaemonError, OSError: if its disk can't be made.
 
         """
@@ -182,6 +173,8 @@ class Launcher:
             try:
                 vm = await stack.enter_async_context(self._open_vm(machine, saved))
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
+                if not blames_the_state(exc):
+                    raise
                 raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
             # It may have been saved with a limit of its own.
             await limit_disk(vm, config.disk_mib, patience=self._timeouts.kill)
@@ -361,12 +354,9 @@ class Launcher:
         try:
             return await stack.enter_async_context(self._open_vm(clone, saved)), None
         except RESTORE_FAILURES as exc:
-            said = str(exc).partition("\n")[0]  # not what the guest says
             is_there = all(path.exists() for path in template.files)
-            if is_there and (
-                isinstance(exc, (QemuStorageDaemonError, OSError)) or any(reason in said for reason in _NOT_ITS_FAULT)
-            ):
-                _log.warning("the template %s can't be used now, and a machine boots: %s", key, said)
+            if is_there and (isinstance(exc, (QemuStorageDaemonError, OSError)) or not blames_the_state(exc)):
+                _log.warning("the template %s can't be used now, and a machine boots: %s", key, first_line(exc))
                 return None, None
             self._failures[key] += 1
             return None, partial(templates.discard, key, f"a machine could not go on from it: {exc}")
