@@ -18,7 +18,7 @@ from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
 from .client import Functions
-from .image import Image, ImageStore, SystemDisk, check_directory, default_cache_directory
+from .image import Image, ImageStore, SystemDisk, are_there, check_directory, default_cache_directory
 from .machines import (
     DEFAULT_IMAGE,
     Admission,
@@ -96,11 +96,9 @@ class Host:
         self._admission = Admission(config, runtime.directory, ledger)
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
         self._resolver = HostResolver()
-        self._proxy = proxy
-        self._trust = trust
+        self._proxy, self._trust = proxy, trust
         self._home = Home()
-        self._open = 0
-        self._opened = 0
+        self._open = self._opened = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -136,7 +134,7 @@ class Host:
 
     async def _prepared(self, name: str, *, build: bool = True) -> tuple[Image, SystemDisk]:
         async with self._ensuring:  # sandboxes opened together share one build
-            if name not in self._images:
+            if name not in self._images or not are_there(*self._images[name]):
                 self._images[name] = await self._store.ensure_bootable(
                     name,
                     build=build and self._config.build_images,

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from trio_sandbox import (
     CapacityError,
     Host,
     HostConfig,
+    ImageMissingError,
     Sandbox,
     SandboxClosedError,
     SandboxConfig,
@@ -29,6 +31,7 @@ from trio_sandbox import (
     SnapshotError,
 )
 from trio_sandbox.constants import VM_OVERHEAD_MIB
+from trio_sandbox.image import ImageStore
 from trio_sandbox.machines import _named
 from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.qemu import Vm
@@ -221,6 +224,38 @@ async def test_what_can_not_be_done_says_so(tmp_path: Path) -> None:
         await sandbox.revert()
     assert NamedTemplateStore(tmp_path / "cache").names() == []
     assert not list((tmp_path / "cache/saved").glob("*"))
+
+
+@pytest.mark.parametrize("part", ["image", "kernel", "initrd", "system_disk"])
+async def test_an_image_that_somebody_removed_is_asked_for_again(tmp_path: Path, part: str) -> None:
+    async with open_fake_host(tmp_path) as host:
+        async with host.open_sandbox(config=CONFIG) as sandbox:
+            (tmp_path / part).rename(tmp_path / "away")
+            store = Missing()
+            host._store = cast("ImageStore", store)  # pyright: ignore[reportPrivateUsage]
+            for _ in range(2):
+                with pytest.raises(ImageMissingError) as caught:
+                    async with host.open_sandbox(config=CONFIG):
+                        pytest.fail("it was opened")
+                assert caught.value.retry_safe
+            assert store.asked == ["python"] * 2
+            assert (await sandbox.run("")).exit_code == 0, "what is open goes on"
+            (tmp_path / "away").rename(tmp_path / part)
+            async with host.open_sandbox(config=CONFIG):
+                pass
+            assert len(store.asked) == 2, "it is there again"
+
+
+class Missing:
+    """A store without images."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def ensure_bootable(self, name: str, **_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(name)
+        raise ImageMissingError("it is not in the store")
 
 
 async def test_a_configuration_must_be_one(tmp_path: Path) -> None:

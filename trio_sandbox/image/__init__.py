@@ -13,5 +13,6 @@ from ._store import (
     ImageStore as ImageStore,
     StoredImage as StoredImage,
     SystemDisk as SystemDisk,
+    are_there as are_there,
     default_cache_directory as default_cache_directory,
 )

@@ -63,6 +63,11 @@ class SystemDisk:
     """The kernel's command line."""
 
 
+def are_there(image: Image, system: SystemDisk) -> bool:
+    """Tell whether the files are still where they were found: somebody may have removed the image since, or all of the cache."""
+    return all(path.exists() for path in (image.path, system.kernel, system.initrd, system.disk))
+
+
 @attrs.frozen(kw_only=True)
 class StoredImage:
     """One thing that the store holds."""
