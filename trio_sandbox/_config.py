@@ -315,6 +315,11 @@ class SandboxConfig:
     `RunResult.restarted` True in the next run). What it had imported and defined is gone then, as all other variables are: run it again
     yourself, with `Sandbox.run`.
     """
+    guest_namespaces: bool = attrs.field(default=False, validator=check_flag)
+    """Whether the guest's ordinary users may make user namespaces, which bubblewrap, rootless containers and a browser's own sandbox want.
+
+    They are a large part of the guest's kernel that nothing else needs. The guest's root may make them anyway.
+    """
     network: Network = attrs.field(factory=Network.none, validator=instance(Network))
     """What the sandbox may reach; see `Network`. `warmup` runs without. `Sandbox.network` gives another policy for a block."""
     mounts: Mapping[str, Path] = attrs.field(
@@ -344,6 +349,7 @@ class SandboxFields(TypedDict, total=False):
     hibernate_after: float | None
     reclaim_after: float | None
     warmup: str
+    guest_namespaces: bool
     network: Network
     mounts: Mapping[str, str | os.PathLike[str]]
 

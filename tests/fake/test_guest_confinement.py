@@ -85,9 +85,14 @@ async def test_who_and_where_a_process_is(root: str, cgroup: str) -> None:
 
 async def test_nobody_else_is_in_sight_and_the_spawner_is_out_of_reach(root: str, cgroup: str) -> None:
     async with open_agent(root=root, cgroup=cgroup, user=1000) as host:
-        (pids,) = await shell(host, "cd /proc; echo [0-9]*")
-        assert pids.split()[0] == "1"
+        # A user sees its own processes, and root everybody's, but nobody's from outside.
+        look = "busybox sleep 1000 & cd /proc; echo [0-9]*; kill $!"
+        (pids,) = await shell(host, look)
         assert len(pids.split()) == 2
+        assert "1" not in pids.split()
+        (pids,) = await shell(host, look, user=0)
+        assert len(pids.split()) == 3
+        assert "1" in pids.split()
         assert await shell(host, "kill -9 1 2>/dev/null || echo refused; busybox ls /proc/1/root 2>/dev/null") == [
             "refused"
         ]
@@ -103,6 +108,23 @@ async def test_nobody_else_is_in_sight_and_the_spawner_is_out_of_reach(root: str
             "tmp",
         ]
         assert await shell(host, "echo on") == ["on"]
+
+
+async def test_a_user_never_gets_rights_and_root_keeps_its_own(root: str, cgroup: str) -> None:
+    look = "busybox grep -E '^(Cap|NoNewPrivs)' /proc/self/status"
+    none = "0" * 16
+    async with open_agent(root=root, cgroup=cgroup, user=1000) as host:
+        for user in (None, "user", 1001):
+            assert dict(line.split() for line in await shell(host, look, user=user)) == {
+                **dict.fromkeys(("CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"), none),
+                "NoNewPrivs:": "1",
+            }
+        ours = [
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(("Cap", "NoNewPrivs"))
+        ]
+        assert await shell(host, look, user=0) == ours
 
 
 async def test_devices_are_those_that_programs_expect(root: str, cgroup: str) -> None:
@@ -163,7 +185,7 @@ async def test_daemons_do_not_escape(root: str, cgroup: str, how: str) -> None:
                 assert groups(cgroup) == []
         while groups(cgroup):
             await shell(host, "true")
-        (pids,) = await shell(host, "cd /proc; echo [0-9]*")
+        (pids,) = await shell(host, "cd /proc; echo [0-9]*", user=0)
         assert len(pids.split()) == 2
 
 

@@ -109,7 +109,7 @@ time.sleep(1000)
 
 async def test_an_interpreter_that_another_process_stops_is_replaced(sandbox: Sandbox) -> None:
     pid = (await sandbox.run("import os\nprint(os.getpid(), end='')")).stdout
-    async with sandbox.open_process(["python3", "-c", _TRACE, pid]) as tracer:
+    async with sandbox.open_process(["python3", "-c", _TRACE, pid], user="root") as tracer:
         assert tracer.stdout is not None
         assert await tracer.stdout.receive_some() == b"go\n"
         with trio.move_on_after(1) as scope:

@@ -22,12 +22,7 @@ async def lines(sandbox: Sandbox, script: str, user: str | None = None) -> list[
 
 async def test_the_world_of_users(sandbox: Sandbox) -> None:
     # Who it is, and that the clock is the host's.
-    assert await lines(sandbox, "id -un; id -u; pwd; cat /proc/1/comm") == [
-        "user",
-        "1000",
-        "/home/user",
-        "python3.13",
-    ]
+    assert await lines(sandbox, "id -un; id -u; pwd") == ["user", "1000", "/home/user"]
     (now,) = await lines(sandbox, "date +%s.%N")
     assert abs(float(now) - time.time()) < 5
     # Nothing of the agent's: no files, no devices, no processes; and the spawner is out of reach even for root.
@@ -37,7 +32,8 @@ async def test_the_world_of_users(sandbox: Sandbox) -> None:
         assert (await lines(sandbox, f"ls {name} 2>&1 >/dev/null | grep -c 'No such'")) == ["1"]
     assert await lines(sandbox, "kill -9 1; ls / | grep -c agent; echo alive", user="root") == ["0", "alive"]
     result = await sandbox.run("import os; open(f'/proc/{os.getppid()}/mem', 'rb')")
-    assert "PermissionError: [Errno 13] Permission denied: '/proc/1/mem'" in result.stderr
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/proc/1/mem'" in result.stderr
+    assert await lines(sandbox, "cat /proc/1/comm", user="root") == ["python3.13"]
     # No network but the machine's own.
     assert await lines(sandbox, "ls /sys/class/net") == ["lo"]
     result = await sandbox.run(
@@ -45,6 +41,91 @@ async def test_the_world_of_users(sandbox: Sandbox) -> None:
         "client = socket.create_connection(server.getsockname())\nprint('up')"
     )
     assert (result.stdout, result.stderr) == ("up\n", "")
+
+
+#: What the kernel is told before any code of the users' runs; files below /proc/sys.
+_RESTRICTIONS = {
+    "fs/protected_fifos": "2",
+    "fs/protected_hardlinks": "1",
+    "fs/protected_regular": "2",
+    "fs/protected_symlinks": "1",
+    "kernel/dmesg_restrict": "1",
+    "kernel/kptr_restrict": "1",
+    "kernel/modules_disabled": "1",
+    "kernel/perf_event_paranoid": "3",
+    "kernel/sysrq": "0",
+    "kernel/unprivileged_bpf_disabled": "1",
+    "kernel/unprivileged_userns_clone": "0",
+    "kernel/yama/ptrace_scope": "1",
+}
+_LOOK_AT_RIGHTS = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status"
+_NO_RIGHTS = [f"Cap{name}:\t{0:016}" for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")] + ["NoNewPrivs:\t1"]
+#: Stops a process that is to be traced by another one, which is not its parent.
+_ATTACH = "import ctypes, sys; sys.exit(ctypes.CDLL(None).ptrace(16, int(sys.argv[1]), None, None) != 0)"
+#: Traces a child of its own, as a debugger does.
+_TRACE_CHILD = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+if (pid := os.fork()) == 0:
+    libc.ptrace(0, 0, None, None)  # PTRACE_TRACEME
+    os.execv("/bin/true", ["true"])
+_, status = os.waitpid(pid, 0)
+print(os.WIFSTOPPED(status), libc.ptrace(7, pid, None, None), os.waitpid(pid, 0)[1])  # PTRACE_CONT
+"""
+
+
+async def test_the_kernel_keeps_users_from_each_other_and_from_what_they_do_not_need(sandbox: Sandbox) -> None:
+    assert await lines(sandbox, f"cd /proc/sys; cat {' '.join(_RESTRICTIONS)}", "root") == [*_RESTRICTIONS.values()]
+    # A process of the users' can never get rights, whatever it executes; root's has all.
+    assert await lines(sandbox, _LOOK_AT_RIGHTS) == _NO_RIGHTS
+    assert (await sandbox.run(_LOOK_AT_RIGHTS, language="shell")).stdout.splitlines() == _NO_RIGHTS
+    result = await sandbox.run(f"import subprocess; subprocess.run({_LOOK_AT_RIGHTS!r}, shell=True)")
+    assert result.stdout.splitlines() == _NO_RIGHTS
+    rights = dict(line.split() for line in await lines(sandbox, _LOOK_AT_RIGHTS, "root"))
+    assert rights["NoNewPrivs:"] == "0"
+    assert (
+        rights["CapBnd:"]
+        == rights["CapEff:"]
+        == f"{2 ** (int((await lines(sandbox, 'cat /proc/sys/kernel/cap_last_cap'))[0]) + 1) - 1:016x}"
+    )
+    # A program that would give root's rights gives none.
+    await lines(sandbox, "cp /bin/id /usr/bin/rooted; chmod u+s /usr/bin/rooted", "root")
+    assert await lines(sandbox, "stat -c %a /usr/bin/rooted; rooted -u") == ["4755", "1000"]
+    # Neither user namespaces nor modules.
+    assert await lines(sandbox, "unshare --user true; echo $?") == [
+        "unshare: unshare failed: Operation not permitted",
+        "1",
+    ]
+    assert await lines(sandbox, "unshare --user true; echo $?", "root") == ["0"]
+    assert await lines(sandbox, "echo 0 > /proc/sys/kernel/modules_disabled; echo $?", "root") != ["0"]
+
+
+async def test_what_users_do_with_their_own_processes(sandbox: Sandbox) -> None:
+    async with (
+        sandbox.open_process(["sleep", "1001"]),
+        sandbox.open_process(["sleep", "1002"], user="root"),
+    ):
+        # They see and trace their own.
+        assert await lines(sandbox, "ps -A -o args | grep -o '[s]leep.*'; pgrep -c sleep") == ["sleep 1001", "1"]
+        assert await lines(sandbox, "ps -A -o args | grep -o '[s]leep.*'", "root") == ["sleep 1001", "sleep 1002"]
+        assert (await sandbox.run(_TRACE_CHILD)).stdout == "True 0 0\n"
+        # A debugger may have what it started, and root's all.
+        attach = f"python3 -c '{_ATTACH}' $(pgrep -f '^sleep 1001'); echo $?"
+        assert await lines(sandbox, attach) == ["1"]
+        assert await lines(sandbox, attach, "root") == ["0"]
+    # Its descriptors are open to itself, and to the tools that look.
+    assert await lines(sandbox, "ls -l /proc/self/fd/0 > /dev/null && readlink /proc/self/exe") == ["/usr/bin/readlink"]
+
+
+@pytest.mark.sandbox(guest_namespaces=True)
+async def test_user_namespaces_for_who_asks(sandbox: Sandbox) -> None:
+    script = "id -u; mount -t tmpfs none /mnt; touch /mnt/file; ls /mnt; ls -d /proc/[0-9]* | wc -l"
+    look = f"unshare --user --map-root-user --mount --pid --fork --mount-proc sh -c '{script}'"
+    assert await lines(sandbox, look) == ["0", "file", "3"]
+    assert await lines(sandbox, _LOOK_AT_RIGHTS) == _NO_RIGHTS
+    # So in whatever goes on from it.
+    async with sandbox.fork(1) as (copy,):
+        assert await lines(copy, "unshare --user true; echo $?") == ["0"]
 
 
 @pytest.mark.sandbox(memory_mib=256)

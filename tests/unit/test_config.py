@@ -50,6 +50,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "hibernate_after": (SECONDS, "must be a number of seconds, not "),
         "reclaim_after": (SECONDS, "must be a number of seconds, not "),
         "warmup": ((5, None, b"import x", Path("x")), "must be str, not "),
+        "guest_namespaces": (FLAGS, "must be True or False, not "),
         "network": (("pypi.org", None, ["pypi.org"]), "must be a Network, not "),
         "mounts": ((5, "x", ["/x"], None), "must be a mapping from places in the guest to directories, not "),
     },
@@ -171,7 +172,7 @@ def test_both_doors_take_the_same_arguments() -> None:
 class Saved:
     """What is asked of a saved sandbox."""
 
-    name, image, memory_mib, vcpus = "mine", "node", 512, 2
+    name, image, memory_mib, vcpus, guest_namespaces = "mine", "node", 512, 2, False
 
 
 @pytest.mark.parametrize(
@@ -193,12 +194,23 @@ def test_a_saved_sandbox_keeps_its_size_whatever_else_is_said(
     assert fit(Saved, "python", config, fields) == ("node", wanted)  # type: ignore[arg-type]
 
 
+def test_a_saved_sandbox_keeps_its_namespaces() -> None:
+    class WithNamespaces(Saved):
+        guest_namespaces = True
+
+    for config in (None, SandboxConfig(), SandboxConfig(guest_namespaces=True)):
+        assert fit(WithNamespaces, "python", config, ())[1].guest_namespaces  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has guest_namespaces=True, not guest_namespaces=False: "):
+        fit(WithNamespaces, "python", SandboxConfig(), {"guest_namespaces"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("config", "fields"),
     [
         (SandboxConfig(memory_mib=1024), ()),
         (SandboxConfig(memory_mib=256), ("memory_mib",)),
         (SandboxConfig(vcpus=4), ()),
+        (SandboxConfig(guest_namespaces=True), ()),
     ],
 )
 def test_another_size_is_refused(config: SandboxConfig, fields: tuple[str, ...]) -> None:

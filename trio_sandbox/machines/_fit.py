@@ -12,6 +12,8 @@ from ._named import NamedTemplate
 
 #: Where no image is named.
 DEFAULT_IMAGE: Final = "python"
+#: Fields of a configuration that a saved sandbox goes on with as they were.
+_KEPT_FIELDS: Final = ("memory_mib", "vcpus", "guest_namespaces")
 
 
 def fit(
@@ -19,23 +21,22 @@ def fit(
 ) -> tuple[str, SandboxConfig]:
     """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
 
-    *fields* were said one by one. Of a whole configuration nobody knows which were; a memory or a number of processors
-    that is the default was not.
+    *fields* were said one by one. Of a whole configuration nobody knows which were; what is the default was not.
     """
     if image not in (saved.image, DEFAULT_IMAGE):
         raise ValueError(
             f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
         )
     if config is None:
-        return saved.image, SandboxConfig(memory_mib=saved.memory_mib, vcpus=saved.vcpus)
+        config = SandboxConfig()
     default = SandboxConfig()
-    for name in ("memory_mib", "vcpus"):
+    for name in _KEPT_FIELDS:
         if name not in fields and getattr(config, name) == getattr(default, name):
             config = attrs.evolve(config, **{name: getattr(saved, name)})
-    if (config.memory_mib, config.vcpus) != (saved.memory_mib, saved.vcpus):
+    if wrong := [name for name in _KEPT_FIELDS if getattr(config, name) != getattr(saved, name)]:
+        kept, wanted = (" and ".join(f"{name}={getattr(one, name)!r}" for name in wrong) for one in (saved, config))
         raise ValueError(
-            f"the saved sandbox {saved.name!r} has memory_mib={saved.memory_mib} and vcpus={saved.vcpus}, "
-            f"not {config.memory_mib} and {config.vcpus}: its state fits no other machine, so leave them out"
+            f"the saved sandbox {saved.name!r} has {kept}, not {wanted}: its state fits no other machine, so leave them out"
         )
     if config.warmup:
         raise ValueError(

@@ -56,6 +56,8 @@ _log = logging.getLogger("trio_sandbox.templates")
 _OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
 #: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
 _TRIVIAL_RUNS: Final = {"python": "print(1)", "javascript": "console.log(1)", "shell": "echo 1"}
+#: Tells the guest of `SandboxConfig.guest_namespaces`. It boots with that, and so keeps it in every saved state.
+_GUEST_NAMESPACES: Final = "trio_sandbox.namespaces"
 #: Bytes that a warm-up may print.
 _WARMUP_OUTPUT: Final = 2**20
 #: Seconds to wait for another process that makes the template we want, which is about to be done
@@ -190,6 +192,7 @@ class Launcher:
             image_digest=image.digest,
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
+            guest_namespaces=_GUEST_NAMESPACES in machine.kernel_args,
             machine=self._identity(image, machine),
             qemu=self._describe_qemu(),
             marker=snapshot.saved.marker,
@@ -239,8 +242,12 @@ class Launcher:
         return MachineConfig(
             kernel=system.kernel,
             initrd=system.initrd,
-            # The guest starts the interpreter that will be wanted while the rest of it boots.
-            kernel_args=(*system.kernel_args, f"trio_sandbox.language={image.languages[0]}"),
+            kernel_args=(
+                *system.kernel_args,
+                # The guest starts the interpreter that will be wanted while the rest of it boots.
+                f"trio_sandbox.language={image.languages[0]}",
+                *([_GUEST_NAMESPACES] if config.guest_namespaces else ()),
+            ),
             system_disk=system.disk,
             image=image.path,
             overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own

@@ -54,6 +54,8 @@ class NamedTemplate:
     """Of the recipe that the image was built by."""
     memory_mib: int
     vcpus: int
+    guest_namespaces: bool = False
+    """What `SandboxConfig.guest_namespaces` was."""
     machine: str
     """The digest of everything else that must be the same for the state to load."""
     qemu: str
@@ -366,6 +368,8 @@ class NamedTemplateStore:
             image_digest=fields.text("image_digest"),
             memory_mib=fields.number("memory_mib"),
             vcpus=fields.number("vcpus"),
+            # Earlier versions had none.
+            guest_namespaces="guest_namespaces" in fields.names() and fields.flag("guest_namespaces"),
             machine=fields.text("machine"),
             qemu=fields.text("qemu"),
             marker=fields.data("marker"),
@@ -392,6 +396,7 @@ def _to_json(template: NamedTemplate) -> str:
         "image_digest": template.image_digest,
         "memory_mib": template.memory_mib,
         "vcpus": template.vcpus,
+        "guest_namespaces": template.guest_namespaces,
         "machine": template.machine,
         "qemu": template.qemu,
         "marker": template.marker.hex(),

@@ -34,6 +34,8 @@ DEFAULT_USER = 1000
 
 #: What the kernel's command line calls the language whose interpreter is started at once.
 _LANGUAGE_ARGUMENT = "trio_sandbox.language"
+#: Is on the kernel's command line where ordinary users may make user namespaces.
+_NAMESPACES_ARGUMENT = "trio_sandbox.namespaces"
 _IMAGE_DEVICE = "/dev/vdb"
 _MOUNTS_DEVICE = "/dev/vdc"
 _IMAGE = "/image"
@@ -48,6 +50,24 @@ _RESERVED_MIB = 56
 _MAXIMUM_PROCESSES = 4096
 _MAXIMUM_DESCRIPTORS = (1024, 65536)
 
+#: The kernel keeps users' processes from each other's, and from parts of it that they have no use for. Files below /proc/sys.
+_RESTRICTIONS = {
+    # Whose a file in a directory like /tmp is decides who may follow a link there, link to it, and write to it.
+    "fs/protected_fifos": "2",
+    "fs/protected_hardlinks": "1",
+    "fs/protected_regular": "2",
+    "fs/protected_symlinks": "1",
+    "kernel/dmesg_restrict": "1",
+    "kernel/kptr_restrict": "1",
+    "kernel/perf_event_paranoid": "3",
+    "kernel/sysrq": "0",
+    "kernel/unprivileged_bpf_disabled": "1",
+    "kernel/unprivileged_userns_clone": "0",
+    "kernel/yama/ptrace_scope": "1",  # a debugger traces what it has started, and nothing else of its user's
+    # What we need is there by now, also what is mounted or used later. Nobody, not even root, can take this back.
+    "kernel/modules_disabled": "1",
+}
+
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -56,11 +76,13 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 def main() -> None:
     """Be process 1, for ever. Called by /agent/__main__.py of the system disk."""
     _mount_file_systems()
+    arguments = _read_arguments()
     _confine_users()
+    _restrict_kernel(namespaces=_NAMESPACES_ARGUMENT in arguments)
     _allow_dirty_memory()
     _bring_loopback_up()
     sock = _start_spawner()
-    prestarted = _start_interpreter(sock)
+    prestarted = _start_interpreter(sock, arguments.get(_LANGUAGE_ARGUMENT, ""))
     # Here is where the seconds go; the interpreter starts meanwhile. Nothing of it is garbage, and
     # looking for some takes a tenth of them.
     gc.disable()
@@ -111,7 +133,8 @@ def _mount_file_systems() -> None:
     if not os.path.exists("/dev/null"):
         mounts.mount("devtmpfs", "/dev", "devtmpfs", mounts.MS_NOSUID)
     _wait_for(_IMAGE_DEVICE)
-    mounts.mount(_IMAGE_DEVICE, _IMAGE, "ext4", mounts.MS_NOATIME)
+    # No program there gives anybody rights, whatever its bits and its capabilities say.
+    mounts.mount(_IMAGE_DEVICE, _IMAGE, "ext4", mounts.MS_NOATIME | mounts.MS_NOSUID)
 
 
 def _wait_for(path: str) -> None:
@@ -139,6 +162,14 @@ def _confine_users() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, _MAXIMUM_DESCRIPTORS)
+
+
+def _restrict_kernel(*, namespaces: bool) -> None:
+    """Set `_RESTRICTIONS`, before any code of the users' runs. *namespaces*: but users may make user namespaces."""
+    for name, value in _RESTRICTIONS.items():
+        _write(f"/proc/sys/{name}", value)
+    if namespaces:
+        _write("/proc/sys/kernel/unprivileged_userns_clone", "1")
 
 
 def _allow_dirty_memory() -> None:
@@ -183,21 +214,20 @@ def _start_spawner() -> socket.socket:
     return ours
 
 
-def _start_interpreter(sock: socket.socket) -> StartedInterpreter:
+def _start_interpreter(sock: socket.socket, language: str) -> StartedInterpreter:
+    """Start the interpreter of the language that the image is for, as the host says."""
+
     def spawn(request: Request, descriptors: list[int]) -> None:
         send_message(sock, ("spawn", 0, request), descriptors)
 
-    return start_interpreter(LANGUAGES[_main_language()], spawn)
+    return start_interpreter(LANGUAGES.get(language, LANGUAGES["python"]), spawn)
 
 
-def _main_language() -> str:
-    """Return the language that the image is for: the host says so on the kernel's command line."""
+def _read_arguments() -> dict[str, str]:
+    """Return what the host says on the kernel's command line."""
     with open("/proc/cmdline", "rb") as file:
-        for argument in file.read().decode().split():
-            name, _, value = argument.partition("=")
-            if name == _LANGUAGE_ARGUMENT and value in LANGUAGES:
-                return value
-    return "python"
+        words = [argument.partition("=") for argument in file.read().decode().split()]
+    return {name: value for name, _, value in words}
 
 
 def _open_port() -> int:

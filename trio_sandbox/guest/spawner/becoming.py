@@ -10,6 +10,7 @@ never reads it, because some of its forks, `porter`s, are as open to the code of
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -55,6 +56,9 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
     #: What to run: argv, of at least one; env, None for what a login of the user would give it; cwd, None for the user's home
     #: directory, or / if there is none; what comes besides the environment of a login.
     Program = tuple[list[str], dict[str, str] | None, str | None, dict[str, str] | None]
+
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_prctl = ctypes.CDLL(None).prctl
 
 #: What a process failed at, where that has a name, which the spawner is not to know: the second number of a report.
 NAMELESS, PROGRAM, DIRECTORY = range(3)
@@ -115,6 +119,8 @@ class Becoming:
                 _forgo_protection()
                 os.setgroups(user.groups)
                 os.setresgid(user.gid, user.gid, user.gid)
+                if user.uid != 0:
+                    _give_up_capabilities()
                 os.setresuid(user.uid, user.uid, user.uid)
             subject = DIRECTORY
             _change_directory(cwd, user)
@@ -151,6 +157,16 @@ class Becoming:
         if "terminal" in self._request and (given is None or "TERM" not in env):
             env["TERM"] = self._request["terminal"][2]
         return argv, env, cwd
+
+
+def _give_up_capabilities() -> None:
+    """See to it that no program, whatever it is, gives this process or its children a capability or another user's rights."""
+    number = 0
+    # The kernel refuses the first number that is no capability any more.
+    while _prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
+    if number == 0 or _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _forgo_protection() -> None:

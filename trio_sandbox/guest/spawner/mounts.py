@@ -89,7 +89,8 @@ def enter_root(root: str) -> None:
     # pivot_root(2) wants a mount point.
     mount(root, root, None, MS_BIND | MS_REC)
     os.chdir(root)
-    mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    # Of processes that are not their own, users see nothing: neither what is done as root, nor us.
+    mount("proc", "proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "hidepid=2")
     mount("sysfs", "sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY)
     mount("tmpfs", "run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     _make_devices("dev")
