@@ -113,6 +113,12 @@ async def test_what_users_do_with_their_own_processes(sandbox: Sandbox) -> None:
         attach = f"python3 -c '{_ATTACH}' $(pgrep -f '^sleep 1001'); echo $?"
         assert await lines(sandbox, attach) == ["1"]
         assert await lines(sandbox, attach, "root") == ["0"]
+    # Root may write to what they have in /tmp.
+    await sandbox.run("open('/tmp/theirs', 'w').write('theirs')")
+    theirs = sandbox.path("/tmp/theirs", user="root")
+    async with await theirs.open("a") as file:
+        await file.write(" and ours")
+    assert await theirs.read_text() == "theirs and ours"
     # Its descriptors are open to itself, and to the tools that look.
     assert await lines(sandbox, "ls -l /proc/self/fd/0 > /dev/null && readlink /proc/self/exe") == ["/usr/bin/readlink"]
 
