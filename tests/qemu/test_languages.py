@@ -8,7 +8,7 @@ import json
 import pytest
 import trio
 
-from trio_sandbox import HostConfig, RunRefusedError, Sandbox, SandboxConfig, Timeouts, open_host
+from trio_sandbox import HostConfig, OutputChunk, RunRefusedError, Sandbox, SandboxConfig, Timeouts, open_host
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("node_image", "system_disk")]
 
@@ -31,25 +31,21 @@ _RANDOM = """
 """
 
 
-#: Say which of the two texts the interpreter's parent has in memory: the code itself is there, with the second of them in another form.
-_SEARCHES = {
-    "javascript": """
-        const found = new Set(), directory = `/proc/${process.ppid}/`, memory = fs.openSync(directory + 'mem')
-        for (const [, start, end] of fs.readFileSync(directory + 'maps', 'utf8').matchAll(/^(\\w+)-(\\w+) rw/mg)) {
-            const data = Buffer.alloc(parseInt(end, 16) - parseInt(start, 16))
-            fs.readSync(memory, data, 0, data.length, BigInt('0x' + start))
-            for (const text of ['own text', 'secret' + ' 4e1f']) if (data.includes(text)) found.add(text)
-        }
-        for (const text of found) console.log(text)
-    """,
-    "shell": r"""
-        while read -r range mode _; do
-            start=$((0x${range%-*})) end=$((0x${range#*-}))
-            [[ $mode != rw* ]] ||
-                dd if=/proc/$PPID/mem bs=4096 skip=$((start / 4096)) count=$(((end - start) / 4096)) 2>/dev/null
-        done </proc/$PPID/maps | grep -aoE 'own text|secret[ ]4e1f' | sort -u
-    """,
+#: Tell the process id of the interpreter's parent, and wait. The code is in that parent's memory.
+_WAITS = {
+    "javascript": "console.log(process.ppid); await new Promise((done) => setTimeout(done, 1e6, 'own text'))",
+    "shell": "echo $PPID; sleep 1000 # own text",
 }
+#: Say which of two texts a process has in memory.
+_SEARCH = r"""
+import re, sys
+found = set()
+with open(f"/proc/{sys.argv[1]}/mem", "rb", 0) as memory, open(f"/proc/{sys.argv[1]}/maps") as maps:
+    for start, end in re.findall(r"(?m)^(\w+)-(\w+) rw", maps.read()):
+        memory.seek(int(start, 16))
+        found.update(re.findall(b"own text|secret 4e1f", memory.read(int(end, 16) - int(start, 16))))
+print(sorted(found))
+"""
 
 #: Files in the home directory that would be in the way of an interpreter, were they read.
 _IN_THE_WAY = r"""
@@ -98,8 +94,15 @@ async def _check_parents(sandbox: Sandbox) -> None:
     await sandbox.run_process(["true", "secret 4e1f"], env={"SECRET": "secret 4e1f"}, user="root", check=True)
     for language, end in (("javascript", "process.exit()"), ("shell", "exit")):
         assert not (await sandbox.run(end, language=language)).state_kept
-        result = await sandbox.run(_SEARCHES[language], language=language)
-        assert (result.stdout, result.stderr) == ("own text\n", ""), language
+        async with sandbox.stream(_WAITS[language], language=language) as events:
+            started = await anext(events)
+            assert isinstance(started, OutputChunk)
+            search = ["python3", "-c", _SEARCH, started.data.decode().strip()]
+            found = await sandbox.run_process(search, user="root", capture_stdout=True, check=True)
+            assert found.stdout == b"[b'own text']\n", language
+            # Users have no way there at all.
+            refused = await sandbox.run_process(search, capture_stderr=True, check=False)
+            assert b"PermissionError" in refused.stderr, language
 
 
 async def _check_javascript(sandbox: Sandbox) -> None:
