@@ -36,15 +36,12 @@ _WAITS = {
     "javascript": "console.log(process.ppid); await new Promise((done) => setTimeout(done, 1e6, 'own text'))",
     "shell": "echo $PPID; sleep 1000 # own text",
 }
-#: Say which of two texts a process has in memory.
+#: Say which of two texts the process $1 has in memory.
 _SEARCH = r"""
-import re, sys
-found = set()
-with open(f"/proc/{sys.argv[1]}/mem", "rb", 0) as memory, open(f"/proc/{sys.argv[1]}/maps") as maps:
-    for start, end in re.findall(r"(?m)^(\w+)-(\w+) rw", maps.read()):
-        memory.seek(int(start, 16))
-        found.update(re.findall(b"own text|secret 4e1f", memory.read(int(end, 16) - int(start, 16))))
-print(sorted(found))
+exec 3</proc/$1/maps && while read -r range mode _; do
+    start=$((0x${range%-*})) end=$((0x${range#*-}))
+    [[ $mode != rw* ]] || dd if=/proc/$1/mem bs=4096 skip=$((start / 4096)) count=$(((end - start) / 4096)) 2>/dev/null
+done <&3 | grep -aoE 'own text|secret[ ]4e1f' | sort -u
 """
 
 #: Files in the home directory that would be in the way of an interpreter, were they read.
@@ -97,12 +94,12 @@ async def _check_parents(sandbox: Sandbox) -> None:
         async with sandbox.stream(_WAITS[language], language=language) as events:
             started = await anext(events)
             assert isinstance(started, OutputChunk)
-            search = ["python3", "-c", _SEARCH, started.data.decode().strip()]
+            search = ["bash", "-c", _SEARCH, "bash", started.data.decode().strip()]
             found = await sandbox.run_process(search, user="root", capture_stdout=True, check=True)
-            assert found.stdout == b"[b'own text']\n", language
+            assert found.stdout == b"own text\n", language
             # Users have no way there at all.
-            refused = await sandbox.run_process(search, capture_stderr=True, check=False)
-            assert b"PermissionError" in refused.stderr, language
+            refused = await sandbox.run_process(search, capture_stdout=True, check=False)
+            assert (refused.stdout, refused.returncode) == (b"", 1), language
 
 
 async def _check_javascript(sandbox: Sandbox) -> None:
