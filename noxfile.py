@@ -111,7 +111,7 @@ def bench(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Do thousands of operations, and look for what is lost, hangs or grows; ``-- --minutes N --seed S [PART ...]``."""
     install_system_packages(session)
-    session.install("-e.", *group("bench"))
+    session.install("-e.", *group("soak"))
     session.run("python", "-m", "tests.soak", *session.posargs)
 
 

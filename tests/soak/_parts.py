@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from . import cancel, crash, faults, hostile, load, model, network, runs
+from . import cancel, crash, faults, fuzz, hostile, load, model, network, runs
 from ._report import Budget, Report
 
 #: Each has its operations counted, and what goes wrong told, in the report; it ends when the budget is used up.
@@ -14,6 +14,7 @@ PARTS: dict[str, Callable[[Budget, Report], Awaitable[None]]] = {
     "cancel": cancel.soak,
     "model": model.soak,
     "hostile": hostile.soak,
+    "fuzz": fuzz.soak,
     "crash": crash.soak,
     "faults": faults.soak,
     "load": load.soak,
