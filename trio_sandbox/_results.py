@@ -43,6 +43,9 @@ class RunResult:
     """What it showed; empty in the result of `Sandbox.stream`, which handed it out already."""
     duration: float
     """Seconds on the host's clock, from sending the request to its end."""
+    cpu_seconds: float = 0.0
+    """Processor time that the code used, and all that it started, in seconds, as the guest's kernel counted it until the run's end. Processes that an
+    earlier run of that language left behind count, too. It is the guest's word, which a hostile guest can make up: `Sandbox.usage` has what the host counts."""
     restarted: bool
     """The interpreter was a new one: an earlier run had ended the one before, with its variables."""
     state_kept: bool

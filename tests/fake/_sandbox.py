@@ -1,4 +1,4 @@
-"""A sandbox whose guest is a real agent in this process, confined to nothing."""
+"""A sandbox whose guest is a real agent in this process, confined to nothing but perhaps control groups."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ._guest import FakeMachine
 
 @asynccontextmanager
 async def open_local_sandbox(
-    config: SandboxConfig | None = None, timeouts: Timeouts | None = None
+    config: SandboxConfig | None = None, timeouts: Timeouts | None = None, cgroup: str | None = None
 ) -> AsyncGenerator[tuple[Sandbox, FakeMachine]]:
     """Yield a sandbox and its machine; bounded, for a test that hangs to fail."""
     with trio.fail_after(HANG_LIMIT):
         async with (
-            open_local_agent() as stream,
+            open_local_agent(cgroup=cgroup) as stream,
             open_channel(stream, role=Role.HOST, hello={"version": 1}) as channel,
         ):
             machine = FakeMachine(channel, lambda: trio.lowlevel.spawn_system_task(trio.aclose_forcefully, stream))

@@ -25,6 +25,7 @@ from trio_sandbox import (
     SandboxConfig,
     SandboxError,
     UnknownImageError,
+    Usage,
     VmBootError,
 )
 from trio_sandbox.cli import _process
@@ -85,6 +86,7 @@ class FakeHost:
     download_error: Exception | None = None
     config: HostConfig | None = None
     accelerator: str = "tcg"
+    used: float = 10.0
 
     @asynccontextmanager
     async def open(self, config: HostConfig) -> AsyncGenerator[FakeHost]:
@@ -128,6 +130,13 @@ class FakeHost:
 
     def path(self, path: str) -> str:
         return path
+
+    def usage(self) -> Usage:
+        """It has used a second more each time that it is asked."""
+        self.used += 1
+        return Usage(
+            cpu_seconds=self.used, memory_bytes=0, disk_bytes=0, network_bytes_sent=0, network_bytes_received=0
+        )
 
     async def download(self, remote: str, local: Path) -> None:
         await trio.lowlevel.checkpoint()
@@ -366,6 +375,7 @@ async def test_json_is_one_line_with_what_is_known() -> None:
         "exit_code": 7,
         "timed_out": False,
         "oom": False,
+        "cpu_seconds": 1.0,
         "stdout": "a\N{REPLACEMENT CHARACTER}",
         "stderr": "b",
         "language": "python",

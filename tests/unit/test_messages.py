@@ -45,6 +45,10 @@ json_values = st.recursive(
             Finished(exit_code=3, value=None, restarted=True, state_kept=False),
         ),
         (
+            {"finished": {"exit_code": 0, "restarted": False, "state_kept": True, "used": 10**18}},
+            Finished(exit_code=0, value=None, restarted=False, state_kept=True, used=10**18),
+        ),
+        (
             {"finished": {"exit_code": 0, "value": "é" * 2**15, "restarted": False, "state_kept": True}},
             Finished(exit_code=0, value="é" * 2**15, restarted=False, state_kept=True),
         ),
@@ -84,6 +88,11 @@ def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Messag
         b'{"finished": {"exit_code": 0, "value": 1, "restarted": false, "state_kept": true}}',
         b'{"finished": {"exit_code": 0, "value": "\\ud800", "restarted": false, "state_kept": true}}',
         b'{"finished": {"exit_code": 0, "value": "%s", "restarted": false, "state_kept": true}}' % (b"x" * (2**16 + 1)),
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": -1}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": 0.5}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": NaN}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": 1000000000000000001}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": null}}',
         b'{"display": {}}',
         b'{"display": {"mime": "image/png", "size": -1, "item": 0}}',
         b'{"display": {"mime": "image/png", "size": 4294967296, "item": 0}}',

@@ -20,6 +20,8 @@ class Outcome:
     """The exit status of the command."""
     duration: float
     """Seconds."""
+    cpu_seconds: float
+    """Processor time of its machine."""
     timed_out: bool = False
     oom: bool = False
     """It was killed for want of memory."""
@@ -52,6 +54,7 @@ class Collected:
             "timed_out": outcome.timed_out,
             "oom": outcome.oom,
             "duration": round(outcome.duration, 6),
+            "cpu_seconds": round(outcome.cpu_seconds, 6),
             "stdout": self.output["stdout"].decode("utf-8", "replace"),
             "stderr": self.output["stderr"].decode("utf-8", "replace"),
             "language": program.language,

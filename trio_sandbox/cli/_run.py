@@ -172,16 +172,16 @@ async def _run(sandbox: Sandbox, request: RunRequest, write: Write, read: Read) 
         # In the guest: what `open_process` is given would take the place of the default environment.
         argv = ("env", "--", *(f"{name}={value}" for name, value in request.environment.items()), *argv)
     given = request.program.stdin
-    started = trio.current_time()
+    started, used = trio.current_time(), sandbox.usage().cpu_seconds
     ended: Ended | None = None
     with trio.move_on_after(request.timeout):
         ended = await run_process(
             sandbox, argv, cwd=request.workdir, write=write, read=read if given is None else _once(given)
         )
-    duration = trio.current_time() - started
+    duration, used = trio.current_time() - started, sandbox.usage().cpu_seconds - used
     if ended is None:
-        return Outcome(status=_status.TIMEOUT, duration=duration, timed_out=True)
-    return Outcome(status=ended.status, duration=duration, oom=ended.oom)
+        return Outcome(status=_status.TIMEOUT, duration=duration, cpu_seconds=used, timed_out=True)
+    return Outcome(status=ended.status, duration=duration, cpu_seconds=used, oom=ended.oom)
 
 
 def _once(data: bytes) -> Read:

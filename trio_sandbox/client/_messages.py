@@ -30,13 +30,16 @@ _BEGINNING_OF_END = b'{"finished"'
 
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256
+#: More than a machine can use: what all its processors do in a century.
+_MOST_MICROSECONDS = 10**18
+
 #: Variables that bash sets itself and lets nobody set.
 _READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
 
 
 @attrs.frozen
 class Finished:
-    """A run is over; *expired*: the guest stopped it at its deadline, without us; *oom*: killed for want of memory."""
+    """A run is over; *expired*: the guest stopped it at its deadline, without us; *oom*: killed for want of memory; *used*: microseconds."""
 
     exit_code: int
     value: str | None
@@ -44,6 +47,7 @@ class Finished:
     state_kept: bool
     expired: bool = False
     oom: bool = False
+    used: int = 0
 
 
 @attrs.frozen
@@ -125,6 +129,7 @@ def parse_message(payload: bytes) -> Message:
                 state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
                 expired=_checked(fields.get("expired", False), bool, "expired"),
                 oom=_checked(fields.get("oom", False), bool, "oom"),
+                used=_number(fields.get("used", 0), "used", lowest=0, highest=_MOST_MICROSECONDS),
             )
         if kind == "display":
             fields = _fields(body, kind)

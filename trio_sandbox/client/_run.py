@@ -154,6 +154,7 @@ class RunEvents:
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
             oom=message.oom,
+            cpu_seconds=message.used / 1e6,
             streamed=True,
         )
         if not word:

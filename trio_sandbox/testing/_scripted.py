@@ -92,6 +92,8 @@ class Answer:
     """`RunResult.value`; of runs only."""
     displays: tuple[Display, ...] = ()
     """`RunResult.displays`; of runs only."""
+    cpu_seconds: float = 0.0
+    """`RunResult.cpu_seconds`, to the microsecond; of runs only."""
     state_kept: bool = True
     """Whether the interpreter lives on; if not, the next run says that it was restarted."""
     oom: bool = False
@@ -180,7 +182,8 @@ class _Guest:
             for piece in _pieces(display.data):
                 await records.send(DISPLAY, piece)
         end: dict[str, object] = {"exit_code": answer.exit_code, "value": answer.value, "state_kept": answer.state_kept}
-        await records.send_json({"finished": {**end, "restarted": restarted, "oom": answer.oom}}, end=True)
+        end |= {"restarted": restarted, "oom": answer.oom, "used": round(answer.cpu_seconds * 1e6)}
+        await records.send_json({"finished": end}, end=True)
 
     async def _process(self, records: RecordStream) -> None:
         request = await _receive(records)

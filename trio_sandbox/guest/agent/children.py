@@ -42,8 +42,8 @@ class Child:
         """What the spawner is not told: nothing, its program and its directory, by the numbers that "failed" names them by."""
         self.failure: OSError | None = None
         """Why it was never executed."""
-        self.terminal = -1
-        """Our end of its terminal once it has started with one; to be closed by who asked for it."""
+        self.descriptor = -1
+        """Once it has started our end of its terminal, or a file with what it uses, if asked for; to be closed by who asked."""
         self.abandoned = False
         """Nobody waits for its start any more."""
         self.on_exit: Callable[[], None] | None = None
@@ -67,6 +67,16 @@ class Child:
     async def wait_empty(self) -> None:
         """Wait until neither it nor anything that it started is left."""
         await self._empty.wait()
+
+    def used(self) -> int:
+        """Return the microseconds of processor time that it has used, with all that it started; 0 where nobody counts them."""
+        if self.descriptor < 0:
+            return 0
+        try:
+            text = os.pread(self.descriptor, 64, 0)
+        except OSError:
+            return 0  # its group is gone
+        return int(text[len("usage_usec ") : text.index(b"\n")])
 
     def signal(self, signum: int, *, group: bool = False) -> trio.Event:
         """Send a signal, to its whole process group if *group*; the event tells when that was done."""
@@ -163,7 +173,7 @@ class Children:
           cwd: Its working directory; None for its user's home.
           user: Name or number; None for the default user.
           descriptors: Which of ours it gets as what; 0 to 2 are /dev/null where they are not named.
-          terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.terminal`.
+          terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.descriptor`.
           more_env: Variables besides those of its user's login.
 
         Raises:
@@ -324,11 +334,11 @@ class Children:
         # What comes after "failed" is about a process that never became one.
         child = self._children.get(number)
         if child is not None:
-            for terminal in descriptors:
+            for descriptor in descriptors:
                 if child.abandoned:
-                    os.close(terminal)
+                    os.close(descriptor)
                 else:
-                    child.terminal = terminal
+                    child.descriptor = descriptor
             child._on_event(event)  # pyright: ignore[reportPrivateUsage]
             if event[0] in ("failed", "empty"):
                 del self._children[number]

@@ -109,6 +109,7 @@ class Interpreter:
         self._numbers = itertools.count(1)
         self._warm_up_numbers = itertools.count(WARM_UP + 1)
         self._number = 0
+        self._used = 0  # before the run
         self._interrupts: list[trio.Event] = []
         self._syncing: trio.Event | None = None
         """The worker was told to forget what SIGINT it got, and has yet to say that it has."""
@@ -167,7 +168,7 @@ class Interpreter:
                 isinstance(message, _End)
                 and not self._pipes
                 and sum(len(data) for _, data in output) <= _LITTLE
-                and run.finish_nowait(output, message.status, message.value)
+                and run.finish_nowait(output, message.status, message.value, used=self._used_by_run())
             ):
                 self._run = None
                 self._get_ready()
@@ -180,6 +181,7 @@ class Interpreter:
 
     def _hand_over(self, run: Run) -> bool:
         self.used = True
+        self._used = self._child.used()
         self._number = next(self._warm_up_numbers if run.is_warm_up else self._numbers)
         theirs: list[int] = []
         try:
@@ -296,7 +298,9 @@ class Interpreter:
                 await run.show(await self._read_out(run, output), message)
         elif isinstance(message, _End):
             self._run = None
-            await run.finish(await self._rest(run, output), message.status, value=message.value, state_kept=True)
+            used = self._used_by_run()
+            rest = await self._rest(run, output)
+            await run.finish(rest, message.status, value=message.value, state_kept=True, used=used)
             self._get_ready()
         elif message is not None:
             self._run = None
@@ -311,6 +315,9 @@ class Interpreter:
         if not self._over.is_set():
             with contextlib.suppress(OSError):
                 self._make_pipes()
+
+    def _used_by_run(self) -> int:
+        return max(0, self._child.used() - self._used)
 
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
@@ -409,7 +416,9 @@ class Interpreter:
             )
         else:
             child.kill()
+            used = self._used_by_run()
             await child.wait_empty()
+            used = max(used, self._used_by_run())  # its group may be gone
             if not self._ready:
                 self._hear_complaint()
                 complaint = self._complaint.decode("utf-8", "replace").strip()
@@ -426,7 +435,7 @@ class Interpreter:
         else:
             assert child.returncode is not None
             output = await self._rest(run, [])
-            await run.finish(output, child.returncode, state_kept=False, oom=child.oom_killed)
+            await run.finish(output, child.returncode, state_kept=False, oom=child.oom_killed, used=used)
 
     def _hear_complaint(self) -> None:
         if self._complaints < 0:
@@ -457,6 +466,10 @@ class Interpreter:
             self._syncing.set()
         self._child.on_exit = None
         self._child.kill()
+        self._child.abandoned = True
+        if self._child.descriptor >= 0:
+            os.close(self._child.descriptor)
+            self._child.descriptor = -1
         if self._run is not None:
             self._run.over.set()
         self._close_pipes()

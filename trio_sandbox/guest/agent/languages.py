@@ -134,6 +134,7 @@ def start_interpreter(language: Language, spawn: Callable[[Request, list[int]], 
             "targets": [2, CONTROL],
             # Its worker unblocks it for the code of a run only; an interpreter that is still starting would die of it.
             "blocked": [int(signal.SIGINT)],
+            "metered": True,
         }
         if language is PYTHON:
             request["shared"] = True

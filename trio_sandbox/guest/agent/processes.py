@@ -116,7 +116,7 @@ class ProcessService:
                     os.close(descriptor)
             terminal = None
             if _TERMINAL in pipes:
-                terminal = Terminal(child.terminal, pipes[_TERMINAL], child.wait, stragglers)
+                terminal = Terminal(child.descriptor, pipes[_TERMINAL], child.wait, stragglers)
                 nursery.start_soon(terminal.carry)
             process = _Process(child, records, terminal, request.deadline, stragglers if request.leaves else None)
             try:

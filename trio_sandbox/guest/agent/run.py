@@ -113,15 +113,16 @@ class Run:
         value: str | None = None,
         state_kept: bool,
         oom: bool = False,
+        used: int = 0,
     ) -> None:
-        """Send the last of the output and how it ended."""
-        end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom)
+        """Send the last of the output and how it ended; *used*: microseconds of processor time."""
+        end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom, used=used)
         self.over.set()
         await self.send([*output, (JSON, end)], end=True)
 
-    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None) -> bool:
+    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None, *, used: int) -> bool:
         """Do what `finish` does, of a run that left its interpreter as it should, if it can be done at once."""
-        end = self._describe_end(status, value, state_kept=True, oom=False)
+        end = self._describe_end(status, value, state_kept=True, oom=False, used=used)
         try:
             if not self.records.send_and_close_nowait([*output, (JSON, end)]):
                 return False
@@ -130,13 +131,13 @@ class Run:
         self.over.set()
         return True
 
-    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool) -> bytes:
+    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool, used: int) -> bytes:
         # Put together by hand: a JSON encoder takes several times as long, at the end of every run.
         text = "null" if value is None else json.dumps(value)
         return (
             f'{{"finished":{{"exit_code":{shell_status(returncode)},"value":{text},'
             f'"restarted":{_JSON[self.restarted]},"state_kept":{_JSON[state_kept]},'
-            f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},'
+            f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},"used":{used},'
             f'"duration":{time.perf_counter() - self._started_at:.6f}}}}}'
         ).encode()
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         blocked: list[int]
         """Signals that it starts with blocked."""
         terminal: NotRequired[tuple[int, int, str]]
+        metered: NotRequired[bool]
         """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
         dialect: NotRequired[str]
         """It is to be the child of a `porter`, which speaks this one of its dialects with it."""

@@ -24,6 +24,10 @@ class Group:
         self.events: int = os.open(f"{name}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         """A descriptor on which poll(2) reports a change of `is_populated` since it was asked for, as POLLPRI."""
 
+    def open_usage(self) -> int:
+        """Open a file that tells the processor time of all that were ever in it, in its first line."""
+        return os.open(f"{self.name}/cpu.stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+
     def join(self) -> None:
         """Put the calling process in."""
         os.write(self._members, b"0")
@@ -71,9 +75,9 @@ class Groups:
             self.memory_events = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         self._oom_kills = self._count_oom_kills()
 
-    def take(self) -> Group:
-        """Return an empty group."""
-        if self._spare:
+    def take(self, *, new: bool = False) -> Group:
+        """Return an empty group; if *new*, one that nobody was ever in."""
+        if self._spare and not new:
             return self._spare.pop()
         self._made += 1
         return Group(self._directory, f"p{self._made}")

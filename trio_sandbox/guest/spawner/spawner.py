@@ -14,7 +14,7 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
     ("certificates",), descriptors            what users' programs are to trust besides, in a memory file; without one: nothing
 
-    ("started", number, pid)                  exec succeeded; with our end of its terminal if it has one
+    ("started", number, pid)                  exec succeeded; with our end of its terminal, or a file with what it uses, if asked
     ("failed", number, errno, strerror, subject)   a user, a file, or a number that `becoming` has for what we don't know
     ("ready",), descriptors                   the first event: files of the users that say who this machine is,
                                               `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
@@ -77,16 +77,16 @@ class Confinement:
 
 
 class _Process:
-    __slots__ = ("failure", "group", "kill_sent", "number", "oom_killed", "pid", "reaped", "terminal")
+    __slots__ = ("failure", "group", "kill_sent", "number", "oom_killed", "pid", "reaped", "wanted")
 
-    def __init__(self, number: int, pid: int, failure: int, group: Group | None, terminal: list[int]) -> None:
+    def __init__(self, number: int, pid: int, failure: int, group: Group | None, wanted: list[int]) -> None:
         self.number = number
         self.pid = pid
         self.failure = failure
         """The pipe on which the child reports what kept it from exec, or -1."""
         self.group = group
-        self.terminal = terminal
-        """Our end of its terminal, if it has one, until it has started."""
+        self.wanted = wanted
+        """What the agent gets of it when it has started: our end of its terminal, or `Group.open_usage`."""
         self.kill_sent = False
         self.oom_killed = False
         """It was killed for want of memory, by us or by the kernel."""
@@ -245,10 +245,10 @@ class Spawner:
             user = self._find_user(request["user"])
             if "terminal" in request:
                 rows, columns, _ = request["terminal"]
-                ends = open_terminal(rows, columns, None if user is None else user.uid)
-                ours, theirs = [ends[0]], [ends[1]]
+                ours, theirs = ([end] for end in open_terminal(rows, columns, None if user is None else user.uid))
             if self._groups is not None:
-                group = self._groups.take()
+                group = self._groups.take(new="metered" in request)
+                ours += [group.open_usage()] if "metered" in request else []
             becoming = Becoming(request, descriptors, user, group, theirs, self.twin)
             failure, report = os.pipe2(os.O_CLOEXEC)
             try:
@@ -371,14 +371,14 @@ class Spawner:
             process.failure = -1
             with open(descriptor, "rb") as report:
                 error = report.read()
-            terminal, process.terminal = process.terminal, []
+            wanted, process.wanted = process.wanted, []
             if error:
-                for end in terminal:
+                for end in wanted:
                     os.close(end)
                 number, subject = map(int, error.split())
                 self._send("failed", process.number, number, os.strerror(number), subject)
             else:
-                self._send("started", process.number, process.pid, descriptors=terminal)
+                self._send("started", process.number, process.pid, descriptors=wanted)
         if process.reaped:
             self._finish_if_empty(process)
 
