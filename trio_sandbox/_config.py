@@ -287,7 +287,7 @@ class SandboxConfig:
 
     Who writes more gets "No space left on device" (``ENOSPC``), root too; nothing is wrong with the disk then, and removing files makes room.
     What `warmup` wrote, and what was there when a saved sandbox was saved, does not count. A copy of a sandbox may fill up what its original had left.
-    None: as much as the image's disk has, some 8 GiB.
+    None: as much as the image's disk has, some 8 GiB, or what is left on the disk of `HostConfig.runtime_dir` beside the reserve, where that is less.
     """
     max_output_bytes: int = attrs.field(
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=whole_number(1, unit="bytes")

@@ -12,8 +12,10 @@ import trio.testing
 from tests._disks import small_disk
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig
-from trio_sandbox.constants import VM_OVERHEAD_MIB
+from trio_sandbox.constants import IMAGE_DISK_MIB, MINIMUM_DISK_MIB, VM_OVERHEAD_MIB
+from trio_sandbox.machines import _disk_limit
 from trio_sandbox.machines._admission import Admission
+from trio_sandbox.machines._disk_limit import choose_disk_mib
 
 SMALL = SandboxConfig(memory_mib=128)
 EACH = 128 + VM_OVERHEAD_MIB
@@ -268,3 +270,17 @@ async def test_nothing_is_opened_on_a_disk_that_is_nearly_full(tmp_path: Path) -
             async with admission.admit(SMALL):
                 assert reserved(admission) == (2 * EACH, 2, 0)
         assert reserved(admission) == (0, 0, 0)
+
+
+def test_who_has_no_limit_of_its_disk_gets_no_more_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    with small_disk(mount_point, 40 * 2**20) as disk:
+        assert choose_disk_mib(None, disk) == 38
+        assert choose_disk_mib(10**6, disk) == 10**6, "who says so knows better"
+        (disk / "full").write_bytes(bytes(39 * 2**20))
+        assert choose_disk_mib(None, disk) == MINIMUM_DISK_MIB
+    monkeypatch.setattr(_disk_limit, "disk_room", lambda directory: IMAGE_DISK_MIB)
+    assert choose_disk_mib(None, tmp_path) is None

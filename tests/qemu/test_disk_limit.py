@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox import Host, Sandbox, SandboxConfig, open_host
+from tests._disks import small_disk
+from trio_sandbox import Host, HostConfig, Sandbox, SandboxConfig, open_host
 from trio_sandbox.image import default_cache_directory
 from trio_sandbox.machines._named import NamedTemplateStore
 
@@ -148,3 +149,26 @@ async def test_what_a_sandbox_takes_is_counted_by_the_host(host: Host) -> None:
         async with sandbox.fork(1) as (child,):
             assert child.usage().disk_bytes < 8 * _MIB
             assert child.usage().cpu_seconds < after.cpu_seconds
+
+
+async def test_one_guest_does_not_fill_the_disk_of_others(tmp_path: Path) -> None:
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    with small_disk(mount_point, 400 * _MIB) as disk:
+        runtime_dir = Path("/tmp", f"trio-sandbox-small-{os.getpid()}")  # sockets want a short path
+        runtime_dir.symlink_to(disk)
+        try:
+            async with (
+                open_host(HostConfig(runtime_dir=runtime_dir)) as host,
+                host.open_sandbox() as filler,
+                host.open_sandbox() as neighbour,
+            ):
+                word, count = await _fill(filler)
+                assert word == "ENOSPC"
+                assert 200 < count < 400
+                write = (
+                    "import os; f = open('mine', 'wb'); f.write(os.urandom(4 << 20)); f.flush(); os.fsync(f.fileno())"
+                )
+                await neighbour.run(write, check=True)
+        finally:
+            runtime_dir.unlink()

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
+from .. import constants
 from .._errors import GuestProtocolError, OutcomeUnknownError, VmBootError
 from ..client import ask
 from ..qemu import Vm
+from ._budget import disk_room
 
 _LIMITED: Final = b"limited"
+
+
+def choose_disk_mib(asked: int | None, directory: Path) -> int | None:
+    """Return what a guest may write, in MiB, or None for as much as its image's disk has.
+
+    Args:
+      asked: `SandboxConfig.disk_mib`.
+      directory: Where its disk is on the host. Whose limit nobody has set gets no more than is left there beside the reserve, so that
+        one guest that fills its disk does not break those of others.
+
+    """
+    if asked is not None:
+        return asked
+    room = disk_room(directory)
+    return None if room >= constants.IMAGE_DISK_MIB else max(room, constants.MINIMUM_DISK_MIB)
 
 
 async def limit_disk(vm: Vm, disk_mib: int | None, *, patience: float) -> None:

@@ -45,7 +45,7 @@ from ..qemu import (
 )
 from ..wire import StreamHandler
 from ._blame import RESTORE_FAILURES, blames_the_state, first_line
-from ._disk_limit import limit_disk
+from ._disk_limit import choose_disk_mib, limit_disk
 from ._mounts import mount
 from ._named import NamedTemplate
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
@@ -144,8 +144,8 @@ class Launcher:
                     await _run(vm, image.languages[0], config.warmup, self._timeouts)
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
-            if config.disk_mib is not None:
-                await limit_disk(vm, config.disk_mib, patience=self._timeouts.kill)
+            if (disk_mib := choose_disk_mib(config.disk_mib, self._directory)) is not None:
+                await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
             yield vm
 
     @asynccontextmanager
@@ -179,7 +179,8 @@ class Launcher:
                     raise
                 raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
             # It may have been saved with a limit of its own.
-            await limit_disk(vm, config.disk_mib, patience=self._timeouts.kill)
+            disk_mib = choose_disk_mib(config.disk_mib, self._directory)
+            await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
             yield vm
 
     def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
