@@ -68,16 +68,6 @@ class Child:
         """Wait until neither it nor anything that it started is left."""
         await self._empty.wait()
 
-    def used(self) -> int:
-        """Return the microseconds of processor time that it has used, with all that it started; 0 where nobody counts them."""
-        if self.descriptor < 0:
-            return 0
-        try:
-            text = os.pread(self.descriptor, 64, 0)
-        except OSError:
-            return 0  # its group is gone
-        return int(text[len("usage_usec ") : text.index(b"\n")])
-
     def signal(self, signum: int, *, group: bool = False) -> trio.Event:
         """Send a signal, to its whole process group if *group*; the event tells when that was done."""
         return self._children.signal(self, signum, group)

@@ -21,6 +21,7 @@ from ...wire import STDERR, STDOUT
 from .children import Child
 from .displays import BadDisplayError, Display
 from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_functions, send_renewal, send_sync
+from .meter import Meter
 from .pipes import CHUNK, open_pipe
 from .run import Run
 
@@ -109,7 +110,7 @@ class Interpreter:
         self._numbers = itertools.count(1)
         self._warm_up_numbers = itertools.count(WARM_UP + 1)
         self._number = 0
-        self._used = 0  # before the run
+        self._meter = Meter(child)
         self._interrupts: list[trio.Event] = []
         self._syncing: trio.Event | None = None
         """The worker was told to forget what SIGINT it got, and has yet to say that it has."""
@@ -168,7 +169,7 @@ class Interpreter:
                 isinstance(message, _End)
                 and not self._pipes
                 and sum(len(data) for _, data in output) <= _LITTLE
-                and run.finish_nowait(output, message.status, message.value, used=self._used_by_run())
+                and run.finish_nowait(output, message.status, message.value, used=self._meter.used())
             ):
                 self._run = None
                 self._get_ready()
@@ -181,7 +182,7 @@ class Interpreter:
 
     def _hand_over(self, run: Run) -> bool:
         self.used = True
-        self._used = self._child.used()
+        self._meter.begin(run.started_at)
         self._number = next(self._warm_up_numbers if run.is_warm_up else self._numbers)
         theirs: list[int] = []
         try:
@@ -298,8 +299,7 @@ class Interpreter:
                 await run.show(await self._read_out(run, output), message)
         elif isinstance(message, _End):
             self._run = None
-            used = self._used_by_run()
-            rest = await self._rest(run, output)
+            used, rest = self._meter.used(), await self._rest(run, output)
             await run.finish(rest, message.status, value=message.value, state_kept=True, used=used)
             self._get_ready()
         elif message is not None:
@@ -315,9 +315,7 @@ class Interpreter:
         if not self._over.is_set():
             with contextlib.suppress(OSError):
                 self._make_pipes()
-
-    def _used_by_run(self) -> int:
-        return max(0, self._child.used() - self._used)
+            self._meter.prepare()
 
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
@@ -416,9 +414,9 @@ class Interpreter:
             )
         else:
             child.kill()
-            used = self._used_by_run()
+            used = self._meter.used()
             await child.wait_empty()
-            used = max(used, self._used_by_run())  # its group may be gone
+            used = max(used, self._meter.used())  # its group may be gone
             if not self._ready:
                 self._hear_complaint()
                 complaint = self._complaint.decode("utf-8", "replace").strip()
@@ -466,10 +464,7 @@ class Interpreter:
             self._syncing.set()
         self._child.on_exit = None
         self._child.kill()
-        self._child.abandoned = True
-        if self._child.descriptor >= 0:
-            os.close(self._child.descriptor)
-            self._child.descriptor = -1
+        self._meter.close()
         if self._run is not None:
             self._run.over.set()
         self._close_pipes()

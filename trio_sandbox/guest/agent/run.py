@@ -69,7 +69,8 @@ class Run:
         self.abandoned = False
         """Its host is gone, and it may end by itself."""
         self._unheard = False
-        self._started_at = time.perf_counter()
+        self.started_at: float = time.perf_counter()
+        """When it was asked for."""
 
     @property
     def has_streams(self) -> bool:
@@ -138,7 +139,7 @@ class Run:
             f'{{"finished":{{"exit_code":{shell_status(returncode)},"value":{text},'
             f'"restarted":{_JSON[self.restarted]},"state_kept":{_JSON[state_kept]},'
             f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},"used":{used},'
-            f'"duration":{time.perf_counter() - self._started_at:.6f}}}}}'
+            f'"duration":{time.perf_counter() - self.started_at:.6f}}}}}'
         ).encode()
 
     async def fail(self, error: OSError) -> None:
