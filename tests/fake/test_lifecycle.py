@@ -34,6 +34,7 @@ from trio_sandbox._nurseries import open_services
 from trio_sandbox.image import Image
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.machines._admission import Admission
+from trio_sandbox.machines._claims import Resources
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.machines._machines import hold_machine
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
@@ -225,6 +226,18 @@ def fail_with(error: Exception) -> Callable[[], object]:
         raise error
 
     return fail
+
+
+async def test_who_finds_no_room_beside_other_processes_sleeps_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await site.run("before")
+    await site.sandbox.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.admission, "_read_others", lambda: Resources(10**6, 0))
+        patch.setattr(site.admission, "_patience", 0.0)
+        with pytest.raises(SnapshotError, match="did not wake up, and goes on hibernating: no sandbox was opened"):
+            await site.sandbox.resume()
+    await site.sandbox.resume()
+    assert await site.run() == "before"
 
 
 # --- Checkpoints ---

@@ -7,11 +7,11 @@ import os
 import signal
 from typing import Final
 
-from .._errors import GuestProtocolError, QemuStorageDaemonError, VmError
+from .._errors import CapacityError, GuestProtocolError, QemuStorageDaemonError, VmError
 from ..qemu import describe_exit
 
-#: What going on from a state that is no good can raise.
-RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, OSError)
+#: What going on from a saved state can raise: it is no good, or other processes leave no room for it.
+RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, CapacityError, OSError)
 
 #: What is said where somebody killed QEMU, or this host has too little of something.
 _OF_THE_HOST: Final = (

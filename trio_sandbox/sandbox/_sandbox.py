@@ -336,7 +336,7 @@ class Sandbox(GuestRequests):
         Cancelled: it is awake, or still asleep.
 
         Raises:
-          SnapshotError: if it did not wake up; it is still asleep.
+          SnapshotError: if it did not wake up, for want of memory that other processes hold for instance; it is still asleep.
           SandboxClosedError: if the sandbox is closed.
 
         """
