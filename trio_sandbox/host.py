@@ -183,6 +183,7 @@ class Host:
           VmBootError: if the guest did not come up; the console's last lines are in it.
           MissingProgramError: if QEMU is not installed.
           QemuStorageDaemonError: if the VM's disk could not be made.
+          OSError: if this process may open no more files, or a disk of ours can't be written; nothing is left of the attempt.
           SandboxClosedError: if the host's block was left.
           ImageError: all that `prepare` raises.
 
