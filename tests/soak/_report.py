@@ -8,8 +8,9 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -211,15 +212,41 @@ def to_json(reports: list[Report]) -> str:
 
 
 def to_markdown(reports: list[Report]) -> str:
-    """Make the tables of a page: what each part did, and what was measured in it."""
+    """Make the tables of a page: what each part did, what was measured before and after it, and meanwhile."""
     parts = [("part", "operations", "seconds", "slowest, s", "failures", "")]
-    measured = [("part", "what", "first", "last", "unit", "")]
+    gauges = [("part", "what", "before", "after", "unit", "")]
     for report in reports:
         total, failures = sum(report.operations.values()), len(report.failures)
         verdict = "holds" if report.holds else "FAILS"
         parts.append((report.part, str(total), f"{report.seconds:.0f}", f"{report.slowest:g}", str(failures), verdict))
-        measured += [(report.part, *cells) for cells in report.figures()]
-    return f"{_table(parts)}\n\n{_table(measured)}"
+        gauges += [(report.part, *cells) for cells in report.figures() if cells[0] in report.gauges]
+    sections = [_table(_sections(report)) for report in reports if report.series]
+    return "\n\n".join([_table(parts), _table(gauges), *sections])
+
+
+def _sections(report: Report) -> list[tuple[str, ...]]:
+    """Return a table with a column for each section of a part, whose series are named "section: gauge"."""
+    figures = {cells[0]: cells[1:] for cells in report.figures()}
+    names = [name.partition(": ") for name in report.series]
+    sections = list(dict.fromkeys(section for section, _, _ in names))
+
+    def row(heading: str, cell: Callable[[str], str]) -> tuple[str, ...]:
+        return (heading, *map(cell, sections))
+
+    def latency(section: str) -> str:
+        took = report.latencies.get(section)
+        return f"{took.first:.3g} → {took.last:.3g}" if took is not None and took.samples else ""
+
+    def values(section: str, gauge: str) -> str:
+        first, last, unit, wrong = figures.get(f"{section}: {gauge}", ("",) * 4)
+        return f"{first} → {last} {unit} {wrong}".rstrip() if first else ""
+
+    return [
+        row(report.part, str),
+        row("operations", lambda section: str(report.operations[section])),
+        row("latency, ms", latency),
+        *(row(gauge, partial(values, gauge=gauge)) for gauge in dict.fromkeys(gauge for _, _, gauge in names)),
+    ]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
