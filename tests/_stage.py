@@ -63,18 +63,16 @@ def processes() -> list[str]:
         except OSError:
             return ""
 
-    spawner = str(os.getppid())
-    found: list[str] = []
-    waiting = [spawner]
+    # In a virtual machine the spawner is hidden, and what can be seen is the user's own.
+    waiting = read(str(os.getppid()), f"task/{os.getppid()}/children").split()
+    waiting = waiting or [name for name in os.listdir("/proc") if name.isdigit()]
+    found: dict[str, str] = {str(os.getpid()): ""}
     while waiting:
-        parent = waiting.pop()
-        children = read(parent, f"task/{parent}/children").split()
-        waiting += children
-        for child in children:
-            command = read(child, "cmdline")
-            if child != str(os.getpid()) and command not in ("", read(spawner, "cmdline")):
-                found.append(command.replace("\0", " ").strip())
-    return sorted(found)
+        process = waiting.pop()
+        waiting += read(process, f"task/{process}/children").split()
+        found.setdefault(process, read(process, "cmdline"))
+    # What was forked of the spawner and executes nothing is a file helper.
+    return sorted(command.replace("\0", " ") for command in found.values() if command and "\0-I\0-S\0" not in command)
 
 
 #: A server in a thread of the interpreter's, which sends back what it gets; prints its port.
@@ -126,6 +124,8 @@ class Stage:
     port: int = 0
     """Of a server in the guest, if there is one."""
     kept: Listing = attrs.field(factory=dict[str, list[str]])
+    neighbours: tuple[Sandbox, ...] = ()
+    """Others of the host that are open all the time."""
     before: Leftover | None = None
     reverts: int = 0
 
@@ -206,8 +206,10 @@ class Stage:
 
     def _files_of_nobody(self, host: Host) -> list[str]:
         directory = host._runtime.directory  # pyright: ignore[reportPrivateUsage]
-        config = cast("Vm", self.sandbox._slot.machine).config  # pyright: ignore[reportPrivateUsage]
-        used = {config.overlay, *config.layers, config.mounts, config.memory_file}
+        used: set[Path | None] = set()
+        for sandbox in (self.sandbox, *self.neighbours):
+            config = cast("Vm", sandbox._slot.machine).config  # pyright: ignore[reportPrivateUsage]
+            used |= {config.overlay, *config.layers, config.mounts, config.memory_file}
         used |= {path.parent for path in used if path is not None}
         names = (path for path in directory.rglob("*") if path not in used)
         return [

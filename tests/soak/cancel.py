@@ -49,6 +49,8 @@ async def _sweep_host(host: Host, here: Path, stack: AsyncExitStack, budget: Bud
         await sandbox.path("stage").mkdir()
         there = str(await sandbox.path("stage").absolute())
         stages.append((await prepare(sandbox, here / name, there, host=host, serves=name == "serving"), operations))
+    for stage, _ in stages:
+        stage.neighbours = tuple(other.sandbox for other, _ in stages if other is not stage)
     await sweep(stages, budget, report)
 
 
