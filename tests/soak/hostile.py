@@ -39,7 +39,7 @@ class Turns(trio.abc.Instrument):
     def __init__(self) -> None:
         self.longest: float = 0.0
         self.whose = ""
-        self._began = 0.0
+        self._began = time.thread_time()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Look at the clock."""
@@ -116,7 +116,7 @@ async def _meet(world: World, behaviour: Behaviour, report: Report) -> None:
                     async def request() -> None:
                         try:
                             await ask()
-                        except SandboxError as exc:
+                        except (SandboxError, OSError) as exc:
                             if not isinstance(exc, behaviour.raises):
                                 raise
                         else:
