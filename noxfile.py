@@ -82,7 +82,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types twice, and that the public interface is typed completely."""
     # Not editable: `--verifytypes` looks at the installed package, as a user's checker does.
-    session.install(".[cli]", *group("typing"))
+    session.install(".[cli,mcp,inspect]", *group("typing"))
     session.run("mypy", *session.posargs)
     # The wheel that pyright[nodejs] brings; no download at run time.
     session.run("pyright", *session.posargs)
@@ -113,6 +113,20 @@ def soak(session: nox.Session) -> None:
     install_system_packages(session)
     session.install("-e.", *group("soak"))
     session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(default=False)
+def integrations(session: nox.Session) -> None:
+    """Have frameworks check what works with them: inspect_ai's own checks, and the conformance suite of MCP."""
+    install_system_packages(session)
+    session.install("-e.[cli,mcp,inspect]", *group("typing"))
+    session.run("mypy", "trio_sandbox/integrations/inspect.py", *python_files("tests/integrations"))
+    session.run(
+        "pytest", "-c", "tests/integrations/pytest.ini", "tests/integrations/inspect_self_check.py", *session.posargs
+    )
+    for backend in ("asyncio", "trio"):
+        session.run("python", "tests/integrations/inspect_eval.py", env={"INSPECT_ASYNC_BACKEND": backend})
+    session.run("python", "-m", "tests.integrations.mcp_conformance", env={"NPM_PREFIX": session.create_tmp()})
 
 
 @nox.session(default=False)

@@ -1,0 +1,1 @@
+"""What frameworks check of what works with them: ``nox -s integrations``. Not part of the usual tests: they are large."""
