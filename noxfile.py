@@ -34,6 +34,9 @@ TESTS_NEED = (
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
 )
 
+#: Modules of `trio_sandbox.integrations` that need large packages, which only `integrations` installs.
+LARGE = ("inspect", "deepagents")
+
 #: What `tests` runs as well, unless it is given arguments of its own.
 CHECKS = ("lint", "typing", "docs")
 
@@ -82,10 +85,16 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types twice, and that the public interface is typed completely."""
     # Not editable: `--verifytypes` looks at the installed package, as a user's checker does.
-    session.install(".[cli,mcp,inspect]", *group("typing"))
+    session.install(".[cli,mcp]", *group("typing"))
     session.run("mypy", *session.posargs)
     # The wheel that pyright[nodejs] brings; no download at run time.
     session.run("pyright", *session.posargs)
+    # `integrations` checks these, where their frameworks are.
+    for name in LARGE:
+        for module in Path(session.virtualenv.location).glob(
+            f"lib/python*/site-packages/trio_sandbox/integrations/{name}.py"
+        ):
+            module.unlink()
     session.chdir(session.create_tmp())
     session.run("pyright", "--verifytypes", "trio_sandbox", "--ignoreexternal")
 
@@ -117,15 +126,16 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def integrations(session: nox.Session) -> None:
-    """Have frameworks check what works with them: inspect_ai's own checks, and the conformance suite of MCP."""
+    """Have frameworks check what works with them: the standard tests of inspect_ai and deepagents, the conformance suite of MCP."""
     install_system_packages(session)
-    session.install("-e.[cli,mcp,inspect]", *group("typing"))
-    session.run("mypy", "trio_sandbox/integrations/inspect.py", *python_files("tests/integrations"))
-    session.run(
-        "pytest", "-c", "tests/integrations/pytest.ini", "tests/integrations/inspect_self_check.py", *session.posargs
-    )
+    session.install("-e.[cli,mcp,inspect,deepagents]", *group("integrations"))
+    modules = [str(HERE / "trio_sandbox" / "integrations" / f"{name}.py") for name in LARGE]
+    session.run("mypy", *modules, *python_files("tests/integrations"))
+    for checks, *options in (("inspect_self_check",), ("deepagents_standard", "-o", "asyncio_mode=auto")):
+        session.run("pytest", "-c", "tests/integrations/pytest.ini", *options, f"tests/integrations/{checks}.py")
     for backend in ("asyncio", "trio"):
         session.run("python", "tests/integrations/inspect_eval.py", env={"INSPECT_ASYNC_BACKEND": backend})
+    session.run("python", "tests/integrations/deepagents_example.py")
     session.run("python", "-m", "tests.integrations.mcp_conformance", env={"NPM_PREFIX": session.create_tmp()})
 
 
