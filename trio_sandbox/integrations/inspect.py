@@ -97,7 +97,7 @@ class TrioSandboxEnvironment(SandboxEnvironment):
         return {"default": cls(sandbox, opening.leave)}
 
     @classmethod
-    async def sample_cleanup(
+    async def sample_cleanup(  # noqa: ASYNC910 - there is one environment
         cls,
         task_name: str,
         config: SandboxEnvironmentConfigType | None,
@@ -105,7 +105,7 @@ class TrioSandboxEnvironment(SandboxEnvironment):
         interrupted: bool,
     ) -> None:
         """Close the sandbox: its virtual machine is destroyed."""
-        with anyio.CancelScope(shield=True):  # each block bounds its own end
+        with anyio.CancelScope(shield=True):  # noqa: ASYNC912 - each block bounds its own end
             for environment in environments.values():
                 await environment.as_type(TrioSandboxEnvironment)._close()
                 await _SharedHost.release()
@@ -124,7 +124,7 @@ class TrioSandboxEnvironment(SandboxEnvironment):
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         user: str | None = None,
-        timeout: int | None = None,
+        timeout: int | None = None,  # noqa: ASYNC109 - the interface's
         timeout_retry: bool = True,
         concurrency: bool = True,
     ) -> ExecResult[str]:
@@ -152,14 +152,14 @@ class TrioSandboxEnvironment(SandboxEnvironment):
             raise
         except (OSError, LookupError) as exc:
             as_whom = "" if user is None else f" (as user {user!r})"
-            return ExecResult(False, _NOT_FOUND, "", f"{exc}{as_whom}\n")
+            return ExecResult(False, _NOT_FOUND, "", f"{exc}{as_whom}\n")  # noqa: ASYNC910 - the guest said so
         status = done.returncode if done.returncode >= 0 else 128 - done.returncode
         stdout, stderr = ((data or b"").decode("utf-8", "replace") for data in (done.stdout, done.stderr))
         return ExecResult(status == 0, status, stdout, stderr)
 
     async def _directory(self, cwd: str | None) -> str | None:
         if cwd is None or PurePosixPath(cwd).is_absolute():
-            return cwd
+            return cwd  # noqa: ASYNC910 - most need not ask
         return str(await self._sandbox.path(cwd).absolute())
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
@@ -227,7 +227,7 @@ class _Kept(Generic[T]):
         ready = anyio.Event()
         scope = trio.CancelScope()
 
-        async def keep() -> None:
+        async def keep() -> None:  # noqa: ASYNC910 - a task of its own
             assert self._leaving is not None
             assert self._done is not None
             try:
@@ -293,7 +293,7 @@ class _SharedHost:
         return shared.host
 
     @classmethod
-    async def release(cls) -> None:
+    async def release(cls) -> None:  # noqa: ASYNC910 - as a rule there is nothing to do
         """Have the host closed if nobody else uses it."""
         token = anyio.lowlevel.current_token()
         shared = _hosts[token]
