@@ -424,7 +424,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
-            with open_ledger() as ledger:
+            with open_ledger(guard=runtime.guard) as ledger:
                 host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust, ledger)
                 async with open_services("open_host()") as services:
                     if config.warm:

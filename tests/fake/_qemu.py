@@ -38,7 +38,7 @@ if "no-qmp" not in modes:
     qmp.sendall(json.dumps(greeting).encode() + b"\r\n")
 incoming = "-incoming defer" in argv
 if "no-hello" not in modes and not incoming:
-    agent.sendall(b"\xff" * 64 if "garbage" in modes else frame(1, b'{"version":1,"agent":"fake"}'))
+    agent.sendall(b"\xff" * 64 if "garbage" in modes else frame(1, b'{"version":%d,"agent":"fake"}' % (2 if "newer" in modes else 1)))
 
 if memory := re.search(r'"mem-path":"(/proc/self/fd/\d+)","share":false', argv):
     if "hides-memory" not in modes:
@@ -212,7 +212,7 @@ while True:
             if incoming:
                 incoming = False
                 # What is left from the machine that was saved comes first.
-                agent.sendall(b"left over" + buffers[agent] + frame(1, b'{"version":1,"agent":"fake"}'))
+                agent.sendall(b"left over" + buffers[agent] + frame(1, b'{"version":%d,"agent":"fake"}' % (2 if "newer" in modes else 1)))
                 buffers[agent] = b""
             while len(buffers[agent]) >= 9:
                 length, kind, stream = struct.unpack(">IBI", buffers[agent][:9])

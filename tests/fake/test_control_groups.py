@@ -247,34 +247,53 @@ async def test_a_program_is_in_its_group_from_its_first_instruction(real: Path) 
 
 
 @needs_root
-def test_the_reaper_removes_the_groups_of_a_host_that_was_killed(real: Path) -> None:
+def test_the_reaper_removes_what_a_host_that_was_killed_had_guarded(real: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time, trio; from pathlib import Path; from trio_sandbox.qemu import open_runtime\n"
+        "from trio_sandbox.machines import LedgerEntry, open_ledger\n"
         "async def main():\n"
         "    async with open_runtime(Path('/tmp')) as runtime:\n"
         "        group = Path(sys.argv[1], runtime.directory.name)\n"
         "        (group / 'machine').mkdir(parents=True)\n"
-        "        runtime.guard_group(group)\n"
-        "        print(runtime.reaper_pid, flush=True)\n"
-        "        time.sleep(600)\n"
+        "        runtime.guard(group)\n"
+        "        with open_ledger(Path(sys.argv[2]), guard=runtime.guard) as ledger:\n"
+        "            ledger.publish(LedgerEntry(pid=1, memory_total=1))\n"
+        "            print(runtime.reaper_pid, flush=True)\n"
+        "            time.sleep(600)\n"
         "trio.run(main)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(real)], stdout=subprocess.PIPE) as host:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(real), str(tmp_path / "ledgers")], stdout=subprocess.PIPE
+    ) as host:
         assert host.stdout is not None
         reaper = os.pidfd_open(int(host.stdout.readline()))
         assert any(path.is_dir() for path in real.iterdir())
+        assert len(list((tmp_path / "ledgers").iterdir())) == 1
         host.send_signal(signal.SIGKILL)
     poll = select.poll()
     poll.register(reaper, select.POLLIN)
     assert poll.poll(60_000), "the reaper is there still"
     os.close(reaper)
     assert not any(path.is_dir() for path in real.iterdir())
+    assert not (tmp_path / "ledgers").exists()
 
 
 def test_groups_that_are_in_use_or_gone_are_left_alone(tmp_path: Path) -> None:
-    _reaper_main.remove_group(os.fsencode(tmp_path / "gone"))
+    _reaper_main.remove_guarded(os.fsencode(tmp_path / "gone"))
     group = tmp_path / "group"
     (group / "machine" / "in use").mkdir(parents=True)
     (group / "idle").mkdir()
-    _reaper_main.remove_group(os.fsencode(group))
+    _reaper_main.remove_guarded(os.fsencode(group))
     assert [path.name for path in group.iterdir()] == ["machine"]
+
+
+def test_a_file_goes_with_its_directory_unless_there_are_others(tmp_path: Path) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    for name in ("one", "two"):
+        (directory / name).touch()
+    for name, left in (("one", ["two"]), ("one", ["two"])):
+        _reaper_main.remove_guarded(os.fsencode(directory / name))
+        assert os.listdir(directory) == left
+    _reaper_main.remove_guarded(os.fsencode(directory / "two"))
+    assert not directory.exists()

@@ -119,6 +119,13 @@ async def test_a_guest_that_says_garbage_in_place_of_hello(manager: VmManager, t
             pytest.fail("booted")
 
 
+async def test_a_guest_of_another_version_is_ended_with_a_word_about_that(manager: VmManager, tmp_path: Path) -> None:
+    words = r"speaks version 2 of the protocol, and this is version 1: it is of another version of trio-sandbox"
+    with nothing_left(tmp_path), pytest.raises(GuestProtocolError, match=words):
+        async with manager.open_vm(fake_config(tmp_path, "newer")):
+            pytest.fail("booted")
+
+
 async def test_a_guest_that_says_garbage_later(manager: VmManager, tmp_path: Path) -> None:
     with nothing_left(tmp_path):
         async with manager.open_vm(fake_config(tmp_path)) as vm:

@@ -20,7 +20,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
@@ -100,6 +100,10 @@ def reckon(measured: int, reserved: int, totals: Iterable[int]) -> int:
     return min(max(measured, *totals, 0), measured + reserved)
 
 
+def _ignore(path: Path) -> None:
+    """Take no notice."""
+
+
 @final
 class Ledger:
     """The file of one host, and what those of the others say. Made by `open_ledger`.
@@ -107,7 +111,8 @@ class Ledger:
     Where there can be no file, this host is for itself: `problem` says why.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, guard: Callable[[Path], object] = _ignore) -> None:
+        self._guard = guard
         self._directory = default_directory() if directory is None else directory
         self._name = ""
         self._fd = -1
@@ -215,6 +220,7 @@ class Ledger:
             os.close(fd)
             return False
         self._name, self._fd = name, fd
+        self._guard(self._directory / name)
         _open_ledgers.add(self)
         return not self._is_removed()
 
@@ -257,14 +263,15 @@ def default_directory() -> Path:
 
 
 @contextmanager
-def open_ledger(directory: Path | None = None) -> Generator[Ledger]:
+def open_ledger(directory: Path | None = None, *, guard: Callable[[Path], object] = _ignore) -> Generator[Ledger]:
     """Yield a ledger for the block; others know of it from its first entry until the block is left.
 
     Args:
       directory: Where the files are; None: where all hosts of this user have them.
+      guard: Told of the file, for it to be removed if we are killed. Others would remove it some time later.
 
     """
-    ledger = Ledger(directory)
+    ledger = Ledger(directory, guard)
     try:
         yield ledger
     finally:

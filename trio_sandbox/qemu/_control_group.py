@@ -99,8 +99,8 @@ async def open_control_groups(
                 made = _make(
                     _own_group(root) if choice == "auto" else choice, runtime.directory.name, enable=choice != "auto"
                 )
-                runtime.guard_group(made.directory)
-                stack.callback(runtime.release_group, made.directory)
+                runtime.guard(made.directory)
+                stack.callback(runtime.release, made.directory)
                 stack.callback(_remove, made.directory)
                 await _prove(made, runtime.environment)
             else:

@@ -6,8 +6,8 @@ the standard library only, so that nothing of the user's can slow it down or bre
     argv: PIDFD DIRECTORY; stdin: a pipe that only the owner writes to
 
 On that pipe come lines: first the token, which is nobody else's to read as a command line is, then ``uid N`` (processes of this user are the owner's), ``forget N``,
-``group PATH`` (a control group of the owner's), ``release PATH``, and at a clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
-owner is killed until nothing more is found, and its runtime directory and control groups are removed.
+``guard PATH`` (a file or a control group of the owner's), ``release PATH``, and at a clean end ``done``. Once the pipe ends or the owner is dead without ``done``, whatever belongs to the
+owner is killed until nothing more is found, and its runtime directory and what it had guarded are removed.
 
 What belongs to the owner is found by looking at every process rather than in a list of those that
 it told us about: between the spawning and the telling the owner can die. It is
@@ -123,7 +123,7 @@ def read_token() -> str:
     raise SystemExit("there is no token")
 
 
-def follow(owner: int, uids: set[int], cgroups: set[bytes]) -> bool:
+def follow(owner: int, uids: set[int], guarded: set[bytes]) -> bool:
     """Read what the owner says until it says that it is done (True) or is gone (False)."""
     text = b""
     poll = select.poll()
@@ -142,10 +142,10 @@ def follow(owner: int, uids: set[int], cgroups: set[bytes]) -> bool:
                     uids.add(int(name))
                 elif word == b"forget":
                     uids.discard(int(name))
-                elif word == b"group":
-                    cgroups.add(name)
+                elif word == b"guard":
+                    guarded.add(name)
                 elif word == b"release":
-                    cgroups.discard(name)
+                    guarded.discard(name)
             if not data:
                 return False
         elif owner in ready:
@@ -153,13 +153,17 @@ def follow(owner: int, uids: set[int], cgroups: set[bytes]) -> bool:
             return False
 
 
-def remove_group(group: bytes) -> None:
-    """Remove a control group and those in it, as far as nothing is in them. What the kernel has in such a directory does not count."""
+def remove_guarded(path: bytes) -> None:
+    """Remove a file, and its directory if that is empty then; or a control group and those in it, as far as nothing runs in them."""
     try:
-        inner = [entry.path for entry in os.scandir(group) if entry.is_dir(follow_symlinks=False)]
+        os.unlink(path)
+        directories = [os.path.dirname(path)]
+    except IsADirectoryError:
+        # What the kernel has in such a directory does not count.
+        directories = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)] + [path]
     except OSError:
-        return  # there is none any more
-    for directory in (*inner, group):
+        return  # it is gone, or can't be removed; nobody is left to be told
+    for directory in directories:
         try:
             os.rmdir(directory)
         except OSError:
@@ -212,11 +216,11 @@ def main() -> None:
         pass  # It died while we started; we may be the second reaper, with work to do.
     os.close(1)
     uids: set[int] = set()
-    cgroups: set[bytes] = set()
-    if not follow(owner, uids, cgroups):
+    guarded: set[bytes] = set()
+    if not follow(owner, uids, guarded):
         reap(token, uids)
-        for group in cgroups:
-            remove_group(group)
+        for path in guarded:
+            remove_guarded(path)
         try:
             remove_marked(directory)
         except OSError:

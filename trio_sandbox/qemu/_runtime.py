@@ -48,7 +48,7 @@ class Runtime:
         self._directory = directory
         self._token = secrets.token_hex(16)
         self._uids: set[int] = set()
-        self._groups: set[Path] = set()
+        self._guarded: set[Path] = set()
         self._reaper: trio.Process | None = None
         self._pipe = -1  # to the reaper, or to one that is about to be it
 
@@ -88,15 +88,15 @@ class Runtime:
         self._uids.discard(uid)
         self._tell(f"forget {uid}")
 
-    def guard_group(self, directory: Path) -> None:
-        """Have a control group, and the empty ones in it, removed if we die. Its path has no line break."""
-        self._groups.add(directory)
-        self._tell(f"group {directory}")
+    def guard(self, path: Path) -> None:
+        """Have a file, or a control group with the empty ones in it, removed if we die. Its path has no line break."""
+        self._guarded.add(path)
+        self._tell(f"guard {path}")
 
-    def release_group(self, directory: Path) -> None:
-        """Take back `guard_group`."""
-        self._groups.discard(directory)
-        self._tell(f"release {directory}")
+    def release(self, path: Path) -> None:
+        """Take back `guard`: it is gone."""
+        self._guarded.discard(path)
+        self._tell(f"release {path}")
 
     def _tell(self, line: str) -> None:
         if self._reaper is None:
@@ -122,8 +122,8 @@ class Runtime:
                 self._reaper = process
                 for uid in self._uids:
                     self._tell(f"uid {uid}")
-                for directory in self._groups:
-                    self._tell(f"group {directory}")
+                for path in self._guarded:
+                    self._tell(f"guard {path}")
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 status = await process.wait()
