@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import cast
 
+import attrs
 import pytest
 
 from trio_sandbox import Checkpoint, ConfinementRequiredError, HostConfig, Sandbox, SandboxConfig, open_host
 from trio_sandbox.host import Host
-from trio_sandbox.qemu import Vm
+from trio_sandbox.qemu import Confinement, Vm
+from trio_sandbox.qemu._confinement import prove_landlock
 
 pytestmark = pytest.mark.qemu
 
@@ -154,6 +156,30 @@ async def test_what_it_has_open_for_writing(jailed: Sandbox) -> None:
     vm = cast("Vm", jailed._slot.machine)  # pyright: ignore[reportPrivateUsage]
     expected = {os.fspath(vm.config.overlay)}
     assert {path for path in writable_files(pid_of(jailed)) if Path(path).name not in WRITABLE_FILES} == expected
+
+
+async def test_an_ordinary_user_without_namespaces_has_landlock(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ordinary = Confinement(False, False, False, no_new_privileges=True, limits=True)
+    if not await prove_landlock(ordinary, {}):
+        pytest.skip("this kernel has no Landlock, or it is switched off")
+    proved = attrs.evolve(ordinary, landlock=True)
+    monkeypatch.setattr("trio_sandbox.qemu._confinement._proved", {os.geteuid(): proved})
+    for templates in (True, False):
+        async with open_host(HostConfig(templates=templates)) as host, host.open_sandbox() as sandbox:
+            assert "no files but programs and its own (Landlock)" in sandbox.confinement
+            assert Path(f"/proc/{pid_of(sandbox)}/status").read_text().count("NoNewPrivs:\t1") == 1
+            # All that opens files goes on working.
+            checkpoint = await sandbox.checkpoint()
+            await sandbox.run("open('file', 'w').write('x' * 10**6); import os; os.sync()")
+            async with sandbox.fork(1) as (child,):
+                assert (await child.run("import os; os.path.getsize('file')")).value == "1000000"
+            await sandbox.hibernate()
+            await sandbox.resume()
+            await sandbox.revert(checkpoint)
+            assert (await sandbox.run("os.path.exists('file')")).value == "False"
+    assert "QEMU sees this machine's files" not in caplog.text
 
 
 async def test_less_than_all_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from .._nurseries import open_services
 from .._private import make_new_directory
 from ..wire import StreamHandler
 from ._accelerator import Accelerator
-from ._confinement import Confinement, kvm_access, prove_jail
+from ._confinement import Confinement, kvm_access, prove_jail, prove_landlock
 from ._console import Console
 from ._control_group import ControlGroups, open_control_groups
 from ._jail import Jail, open_jail
@@ -60,6 +60,7 @@ class VmManager:
         self._open = self._booted = self._failed = 0
         self._closed = False
         self._jail: Jail | None = None
+        self._landlock = accelerator.confinement.landlock
 
     def __repr__(self) -> str:
         return f"<VmManager, {self._accelerator.name}: {'closed' if self._closed else f'{self._open} open'}>"
@@ -134,7 +135,7 @@ class VmManager:
                 agent=guest_fd,
                 console=console_fd,
                 kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
-                memory=_lend_memory(inherited, config),
+                memory=_lend_memory(inherited, config, read_only=accelerator.qemu.opens_memory_read_only),
             )
             try:
                 lock_disk(fds.overlay)
@@ -178,7 +179,10 @@ class VmManager:
     def confinement(self) -> Confinement:
         """How machines are confined."""
         return attrs.evolve(
-            self._accelerator.confinement, jail=self._jail is not None, control_group=self._groups is not None
+            self._accelerator.confinement,
+            jail=self._jail is not None,
+            landlock=self._landlock,
+            control_group=self._groups is not None,
         )
 
     async def keep_jail(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -201,7 +205,9 @@ class VmManager:
                     task_status.started()
                     await trio.sleep_forever()
         except (SandboxError, OSError) as exc:
-            _log.warning("QEMU sees this machine's files, as far as its user may: %s", exc)
+            self._landlock = await prove_landlock(confinement, environment)
+            if not self._landlock:
+                _log.warning("QEMU sees this machine's files, as far as its user may: %s", exc)
         task_status.started()
         await trio.lowlevel.checkpoint()
 
@@ -241,9 +247,11 @@ async def open_vm_manager(
                 manager._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
-def _lend_memory(inherited: InheritedFds, config: MachineConfig) -> int:
+def _lend_memory(inherited: InheritedFds, config: MachineConfig, *, read_only: bool) -> int:
     if config.memory_file is not None:
-        return inherited.open(config.memory_file, os.O_RDONLY)
+        # Open for what QEMU will open it for, as Landlock lets it do no more; see `_landlock_main`.
+        read_only = read_only and not config.memory_shared
+        return inherited.open(config.memory_file, os.O_RDONLY if read_only else os.O_RDWR)
     # Not anonymous, so that it can be read for a snapshot.
     fd = inherited.add(os.memfd_create("ram", os.MFD_CLOEXEC))
     os.ftruncate(fd, config.memory_mib * 2**20)
