@@ -54,6 +54,20 @@ def asked(vm: Vm) -> list[str]:
     return re.findall(r'"execute": ?"([^"]+)"', vm.qmp_log())[1:]
 
 
+async def test_memory_that_somebody_has_written_to_later_is_noticed(tmp_path: Path) -> None:
+    async with open_machine(tmp_path) as vm:
+        snapshot = await vm.snapshot(tmp_path / "snapshot", tmp_path / "new")
+        snapshot.check_memory()
+        assert snapshot.config.memory_file is not None
+        with snapshot.config.memory_file.open("r+b") as file:
+            file.seek(2**20)
+            file.write(b"PWNED")
+        with pytest.raises(SnapshotError, match=r"has been written to since.*trying again is of no use"):
+            snapshot.check_memory()
+        snapshot.discard()
+        (tmp_path / "snapshot").mkdir()
+
+
 async def test_taken(tmp_path: Path) -> None:
     async with open_machine(tmp_path) as vm:
         await take(vm, tmp_path)

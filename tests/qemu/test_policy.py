@@ -10,7 +10,15 @@ from typing import cast
 import attrs
 import pytest
 
-from trio_sandbox import Checkpoint, ConfinementRequiredError, HostConfig, Sandbox, SandboxConfig, open_host
+from trio_sandbox import (
+    Checkpoint,
+    ConfinementRequiredError,
+    HostConfig,
+    Sandbox,
+    SandboxConfig,
+    SnapshotError,
+    open_host,
+)
 from trio_sandbox.host import Host
 from trio_sandbox.qemu import Confinement, Vm
 from trio_sandbox.qemu._confinement import prove_landlock
@@ -90,6 +98,21 @@ async def test_what_others_stand_on_is_written_to_by_nobody(host: Host) -> None:
                 vm = cast("Vm", each._slot.machine)  # pyright: ignore[reportPrivateUsage]
                 disks = {path for path in writable_files(pid_of(each)) if path.endswith(".qcow2")}
                 assert disks == {os.fspath(vm.config.overlay)}
+
+
+async def test_nothing_goes_on_from_memory_that_was_written_to(host: Host) -> None:
+    """As a QEMU before 8.2 can do that its guest took over."""
+    async with host.open_sandbox() as sandbox:
+        await sandbox.run("x = 1")
+        checkpoint = await sandbox.checkpoint()
+        memory = checkpoint._snapshot.config.memory_file  # pyright: ignore[reportPrivateUsage]
+        assert memory is not None
+        os.chmod(memory, 0o600)
+        with memory.open("r+b") as file:
+            file.write(b"PWNED")
+        with pytest.raises(SnapshotError, match="has been written to since"):
+            await sandbox.revert(checkpoint)
+        assert (await sandbox.run("x")).value == "1", "it is as it was"
 
 
 #: What is in QEMU's root directory, and below those that are not shown as a whole.

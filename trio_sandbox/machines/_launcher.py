@@ -265,8 +265,10 @@ class Launcher:
     ) -> AsyncGenerator[Vm]:
         """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
 
-        The snapshot may be discarded once the block has started. Errors are those of `open_machine`.
+        The snapshot may be discarded once the block has started. Errors are those of `open_machine`, and `SnapshotError`
+        if its memory is not as it was.
         """
+        snapshot.check_memory()
         async with self._open_vm(snapshot.config, snapshot.saved, guest_handler, guest_certificates) as vm:
             yield vm
 

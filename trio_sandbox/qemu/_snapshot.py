@@ -78,6 +78,26 @@ class Snapshot:
     """Its state."""
     pause: float
     """Seconds that the machine stood still for it."""
+    memory_time: int | None = None
+    """When the RAM's file was written to last, in nanoseconds; None: nobody knows."""
+
+    def check_memory(self) -> None:
+        """Make sure that nobody has written to the RAM's file since.
+
+        Before version 8.2 QEMU opens it for writing, and a guest that took it over could; see ``docs/security.md``.
+
+        Raises:
+          SnapshotError: if somebody has.
+          OSError: if it is gone.
+
+        """
+        if self.memory_time is None or self.config.memory_file is None:
+            return
+        if os.stat(self.config.memory_file).st_mtime_ns != self.memory_time:
+            raise SnapshotError(
+                "the memory that was saved has been written to since, as a QEMU can do that its guest took over: nothing goes on from it, "
+                "and trying again is of no use; open another sandbox"
+            )
 
     def discard(self) -> None:
         """Remove its files. Machines that went on from it, and have links to its layers, are not disturbed."""
@@ -327,6 +347,7 @@ class Taking:
             ),
             SavedState(self._directory / _DEVICES, self._marker, with_memory=memory is None),
             pause,
+            None if memory is None else os.fstat(self._memory).st_mtime_ns,
         )
 
     async def _go_on(self) -> None:
