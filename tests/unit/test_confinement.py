@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from contextlib import ExitStack
 
+import attrs
 import pytest
 
 from trio_sandbox import SandboxError
-from trio_sandbox.qemu import Confinement
+from trio_sandbox.qemu import Confinement, _landlock_main
 from trio_sandbox.qemu._confinement import candidates, find_qemu, read_end
 from trio_sandbox.qemu._jail import Jail
 from trio_sandbox.qemu._limits import Limits
@@ -122,3 +124,19 @@ def test_no_limit_is_above_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", low)
     command = FULL.argv(7, limits=Limits.of_machine(disk_bytes=8 * 2**30, memory_bytes=2**28, vcpus=2))
     assert {"--nofile=64", "--fsize=64", "--nproc=64"} < set(command)
+
+
+def test_landlock_is_used_and_told_where_there_is_no_jail() -> None:
+    without = Confinement(False, False, False, no_new_privileges=True, limits=True, jail=False)
+    confined = attrs.evolve(without, landlock=True)
+    script = os.path.basename(_landlock_main.__file__)
+    command = _names(confined.argv(None))
+    assert command[-1] == script, "it becomes what comes next"
+    assert command.index("setpriv") < command.index(script), "the last thing that is given up"
+    assert script not in _names(confined.argv(None, jail=Jail(mount_fd=5, user_fd=6)))
+    assert "no files but programs and its own (Landlock)" in confined.describe()
+    assert "Landlock" not in attrs.evolve(confined, jail=True).describe()
+    (before,) = (what for what, _ in without.weaknesses() if "files, and whatever listens" in what)
+    (after,) = (what for what, _ in confined.weaknesses() if "files, and whatever listens" in what)
+    assert "sees this machine's files" in before
+    assert "sees the names of this machine's files" in after
