@@ -13,7 +13,7 @@ from typing import Final, cast, final
 import anyio
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType] - its type has parts without one
 from mcp.server import MCPServer
 from mcp.server.stdio import stdio_server
 

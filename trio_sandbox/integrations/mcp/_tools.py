@@ -312,18 +312,18 @@ class Tools:
         failed = True
         try:
             key, told = self._key(ctx, name)
-            if told is not None:
-                notes.append(text(f"sandbox: {told}"))
+        except ToolFailedError as exc:
+            return CallToolResult(content=exc.content, is_error=True)  # noqa: ASYNC910 - what is wrong is said at once
+        if told is not None:
+            notes.append(text(f"sandbox: {told}"))
+        try:
             async with self._sessions.use(key) as (session, expired):
                 if expired:
                     notes.append(
                         text(f"note: this is a new sandbox; nobody used the earlier one for {self._idle:g} seconds")
                     )
-                try:
-                    content = await action(session)
-                    failed = False
-                except ToolFailedError as exc:
-                    content = exc.content
+                content = await action(session)
+                failed = False
         except SandboxClosedError as exc:
             await self._sessions.close(key)
             content = [text(f"{exc}; the next call gets a new sandbox")]
