@@ -198,7 +198,8 @@ async def replaced_agent(sandbox: Sandbox, behaviour: Behaviour) -> AsyncGenerat
 
     async def take_over() -> None:
         with suppress(SandboxError):  # nobody answers it
-            await sandbox.run_process(["sh", "-c", crash], user=0, check=False)
+            crashed = await sandbox.run_process(["sh", "-c", crash], user=0, capture_stderr=True, check=False)
+            raise AssertionError(f"the agent is there still: {crashed}")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_over)

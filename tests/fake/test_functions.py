@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import runpy
 import shutil
@@ -19,7 +20,8 @@ import trio.testing
 from tests._leaks import cancel_at_every_step, wait_until
 from tests.documented import ROOT
 from trio_sandbox import RunResult
-from trio_sandbox.client._functions import HostFunctions
+from trio_sandbox.client import _functions as functions_module
+from trio_sandbox.client._functions import BadCallError, HostFunctions
 from trio_sandbox.constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES
 from trio_sandbox.guest.agent.code import CodeService
 from trio_sandbox.sandbox import Sandbox
@@ -562,6 +564,25 @@ async def test_a_run_that_is_refused(sandbox: Sandbox) -> None:
         await sandbox.run("1", cwd="/nowhere", functions=FUNCTIONS)
     result = await sandbox.run("'search' in globals()")
     assert (result.value, result.restarted) == ("False", False)
+
+
+@pytest.mark.parametrize("text", [b"[[1], {}]", b"no JSON"])
+async def test_arguments_that_take_long_to_read_leave_others_as_long(
+    text: bytes, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(range(0, 100, 5))  # each look at the clock is 5 s after the one before
+    monkeypatch.setattr(functions_module, "perf_counter", lambda: next(looks))
+    functions = HostFunctions({})
+    started = trio.current_time()
+
+    async def read() -> None:
+        with contextlib.suppress(BadCallError):
+            await functions._parse(text)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(read)
+    assert trio.current_time() - started == pytest.approx(15), "one after the other"
 
 
 CANCELLED: dict[str, Callable[[Sandbox], Awaitable[RunResult]]] = {
