@@ -19,9 +19,10 @@ import attrs
 FAILURE_LIMIT = 5
 #: Operations between two lines about how many there were.
 _SAY = 1000
-#: By what factor the last tenth of an operation's latencies may be above the first, and milliseconds that do not count: what
-#: leaks makes each operation slower than the one before, and shows as more; another program on the machine as less.
-SLOWER = 2.0
+#: By what factor the quickest of the last third of an operation's latencies may be above the quickest of the first third, and
+#: milliseconds that do not count. What leaks makes every operation slower than the one before; another program on the machine
+#: makes many of them slower, and not all.
+SLOWER = 1.5
 _MILLISECONDS_SLOWER = 5.0
 
 
@@ -123,7 +124,10 @@ class Latencies:
 
     @property
     def is_flat(self) -> bool:
-        return not self.samples or self.last <= self.first * SLOWER + _MILLISECONDS_SLOWER
+        third = len(self.samples) // 3
+        if third == 0:
+            return True
+        return min(self.samples[-third:]) <= min(self.samples[:third]) * SLOWER + _MILLISECONDS_SLOWER
 
 
 @attrs.define

@@ -2,7 +2,7 @@
 
 Each section takes a fair share of the time, and ends sooner if it has done all of its own; ``--scale`` multiplies these numbers. Some
 forty times on the way all gauges are looked at. What counts is the rise of a line through the second half of the values,
-as `_MAY_CLIMB` allows, and the median latency of the last tenth against the first, as `_report.SLOWER` does.
+as `_MAY_CLIMB` allows, and the quickest of the last operations against the quickest of the first, as `_report.SLOWER` does.
 """
 
 from __future__ import annotations
