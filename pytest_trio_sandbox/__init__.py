@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from trio_sandbox import HostConfig, Sandbox
+    from trio_sandbox import HostConfig, Image, Sandbox
 
 #: What a test opened, for its report; the last few are enough.
 OPENED: pytest.StashKey[deque[Sandbox]] = pytest.StashKey()
@@ -28,11 +28,11 @@ _REPORTED_CHARACTERS = 2000
 class SandboxFactory(Protocol):
     """The type of the fixture `sandbox_factory`, for annotations."""
 
-    def __call__(self, *, image: str = ..., **fields: object) -> AbstractAsyncContextManager[Sandbox]:
+    def __call__(self, *, image: str | Image = ..., **fields: object) -> AbstractAsyncContextManager[Sandbox]:
         """Open one more sandbox for a block, like `trio_sandbox.Host.open_sandbox`.
 
         Args:
-          image: The name of the image.
+          image: The name of the image, or a `trio_sandbox.Image`.
           **fields: Those of `trio_sandbox.SandboxConfig`. What is not given is as the test's marker says.
 
         Raises:
@@ -112,7 +112,7 @@ def pytest_runtest_makereport(
         del item.stash[OPENED]  # items live as long as the whole run
         if report.failed:
             for number, sandbox in enumerate(opened, 1):
-                title = f"sandbox {number} ({sandbox.image}, {sandbox.config.memory_mib} MiB, {sandbox.accelerator})"
+                title = f"sandbox {number} ({sandbox.image!s}, {sandbox.config.memory_mib} MiB, {sandbox.accelerator})"
                 report.sections.append((f"{title}: last runs", _describe_runs(sandbox)))
                 report.sections.append((f"{title}: console", _tail(sandbox.console())))
                 report.sections.append((f"{title}: QMP", _tail(sandbox.qmp_log())))

@@ -14,7 +14,7 @@ import pytest_trio  # pyright: ignore[reportMissingTypeStubs]
 from . import OPENED, SandboxFactory
 
 if TYPE_CHECKING:
-    from trio_sandbox import Host, HostConfig, Sandbox, SandboxConfig
+    from trio_sandbox import Host, HostConfig, Image, Sandbox, SandboxConfig
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,15 +49,15 @@ def _sandbox_options(request: pytest.FixtureRequest) -> dict[str, object]:
     return options
 
 
-def _image_and_config(options: dict[str, object]) -> tuple[str, SandboxConfig]:
+def _image_and_config(options: dict[str, object]) -> tuple[str | Image, SandboxConfig]:
     import attrs
 
-    from trio_sandbox import SandboxConfig
+    from trio_sandbox import Image, SandboxConfig
 
     fields: dict[str, Any] = dict(options)
     image = fields.pop("image", "python")
-    if not isinstance(image, str):
-        raise TypeError(f"`image` must be the name of an image, not {image!r}")
+    if not isinstance(image, (str, Image)):
+        raise TypeError(f"`image` must be the name of an image, not {image!r}; a trio_sandbox.Image will do, too")
     known = [field.name for field in attrs.fields(SandboxConfig)]
     if wrong := sorted(fields.keys() - set(known)):
         raise TypeError(f"there is no {', '.join(map(repr, wrong))}; there are image, {', '.join(known)}")

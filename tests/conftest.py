@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from tests._leaks import HANG_LIMIT
 from trio_sandbox import Progress
-from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
+from trio_sandbox.image import BuiltImage, ImageStore, SystemDisk, default_cache_directory
 
 # No example is late on a machine that others use, too.
 settings.register_profile("untimed", deadline=None)
@@ -49,13 +49,13 @@ def image_store() -> ImageStore:
 
 
 @pytest.fixture(scope="session")
-def python_image(image_store: ImageStore) -> Image:
+def python_image(image_store: ImageStore) -> BuiltImage:
     """The image `python`, built now if need be."""
     return trio.run(functools.partial(image_store.ensure, "python", build=True, progress=_show))
 
 
 @pytest.fixture(scope="session")
-def node_image(image_store: ImageStore) -> Image:
+def node_image(image_store: ImageStore) -> BuiltImage:
     """The image `node`, built now if need be."""
     return trio.run(functools.partial(image_store.ensure, "node", build=True, progress=_show))
 

@@ -65,6 +65,7 @@ ORIGINS: Final[dict[str, str]] = {
     **dict.fromkeys(["Callable", "Iterator", "Mapping", "Sequence"], "collections.abc"),
     **dict.fromkeys(["AbstractContextManager", "AbstractAsyncContextManager"], "contextlib"),
     "PathLike": "os",
+    "date": "datetime",
     "PurePosixPath": "pathlib",
     **dict.fromkeys(["Any", "Literal", "TypeAlias", "Unpack", "cast", "final", "overload"], "typing"),
     **dict.fromkeys(PUBLIC["trio_sandbox"].split(), ".."),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         NetworkUnavailableError as NetworkUnavailableError,
         OutcomeUnknownError as OutcomeUnknownError,
         OutputLimitError as OutputLimitError,
+        PackagesError as PackagesError,
         QemuStorageDaemonError as QemuStorageDaemonError,
         QMPClosedError as QMPClosedError,
         QMPCommandError as QMPCommandError,
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
         VmDiedError as VmDiedError,
         VmError as VmError,
         WarmupError as WarmupError,
+        WheelMissingError as WheelMissingError,
     )
+    from ._image import Image as Image
     from ._network import Network as Network, NetworkRule as NetworkRule
     from ._results import (
         ProcessFailedError as ProcessFailedError,

@@ -22,6 +22,7 @@ from ._checks import (
     to_path,
     whole_number,
 )
+from ._image import AnyImage, Image, to_image
 from ._metadata import mark_public
 from ._network import Network
 
@@ -89,23 +90,24 @@ class _Counts(Protocol):
     without necessary parameters, as in ``attrs.field(factory=HostConfig)``.
     """
 
-    def items(self) -> AbstractSet[tuple[str | tuple[str, SandboxConfig], int]]: ...
+    def items(self) -> AbstractSet[tuple[AnyImage | tuple[AnyImage, SandboxConfig], int]]: ...
 
 
-def _warm(counts: _Counts) -> Mapping[tuple[str, SandboxConfig], int]:
+def _warm(counts: _Counts) -> Mapping[tuple[AnyImage, SandboxConfig], int]:
     """Check the counts of a pool, and give each its whole configuration; a copy, so that nobody can change it."""
     if not isinstance(counts, Mapping):
         raise TypeError(f"`warm` must be a mapping from images to numbers, not {counts!r}")
-    checked: dict[tuple[str, SandboxConfig], int] = {}
+    checked: dict[tuple[AnyImage, SandboxConfig], int] = {}
     for key, count in cast("Mapping[object, object]", counts).items():
         match key:
-            case str(image):
-                config = SandboxConfig()
-            case (str(image), SandboxConfig() as config):
-                pass
+            case str() | Image():
+                image, config = to_image(key), SandboxConfig()
+            case (str() | Image() as image, SandboxConfig() as config):
+                image = to_image(image)
             case _:
                 raise TypeError(
-                    f"a key of `warm` must be an image's name, or a pair (name, SandboxConfig), not {key!r}"
+                    f"a key of `warm` must be an image's name, or a pair (name, SandboxConfig), not {key!r}; "
+                    "an Image can take the place of the name"
                 )
         if not isinstance(count, int) or isinstance(count, bool):
             raise TypeError(f"`warm[{key!r}]` must be a number of machines, not {count!r}")
@@ -209,13 +211,13 @@ class HostConfig:
 
     A sandbox with more memory than that has no template.
     """
-    warm: Mapping[tuple[str, SandboxConfig], int] = attrs.field(
-        factory=dict[tuple[str, "SandboxConfig"], int], converter=_warm, hash=False
+    warm: Mapping[tuple[AnyImage, SandboxConfig], int] = attrs.field(
+        factory=dict[tuple[AnyImage, "SandboxConfig"], int], converter=_warm, hash=False
     )
     """How many machines to keep that are up and idle, for `Host.open_sandbox` to hand out at once.
 
     Of an image with the default configuration, ``{"python": 2}``, or of an image and a configuration,
-    ``{("python", SandboxConfig(memory_mib=512)): 1}``; a sandbox gets one of exactly its own. They are opened in the background,
+    ``{("python", SandboxConfig(memory_mib=512)): 1}``; an `Image` can take the place of the name. A sandbox gets one of exactly its own. They are opened in the background,
     take their share of the budgets, and give way to sandboxes that would have to wait for it.
     """
     proxy: str | None = attrs.field(default=None, validator=or_none(check_text), repr=False)

@@ -9,6 +9,8 @@
     │   ├── UnknownImageError        no recipe and no image of that name
     │   ├── ImageMissingError        not built, and building was refused
     │   ├── ImageBuildError          building failed
+    │   │   └── PackagesError        packages can't be resolved or fetched
+    │   │       └── WheelMissingError    a package has no wheel for the image
     │   └── ImageCorruptError        the stored files are not what was built
     ├── QMPError
     │   ├── QMPConnectError          no QMP server answered as one should
@@ -98,6 +100,21 @@ class ImageMissingError(ImageError):
 
 class ImageBuildError(ImageError):
     """Building failed; the log's last lines are in the message, and nothing half-built is left."""
+
+
+class PackagesError(ImageBuildError):
+    """The packages of an image can't be resolved or fetched; the message has uv's own words. Nothing was installed."""
+
+
+class WheelMissingError(PackagesError):
+    """A package has no wheel that fits the image, and building one would run its code on the host."""
+
+    def __init__(self, message: str, *, package: str, version: str = "") -> None:
+        super().__init__(message)
+        self.package = package
+        """The package's name."""
+        self.version = version
+        """The version that was looked at; "" where it is not said."""
 
 
 class ImageCorruptError(ImageError):

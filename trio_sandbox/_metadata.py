@@ -30,6 +30,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "NetworkUnavailableError",
         "OutcomeUnknownError",
         "OutputLimitError",
+        "PackagesError",
         "QemuStorageDaemonError",
         "QMPClosedError",
         "QMPCommandError",
@@ -50,7 +51,9 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "VmDiedError",
         "VmError",
         "WarmupError",
+        "WheelMissingError",
     ),
+    "_image": ("Image",),
     "_network": (
         "Network",
         "NetworkRule",

@@ -47,6 +47,8 @@ MINIMUM_DISK_MIB = 16
 
 #: Bytes that one run may print on each of stdout and stderr.
 DEFAULT_MAX_OUTPUT_BYTES = 16 * 2**20
+#: RAM of a virtual machine that makes a layer of an image, in MiB: installing is hungrier than using.
+BUILD_MEMORY_MIB = 1024
 #: The end of each output that is kept for errors, for `Sandbox.last_output` and for the result of `Sandbox.stream`.
 OUTPUT_TAIL_BYTES = 8 * 2**10
 #: Text of the value of a run's last expression, as UTF-8. The guest cuts what is longer, and says so at its end.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,21 +12,25 @@ from typing import Unpack, final
 import attrs
 import trio
 
+from ._checks import to_path
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import Home, open_block
 from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
+from ._image import DEFAULT_IMAGE, AnyImage, Image
 from ._metadata import mark_public
+from ._network import Network
 from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
 from .client import Functions
-from .image import Image, ImageStore, SystemDisk, are_there, check_directory, default_cache_directory
+from .image import ImageStore, check_directory, default_cache_directory, image_for_script, own_caches
 from .machines import (
-    DEFAULT_IMAGE,
     Admission,
     AdmissionStatistics,
     HeldMachine,
+    HostImages,
     Launcher,
+    LayerBuilder,
     Ledger,
     NamedTemplate,
     NamedTemplateStore,
@@ -33,7 +39,8 @@ from .machines import (
     WarmPool,
     WarmStatistics,
     WarmVms,
-    fit,
+    check_image as check_image,
+    fit as fit,
     hold_machine,
     open_ledger,
     place_templates,
@@ -84,20 +91,27 @@ class Host:
         proxy: Proxy | None = None,
         trust: Trust | None = None,
         ledger: Ledger | None = None,
+        builder: LayerBuilder | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
-        self._store = store
         self._accelerator = accelerator
         self._launcher = launcher
         self._named = named
-        self._images: dict[str, tuple[Image, SystemDisk]] = {}
-        self._ensuring = trio.Lock()
-        self._admission = Admission(config, runtime.directory, ledger)
-        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._prepared, launcher, config.timeouts))
-        self._resolver = HostResolver()
         self._proxy, self._trust = proxy, trust
         self._home = Home()
+        self._resolver = HostResolver()
+        self._admission = Admission(config, runtime.directory, ledger)
+        self._images = HostImages(
+            store,
+            builder,
+            self._admission,
+            self._gateway,
+            build=config.build_images,
+            progress=config.progress,
+            environment=runtime.environment,
+        )
+        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._images.ensure, launcher, config.timeouts))
         self._open = self._opened = 0
         self._closed = False
 
@@ -114,39 +128,29 @@ class Host:
         """Return numbers about the host as it is now."""
         return HostStatistics(self._open, self._opened, self._admission.statistics(), self._warm.statistics())
 
-    async def prepare(self, image: str = DEFAULT_IMAGE) -> None:
+    async def prepare(self, image: str | Image = DEFAULT_IMAGE) -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
 
         `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
-        choosing. Cancelling a build leaves nothing of it.
+        choosing. Cancelling a build leaves nothing of it, but for the layers of an `Image` that were complete.
 
         Raises:
           UnknownImageError: if nothing of that name can be built.
           ImageMissingError: if it is missing and `HostConfig.build_images` is False.
-          ImageBuildError: if building failed.
+          ImageBuildError: if building failed; of packages, as `PackagesError` and `WheelMissingError` say.
           ImageCorruptError: if the stored files are not what was built.
           MissingProgramError: if a program needed for building is not installed.
+          ModuleNotFoundError: if the image has packages to be chosen, and the extra ``packages`` is not installed.
+          CapacityError: if the host never has the memory of a machine that makes a layer, `constants.BUILD_MEMORY_MIB`.
 
         """
         self._home.check("Host.prepare()")
-        check_image(image)
-        await self._prepared(image)
-
-    async def _prepared(self, name: str, *, build: bool = True) -> tuple[Image, SystemDisk]:
-        async with self._ensuring:  # sandboxes opened together share one build
-            if name not in self._images or not are_there(*self._images[name]):
-                self._images[name] = await self._store.ensure_bootable(
-                    name,
-                    build=build and self._config.build_images,
-                    progress=self._config.progress,
-                    environment=self._runtime.environment,
-                )
-            return self._images[name]
+        await self._images.ensure(check_image(image))
 
     @open_block
     async def open_sandbox(
         self,
-        image: str = DEFAULT_IMAGE,
+        image: str | Image = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
         *,
         template: str | None = None,
@@ -163,9 +167,9 @@ class Host:
         and no file.
 
         Args:
-          image: The name of the image that the guest's code sees.
+          image: What the guest's code sees: the name of an image, or an `Image`.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
-          template: The name of a saved sandbox to restore. Image, memory and vCPUs are then those of that one:
+          template: The name of a saved sandbox to restore. BuiltImage, memory and vCPUs are then those of that one:
             leave them out, or say the same. In a *config* the defaults of memory and vCPUs count as left out.
           **fields: Fields of a `SandboxConfig`, in place of *config*: ``open_sandbox(memory_mib=512)``.
 
@@ -190,25 +194,25 @@ class Host:
         """
         self._home.check("the host")
         self._check_open()
-        check_image(image)
+        wanted = check_image(image)
         config = sandbox_config(config, fields)
         saved = None if template is None else self._named.find(template)
         if saved is not None:
-            image, config = fit(saved, image, config, fields)
+            wanted, config = fit(saved, wanted, config, fields)
         elif config is None:
             config = SandboxConfig()
         for source in config.mounts.values():
             check_directory(source)
-        gateway = self._gateway(config)
+        gateway = self._gateway(config.network)
         async with AsyncExitStack() as stack:
             with self._warm.user_opens():
                 held = None
                 if saved is None:
-                    held = await stack.enter_async_context(self._warm.checkout(image, config))
+                    held = await stack.enter_async_context(self._warm.checkout(wanted, config))
                 services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
-                    held = await hold_machine(services, self._open_machine(image, config, saved))
-                sandbox = await stack.enter_async_context(self._keep(services, held, image, config, gateway))
+                    held = await hold_machine(services, self._open_machine(wanted, config, saved))
+                sandbox = await stack.enter_async_context(self._keep(services, held, wanted, config, gateway))
             yield sandbox
 
     def _check_open(self) -> None:
@@ -216,8 +220,14 @@ class Host:
             raise SandboxClosedError("the host's block was left; open another host")
 
     @asynccontextmanager
-    async def _open_machine(self, image: str, config: SandboxConfig, saved: NamedTemplate | None) -> AsyncGenerator[Vm]:
+    async def _open_machine(
+        self, image: AnyImage, config: SandboxConfig, saved: NamedTemplate | None
+    ) -> AsyncGenerator[Vm]:
         """Yield a machine with its share of the host."""
+        if saved is None:
+            await self._images.ensure(
+                image
+            )  # making a layer takes a share, and whoever has one must not wait for another
         async with self._admission.admit(config):
             self._check_open()  # it may have been a long wait
             async with await self._machine(image, config, saved) as vm:
@@ -228,7 +238,7 @@ class Host:
         self,
         services: Services,
         held: HeldMachine[Vm],
-        image: str,
+        image: AnyImage,
         config: SandboxConfig,
         gateway: Gateway,
         beside: int = 1,
@@ -237,7 +247,7 @@ class Host:
         lifecycle = Lifecycle(
             services,
             held,
-            image=self._images[image][0],
+            image=self._images[image],
             launcher=self._launcher,
             admission=self._admission,
             named=self._named,
@@ -256,8 +266,11 @@ class Host:
         self._open += 1
         self._opened += 1
         try:
-            language = self._images[image][0].languages[0]
-            yield Sandbox(lifecycle.slot, image, config, self._config.timeouts, lifecycle, language)
+            language = self._images[image].languages[0]
+            installer = self._images.installer(image)
+            yield Sandbox(
+                lifecycle.slot, image, config, self._config.timeouts, lifecycle, language, installer=installer
+            )
         finally:
             lifecycle.close()
             self._open -= 1
@@ -266,7 +279,7 @@ class Host:
     async def _open_copy(
         self,
         machine: AbstractAsyncContextManager[Vm],
-        image: str,
+        image: AnyImage,
         config: SandboxConfig,
         gateway: Gateway,
         beside: int,
@@ -277,9 +290,9 @@ class Host:
             async with self._keep(services, held, image, config, gateway, beside) as sandbox:
                 yield sandbox
 
-    def _gateway(self, config: SandboxConfig) -> Gateway:
+    def _gateway(self, network: Network) -> Gateway:
         return Gateway(
-            config.network,
+            network,
             self._resolver,
             connect_timeout=self._config.timeouts.connect,
             proxy=self._proxy,
@@ -287,13 +300,13 @@ class Host:
         )
 
     async def _machine(
-        self, image: str, config: SandboxConfig, saved: NamedTemplate | None
+        self, image: AnyImage, config: SandboxConfig, saved: NamedTemplate | None
     ) -> AbstractAsyncContextManager[Vm]:
         if saved is None:
-            disk, system = await self._prepared(image)
+            disk, system = await self._images.ensure(image)
             return self._launcher.open_machine(disk, system, config)
         try:
-            disk, system = await self._prepared(image, build=False)
+            disk, system = await self._images.ensure(image, build=False)
         except ImageError as exc:
             raise TemplateUnusableError(
                 f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
@@ -305,7 +318,7 @@ class Host:
         self,
         code: str,
         *,
-        image: str = DEFAULT_IMAGE,
+        image: str | Image = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
         functions: Functions | None = None,
         check: bool = False,
@@ -319,21 +332,31 @@ class Host:
         async with self.open_sandbox(image, config, **fields) as sandbox:
             return await sandbox.run(code, functions=functions, check=check)
 
+    async def run_script(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: str | Image = DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        functions: Functions | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
+    ) -> RunResult:
+        """Run a file of Python's as `run` does, with the packages that it asks for by itself.
 
-def check_image(image: object) -> None:
-    """Refuse what can't name an image."""
-    if isinstance(image, SandboxConfig):
-        raise TypeError("`image` must be the name of an image, not a SandboxConfig: pass that as `config=`")
-    if not isinstance(image, str):
-        raise TypeError(f"`image` must be the name of an image, not {image!r:.100}")
+        Those are the ``dependencies`` of its block ``# /// script`` (PEP 723), as `Image.packages` adds them to *image*. The
+        file is on the host, and read now. Other arguments, result and errors are those of `run`.
 
+        Raises:
+          OSError: if the file can't be read.
+          SyntaxError, ValueError: if it is no text of Python's, its block can't be read, or it requires another Python than
+            the image has; nothing was started.
 
-def _own_cache() -> list[Path]:
-    try:
-        ImageStore(own := default_cache_directory()).check_trusted()
-    except SandboxError:
-        return []  # this user has none, or others can write to it
-    return [own]
+        """
+        self._home.check("Host.run_script()")
+        source = importlib.util.decode_source(await trio.Path(to_path(path, "path", "file")).read_bytes())
+        wanted = image_for_script(check_image(image), source)
+        return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 
 
 def _open_templates(config: HostConfig, cache: Path, own: Path, accelerator: Accelerator) -> TemplateStore:
@@ -389,11 +412,11 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
-        store.check_name(image)
+        store.check_name(image if isinstance(image, str) else image.name)
     store.check_trusted()
     async with open_runtime(config.runtime_dir) as runtime:
         # Images that somebody else has built can be used; what we make ourselves is kept in a cache of our own then.
-        own = place_templates(cache, (*_own_cache(), runtime.directory))
+        own = place_templates(cache, (*own_caches(), runtime.directory))
         accelerator = await detect_accelerator(
             config.accelerator,
             require_hardware=config.require_hardware,
@@ -424,8 +447,11 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 timeouts=config.timeouts,
                 progress=config.progress,
             )
+            builder = LayerBuilder(
+                machines=machines, overlays=overlays, environment=runtime.environment, timeouts=config.timeouts
+            )
             with open_ledger(guard=runtime.guard) as ledger:
-                host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust, ledger)
+                host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust, ledger, builder)
                 async with open_services("open_host()") as services:
                     if config.warm:
                         await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
@@ -437,7 +463,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
 
 @open_block
 async def open_sandbox(
-    image: str = DEFAULT_IMAGE,
+    image: str | Image = DEFAULT_IMAGE,
     config: SandboxConfig | None = None,
     *,
     template: str | None = None,
@@ -450,7 +476,7 @@ async def open_sandbox(
             ...
 
     Args:
-      image: The name of the image that the guest's code sees.
+      image: What the guest's code sees: the name of an image, or an `Image`.
       config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
       template: The name of a saved sandbox to restore.
       host_config: How the host works; the default is `HostConfig()`.

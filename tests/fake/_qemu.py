@@ -130,6 +130,8 @@ def serve(kind, stream, payload):
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
         if services[stream] == "disk":
             agent.sendall(frame(3, b"limited", stream) + frame(4, b"", stream))
+        if services[stream] == "process":
+            agent.sendall(frame(5, b"no processes here", stream))
         if services[stream] == "clock":
             agent.sendall(frame(3, time.time_ns().to_bytes(8, "big"), stream) + frame(4, b"", stream))
     elif kind == 3 and services.get(stream) == "snapshot":

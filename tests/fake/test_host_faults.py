@@ -232,7 +232,7 @@ async def test_an_image_that_somebody_removed_is_asked_for_again(tmp_path: Path,
         async with host.open_sandbox(config=CONFIG) as sandbox:
             (tmp_path / part).rename(tmp_path / "away")
             store = Missing()
-            host._store = cast("ImageStore", store)  # pyright: ignore[reportPrivateUsage]
+            host._images._store = cast("ImageStore", store)  # pyright: ignore[reportPrivateUsage]
             for _ in range(2):
                 with pytest.raises(ImageMissingError) as caught:
                     async with host.open_sandbox(config=CONFIG):

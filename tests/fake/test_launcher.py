@@ -27,7 +27,7 @@ from trio_sandbox import (
     WarmupError,
 )
 from trio_sandbox.constants import MOUNTS_DISK_BYTES
-from trio_sandbox.image import Image, SystemDisk
+from trio_sandbox.image import BuiltImage, SystemDisk
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
@@ -63,6 +63,21 @@ class FakeOverlays:
         return True
 
 
+def fake_disks(directory: Path, *modes: str, digest: str = "d") -> tuple[BuiltImage, SystemDisk]:
+    """Give the disks in *directory* of a machine that misbehaves as *modes* say."""
+    files = {name: directory / name for name in ("kernel", "initrd", "system_disk", "image")}
+    manifest = Manifest(name="fake", digest=digest, created=0, files={}, details={})
+    image = BuiltImage(name="fake", digest=digest, path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
+    system = SystemDisk(
+        digest="s",
+        kernel=files["kernel"],
+        initrd=files["initrd"],
+        disk=files["system_disk"],
+        kernel_args=tuple(f"fake={mode}" for mode in modes),
+    )
+    return image, system
+
+
 class Site:
     """A launcher with all that it needs."""
 
@@ -87,19 +102,9 @@ class Site:
             await vm.guest.ping()
             yield vm
 
-    def disks(self, *modes: str, digest: str = "d") -> tuple[Image, SystemDisk]:
+    def disks(self, *modes: str, digest: str = "d") -> tuple[BuiltImage, SystemDisk]:
         """Give the disks of a machine that misbehaves as *modes* say."""
-        files = {name: self.directory / name for name in ("kernel", "initrd", "system_disk", "image")}
-        manifest = Manifest(name="fake", digest=digest, created=0, files={}, details={})
-        image = Image(name="fake", digest=digest, path=files["image"], size_bytes=0, virtual_size=0, manifest=manifest)
-        system = SystemDisk(
-            digest="s",
-            kernel=files["kernel"],
-            initrd=files["initrd"],
-            disk=files["system_disk"],
-            kernel_args=tuple(f"fake={mode}" for mode in modes),
-        )
-        return image, system
+        return fake_disks(self.directory, *modes, digest=digest)
 
     def save(self, *modes: str) -> NamedTemplate:
         """Put a saved sandbox into the store, as no machine made it."""

@@ -31,7 +31,7 @@ from trio_sandbox import (
     VmBootError,
 )
 from trio_sandbox._nurseries import open_services
-from trio_sandbox.image import Image
+from trio_sandbox.image import BuiltImage
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.machines._admission import Admission
 from trio_sandbox.machines._claims import Resources
@@ -128,7 +128,7 @@ class FakeLauncher:
         async with self.open_machine(snapshot.saved.devices.read_text()) as machine:
             yield machine
 
-    def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
+    def describe(self, name: str, image: BuiltImage, snapshot: Snapshot) -> NamedTemplate:
         return NamedTemplate(
             name=name,
             directory=snapshot.directory,
@@ -180,7 +180,9 @@ async def open_site(
     config = SandboxConfig(memory_mib=MEMORY_MIB, hibernate_after=hibernate_after)
     admission = Admission(HostConfig(memory_budget_mib=budget_mib, vcpu_budget=4))
     manifest = Manifest(name="fake", digest="d", created=0, files={}, details={})
-    image = Image(name="fake", digest="d", path=directory / "image", size_bytes=0, virtual_size=0, manifest=manifest)
+    image = BuiltImage(
+        name="fake", digest="d", path=directory / "image", size_bytes=0, virtual_size=0, manifest=manifest
+    )
     named = NamedTemplateStore(directory)
 
     @asynccontextmanager

@@ -14,6 +14,7 @@ import trio.testing
 
 from tests._leaks import cancel_at_every_step
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig, VmDiedError
+from trio_sandbox._image import AnyImage
 from trio_sandbox._nurseries import open_services
 from trio_sandbox.constants import VM_OVERHEAD_MIB
 from trio_sandbox.machines import _admission
@@ -36,7 +37,7 @@ async def checkpoint() -> None:
 @attrs.define(eq=False)
 class Machine:
     number: int
-    image: str
+    image: AnyImage
     dead: bool = False
 
 
@@ -48,16 +49,16 @@ class Machines:
     waking: Callable[[], Awaitable[None]] = checkpoint
     leave: Exception | None = None
     open_now: list[Machine] = attrs.field(factory=list[Machine])
-    prepared: list[str] = attrs.field(factory=list[str])
+    prepared: list[AnyImage] = attrs.field(factory=list[AnyImage])
     opened: int = 0
     settled: int = 0
 
-    async def prepare(self, image: str) -> None:
+    async def prepare(self, image: AnyImage) -> None:
         self.prepared.append(image)
         await checkpoint()
 
     @asynccontextmanager
-    async def open(self, image: str, config: SandboxConfig) -> AsyncGenerator[Machine]:
+    async def open(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Machine]:
         self.opened += 1
         machine = Machine(self.opened, image)
         self.open_now.append(machine)
@@ -335,7 +336,7 @@ async def test_an_image_that_is_not_ready_is_tried_again_with_the_machine(
 ) -> None:
     @attrs.define(eq=False)
     class Unready(Machines):
-        async def prepare(self, image: str) -> None:
+        async def prepare(self, image: AnyImage) -> None:
             await checkpoint()
             raise OSError(f"no {image}")
 

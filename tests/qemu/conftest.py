@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.image import Image, SystemDisk
+from trio_sandbox.image import BuiltImage, SystemDisk
 from trio_sandbox.qemu import MachineConfig, Runtime, VmManager, detect_accelerator, open_runtime, open_vm_manager
 
 
 @pytest.fixture
-def config(system_disk: SystemDisk, python_image: Image, tmp_path: Path) -> MachineConfig:
+def config(system_disk: SystemDisk, python_image: BuiltImage, tmp_path: Path) -> MachineConfig:
     """Give a machine with an overlay of its own."""
     overlay = tmp_path / "overlay.qcow2"
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(python_image.path), str(overlay)]

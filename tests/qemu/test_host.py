@@ -28,7 +28,7 @@ from trio_sandbox import (
     VmBootError,
     open_host,
 )
-from trio_sandbox.image import Image, ImageStore, SystemDisk, default_cache_directory
+from trio_sandbox.image import BuiltImage, ImageStore, SystemDisk, default_cache_directory
 from trio_sandbox.image._manifest import Manifest
 from trio_sandbox.machines import NamedTemplateStore
 from trio_sandbox.machines._launcher import Launcher
@@ -53,12 +53,12 @@ class OneImage:
 
     machine: MachineConfig
 
-    async def ensure_bootable(self, name: str, **_: object) -> tuple[Image, SystemDisk]:
+    async def ensure_bootable(self, name: str, **_: object) -> tuple[BuiltImage, SystemDisk]:
         await trio.lowlevel.checkpoint()
         machine = self.machine
         manifest = Manifest(name=name, digest="0", created=0, files={}, details={})
         return (
-            Image(name=name, digest="0", path=machine.image, size_bytes=0, virtual_size=0, manifest=manifest),
+            BuiltImage(name=name, digest="0", path=machine.image, size_bytes=0, virtual_size=0, manifest=manifest),
             SystemDisk(
                 digest="0",
                 kernel=machine.kernel,

@@ -20,7 +20,7 @@ import trio
 
 from tests._leaks import nothing_left, wait_until
 from trio_sandbox import ImageBuildError, MissingProgramError, Progress
-from trio_sandbox.image import BuildContext, Image, ImageStore, SystemDisk, _scratch
+from trio_sandbox.image import BuildContext, BuiltImage, ImageStore, SystemDisk, _scratch
 from trio_sandbox.image._debian_image import IMAGE_NAME
 from trio_sandbox.image._ext4 import mke2fs_script
 from trio_sandbox.image._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap
@@ -350,7 +350,7 @@ async def test_root_in_a_container_builds_the_same(tmp_path: Path, system_disk: 
     assert os.listdir(tmp_path / "staging") == []
 
 
-def test_the_real_image_is_what_it_says(python_image: Image, system_disk: SystemDisk) -> None:
+def test_the_real_image_is_what_it_says(python_image: BuiltImage, system_disk: SystemDisk) -> None:
     info = read_qcow2_info(python_image.path)
     assert info.virtual_size == python_image.virtual_size == 8 * 2**30
     assert python_image.size_bytes < 600 * 2**20

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from trio_sandbox import Host, HostConfig, Network, NetworkRule, Sandbox, SandboxConfig, open_host
-from trio_sandbox.image import Image
+from trio_sandbox.image import BuiltImage
 
 pytestmark = pytest.mark.qemu
 
@@ -24,7 +24,7 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
-async def host(python_image: Image) -> AsyncGenerator[Host]:
+async def host(python_image: BuiltImage) -> AsyncGenerator[Host]:
     async with open_host(HostConfig()) as host:
         yield host
 

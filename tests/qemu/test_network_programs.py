@@ -19,7 +19,7 @@ import trio
 
 from tests.qemu.test_network import echo, greet, host, open_server, sh, web
 from trio_sandbox import Host, Network, NetworkRule, SandboxConfig
-from trio_sandbox.image import Image
+from trio_sandbox.image import BuiltImage
 
 pytestmark = pytest.mark.qemu
 __all__ = ["host"]
@@ -108,7 +108,7 @@ tell(await fetch("http://other.test/").catch((error) => error.cause.code))
 """
 
 
-async def test_node_by_its_two_resolvers(host: Host, node_image: Image) -> None:
+async def test_node_by_its_two_resolvers(host: Host, node_image: BuiltImage) -> None:
     del node_image
     async with open_server(greet) as port:
         config = SandboxConfig(network=Network.allow(web(port)))

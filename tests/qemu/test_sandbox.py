@@ -28,7 +28,7 @@ from trio_sandbox import (
     open_host,
     open_sandbox,
 )
-from trio_sandbox.image import Image, SystemDisk
+from trio_sandbox.image import BuiltImage, SystemDisk
 from trio_sandbox.qemu import Vm
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
@@ -207,7 +207,7 @@ async def test_an_agent_that_hangs_is_noticed_and_its_machine_ended() -> None:
 
 
 async def test_what_is_wrong_is_said_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_image: Image, system_disk: SystemDisk
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python_image: BuiltImage, system_disk: SystemDisk
 ) -> None:
     with nothing_left():
         async with open_host(HostConfig(cache_dir=tmp_path / "empty", build_images=False)) as host:

@@ -14,7 +14,7 @@ import trio
 
 from tests.qemu.test_network import sh
 from trio_sandbox import Host, HostConfig, Network, NetworkRule, Sandbox, SandboxConfig, open_host
-from trio_sandbox.image import Image
+from trio_sandbox.image import BuiltImage
 from trio_sandbox.network._authority import Authority
 
 pytestmark = pytest.mark.qemu
@@ -95,7 +95,7 @@ async def curl(sandbox: Sandbox, host: str = "api.test") -> str:
     return await sh(sandbox, f'curl -sS -H "Authorization: Bearer $TOKEN" https://{host}/')
 
 
-async def test_programs_use_a_secret_that_the_machine_does_not_have(python_image: Image, tmp_path: Path) -> None:
+async def test_programs_use_a_secret_that_the_machine_does_not_have(python_image: BuiltImage, tmp_path: Path) -> None:
     async with open_api(tmp_path) as (api, host):
         async with host.open_sandbox(config=SandboxConfig(network=api.policy())) as sandbox:
             placeholder = (await sandbox.environment())["TOKEN"]
@@ -146,7 +146,9 @@ async def test_programs_use_a_secret_that_the_machine_does_not_have(python_image
             await check((await sandbox.run(URLLIB)).stdout)
 
 
-async def test_certificates_and_variables_are_there_for_the_policy_only(python_image: Image, tmp_path: Path) -> None:
+async def test_certificates_and_variables_are_there_for_the_policy_only(
+    python_image: BuiltImage, tmp_path: Path
+) -> None:
     look = f"cat {PLACES} | sha256sum; env | grep -E 'TOKEN|BUNDLE|CERT'; ls /run/trio-sandbox/*.pem 2>&1"
     async with open_api(tmp_path) as (api, host), host.open_sandbox() as sandbox:
         before = await sh(sandbox, look)
@@ -173,7 +175,7 @@ async def test_certificates_and_variables_are_there_for_the_policy_only(python_i
             assert (await sh(sandbox, "curl -sS https://other.test/")).startswith("GET / HTTP/1.1")
 
 
-async def test_node_uses_a_secret(node_image: Image, tmp_path: Path) -> None:
+async def test_node_uses_a_secret(node_image: BuiltImage, tmp_path: Path) -> None:
     async with open_api(tmp_path) as (api, host):
         async with host.open_sandbox("node", config=SandboxConfig(network=api.policy())) as sandbox:
             placeholder = (await sandbox.environment())["TOKEN"]
@@ -185,7 +187,7 @@ async def test_node_uses_a_secret(node_image: Image, tmp_path: Path) -> None:
                 assert VALUE not in output
 
 
-async def test_without_the_extra_nothing_is_started(monkeypatch: pytest.MonkeyPatch, python_image: Image) -> None:
+async def test_without_the_extra_nothing_is_started(monkeypatch: pytest.MonkeyPatch, python_image: BuiltImage) -> None:
     monkeypatch.setitem(sys.modules, "h11", None)
     policy = Network.allow(NetworkRule("api.test", secrets={"TOKEN": VALUE}))
     async with open_host() as host:
@@ -201,7 +203,7 @@ async def test_without_the_extra_nothing_is_started(monkeypatch: pytest.MonkeyPa
             assert (await sandbox.run("1 + 1")).value == "2"
 
 
-async def test_a_host_with_a_wrong_certificate_gets_nothing(python_image: Image, tmp_path: Path) -> None:
+async def test_a_host_with_a_wrong_certificate_gets_nothing(python_image: BuiltImage, tmp_path: Path) -> None:
     async with open_api(tmp_path) as (api, _), open_host() as stranger:
         async with stranger.open_sandbox(config=SandboxConfig(network=api.policy())) as sandbox:
             with sandbox.watch_network() as events:

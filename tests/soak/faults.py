@@ -219,7 +219,7 @@ async def _read_only_cache(case: Case) -> list[str]:
 
 async def _deleted_cache(case: Case) -> list[str]:
     async with open_host(case.world.config()) as host:
-        image, system = await host._prepared("python")  # pyright: ignore[reportPrivateUsage]
+        image, system = await host._images.ensure("python")  # pyright: ignore[reportPrivateUsage]
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ts-", dir="/var/tmp") as directory:
         cache = Path(directory, "c")

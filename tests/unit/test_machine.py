@@ -184,6 +184,23 @@ def test_a_clone_has_its_ram_in_a_file_and_frozen_layers_below_its_overlay() -> 
     assert "/t/" not in " ".join(argv)
 
 
+def test_layers_of_the_image_are_below_those_of_the_machine() -> None:
+    config = attrs.evolve(CONFIG, image_layers=("/s/1.qcow2", "/s/2.qcow2"), layers=("/t/a.qcow2",))
+    argv = machine_argv(config, "tcg", attrs.evolve(FDS, image_layers=(20, 21), layers=(22,)))
+    nodes = {
+        node["node-name"]: node for word in argv if word.startswith("{") and "node-name" in (node := json.loads(word))
+    }
+    chain = ["overlay"]
+    while backing := nodes[chain[-1]]["backing"]:
+        chain.append(backing)
+    assert chain == ["overlay", "layer0", "image-layer1", "image-layer0", "image"]
+    assert [nodes[f"{name}-file"]["filename"] for name in chain[1:4]] == [f"/dev/fdset/{fd}" for fd in (22, 21, 20)]
+    assert all(nodes[name]["read-only"] and nodes[f"{name}-file"]["read-only"] for name in chain[1:])
+    assert "/s/" not in " ".join(argv)
+    # What the image is made of is in its digest: a state of one machine does not load into another for that.
+    assert machine_identity(config, "tcg") == machine_identity(CONFIG, "tcg")
+
+
 def test_the_machine_that_is_saved_differs_from_its_clones_where_it_must_only() -> None:
     config = attrs.evolve(CONFIG, memory_file=Path("/t/memory"))
     clone = machine_argv(config, "tcg", attrs.evolve(FDS, memory=22), incoming=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import date
 from os import PathLike
 from typing import Unpack, final
 
@@ -13,6 +15,7 @@ import trio_sandbox
 from .. import (
     HostConfig,
     HostStatistics,
+    Image,
     Network,
     NetworkEvent,
     NetworkStatistics,
@@ -276,8 +279,8 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         )
 
     @property
-    def image(self) -> str:
-        """The name of the image it was opened with."""
+    def image(self) -> str | Image:
+        """The image it was opened with: its name, or the `Image` if that has steps."""
         return self._now(lambda: self._inner.image)
 
     @property
@@ -362,6 +365,13 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         """
         return self._block(self._inner.transaction, lambda _, value: value)
 
+    def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
+        """Install packages of Python's that code of the sandbox can import at once, as `Image.packages` adds them to an image.
+
+        See `trio_sandbox.Sandbox.install`.
+        """
+        self._call(lambda: self._inner.install(*requirements, exclude_newer=exclude_newer))
+
     def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
 
@@ -399,7 +409,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
         """Return numbers about the host as it is now."""
         return self._now(self._inner.statistics)
 
-    def prepare(self, image: str = "python") -> None:
+    def prepare(self, image: str | Image = "python") -> None:
         """Make sure that *image* is in the store and intact, building it if need be.
 
         See `trio_sandbox.Host.prepare`.
@@ -408,7 +418,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
 
     def open_sandbox(
         self,
-        image: str = "python",
+        image: str | Image = "python",
         config: SandboxConfig | None = None,
         *,
         template: str | None = None,
@@ -424,7 +434,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
         self,
         code: str,
         *,
-        image: str = "python",
+        image: str | Image = "python",
         config: SandboxConfig | None = None,
         functions: Mapping[str, Callable[..., object]] | None = None,
         check: bool = False,
@@ -439,6 +449,25 @@ class Host(BlockingDoor[trio_sandbox.Host]):
             lambda: self._inner.run(code, image=image, config=config, functions=called, check=check, **fields)
         )
 
+    def run_script(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: str | Image = "python",
+        config: SandboxConfig | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
+    ) -> RunResult:
+        """Run a file of Python's as `run` does, with the packages that it asks for by itself.
+
+        See `trio_sandbox.Host.run_script`.
+        """
+        called = self._functions(functions)
+        return self._call(
+            lambda: self._inner.run_script(path, image=image, config=config, functions=called, check=check, **fields)
+        )
+
 
 def open_host(config: HostConfig | None = None) -> AbstractContextManager[Host]:
     """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
@@ -449,7 +478,7 @@ def open_host(config: HostConfig | None = None) -> AbstractContextManager[Host]:
 
 
 def open_sandbox(
-    image: str = "python",
+    image: str | Image = "python",
     config: SandboxConfig | None = None,
     *,
     template: str | None = None,

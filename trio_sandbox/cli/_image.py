@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
-from .._errors import SandboxError
+from .._config import HostConfig
+from .._errors import SandboxError, UnknownImageError
+from .._image import Image
+from ..host import open_host
 from ..image import ImageStore, default_cache_directory
 from ..qemu import open_runtime
 from ._progress import open_progress
@@ -19,7 +24,8 @@ def image(options: argparse.Namespace) -> int:
     """Do what the command line says; 0, or 1 if it failed."""
     store = ImageStore(options.cache_dir or default_cache_directory())
     actions: dict[str, Callable[[], None]] = {
-        "build": lambda: trio.run(build, store, options.names, options.quiet),
+        "build": lambda: trio.run(build, store, options.names, options.packages, options.cache_dir, options.quiet),
+        "inspect": lambda: print(description(store, options.name)),
         "list": lambda: print(listing(store, as_json=options.json)),
         "rm": lambda: trio.run(remove, store, options.names),
         "prune": lambda: trio.run(prune, store),
@@ -29,14 +35,27 @@ def image(options: argparse.Namespace) -> int:
         actions[options.action]()
     except* BrokenPipeError:
         raise
-    except* (SandboxError, OSError) as group:
+    except* (SandboxError, OSError, ValueError, ModuleNotFoundError) as group:
         complain_about(group)
         status = 1
     return status
 
 
-async def build(store: ImageStore, names: Sequence[str], quiet: bool) -> None:
-    """Build *names* and the system disk, as far as they are missing, and say where they are."""
+async def build(
+    store: ImageStore, names: Sequence[str], packages: Sequence[str], cache_dir: Path | None, quiet: bool
+) -> None:
+    """Build *names* and the system disk, as far as they are missing, and say where they are.
+
+    With *packages* that takes virtual machines, and so a whole host.
+    """
+    if packages:
+        with open_progress(quiet=quiet) as show:
+            async with open_host(HostConfig(cache_dir=cache_dir, progress=show)) as host:
+                for name in names:
+                    image = Image(name).packages(*packages)
+                    await host.prepare(image)
+                    print(f"{name}: {image!s} is there")
+        return
     # The runtime's reaper ends the builders, should this process be killed.
     async with open_runtime(None) as runtime:
         for name in names:
@@ -45,11 +64,45 @@ async def build(store: ImageStore, names: Sequence[str], quiet: bool) -> None:
             print(f"{name}: {built.path}, {mebibytes(built.size_bytes)}")
 
 
+def description(store: ImageStore, name: str) -> str:
+    """Give all that is known of one image as JSON: of each layer, the lowest first.
+
+    Raises:
+      UnknownImageError: if there is none of that name.
+    """
+    stored = {entry.name: entry for entry in reversed(store.list())}  # the newest of a name
+    if name not in stored:
+        raise UnknownImageError(f"the store has no image {name!r}; it has: {', '.join(sorted(stored)) or 'nothing'}")
+    layers: list[dict[str, object]] = []
+    while name in stored:
+        entry = stored[name]
+        name = entry.below
+        layers.append(
+            {
+                "name": entry.name,
+                "digest": entry.digest,
+                "path": os.fspath(entry.path),
+                "created": entry.created,
+                "size_bytes": entry.size_bytes,
+                "current": entry.current,
+                **entry.details,
+            }
+        )
+    return json.dumps(layers[::-1], indent=2)
+
+
 def listing(store: ImageStore, *, as_json: bool) -> str:
     """Give what is in the store as a table, or as JSON."""
     stored = store.list()
     rows = [
-        {"name": entry.name, "digest": entry.digest, "size_bytes": entry.size_bytes, "current": entry.current}
+        {
+            "name": entry.name,
+            "digest": entry.digest,
+            "size_bytes": entry.size_bytes,
+            "current": entry.current,
+            "below": entry.below or None,
+            "step": entry.step or None,
+        }
         for entry in stored
     ]
     if as_json:
@@ -60,6 +113,7 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
     return "\n".join(
         f"{entry.name:{width}}  {entry.digest[:16]}  {mebibytes(entry.size_bytes):>10}"
         + ("" if entry.current else "  superseded")
+        + (f"  on {entry.below}: {entry.step}" if entry.below else "")
         for entry in stored
     )
 

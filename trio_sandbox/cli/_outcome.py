@@ -58,7 +58,7 @@ class Collected:
             "stdout": self.output["stdout"].decode("utf-8", "replace"),
             "stderr": self.output["stderr"].decode("utf-8", "replace"),
             "language": program.language,
-            "image": program.image,
+            "image": str(program.image),
             "accelerator": accelerator,
         }
         return f"{json.dumps(fields)}\n".encode()

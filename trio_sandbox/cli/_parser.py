@@ -144,6 +144,7 @@ def _fill_run(run: CommandParser) -> None:
         metavar="GUEST[:HOST]",
         help="copy a file or directory back in the end",
     )
+    _add_packages(run, "that the program finds installed")
     run.add_argument(
         "-w",
         "--workdir",
@@ -173,6 +174,7 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
         "argv", nargs="*", metavar="COMMAND", help="run this on the terminal instead (default: the user's shell)"
     )
     shell.add_argument("--user", metavar="NAME", help="who to be in the guest: a name or a number (default: 1000)")
+    _add_packages(shell, "to have installed")
     _add_machine(shell)
     _add_network(shell)
     _add_quiet(shell)
@@ -238,14 +240,19 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
 
     build = actions.add_parser("build", help="build images now, not when they are first used")
     build.add_argument("names", nargs="*", default=["python"], metavar="NAME", help="image names (default: python)")
+    _add_packages(build, "to build them with")
     _add_quiet(build)
     _add_cache_dir(build)
+
+    inspect = actions.add_parser("inspect", help="print all that is known of an image and what it stands on, as JSON")
+    inspect.add_argument("name", metavar="NAME", help="image name")
+    _add_cache_dir(inspect)
 
     listing = actions.add_parser("list", help="list what is in the cache")
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove images from the cache")
+    remove = actions.add_parser("rm", help="remove images from the cache, and the layers on them")
     remove.add_argument("names", nargs="+", metavar="NAME", help="image names or digests")
     _add_cache_dir(remove)
 
@@ -305,6 +312,17 @@ def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python
             "--no-templates", action="store_true", help="boot, and neither write nor use a saved machine"
         )
     parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
+
+
+def _add_packages(parser: argparse.ArgumentParser, what_for: str) -> None:
+    parser.add_argument(
+        "--with",
+        dest="packages",
+        action="append",
+        default=[],
+        metavar="REQUIREMENT",
+        help=f"a package of Python's {what_for}, such as 'pandas>=2'; more than once for more",
+    )
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:

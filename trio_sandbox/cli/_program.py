@@ -15,7 +15,8 @@ from typing import Final
 
 import attrs
 
-from ..image import IMAGES, images_with
+from .._image import AnyImage
+from ..image import IMAGES, LAYER_MARK, image_for_script, images_with
 from ._copies import Upload
 
 #: The image where nothing asks for another one.
@@ -64,7 +65,7 @@ class Program:
     """A program as its language's interpreter is told it."""
 
     language: str
-    image: str
+    image: AnyImage
     argv: tuple[str, ...]
     name: str | None = None
     """What `content` is called in the guest, relative to the working directory; None: there is no file to write."""
@@ -79,6 +80,7 @@ def find_program(
     words: Sequence[str],
     language: str | None = None,
     image: str | None = None,
+    packages: Sequence[str] = (),
     uploads: Sequence[Upload] = (),
     read_stdin: Callable[[], bytes] | None = None,
 ) -> Program:
@@ -89,13 +91,14 @@ def find_program(
       words: Its arguments; without *code* the first is the file, and none or ``-`` standard input.
       language: None: what the file's name or its first line says, else what the image is for.
       image: None: one that has the language.
+      packages: Requirements, of Python, besides those that a file names itself (PEP 723).
       uploads: A file in a directory of these is run where that is in the guest.
       read_stdin: Reads all of our standard input, as Python does before it runs a line of it; for tests.
 
     Raises:
       OSError: if the file can't be read.
       SyntaxError, UnicodeDecodeError: if Python's source is no text in the encoding that it declares.
-      ValueError: for a language that nobody speaks, or not in that image.
+      ValueError: for a language that nobody speaks, or not in that image; or for what can't be a requirement.
     """
     if language is not None:
         _check_language(language)
@@ -107,20 +110,29 @@ def find_program(
     image, language = _choose_image(image, language)
     interpreter = _INTERPRETERS[language]
     name = stdin = None
+    needs = ""
     if code is not None:
         argv = (*interpreter.code, code, *interpreter.after_code, *words)
     elif file is None:
         argv = (*interpreter.standard_input, *words[1:])
         if language == "python":
             stdin = _as_utf8((read_stdin or sys.stdin.buffer.read)())
+            needs = stdin.decode("utf-8", "replace")
     else:
         if language == "python":
-            importlib.util.decode_source(content)
+            needs = importlib.util.decode_source(content)
         name, there = _place(file, uploads)
         # Not to be taken for an option.
         argv = (*interpreter.file, f"./{name}" if name.startswith("-") else name, *words[1:])
         name = None if there else name
-    return Program(language=language, image=image, argv=argv, name=name, content=content, stdin=stdin)
+    return Program(
+        language=language,
+        image=image_for_script(image, needs, more=packages),
+        argv=argv,
+        name=name,
+        content=content,
+        stdin=stdin,
+    )
 
 
 def _as_utf8(source: bytes) -> bytes:
@@ -166,9 +178,10 @@ def _choose_image(image: str | None, language: str | None) -> tuple[str, str]:
         image = _DEFAULT_IMAGE
         if language is not None and language not in IMAGES[image].languages:
             image = images_with(language)[0]
-    if image not in IMAGES:  # the host says so, and what there is
+    name = image.partition(LAYER_MARK)[0]
+    if name not in IMAGES:  # the host says so, and what there is
         return image, language or "python"
-    languages = IMAGES[image].languages
+    languages = IMAGES[name].languages
     if language is not None and language not in languages:
         raise ValueError(
             f"the image {image!r} has no {language}; images that have it: {', '.join(images_with(language))}"

@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
                 words=options.words,
                 language=options.language,
                 image=options.image,
+                packages=options.packages,
                 uploads=options.uploads,
             ),
             host=host_config(options),

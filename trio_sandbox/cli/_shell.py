@@ -18,8 +18,10 @@ import attrs
 import trio
 
 from .._config import HostConfig, SandboxConfig
+from .._image import AnyImage
 from ..client import GuestProcess, Terminal
 from ..host import Host, open_host
+from ..image import image_for_script
 from . import _status
 from ._configs import host_config, sandbox_config
 from ._progress import ShowProgress, open_progress
@@ -46,7 +48,7 @@ class ShellRequest:
 
     command: tuple[str, ...] = LOGIN_SHELL
     user: str | int | None = None
-    image: str
+    image: AnyImage
     host: HostConfig
     sandbox: SandboxConfig
     quiet: bool = False
@@ -128,7 +130,7 @@ def shell(options: argparse.Namespace) -> int:
         request = ShellRequest(
             command=tuple(options.argv) or LOGIN_SHELL,
             user=int(options.user) if (options.user or "").isdecimal() else options.user,
-            image=options.image,
+            image=image_for_script(options.image, more=options.packages),
             host=host_config(options),
             sandbox=sandbox_config(options),
             quiet=options.quiet,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from ._debian_image import DebianImage as DebianImage
+from ._installer import PackageInstaller as PackageInstaller
+from ._layer import LAYER_MARK as LAYER_MARK, LayerJob as LayerJob, RunLayer as RunLayer
+from ._layers import ensure_layers as ensure_layers
 from ._lock import try_lock as try_lock, try_lock_directory as try_lock_directory
 from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._recipes import IMAGES as IMAGES, images_with as images_with
-from ._store import (
-    Image as Image,
-    ImageStore as ImageStore,
+from ._script_image import image_for_script as image_for_script
+from ._store import ImageStore as ImageStore, own_caches as own_caches
+from ._stored import (
+    BuiltImage as BuiltImage,
     StoredImage as StoredImage,
     SystemDisk as SystemDisk,
     are_there as are_there,

@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -50,22 +51,32 @@ async def build_entry(request: BuildRequest, report: Callable[[str, float | None
       ImageBuildError: if it can't be built.
       MissingProgramError: if a program is not installed.
     """
+    async with open_staging(request.staging, request.recipe.name, request.environment) as directory:
+        await _build_in(directory, request, report)
+
+
+@asynccontextmanager
+async def open_staging(staging: Path, name: str, environment: Mapping[str, str]) -> AsyncGenerator[Path]:
+    """Yield a new directory to make something called *name* in, and remove it afterwards; the caller holds the lock of that name.
+
+    Raises:
+      ImageBuildError: if it can't be made, or in place of an `OSError` of the block.
+
+    """
     try:
-        await remove_leftovers(request.staging, request.recipe.name, request.environment)
-        directory = request.staging / f"{request.recipe.name}.build-{os.urandom(8).hex()}"
+        await remove_leftovers(staging, name, environment)
+        directory = staging / f"{name}.build-{os.urandom(8).hex()}"
         make_marked(directory)
         try:
-            await _build_in(directory, request, report)
+            yield directory
         finally:
             with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
-                await remove_staging(directory, request.environment)
+                await remove_staging(directory, environment)
     except OSError as exc:
-        where = exc.filename or request.staging
+        where = exc.filename or staging
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ImageBuildError(
-                f"the disk of {request.staging} is full; free some, or use another cache directory"
-            ) from exc
-        raise ImageBuildError(f"building {request.recipe.name} failed: {where}: {exc.strerror or exc}") from exc
+            raise ImageBuildError(f"the disk of {staging} is full; free some, or use another cache directory") from exc
+        raise ImageBuildError(f"building {name} failed: {where}: {exc.strerror or exc}") from exc
 
 
 async def remove_leftovers(staging: Path, name: str, environment: Mapping[str, str]) -> None:

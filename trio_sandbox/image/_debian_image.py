@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
 
 import attrs
 
@@ -12,8 +13,10 @@ from ._ext4 import mke2fs_script
 from ._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap, run_tool
 from ._recipe import BuildContext, digest_of
 from ._rights import find_rights
+from ._stored import IMAGE_NAME as IMAGE_NAME
 
-IMAGE_NAME = "image.qcow2"
+#: The Python of each release.
+_PYTHONS: Final = {"bookworm": "3.11", "trixie": "3.13"}
 #: How much of the work mmdebstrap is; the rest is qemu-img.
 _MMDEBSTRAP_PART = 0.95
 
@@ -74,6 +77,11 @@ class DebianImage:
     def base(self) -> None:
         """Nothing."""
         return
+
+    @property
+    def python(self) -> str:
+        """The version of its Python, major and minor."""
+        return _PYTHONS[self.suite]
 
     def digest(self) -> str:
         """Return the digest of the recipe. Newer versions of the packages do not change it."""

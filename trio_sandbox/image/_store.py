@@ -3,106 +3,43 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import pwd
-import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import final
 
-import attrs
 import trio
 
 from .._config import Progress
-from .._errors import ImageBuildError, ImageError, ImageMissingError, SandboxError, UnknownImageError
+from .._errors import ImageBuildError, ImageCorruptError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
 from .._private import check_trusted, make_private_directory
 from ..qemu import is_marked, is_own_directory, mark
-from ._build import BuildRequest, build_entry, find_leftovers, remove_leftovers
-from ._debian_image import IMAGE_NAME
+from ._build import BuildRequest, build_entry, find_leftovers, open_staging, remove_leftovers
+from ._entry import (
+    DIGEST_CHARACTERS,
+    ENTRY_NAME,
+    below_of,
+    disk_usage,
+    is_disk,
+    layered,
+    mapping_of,
+    matches,
+    reading,
+    try_to_read,
+    verify,
+)
+from ._layer import LAYER_MARK, LayerRecipe
 from ._lock import open_lock, try_lock
-from ._manifest import MANIFEST_NAME, Manifest, check_files, read_manifest
+from ._manifest import MANIFEST_NAME, Manifest, read_manifest
 from ._recipe import Recipe
 from ._recipes import IMAGES
+from ._stored import IMAGE_NAME, BuiltImage, StoredImage, SystemDisk, default_cache_directory
 from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRecipe
 
-#: How much of a digest is in the name of a directory, and the least that says which one is meant.
-_DIGEST_CHARACTERS, _SHORTEST_DIGEST = 16, 6
-_ENTRY_NAME = re.compile(rf".+-[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
-
-
-@attrs.frozen(kw_only=True)
-class Image:
-    """An image of the store: what a sandbox's own disk is based on."""
-
-    name: str
-    digest: str
-    """Digest of the recipe that it was built by."""
-    path: Path
-    """The qcow2 file, absolute. It must not be written to."""
-    size_bytes: int
-    """What it takes on the host's disk."""
-    virtual_size: int
-    """What programs inside see as the size of the disk, in bytes."""
-    manifest: Manifest
-    languages: tuple[str, ...] = ("python",)
-    """Languages that it has an interpreter of, the main one first."""
-
-
-@attrs.frozen(kw_only=True)
-class SystemDisk:
-    """What every VM boots from."""
-
-    digest: str
-    """Digest of the recipe, the agent's sources included."""
-    kernel: Path
-    initrd: Path
-    disk: Path
-    """A raw disk, to be attached read-only, before the image's."""
-    kernel_args: tuple[str, ...]
-    """The kernel's command line."""
-
-
-def are_there(image: Image, system: SystemDisk) -> bool:
-    """Tell whether the files are still where they were found: somebody may have removed the image since, or all of the cache."""
-    return all(path.exists() for path in (image.path, system.kernel, system.initrd, system.disk))
-
-
-@attrs.frozen(kw_only=True)
-class StoredImage:
-    """One thing that the store holds."""
-
-    name: str
-    digest: str
-    path: Path
-    """Its directory."""
-    created: float
-    """When it was built, in Unix seconds."""
-    size_bytes: int
-    """What it takes on the host's disk."""
-    current: bool
-    """Whether this version of the library would use it."""
-
-
-def default_cache_directory() -> Path:
-    """Return the directory of images unless one was configured: ``trio-sandbox`` in the user's cache (XDG).
-
-    Raises:
-      SandboxError: if neither the environment nor the password database says where that is.
-
-    """
-    # The XDG specification has relative paths ignored.
-    for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
-        if os.path.isabs(base := os.environ.get(name, "")):
-            return Path(base, below, "trio-sandbox")
-    try:
-        home = pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        raise SandboxError(
-            "there is no cache directory: neither XDG_CACHE_HOME nor HOME is set to an absolute path, and the password "
-            f"database has no user {os.getuid()}. Set one of them, HostConfig.cache_dir or --cache-dir"
-        ) from None
-    return Path(home, ".cache", "trio-sandbox")
+_log = logging.getLogger("trio_sandbox.image")
 
 
 def _ignore_progress(progress: Progress) -> None:
@@ -142,7 +79,7 @@ class ImageStore:
           UnknownImageError: if no recipe has that name; the message lists those that exist.
 
         """
-        if name not in self._recipes:
+        if name not in self._recipes and not (LAYER_MARK in name and self._find(name)):
             raise UnknownImageError(f"there is no image {name!r}; there are: {', '.join(self.known_names())}")
 
     async def ensure(
@@ -152,14 +89,14 @@ class ImageStore:
         build: bool = True,
         progress: Callable[[Progress], object] = _ignore_progress,
         environment: Mapping[str, str] | None = None,
-    ) -> Image:
+    ) -> BuiltImage:
         """Return the image *name*, intact, building it first if it is missing.
 
         Another process that is building it is waited for. Cancelled, it ends what it started, and
         leaves the store as it was.
 
         Args:
-          name: One of `known_names`.
+          name: One of `known_names`, or that of a layer that is there, which is never built anew.
           build: Whether to build it if it is missing.
           progress: Told what is going on; must not block.
           environment: Goes into the environment of every child process.
@@ -172,19 +109,81 @@ class ImageStore:
           MissingProgramError: if building needs a program that is not installed.
         """
         self.check_name(name)
+        if name not in self._recipes:
+            return await self._open_layer(name)
         recipe = self._recipes[name]
         entry, manifest = await self._ensure(recipe, f"image {name}", build, progress, environment or {})
         path = entry / IMAGE_NAME
         virtual_size = manifest.details.get("virtual_size")
-        return Image(
+        return BuiltImage(
             name=name,
             digest=manifest.digest,
             path=path,
-            size_bytes=_disk_usage(path),
+            size_bytes=disk_usage(path),
             virtual_size=virtual_size if isinstance(virtual_size, int) else 0,
             manifest=manifest,
             languages=recipe.languages,
+            system_packages=mapping_of(manifest, "packages"),
         )
+
+    async def ensure_layer(
+        self,
+        recipe: LayerRecipe,
+        *,
+        build: bool = True,
+        progress: Callable[[Progress], object] = _ignore_progress,
+        environment: Mapping[str, str] | None = None,
+    ) -> BuiltImage:
+        """Return the image that *recipe*'s layer makes of the one below it, which is intact.
+
+        Arguments, errors and cancellation are those of `ensure`; but a damaged layer is made anew.
+        """
+        stage = f"image {recipe.image.name}, {recipe.step}"
+        try:
+            entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
+        except ImageCorruptError as exc:
+            if not build:
+                raise
+            _log.warning("a layer is made anew: %s", exc)
+            await self._remove(self._entry(recipe))
+            entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
+        return layered(recipe.image, entry, manifest)
+
+    async def _open_layer(self, name: str) -> BuiltImage:
+        """Return the image of a layer that is there, by its name."""
+        (entry, *_) = self._find(name)
+        manifest = await trio.to_thread.run_sync(verify, entry, limiter=reading())
+        below = below_of(manifest)
+        with suppress(ImageError):
+            image = await self.ensure(below["name"], build=False)
+            if image.content == below["content"]:
+                return layered(image, entry, manifest)
+        raise ImageMissingError(
+            f"the layer {name!r} stands on a build of {below['name']!r} that is not there any more; "
+            "make it anew from its Image"
+        )
+
+    def _find(self, name: str) -> tuple[Path, ...]:
+        """Return the entries of that name."""
+        return tuple(entry for entry in self._entries() if entry.name.rpartition("-")[0] == name)
+
+    @property
+    def pylocks(self) -> Path:
+        """The directory of locks that were made of requirements."""
+        return self._directory / "pylocks"
+
+    @asynccontextmanager
+    async def open_workspace(self, name: str, on_wait: Callable[[], object]) -> AsyncGenerator[Path]:
+        """Yield a new directory to make something called *name* in, while nobody else does; it is removed afterwards.
+
+        Raises:
+          ImageBuildError: in place of an `OSError`, the block's included.
+
+        """
+        self.check_trusted()
+        self._make_directories()
+        async with open_lock(self._lock(name), on_wait=on_wait), open_staging(self._staging, name, {}) as directory:
+            yield directory
 
     async def ensure_system(
         self,
@@ -213,7 +212,7 @@ class ImageStore:
         build: bool = True,
         progress: Callable[[Progress], object] = _ignore_progress,
         environment: Mapping[str, str] | None = None,
-    ) -> tuple[Image, SystemDisk]:
+    ) -> tuple[BuiltImage, SystemDisk]:
         """Do `ensure` and `ensure_system` at the same time, which a first build takes less long by.
 
         Arguments, errors and cancellation are those of `ensure`.
@@ -239,7 +238,7 @@ class ImageStore:
 
         What is damaged too badly to be read is left out; `prune` removes it.
         """
-        current = {self._entry(recipe) for recipe in self._all_recipes()}
+        current = self._current()
         stored: list[StoredImage] = []
         for entry in self._entries():
             try:
@@ -252,14 +251,17 @@ class ImageStore:
                     digest=manifest.digest,
                     path=entry,
                     created=manifest.created,
-                    size_bytes=_disk_usage(entry),
+                    size_bytes=disk_usage(entry),
                     current=entry in current,
+                    below=below_of(manifest)["name"],
+                    step=str(manifest.details.get("step", "")),
+                    details=manifest.details,
                 )
             )
         return sorted(stored, key=lambda image: (image.name, -image.created))
 
     async def remove(self, name_or_digest: str) -> int:
-        """Remove whatever has that name, or a digest that begins so; return the bytes that came free.
+        """Remove whatever has that name, or a digest that begins so, and the layers on it; return the bytes that came free.
 
         Running VMs keep what they have open; a VM that is about to boot fails with a clear error.
 
@@ -268,11 +270,27 @@ class ImageStore:
           OSError: if it can't be removed.
         """
         await trio.lowlevel.checkpoint()
-        found = [entry for entry in self._entries() if _matches(entry, name_or_digest)]
+        found = [entry for entry in self._entries() if matches(entry, name_or_digest)]
         if not found:
             stored = ", ".join(sorted({entry.name for entry in self._entries()})) or "nothing"
             raise UnknownImageError(f"the store has no image {name_or_digest!r}; it has: {stored}")
-        return sum([await self._remove(entry) for entry in found])
+        return sum([await self._remove(entry) for entry in (*self._standing_on(found), *found)])
+
+    def _standing_on(self, found: Iterable[Path]) -> tuple[Path, ...]:
+        """Return the layers that stand on *found*, directly or not: the highest first."""
+        found = set(found)
+        contents = {manifest.files[IMAGE_NAME].sha256 for manifest in map(try_to_read, found) if is_disk(manifest)}
+        above = tuple(
+            entry
+            for entry in self._entries()
+            if entry not in found and below_of(try_to_read(entry)).get("content") in contents
+        )
+        return (*self._standing_on(above), *above) if above else ()
+
+    def _current(self) -> set[Path]:
+        """Return the entries that are of use: those of recipes, and the layers that stand on them."""
+        current = {self._entry(recipe) for recipe in self._all_recipes()}
+        return current.union(self._standing_on(current))
 
     async def prune(self) -> int:
         """Remove what this version of the library has no use for, and what killed builds left.
@@ -283,12 +301,21 @@ class ImageStore:
           OSError: if something can't be removed.
         """
         await trio.lowlevel.checkpoint()
-        current = {self._entry(recipe) for recipe in self._all_recipes()}
+        current = self._current()
         freed = 0
         for entry in self._entries():
             if entry not in current or not (entry / MANIFEST_NAME).is_file():
                 freed += await self._remove(entry)
-        return freed + await self.remove_leftovers({})
+        return freed + self._remove_pylocks() + await self.remove_leftovers({})
+
+    def _remove_pylocks(self) -> int:
+        """Remove the locks that no layer was made by."""
+        used = {str(try_to_read(entry).details.get("pylock")) for entry in self._entries()}
+        unused = [lock for lock in self.pylocks.glob("pylock-*") if lock.name not in used]
+        freed = sum(map(disk_usage, unused))
+        for lock in unused:
+            lock.unlink(missing_ok=True)
+        return freed
 
     async def remove_leftovers(self, environment: Mapping[str, str]) -> int:
         """Remove what killed builds left; return the bytes that came free.
@@ -307,7 +334,7 @@ class ImageStore:
         for name in sorted({leftover.name.partition(".")[0] for leftover in find_leftovers(self._staging)}):
             with try_lock(self._lock(name)) as held:
                 if held:
-                    freed += sum(_disk_usage(leftover) for leftover in find_leftovers(self._staging, name))
+                    freed += sum(disk_usage(leftover) for leftover in find_leftovers(self._staging, name))
                     await remove_leftovers(self._staging, name, environment)
         return freed
 
@@ -332,7 +359,7 @@ class ImageStore:
             if recipe.base is not None:
                 base, _ = await self._ensure(recipe.base, stage, build, progress, environment)
             await self._build(recipe, digest, base, stage, progress, environment)
-        manifest = await trio.to_thread.run_sync(_verify, entry, limiter=_reading())
+        manifest = await trio.to_thread.run_sync(verify, entry, limiter=reading())
         return entry, manifest
 
     async def _build(
@@ -368,7 +395,7 @@ class ImageStore:
         self._make_directories()
         name = entry.name.rpartition("-")[0]
         async with open_lock(self._lock(name), on_wait=lambda: None):
-            freed = _disk_usage(entry)
+            freed = disk_usage(entry)
             mark(entry)  # those of earlier versions have only their manifest
             # Gone at once for everybody else, however long the files take.
             os.rename(entry, self._staging / f"{name}.removed-{os.urandom(8).hex()}")
@@ -399,7 +426,7 @@ class ImageStore:
         """
         top = self._directory
         try:
-            check_trusted(top, *(top / name for name in ("store", "locks", "staging", "templates", "saved")))
+            check_trusted(top, *(top / name for name in ("store", "locks", "staging", "templates", "saved", "pylocks")))
         except OSError as exc:
             raise ImageError(
                 f"the cache directory {top} can't be used: {exc.filename} is {exc.strerror}."
@@ -417,12 +444,12 @@ class ImageStore:
         """Give what the store holds, damaged or not, but nothing that somebody else has put there."""
         for path in sorted((self._directory / "store").glob("*-*")):
             manifest = is_own_directory(path) and (path / MANIFEST_NAME).is_file()
-            if _ENTRY_NAME.fullmatch(path.name) and (manifest or is_marked(path)):
+            if ENTRY_NAME.fullmatch(path.name) and (manifest or is_marked(path)):
                 yield path
 
     def _entry(self, recipe: Recipe, digest: str | None = None) -> Path:
         digest = recipe.digest() if digest is None else digest
-        return self._directory / "store" / f"{recipe.name}-{digest[:_DIGEST_CHARACTERS]}"
+        return self._directory / "store" / f"{recipe.name}-{digest[:DIGEST_CHARACTERS]}"
 
     def _lock(self, name: str) -> Path:
         return self._directory / "locks" / name
@@ -432,33 +459,10 @@ class ImageStore:
         return self._directory / "staging"
 
 
-#: Hashing a whole image takes a while; it must not keep others from the threads that start processes.
-_reading_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("trio_sandbox.image.reading")
-
-
-def _reading() -> trio.CapacityLimiter:
+def own_caches() -> list[Path]:
+    """Return the user's own cache directory, if there is one that nobody else can have put anything in."""
     try:
-        return _reading_limiter.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(2)
-        _reading_limiter.set(limiter)
-        return limiter
-
-
-def _verify(entry: Path) -> Manifest:
-    manifest = read_manifest(entry)
-    check_files(entry, manifest)
-    return manifest
-
-
-def _matches(entry: Path, name_or_digest: str) -> bool:
-    name, _, digest = entry.name.rpartition("-")
-    if name_or_digest == name:
-        return True
-    return len(name_or_digest) >= _SHORTEST_DIGEST and digest.startswith(name_or_digest[:_DIGEST_CHARACTERS])
-
-
-def _disk_usage(path: Path) -> int:
-    if path.is_dir() and not path.is_symlink():
-        return sum(_disk_usage(child) for child in path.iterdir())
-    return path.lstat().st_blocks * 512
+        ImageStore(own := default_cache_directory()).check_trusted()
+    except SandboxError:
+        return []
+    return [own]

@@ -1,4 +1,4 @@
-"""Whether what is asked for fits a saved sandbox."""
+"""What may be asked for: which image, and what of a machine that goes on from a saved sandbox."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import Final
 import attrs
 
 from .._config import SandboxConfig
+from .._image import DEFAULT_IMAGE, AnyImage, to_image
 from ._named import NamedTemplate
 
-#: Where no image is named.
-DEFAULT_IMAGE: Final = "python"
 #: Fields of a configuration that a saved sandbox goes on with as they were.
 _KEPT_FIELDS: Final = ("memory_mib", "vcpus", "guest_namespaces")
 
 
+def check_image(image: object) -> AnyImage:
+    """Return what names an image, in its one form, or refuse what can't."""
+    if isinstance(image, SandboxConfig):
+        raise TypeError("`image` must be the name of an image, not a SandboxConfig: pass that as `config=`")
+    return to_image(image)
+
+
 def fit(
-    saved: NamedTemplate, image: str, config: SandboxConfig | None, fields: Container[str]
-) -> tuple[str, SandboxConfig]:
+    saved: NamedTemplate, image: AnyImage, config: SandboxConfig | None, fields: Container[str]
+) -> tuple[AnyImage, SandboxConfig]:
     """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
 
     *fields* were said one by one. Of a whole configuration nobody knows which were; what is the default was not.

@@ -31,7 +31,7 @@ from .._errors import (
 from .._private import make_new_directory
 from .._quote import quote_lines
 from ..client import RunTrace, ask, code_request, collect, open_run
-from ..image import Image, Place, SystemDisk, open_mounts_disk
+from ..image import BuiltImage, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
     MachineConfig,
     OverlayPool,
@@ -45,6 +45,7 @@ from ..qemu import (
 )
 from ..wire import StreamHandler
 from ._blame import RESTORE_FAILURES, blames_the_state, first_line
+from ._description import GUEST_NAMESPACES, describe_machine
 from ._disk_limit import choose_disk_mib, limit_disk
 from ._mounts import mount
 from ._named import NamedTemplate
@@ -56,8 +57,6 @@ _log = logging.getLogger("trio_sandbox.templates")
 _OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
 #: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
 _TRIVIAL_RUNS: Final = {"python": "print(1)", "javascript": "console.log(1)", "shell": "echo 1"}
-#: Tells the guest of `SandboxConfig.guest_namespaces`. It boots with that, and so keeps it in every saved state.
-_GUEST_NAMESPACES: Final = "trio_sandbox.namespaces"
 #: Bytes that a warm-up may print.
 _WARMUP_OUTPUT: Final = 2**20
 #: Seconds to wait for another process that makes the template we want, which is about to be done
@@ -108,7 +107,7 @@ class Launcher:
         self._making: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def open_machine(self, image: Image, system: SystemDisk, config: SandboxConfig) -> AsyncGenerator[Vm]:
+    async def open_machine(self, image: BuiltImage, system: SystemDisk, config: SandboxConfig) -> AsyncGenerator[Vm]:
         """Yield a machine that has booted, and run `SandboxConfig.warmup`, for the block.
 
         The first of a configuration makes its template and is a clone of that like all others: this
@@ -150,7 +149,7 @@ class Launcher:
 
     @asynccontextmanager
     async def open_saved(
-        self, image: Image, system: SystemDisk, template: NamedTemplate, config: SandboxConfig
+        self, image: BuiltImage, system: SystemDisk, template: NamedTemplate, config: SandboxConfig
     ) -> AsyncGenerator[Vm]:
         """Yield a machine that goes on from a named template for the block; *config* fits it.
 
@@ -183,7 +182,7 @@ class Launcher:
             await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
             yield vm
 
-    def describe(self, name: str, image: Image, snapshot: Snapshot) -> NamedTemplate:
+    def describe(self, name: str, image: BuiltImage, snapshot: Snapshot) -> NamedTemplate:
         """Describe the named template that *snapshot* is to be, of a machine that stands on *image*."""
         machine = snapshot.config
         return NamedTemplate(
@@ -193,7 +192,7 @@ class Launcher:
             image_digest=image.digest,
             memory_mib=machine.memory_mib,
             vcpus=machine.vcpus,
-            guest_namespaces=_GUEST_NAMESPACES in machine.kernel_args,
+            guest_namespaces=GUEST_NAMESPACES in machine.kernel_args,
             machine=self._identity(image, machine),
             qemu=self._describe_qemu(),
             marker=snapshot.saved.marker,
@@ -203,7 +202,7 @@ class Launcher:
             layer_count=len(machine.layers),
         )
 
-    def _difference(self, template: NamedTemplate, image: Image) -> str:
+    def _difference(self, template: NamedTemplate, image: BuiltImage) -> str:
         qemu = self._describe_qemu()
         if template.image_digest != image.digest:
             return f"the image {template.image!r} is built from another recipe now"
@@ -239,24 +238,11 @@ class Launcher:
         assert machine.mounts is not None
         return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
 
-    def _machine(self, image: Image, system: SystemDisk, config: SandboxConfig) -> MachineConfig:
-        return MachineConfig(
-            kernel=system.kernel,
-            initrd=system.initrd,
-            kernel_args=(
-                *system.kernel_args,
-                # The guest starts the interpreter that will be wanted while the rest of it boots.
-                f"trio_sandbox.language={image.languages[0]}",
-                *([_GUEST_NAMESPACES] if config.guest_namespaces else ()),
-            ),
-            system_disk=system.disk,
-            image=image.path,
-            overlay=self._directory / _OVERLAY,  # each machine that is opened gets a directory of its own
-            disk_bytes=None if config.disk_mib is None else config.disk_mib * 2**20,
-            memory_mib=config.memory_mib,
-            vcpus=config.vcpus,
-            # Where templates are wanted, also machines that boot because there is none yet are like their clones.
-            balloon=self._templates is None,
+    def _machine(self, image: BuiltImage, system: SystemDisk, config: SandboxConfig) -> MachineConfig:
+        # Each machine that is opened gets a directory of its own. Where templates are wanted, also machines that boot because there
+        # is none yet are like their clones.
+        return describe_machine(
+            image, system, config, overlay=self._directory / _OVERLAY, balloon=self._templates is None
         )
 
     @asynccontextmanager
@@ -352,7 +338,7 @@ class Launcher:
         templates: TemplateStore,
         key: str,
         machine: MachineConfig,
-        image: Image,
+        image: BuiltImage,
         config: SandboxConfig,
     ) -> tuple[Vm | None, Callable[[], None] | None]:
         """Enter a clone into *stack*; None if it is better to boot. What comes besides drops the template, once a machine has booted here."""
@@ -373,10 +359,13 @@ class Launcher:
 
     # --- Templates ---
 
-    def _identity(self, image: Image, machine: MachineConfig, *more: object) -> str:
+    def _identity(self, image: BuiltImage, machine: MachineConfig, *more: object) -> str:
         """Return the digest of what must be the same for a state to load, and of *more*."""
         accelerator = self._machines.accelerator
-        files = [os.stat(path) for path in (machine.kernel, machine.initrd, machine.system_disk, machine.image)]
+        files = [
+            os.stat(path)
+            for path in (machine.kernel, machine.initrd, machine.system_disk, machine.image, *machine.image_layers)
+        ]
         return template_key(
             image.digest,
             # Builds of one recipe can differ.
@@ -388,7 +377,7 @@ class Launcher:
         )
 
     async def _ensure(
-        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: BuiltImage, config: SandboxConfig
     ) -> Template | None:
         """Return the template, which is made if need be; None if it can't be."""
         # Those that want the same one wait for it: together they get it sooner than by booting side by side.
@@ -414,7 +403,7 @@ class Launcher:
             return None
 
     async def _make(
-        self, templates: TemplateStore, key: str, machine: MachineConfig, image: Image, config: SandboxConfig
+        self, templates: TemplateStore, key: str, machine: MachineConfig, image: BuiltImage, config: SandboxConfig
     ) -> Template | None:
         def report(message: str) -> None:
             self._progress(Progress(f"template {key[:8]}", message))
@@ -432,7 +421,7 @@ class Launcher:
                 memory_shared=True,
                 mounts=None,
             )
-            await self._overlays.acquire(image.path, staged.overlay)
+            await self._overlays.acquire(image.top, staged.overlay)
             async with self._machines.open_vm(original) as vm:
                 if config.warmup:
                     report("warming up")

@@ -18,6 +18,7 @@ import trio
 
 from .._config import SandboxConfig
 from .._errors import SandboxError
+from .._image import AnyImage
 from .._nurseries import Services, open_services
 from ._admission import Admission
 from ._claims import NOTHING, Resources
@@ -35,18 +36,18 @@ _FIRST_STEPS: Final = 0.2
 #: Seconds between two looks at what other hosts have given out, where that is anything.
 _LOOK: Final = 2.0
 
-WarmKey = tuple[str, SandboxConfig]
+WarmKey = tuple[AnyImage, SandboxConfig]
 VmT = TypeVar("VmT")
 
 
 class Warmable(Protocol[VmT]):
     """What a pool needs to know of machines."""
 
-    async def prepare(self, image: str) -> None:
+    async def prepare(self, image: AnyImage) -> None:
         """Have all ready that the machines of *image* share, however long that takes."""
         ...
 
-    def open(self, image: str, config: SandboxConfig) -> AbstractAsyncContextManager[VmT]:
+    def open(self, image: AnyImage, config: SandboxConfig) -> AbstractAsyncContextManager[VmT]:
         """Open a machine for a block."""
         ...
 
@@ -162,7 +163,7 @@ class WarmPool(Generic[VmT]):
             self._pause(_FIRST_STEPS)
 
     @asynccontextmanager
-    async def checkout(self, image: str, config: SandboxConfig) -> AsyncGenerator[HeldMachine[VmT] | None]:
+    async def checkout(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[HeldMachine[VmT] | None]:
         """Yield a machine that is the block's alone, with its share of the host; None if there is none.
 
         It is closed with the block, however that is left, and never comes back into the pool.
@@ -245,7 +246,7 @@ class WarmPool(Generic[VmT]):
         try:
             async with open_services("open_host()") as services:
                 task_status.started()
-                for image in sorted({image for image, _ in self._wanted}):
+                for image in sorted({image for image, _ in self._wanted}, key=str):
                     await self._prepare(image)
                 while True:
                     changed = self._changed
@@ -260,7 +261,7 @@ class WarmPool(Generic[VmT]):
             for idle in self._idle.values():
                 idle.clear()
 
-    async def _prepare(self, image: str) -> None:  # noqa: ASYNC910 - preparing is one
+    async def _prepare(self, image: AnyImage) -> None:  # noqa: ASYNC910 - preparing is one
         """Wait for *image*; where that fails, opening a machine will say so, and be tried again."""
         try:
             await self._machines.prepare(image)

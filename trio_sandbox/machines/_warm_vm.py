@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import VmError
+from .._image import AnyImage
 from ..client import ask
-from ..image import Image, SystemDisk
+from ..image import BuiltImage, SystemDisk
 from ..qemu import Vm
 from ._launcher import Launcher, run_trivial_code
 
@@ -34,19 +35,22 @@ class WarmVms:
     """
 
     def __init__(
-        self, prepared: Callable[[str], Awaitable[tuple[Image, SystemDisk]]], launcher: Launcher, timeouts: Timeouts
+        self,
+        prepared: Callable[[AnyImage], Awaitable[tuple[BuiltImage, SystemDisk]]],
+        launcher: Launcher,
+        timeouts: Timeouts,
     ) -> None:
         self._prepared = prepared
         self._launcher = launcher
         self._timeouts = timeouts
         self._languages: WeakKeyDictionary[Vm, str] = WeakKeyDictionary()
 
-    async def prepare(self, image: str) -> None:
+    async def prepare(self, image: AnyImage) -> None:
         """Have the image and the system disk ready, building them if need be."""
         await self._prepared(image)
 
     @asynccontextmanager
-    async def open(self, image: str, config: SandboxConfig) -> AsyncGenerator[Vm]:
+    async def open(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Vm]:
         """Open a machine as for a sandbox."""
         disk, system = await self._prepared(image)
         async with self._launcher.open_machine(disk, system, config) as vm:

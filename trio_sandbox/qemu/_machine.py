@@ -53,8 +53,10 @@ class MachineConfig:
     """The disk that the overlay stands on, read-only."""
     image_format: Literal["qcow2", "raw"] = attrs.field(default="qcow2", validator=one_of("qcow2", "raw"))
     """The format of `image`."""
+    image_layers: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
+    """What stands on `image` and belongs to it, the lowest first: qcow2 files, read-only, which stay where they are."""
     layers: tuple[Path, ...] = attrs.field(default=(), converter=_paths)
-    """Frozen overlays between `image` and `overlay`, the lowest first: qcow2 files, read-only."""
+    """Frozen overlays between those and `overlay`, the lowest first: qcow2 files, read-only."""
     overlay: Path = attrs.field(converter=Path)
     """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
     mounts: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
@@ -100,6 +102,7 @@ class MachineFds:
     """None: none is read, which is for machines that go on from a state."""
     system_disk: int
     image: int
+    image_layers: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
     overlay: int
     """Open for reading and writing."""
@@ -228,7 +231,7 @@ def machine_identity(config: MachineConfig, accelerator: AcceleratorName) -> tup
     fds = MachineFds(
         kernel=0, initrd=0, system_disk=0, image=0, overlay=0, frozen_overlay=0, qmp=0, agent=0, console=0, memory=0
     )
-    alike = attrs.evolve(config, layers=(), mounts=None, memory_shared=True)
+    alike = attrs.evolve(config, image_layers=(), layers=(), mounts=None, memory_shared=True)
     return tuple(machine_argv(alike, accelerator, fds))
 
 
@@ -274,8 +277,9 @@ def _image_disk(config: MachineConfig, fds: MachineFds) -> list[str]:
         image["backing"] = None  # Whatever its header names.
     overlay_file = _file_node("overlay-file", fds.overlay, read_only=False) | _OVERLAY_OPTIONS | _WHILE_WRITTEN
     top, layers = "image", list[str]()
-    for number, fd in enumerate(fds.layers):
-        name = _layer_node(number)
+    frozen = [(f"{top}-layer{number}", fd) for number, fd in enumerate(fds.image_layers)]
+    frozen += [(_layer_node(number), fd) for number, fd in enumerate(fds.layers)]
+    for name, fd in frozen:
         file = f"{name}-file"
         layer: dict[str, object] = {
             "driver": "qcow2",

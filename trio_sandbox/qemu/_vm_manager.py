@@ -127,6 +127,7 @@ class VmManager:
                 initrd=inherited.open(config.initrd, os.O_RDONLY) if saved is None else None,
                 system_disk=inherited.open(config.system_disk, os.O_RDONLY),
                 image=inherited.open(config.image, os.O_RDONLY),
+                image_layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.image_layers),
                 layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
                 overlay=inherited.open(config.overlay, os.O_RDWR),
                 frozen_overlay=inherited.open(config.overlay, os.O_RDONLY),

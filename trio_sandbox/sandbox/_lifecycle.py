@@ -26,7 +26,7 @@ from .._errors import (
 )
 from .._nurseries import Services, hide_nursery
 from ..client import check_open
-from ..image import Image
+from ..image import BuiltImage
 from ..machines import (
     RESTORE_FAILURES,
     Admission,
@@ -102,7 +102,7 @@ class Lifecycle(Generic[Child]):
         services: Services,
         held: HeldMachine[Vm],
         *,
-        image: Image,
+        image: BuiltImage,
         launcher: Launcher,
         admission: Admission,
         named: NamedTemplateStore,

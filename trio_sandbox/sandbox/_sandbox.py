@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
-from typing import final
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import date
+from os import PathLike
+from typing import Final, final
 
 import attrs
+import trio
 
 from .._config import SandboxConfig, Timeouts
-from .._errors import SnapshotError
+from .._errors import PackagesError, SandboxError, SnapshotError
+from .._image import DEFAULT_IMAGE, AnyImage, Image, PackagesStep
 from .._network import Network
+from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
 from ._lifecycle import Checkpoint, Lifecycle
 from ._network import SandboxNetwork
+from ._path import GuestPath
 from ._requests import GuestRequests
 from ._slot import Slot
 from ._usage import Usage
+
+#: Seconds for the guest to remove an archive that it has unpacked.
+_REMOVAL_PATIENCE: Final = 5.0
 
 
 @final
@@ -54,14 +64,16 @@ class Sandbox(GuestRequests):
     def __init__(
         self,
         slot: Slot,
-        image: str,
+        image: AnyImage,
         config: SandboxConfig,
         timeouts: Timeouts,
         lifecycle: Lifecycle[Sandbox] | None = None,
         language: str = "python",
         network: SandboxNetwork | None = None,
+        installer: PackageInstaller | None = None,
     ) -> None:
         super().__init__(slot, config, timeouts, language)
+        self._installer = installer
         self._lifecycle_or_none = lifecycle
         self._own_network = network
         self._image = image
@@ -77,8 +89,8 @@ class Sandbox(GuestRequests):
         return f"<trio_sandbox.Sandbox {self._image!r}, {self._config.memory_mib} MiB: {state}>"
 
     @property
-    def image(self) -> str:
-        """The name of the image it was opened with."""
+    def image(self) -> str | Image:
+        """The image it was opened with: its name, or the `Image` if that has steps."""
         return self._image
 
     @property
@@ -285,6 +297,43 @@ class Sandbox(GuestRequests):
         async with self._lifecycle.transaction():
             yield
 
+    async def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
+        """Install packages of Python's that code of the sandbox can import at once, as `Image.packages` adds them to an image.
+
+        They are chosen and fetched on the host, so that the guest needs no network, and no code of theirs runs there. Versions
+        that the image's own steps have added stay. They go to ``/usr/local``, and belong to the guest's user. What a running
+        interpreter has imported already it keeps. An `Image` that has them is faster for more than one sandbox.
+
+        Cancelled or failed while the guest unpacks them: some of the files are there.
+
+        Args:
+          *requirements: As those of `Image.packages`.
+          exclude_newer: As that of `Image.packages`.
+
+        Raises:
+          TypeError, ValueError, OSError: as `Image.packages`; nothing was sent.
+          PackagesError: if they can't be chosen or fetched, or the image has no Python; nothing was sent.
+          ModuleNotFoundError: if the extra ``packages`` is not installed; nothing was sent.
+          ProcessFailedError: if the guest can't unpack them, for instance since its disk is full.
+          Exception: besides, what `upload` and `run_process` raise.
+
+        """
+        (step,) = Image(DEFAULT_IMAGE).packages(*requirements, exclude_newer=exclude_newer).steps
+        assert isinstance(step, PackagesStep)
+        if self._installer is None:
+            raise PackagesError("packages can't be installed in this sandbox, which has no image of ours")
+        async with self._installer.open_archive(step) as archive:
+            if archive is None:
+                return
+            there = self.path(f"/tmp/packages-{secrets.token_hex(8)}.tar")
+            try:
+                await self.upload(archive, there)
+                command = ["tar", "-x", "--same-owner", "-C", "/", "-f", str(there)]
+                await self.run_process(command, user="root", check=True)
+            finally:
+                with trio.move_on_after(_REMOVAL_PATIENCE, shield=True):
+                    await _remove(there)
+
     async def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
 
@@ -341,3 +390,10 @@ class Sandbox(GuestRequests):
 
         """
         await self._lifecycle.resume()
+
+
+async def _remove(path: GuestPath) -> None:
+    """Remove a file of the guest's; a guest that is gone has none."""
+    await trio.lowlevel.checkpoint()
+    with suppress(OSError, SandboxError):
+        await path.unlink(missing_ok=True)

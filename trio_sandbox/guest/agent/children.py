@@ -247,6 +247,21 @@ class Children:
             for descriptor, text in zip(self._identity_files[1:], texts, strict=True):
                 _rewrite(descriptor, text)
 
+    def forget_identity(self) -> None:
+        """Have the users' files say nothing of this machine any more, and write to them no more."""
+        if self._identity_files:
+            resolv, machine_id, _, hosts = self._identity_files
+            with contextlib.suppress(OSError):  # as above
+                _rewrite(resolv, self._resolv)
+                _rewrite(machine_id, b"")
+                _rewrite(hosts, self._hosts_text(b""))
+        self._close_identity_files()
+
+    def _close_identity_files(self) -> None:
+        for descriptor in self._identity_files:
+            os.close(descriptor)
+        self._identity_files = []
+
     async def set_resolver(self, address: str | None) -> None:
         """Have the users' programs ask the resolver at *address*; None: whom their image says."""
         await self._ready.wait()
@@ -283,8 +298,7 @@ class Children:
             with self._sock:
                 await self._take_events()
         finally:
-            for descriptor in self._identity_files:
-                os.close(descriptor)
+            self._close_identity_files()
 
     async def _take_events(self) -> None:
         while True:

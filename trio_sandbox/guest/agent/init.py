@@ -107,7 +107,7 @@ def main() -> None:
             on_hello=lambda hello: _adopt_identity(random, hello),
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
-            disk=DiskService(_IMAGE_DEVICE, _IMAGE),
+            disk=DiskService(_IMAGE_DEVICE, _IMAGE, _USERS_CGROUP, children),
             user=DEFAULT_USER,
             own_clock=True,
             network=NetworkService(children),

@@ -41,7 +41,7 @@ from ..messages import receive_message, send_message
 from .becoming import Becoming
 from .cgroups import Group, Groups
 from .terminals import open_terminal
-from .users import PATH, find_user
+from .users import PATH, find_user, read_environment
 
 if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported before the fork
     from collections.abc import Generator, Sequence
@@ -103,6 +103,7 @@ class Spawner:
         """Those that users' programs trust, where they have a root of their own."""
         self._sock = sock
         self._default_user = confinement.user
+        self.environment: dict[str, str] = {}  # what the image adds to everybody's
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
         self._poll = select.poll()
         self._processes: dict[int, _Process] = {}
@@ -360,6 +361,7 @@ class Spawner:
         user = find_user(wanted)
         if user is None:
             raise FileNotFoundError(errno.ENOENT, "no such user", str(wanted))
+        user.more = self.environment
         return user
 
     # --- Events ---
@@ -482,6 +484,7 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
         identity = mounts.open_identity_files()
+        spawner.environment = read_environment()
         spawner.certificates = certificates.Certificates()
         spawner.twin = twin.find_twin(program, (f"{directory}/python3" for directory in PATH.split(":")))
     send_message(sock, ("ready",), identity)

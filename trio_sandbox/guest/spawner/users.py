@@ -14,7 +14,7 @@ _DATABASE_LIMIT = 1 << 20
 class User:
     """Who a process runs as."""
 
-    __slots__ = ("gid", "groups", "home", "name", "shell", "uid")
+    __slots__ = ("gid", "groups", "home", "more", "name", "shell", "uid")
 
     def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
         self.uid: int = uid
@@ -23,6 +23,7 @@ class User:
         self.home: str = home
         self.shell: str = shell
         self.groups: list[int] = [gid]
+        self.more: dict[str, str] = {}  # variables that the image adds
 
     def environment(self) -> dict[str, str]:
         """Return what a login would give it."""
@@ -33,7 +34,18 @@ class User:
             "PATH": PATH,
             "SHELL": self.shell,
             "USER": self.name,
+            **self.more,
         }
+
+
+def read_environment(path: str = "/etc/environment") -> dict[str, str]:
+    """Return the variables that the image adds to everybody's environment: lines NAME=VALUE, as PAM reads them."""
+    variables: dict[str, str] = {}
+    for line in _read_text(path).splitlines():
+        name, has_value, value = line.strip().partition("=")
+        if has_value and name and not name.startswith("#") and "\0" not in line:
+            variables[name] = value
+    return variables
 
 
 def find_user(wanted: str | int) -> User | None:
@@ -52,13 +64,20 @@ def find_user(wanted: str | int) -> User | None:
 
 
 def _read_database(path: str, width: int) -> list[list[str]]:
+    lines = (line.split(":") for line in _read_text(path).splitlines())
+    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
+
+
+def _read_text(path: str) -> str:
+    """Return the beginning of a file of the image's; "" if it is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return []
-    with open(descriptor, "rb", buffering=0) as file:
+        return ""
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return []
-        text = os.fsdecode(file.read(_DATABASE_LIMIT) or b"")
-    lines = (line.split(":") for line in text.splitlines())
-    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
+            return ""
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return os.fsdecode(file.read(_DATABASE_LIMIT) or b"")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Machines that make layers, with a fake QEMU: what they are, how they fail, and what is left of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import attrs
+import pytest
+
+from tests._leaks import cancel_at_every_step, nothing_left
+from trio_sandbox import ImageBuildError, Network, Timeouts
+from trio_sandbox.constants import BUILD_MEMORY_MIB
+from trio_sandbox.image import LayerJob
+from trio_sandbox.image._layer import Work
+from trio_sandbox.machines import LayerBuilder
+from trio_sandbox.network import Gateway, HostResolver
+from trio_sandbox.qemu import OverlayPool, open_runtime, open_vm_manager
+
+from ._qemu import fake_accelerator
+from .test_launcher import FakeOverlays, fake_disks
+
+
+@attrs.define
+class Workshop:
+    """A builder, and jobs for it."""
+
+    directory: Path
+    builder: LayerBuilder
+    told: list[str] = attrs.field(factory=list[str])
+
+    def job(self, *modes: str, trees: Mapping[str, Path] | None = None) -> LayerJob:
+        image, system = fake_disks(self.directory, *modes)
+        return LayerJob(
+            image=image,
+            system=system,
+            work=Work(script="true", trees=trees or {}),
+            overlay=self.directory / "layer.qcow2",
+            mounts=self.directory / "mounts",
+        )
+
+    async def build(self, *modes: str, trees: Mapping[str, Path] | None = None) -> None:
+        (self.directory / "layer.qcow2").unlink(missing_ok=True)
+        gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
+        await self.builder.build(self.job(*modes, trees=trees), gateway, lambda message, _: self.told.append(message))
+
+
+@asynccontextmanager
+async def open_workshop(directory: Path) -> AsyncGenerator[Workshop]:
+    accelerator = fake_accelerator(directory)
+    async with (
+        open_runtime(Path("/tmp")) as runtime,
+        open_vm_manager(runtime=runtime, accelerator=accelerator) as machines,
+    ):
+        builder = LayerBuilder(
+            machines=machines,
+            overlays=cast("OverlayPool", FakeOverlays()),
+            environment=runtime.environment,
+            timeouts=Timeouts(),
+        )
+        yield Workshop(directory, builder)
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("refuse", "could not do it"),
+        ("panic", "Kernel panic"),
+        ("garbage", "broke the protocol"),
+        ("mount-fails", "the guest can't mount"),
+        ("none", "no processes here"),
+    ],
+)
+async def test_a_machine_that_fails_is_a_build_that_failed(tmp_path: Path, mode: str, why: str) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    async with open_workshop(tmp_path) as workshop:
+        with (
+            nothing_left(),
+            pytest.raises(ImageBuildError, match="that was to make the layer failed") as caught,
+        ):
+            await workshop.build(mode, trees={"/run/image-step": tree})
+    assert why in str(caught.value)
+    assert not (tmp_path / "mounts").exists()
+
+
+async def test_a_cancelled_build_leaves_no_machine(tmp_path: Path) -> None:
+    async with open_workshop(tmp_path) as workshop:
+
+        async def build() -> None:
+            with nothing_left(), pytest.raises(ImageBuildError, match="no processes here"):
+                await workshop.build("none")
+
+        assert await cancel_at_every_step(build, check=lambda: None) > 5
+    assert workshop.told[-2:] == ["booting a machine", "working"]
+
+
+async def test_what_a_machine_has_is_known_before(tmp_path: Path) -> None:
+    async with open_workshop(tmp_path) as workshop:
+        config = workshop.builder.config
+    assert config.memory_mib == BUILD_MEMORY_MIB
+    assert 1 <= config.vcpus <= min(2, os.cpu_count() or 1)

@@ -1,0 +1,90 @@
+"""Entries of the store: what their manifests say, what they stand on, what they take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, cast
+
+import trio
+
+from .._errors import ImageError
+from ._manifest import Manifest, check_files, read_manifest
+from ._stored import IMAGE_NAME, BuiltImage
+
+#: How much of a digest is in the name of a directory, and the least that says which one is meant.
+DIGEST_CHARACTERS: Final = 16
+_SHORTEST_DIGEST: Final = 6
+ENTRY_NAME: Final = re.compile(rf".+-[0-9a-f]{{{DIGEST_CHARACTERS}}}")
+
+#: Hashing a whole image takes a while; it must not keep others from the threads that start processes.
+_reading_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("trio_sandbox.image.reading")
+
+
+def reading() -> trio.CapacityLimiter:
+    try:
+        return _reading_limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(2)
+        _reading_limiter.set(limiter)
+        return limiter
+
+
+def verify(entry: Path) -> Manifest:
+    manifest = read_manifest(entry)
+    check_files(entry, manifest)
+    return manifest
+
+
+def try_to_read(entry: Path) -> Manifest:
+    """Return the manifest of *entry*; one that says nothing if it can't be read."""
+    try:
+        return read_manifest(entry)
+    except ImageError:
+        return Manifest(name="", digest="", created=0, files={}, details={})
+
+
+def is_disk(manifest: Manifest) -> bool:
+    return IMAGE_NAME in manifest.files
+
+
+def mapping_of(manifest: Manifest, name: str) -> Mapping[str, object]:
+    """Return one of the manifest's details, which is a mapping or missing."""
+    value = manifest.details.get(name)
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
+def below_of(manifest: Manifest) -> Mapping[str, str]:
+    """Return the name and the content of what a layer stands on; empty texts for what is none."""
+    values = mapping_of(manifest, "below")
+    return {key: str(values.get(key, "")) for key in ("name", "content")}
+
+
+def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
+    path = entry / IMAGE_NAME
+    return BuiltImage(
+        name=manifest.name,
+        digest=manifest.digest,
+        path=below.path,
+        layers=(*below.layers, path),
+        size_bytes=below.size_bytes + disk_usage(path),
+        virtual_size=below.virtual_size,
+        manifest=manifest,
+        languages=below.languages,
+        system_packages=below.system_packages,
+        packages={**below.packages, **{name: str(each) for name, each in mapping_of(manifest, "packages").items()}},
+    )
+
+
+def matches(entry: Path, name_or_digest: str) -> bool:
+    name, _, digest = entry.name.rpartition("-")
+    if name_or_digest == name:
+        return True
+    return len(name_or_digest) >= _SHORTEST_DIGEST and digest.startswith(name_or_digest[:DIGEST_CHARACTERS])
+
+
+def disk_usage(path: Path) -> int:
+    if path.is_dir() and not path.is_symlink():
+        return sum(disk_usage(child) for child in path.iterdir())
+    return path.lstat().st_blocks * 512

@@ -1,0 +1,173 @@
+"""From an `Image` to its layers: what each step means here and now, and a layer of the store for each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import trio
+
+from .._config import Progress
+from .._errors import ImageMissingError, PackagesError
+from .._image import EnvironmentStep, FilesStep, Image, PackagesStep, ScriptStep, Step
+from .._private import make_private_directory, write_new_file
+from ._layer import (
+    Content,
+    EnvironmentContent,
+    FilesContent,
+    LayerRecipe,
+    PackagesContent,
+    RunLayer,
+    ScriptContent,
+    digest_of_tree,
+)
+from ._pylock import Lock, Pin, parse_lock
+from ._recipe import digest_of
+from ._store import ImageStore
+from ._stored import BuiltImage, SystemDisk
+from ._target import Target, find_target
+from ._uv import choice_of, resolve
+
+
+async def ensure_layers(
+    store: ImageStore,
+    image: Image,
+    base: BuiltImage,
+    system: SystemDisk,
+    run: RunLayer,
+    *,
+    build: bool,
+    progress: Callable[[Progress], object],
+    environment: Mapping[str, str],
+) -> BuiltImage:
+    """Return *image*, its layers intact, making those that are missing or damaged.
+
+    Another process that makes one of them is waited for. Cancelled, it leaves the layers that were complete.
+
+    Args:
+      store: Where layers are.
+      image: What is wanted.
+      base: The image below all steps.
+      system: What virtual machines boot from.
+      run: Has a virtual machine make a layer.
+      build: Whether to make what is missing.
+      progress: Told what is going on; must not block.
+      environment: Goes into the environment of every child process.
+
+    Raises:
+      ImageMissingError: if a layer is missing, and *build* is False.
+      ImageBuildError: if one can't be made; nothing of it is left.
+      ModuleNotFoundError: if packages are to be chosen, and the extra ``packages`` is not installed.
+      CapacityError: if the host never has the memory that making one takes.
+
+    """
+    planner = Planner(store, base, build=build, progress=progress, environment=environment)
+    for step in image.steps:
+        content = await planner.plan(step)
+        recipe = LayerRecipe(image=base, system=system, content=content, step=str(step), run=run)
+        base = await store.ensure_layer(recipe, build=build, progress=progress, environment=environment)
+    return base  # noqa: ASYNC910 - there is a step, or it would be no layered image
+
+
+class Planner:
+    """Finds out what steps mean, one after the other: packages of earlier ones keep their versions."""
+
+    def __init__(
+        self,
+        store: ImageStore,
+        base: BuiltImage,
+        *,
+        build: bool,
+        progress: Callable[[Progress], object],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._store = store
+        self._base = base
+        self._build = build
+        self._progress = progress
+        self._environment = environment
+        self._pins = {name: Pin(name, version) for name, version in base.packages.items()}
+
+    async def plan(self, step: Step) -> Content:
+        """Return what *step* means, which comes after those that were asked about before."""
+        await trio.lowlevel.checkpoint()
+        match step:
+            case PackagesStep():
+                return await self.plan_packages(step)
+            case FilesStep():
+                digests = [await trio.to_thread.run_sync(digest_of_tree, source) for _, source in step.places]
+                return FilesContent(step=step, digests=tuple(digests))
+            case EnvironmentStep():
+                return EnvironmentContent(step=step)
+            case ScriptStep():
+                return ScriptContent(step=step)
+
+    async def plan_packages(self, step: PackagesStep) -> PackagesContent:
+        """Do `plan` for packages."""
+        await trio.lowlevel.checkpoint()
+        target = find_target(self._base.name, self._base.system_packages)
+        memo = ""
+        if step.lock is None:
+            memo, lock = await self._choose(step, target)
+        else:
+            lock = parse_lock(step.lock)
+        for pin in lock.pins:
+            earlier = self._pins.get(pin.name, pin)
+            if earlier != pin:
+                raise PackagesError(
+                    f"the lock has {pin.name} {pin.version}, and an earlier step of the image {earlier.version}: "
+                    "have all packages in one lock"
+                )
+        missing = lock.without(frozenset(self._pins.values()))
+        self._pins |= {pin.name: pin for pin in lock.pins}
+        return PackagesContent(lock=lock, missing=missing, target=target, memo=memo)
+
+    async def _choose(self, step: PackagesStep, target: Target) -> tuple[str, Lock]:
+        """Return the name of the stored lock for *step*, and the lock, which is made once."""
+        pins = sorted(self._pins.values(), key=lambda pin: pin.name)
+        digest = digest_of(
+            "pylock",
+            [step.requirements, step.exclude_newer, target.python, target.platform],
+            [[pin.name, pin.version] for pin in pins],
+            choice_of(os.environ),
+        )
+        name = f"pylock-{digest[:32]}"
+        path = self._store.pylocks / name
+        if (lock := await trio.to_thread.run_sync(_read, path)) is not None:
+            return name, lock
+        if not self._build:
+            raise ImageMissingError(
+                f"the packages of the image ({' '.join(step.requirements)}) were not chosen yet, and building was refused; "
+                "Host.prepare() builds it where HostConfig.build_images is True"
+            )
+
+        def report(message: str) -> None:
+            self._progress(Progress(f"image {self._base.name}, {step}", message))
+
+        async with self._store.open_workspace(
+            name, lambda: report("another process is choosing its packages")
+        ) as directory:
+            lock = await trio.to_thread.run_sync(_read, path)
+            if lock is None:
+                report("choosing packages")
+                lock = await resolve(step, pins, target, directory, self._environment)
+                await trio.to_thread.run_sync(_write, path, lock)
+        return name, lock
+
+
+def _read(path: Path) -> Lock | None:
+    """Return a stored lock; None if it is missing or damaged."""
+    try:
+        digest, _, text = path.read_text("utf-8").partition("\n")
+    except (OSError, ValueError):
+        return None
+    return parse_lock(text) if digest == digest_of(text) else None
+
+
+def _write(path: Path, lock: Lock) -> None:
+    make_private_directory(path.parent, 0o755)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    write_new_file(temporary, f"{digest_of(lock.text)}\n{lock.text}", 0o644)
+    temporary.replace(path)

@@ -1,0 +1,115 @@
+"""What the store hands out: images and system disks that are there, and where the store is."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from .._errors import SandboxError
+from ._manifest import Manifest
+
+#: What the disk of an image, or of a layer, is called in its directory.
+IMAGE_NAME: Final = "image.qcow2"
+
+
+@attrs.frozen(kw_only=True)
+class BuiltImage:
+    """An image of the store: what a sandbox's own disk stands on."""
+
+    name: str
+    digest: str
+    """Digest of the recipe that it was built by."""
+    path: Path
+    """The qcow2 file at the bottom, absolute. It must not be written to."""
+    size_bytes: int
+    """What it takes on the host's disk."""
+    virtual_size: int
+    """What programs inside see as the size of the disk, in bytes."""
+    manifest: Manifest
+    """Of what is on top."""
+    languages: tuple[str, ...] = ("python",)
+    """Languages that it has an interpreter of, the main one first."""
+    layers: tuple[Path, ...] = ()
+    """Qcow2 files on top of `path`, the lowest first, absolute. They must not be written to either."""
+
+    system_packages: Mapping[str, object] = attrs.field(factory=dict[str, object], repr=False)
+    """Versions of the Debian packages of the image at the bottom, by name."""
+    packages: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    """Versions of the Python packages that layers have added, by name."""
+
+    @property
+    def top(self) -> Path:
+        """The file on top."""
+        return (self.path, *self.layers)[-1]
+
+    @property
+    def content(self) -> str:
+        """The digest of the disk on top. What stands on it stands on no other, whatever recipe that was built by."""
+        return self.manifest.files[IMAGE_NAME].sha256
+
+
+@attrs.frozen(kw_only=True)
+class SystemDisk:
+    """What every VM boots from."""
+
+    digest: str
+    """Digest of the recipe, the agent's sources included."""
+    kernel: Path
+    initrd: Path
+    disk: Path
+    """A raw disk, to be attached read-only, before the image's."""
+    kernel_args: tuple[str, ...]
+    """The kernel's command line."""
+
+
+def are_there(image: BuiltImage, system: SystemDisk) -> bool:
+    """Tell whether the files are still where they were found: somebody may have removed the image since, or all of the cache."""
+    return all(path.exists() for path in (image.path, *image.layers, system.kernel, system.initrd, system.disk))
+
+
+@attrs.frozen(kw_only=True)
+class StoredImage:
+    """One thing that the store holds."""
+
+    name: str
+    digest: str
+    path: Path
+    """Its directory."""
+    created: float
+    """When it was built, in Unix seconds."""
+    size_bytes: int
+    """What it takes on the host's disk."""
+    current: bool
+    """Whether this version of the library would use it."""
+    below: str = ""
+    """The name of what it is a layer on; "" for what stands by itself."""
+    step: str = ""
+    """What a layer adds, in words."""
+    details: Mapping[str, object] = attrs.field(factory=dict[str, object], repr=False)
+    """What its builder has to say about it."""
+
+
+def default_cache_directory() -> Path:
+    """Return the directory of images unless one was configured: ``trio-sandbox`` in the user's cache (XDG).
+
+    Raises:
+      SandboxError: if neither the environment nor the password database says where that is.
+
+    """
+    # The XDG specification has relative paths ignored.
+    for name, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
+        if os.path.isabs(base := os.environ.get(name, "")):
+            return Path(base, below, "trio-sandbox")
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise SandboxError(
+            "there is no cache directory: neither XDG_CACHE_HOME nor HOME is set to an absolute path, and the password "
+            f"database has no user {os.getuid()}. Set one of them, HostConfig.cache_dir or --cache-dir"
+        ) from None
+    return Path(home, ".cache", "trio-sandbox")

@@ -1,0 +1,37 @@
+"""What machine a sandbox's configuration asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from .._config import SandboxConfig
+from ..image import BuiltImage, SystemDisk
+from ..qemu import MachineConfig
+
+#: Tells the guest of `SandboxConfig.guest_namespaces`. It boots with that, and so keeps it in every saved state.
+GUEST_NAMESPACES: Final = "trio_sandbox.namespaces"
+
+
+def describe_machine(
+    image: BuiltImage, system: SystemDisk, config: SandboxConfig, *, overlay: Path, balloon: bool
+) -> MachineConfig:
+    """Return the machine that boots *image*; it has no mounts yet."""
+    return MachineConfig(
+        kernel=system.kernel,
+        initrd=system.initrd,
+        kernel_args=(
+            *system.kernel_args,
+            # The guest starts the interpreter that will be wanted while the rest of it boots.
+            f"trio_sandbox.language={image.languages[0]}",
+            *([GUEST_NAMESPACES] if config.guest_namespaces else ()),
+        ),
+        system_disk=system.disk,
+        image=image.path,
+        image_layers=image.layers,
+        overlay=overlay,
+        disk_bytes=None if config.disk_mib is None else config.disk_mib * 2**20,
+        memory_mib=config.memory_mib,
+        vcpus=config.vcpus,
+        balloon=balloon,
+    )

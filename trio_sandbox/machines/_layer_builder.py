@@ -1,0 +1,152 @@
+"""Virtual machines that make layers of images: booted, told what to do as root, and gone; what they wrote is the layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Final, final
+
+import attrs
+
+from .._config import SandboxConfig, Timeouts
+from .._errors import (
+    GuestProtocolError,
+    ImageBuildError,
+    MountError,
+    OutcomeUnknownError,
+    QemuStorageDaemonError,
+    QMPError,
+    SandboxClosedError,
+    VmError,
+)
+from .._quote import quote_lines
+from ..client import ask, open_process, process_request
+from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
+from ..image import LayerJob, Place, open_mounts_disk
+from ..network import Gateway
+from ..qemu import BoundedTail, OverlayPool, Vm, VmManager
+from ._description import describe_machine
+from ._mounts import mount
+
+_SEALED: Final = b"sealed"
+_ROOT: Final = 0
+#: More do not make a build faster: most of it is one program after the other.
+_MOST_VCPUS: Final = 2
+_FAILURES: Final = (
+    VmError,
+    GuestProtocolError,
+    OutcomeUnknownError,
+    QemuStorageDaemonError,
+    QMPError,
+    MountError,
+    SandboxClosedError,
+)
+
+Report = Callable[[str, float | None], object]
+
+
+@final
+class LayerBuilder:
+    """Makes the layers of one host.
+
+    Args:
+      machines: What runs virtual machines.
+      overlays: What makes their disks.
+      environment: `Runtime.environment`.
+      timeouts: Bounds on what the guest is asked to do; how long a step takes nobody bounds.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        machines: VmManager,
+        overlays: OverlayPool,
+        environment: Mapping[str, str],
+        timeouts: Timeouts,
+    ) -> None:
+        self._machines = machines
+        self._overlays = overlays
+        self._environment = environment
+        self._timeouts = timeouts
+        self.config: Final = SandboxConfig(
+            memory_mib=BUILD_MEMORY_MIB, vcpus=min(_MOST_VCPUS, len(os.sched_getaffinity(0)))
+        )
+        """What a machine that makes a layer has; it is for the caller to be admitted with that."""
+
+    async def build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
+        """Make a layer: its file is complete when this returns.
+
+        Cancelled or failed, it leaves no process, and files that are of no use.
+
+        Args:
+          job: What to do.
+          gateway: What decides on the guest's connections.
+          report: Told what is going on.
+
+        Raises:
+          ImageBuildError: if the script fails, or the machine does; the end of what it printed is in the message.
+
+        """
+        try:
+            await self._build(job, gateway, report)
+        except _FAILURES as exc:
+            raise ImageBuildError(f"the virtual machine that was to make the layer failed: {exc}") from exc
+
+    async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
+        machine = describe_machine(job.image, job.system, self.config, overlay=job.overlay, balloon=False)
+        async with AsyncExitStack() as stack:
+            places = list[Place]()
+            if job.work.trees:
+                disk = open_mounts_disk(job.work.trees, job.mounts, environment=self._environment, report=report)
+                places = await stack.enter_async_context(disk)
+                machine = attrs.evolve(machine, mounts=job.mounts)
+            await self._overlays.acquire(job.image.top, job.overlay)
+            report("booting a machine", None)
+            vm = await stack.enter_async_context(
+                self._machines.open_vm(
+                    machine,
+                    guest_handler=gateway.handler,
+                    guest_certificates=gateway.certificates,
+                )
+            )
+            if places:
+                await mount(vm, places, patience=self._timeouts.boot)
+            report("working", None)
+            await self._run(vm, job.work.script, gateway.environment)
+            report("freezing its disk", None)
+            await self._seal(vm)
+
+    async def _run(self, vm: Vm, script: str, variables: Mapping[str, str]) -> None:
+        request = process_request(["/bin/sh", "-e", "-c", script], env=None, cwd="/", user=_ROOT)
+        if variables:
+            request["more_env"] = dict(variables)
+        tail = BoundedTail(OUTPUT_TAIL_BYTES)
+        async with open_process(
+            vm,
+            request,
+            stdin=False,
+            stdout=True,
+            stderr="stdout",
+            terminal=None,
+            patience=self._timeouts.kill,
+            leaves=False,
+        ) as process:
+            assert process.stdout is not None
+            async for data in process.stdout:
+                tail.append(bytes(data))
+            status = await process.wait()
+        if status != 0:
+            why = "was killed for want of memory" if process.oom else f"ended with status {status}"
+            said = quote_lines(bytes(tail).decode("utf-8", "replace"))
+            raise ImageBuildError(f"a step of the image {why}:\n{said}" if said else f"a step of the image {why}")
+
+    async def _seal(self, vm: Vm) -> None:
+        """Have all on the disk, and nothing more written to it."""
+        header = {"service": "disk", "seal": True}
+        answer = await ask(vm, header, "the end of all writing", most=len(_SEALED), patience=self._timeouts.boot)
+        if answer != _SEALED:
+            raise GuestProtocolError(f"the guest answered a request to seal its disk with {answer!r}")
+        # Stopped, QEMU writes what it knows of the file to the file.
+        await vm.qmp.execute("stop")
