@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sandbox.wire import ChannelStream, PeerGoneError, StreamResetError
+from trio_sandbox.wire import PIECE_SIZE, ChannelStream, PeerGoneError, StreamResetError
 from trio_sandbox.wire._framing import CREDIT, INITIAL_CREDIT, Kind, frame
 
 from . import _wire
@@ -443,6 +443,92 @@ async def test_relaying_gives_credit_back() -> None:
             nursery.start_soon(partial(stream.send_all, bytes(INITIAL_CREDIT * 8), end=True))
             assert await other.relay(take) == b""
     assert size == INITIAL_CREDIT * 8
+
+
+async def test_news_are_told_to_who_does_not_wait() -> None:
+    news: list[bytes | str] = []
+
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+
+        def take() -> None:
+            try:
+                while True:
+                    data = other.receive_nowait(3)
+                    news.append(data)
+                    if not data:
+                        break
+            except trio.WouldBlock:
+                pass
+            except StreamResetError:
+                news.append("reset")
+
+        with pytest.raises(trio.WouldBlock):
+            other.receive_nowait(1)
+        await stream.send_all(b"before")
+        await trio.testing.wait_all_tasks_blocked()
+        other.call_on_news(take)  # what is there already is told at once
+        assert news == [b"bef", b"ore"]
+        await stream.send_all(b"four")
+        await trio.testing.wait_all_tasks_blocked()
+        assert news[2:] == [b"fou", b"r"]
+        assert not other.is_given_up
+        await stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        assert news[4:] == [b""]
+        stream.reset("no more")
+        await trio.testing.wait_all_tasks_blocked()
+        assert other.is_given_up
+        assert news[5:] == [b""]  # the end came before, and counts
+        other.call_on_news(None)
+
+
+async def test_news_of_a_reset_of_a_failure_and_of_none_any_more() -> None:
+    told: list[str] = []
+    async with open_pair() as pair:
+        (reset, its_peer), (quiet, silent), (lost, _) = [await pair.open_stream() for _ in range(3)]
+        its_peer.call_on_news(lambda: told.append("reset"))
+        silent.call_on_news(lambda: told.append("quiet"))
+        silent.call_on_news(None)
+
+        def close_all() -> None:
+            told.append("lost")
+            for stream in (lost, quiet):  # who hears of a failure may close what else there is
+                stream.close()
+
+        lost.call_on_news(close_all)
+        reset.reset("gone")
+        await quiet.send_all(b"nobody is told")
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == ["reset"]
+        its_peer.close()  # done on this side: no news
+        assert told == ["reset"]
+        pair.host.feed(b"\xff" * 64)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == ["reset", "lost"]
+
+
+async def test_what_somebody_waits_for_is_not_taken_from_him() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                other.receive_nowait(1)
+            await stream.send_all(b"x")
+
+
+async def test_a_piece_of_its_size_takes_two_writes() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        before = pair.host.statistics().writes
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, bytes(PIECE_SIZE))
+            left = PIECE_SIZE
+            while left:
+                left -= len(await other.receive_some())
+        assert pair.host.statistics().writes == before + 2
 
 
 async def test_a_relay_that_fails_or_is_cancelled_loses_nothing() -> None:

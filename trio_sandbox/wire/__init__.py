@@ -12,7 +12,7 @@ from ._channel import (
     StreamHandler as StreamHandler,
     open_channel as open_channel,
 )
-from ._connection import Role as Role
+from ._connection import PIECE_SIZE as PIECE_SIZE, Role as Role
 from ._errors import (
     ChannelError as ChannelError,
     PeerGoneError as PeerGoneError,

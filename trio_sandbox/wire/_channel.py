@@ -407,7 +407,7 @@ class Channel:
     def _end(self) -> None:
         self._ended.set()
         self._greeted.set()
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):  # who hears of it may close others
             stream._on_channel_end(closed=self._closed)
         for waiter in self._pings:
             waiter.fail(self._error())

@@ -44,6 +44,8 @@ from ._state import StreamState
 
 #: Bytes of one write, headers and all, unless control frames alone are more.
 WRITE_LIMIT = 65536
+#: What had better be sent at once of very much: two writes. With a few bytes more there would be a third.
+PIECE_SIZE = 2 * (WRITE_LIMIT - HEADER_SIZE)
 #: What one stream may put into a write in one turn while others wait for theirs.
 QUANTUM = 16384
 #: Credit goes back once the reader has taken this much: early enough that a steady sender never waits.

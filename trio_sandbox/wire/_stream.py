@@ -104,6 +104,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._reset: str | None = None  # the peer's reason
         self._watcher = Waiter()  # for its being over by any of these
+        self._on_news: Callable[[], object] | None = None  # of who has no task that waits
 
     def __repr__(self) -> str:
         if self._closed:
@@ -296,6 +297,18 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._receiving = False
         # Taken after the last checkpoint, so that a cancellation loses nothing; it may have been reset there.
         self._is_receivable()
+        return self._take_received(max_bytes)
+
+    @trio.lowlevel.enable_ki_protection
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """Return what `receive_some` would, and raise what it would, or `trio.WouldBlock` where it would wait."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        if not self._is_receivable():
+            raise trio.WouldBlock
+        return self._take_received(max_bytes)
+
+    def _take_received(self, max_bytes: int | None) -> bytes:
         buffer = self._buffer
         if max_bytes is None or max_bytes >= len(buffer):
             self._buffer = b""
@@ -314,6 +327,21 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def has_news(self) -> bool:
         """Whether `receive_some` would return, or raise, at once."""
         return self._closed or bool(self._buffer) or self._ended or self._is_broken
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether `wait_given_up` would return at once."""
+        return self._closed or self._is_broken
+
+    def call_on_news(self, function: Callable[[], object] | None) -> None:
+        """Have *function* called when `has_news` becomes true, and with each news after that; None: not any more.
+
+        For who has no task that waits. It is called at once if there are news already, and later by the task that reads the channel; it
+        must neither wait nor raise. What `relay` passes on is no news, and nor is what is done to the stream on this side.
+        """
+        self._on_news = function
+        if function is not None and self.has_news:
+            function()
 
     @trio.lowlevel.enable_ki_protection
     async def relay(self, take: Callable[[memoryview], int]) -> bytes:
@@ -389,7 +417,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
         For who neither sends nor receives at the moment, and would not notice.
         """
-        if self._closed or self._is_broken:
+        if self.is_given_up:
             await trio.lowlevel.checkpoint()
         else:
             await self._watcher.wait()
@@ -421,10 +449,16 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._buffer = bytearray(self._buffer)
             self._buffer += data
         self._reader.wake()
+        self._tell_news()
 
     def _on_end(self) -> None:
         self._ended = True
         self._reader.wake()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        if self._on_news is not None:
+            self._on_news()
 
     def _on_reset(self, reason: str) -> None:
         self._reset = reason
@@ -433,6 +467,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._reader.fail(StreamResetError(reason))
         self._sender.fail(StreamResetError(reason))
         self._watcher.wake()
+        self._tell_news()
 
     def _on_sent(self) -> None:
         self._sender.wake()
@@ -452,6 +487,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._closed = True
         self._wake(self._channel._error)
         self._watcher.wake()
+        self._tell_news()
 
     def _wake(self, make_error: Callable[[], Exception]) -> None:
         # An exception each: two tasks raising one would write into the same traceback.
