@@ -199,6 +199,64 @@ async def test_a_program_is_let_in_when_the_host_has_connected_and_both_ends_end
         assert guest.kernel.refused == []
 
 
+async def test_a_program_that_is_there_when_it_is_let_in_waits_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a real kernel, which has completed the connection when the packet was sent."""
+    async with open_guest(echo) as guest:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+
+            def let_in(syn: Syn) -> None:
+                guest.kernel.let_in_ports.append(syn.source_port)
+                sock.connect(("127.0.0.1", guest.kernel.port))
+
+            monkeypatch.setattr(guest.kernel, "let_in", let_in)
+            port = sock.getsockname()[1]
+            guest.kernel.send_syn(port)
+            await until(lambda: guest.kernel.let_in_ports == [port])
+            sock.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            await stream.send_all(b"hello")
+            await stream.send_eof()
+            assert b"".join([data async for data in stream]) == b"hello"
+        await until(lambda: not guest.channel._streams)  # pyright: ignore[reportPrivateUsage]
+        guest.assert_nothing_is_left()
+
+
+async def test_an_answer_in_two_pieces_with_all_that_there_is_to_say_behind_it() -> None:
+    """The host has closed the stream before anything of it is read: the program gets all of it."""
+
+    async def serve(stream: ChannelStream, _header: dict[str, Any]) -> None:
+        await stream.send_all(b"\0")
+        await trio.testing.wait_all_tasks_blocked()
+        assert guest.kernel.let_in_ports == []
+        await stream.send_and_close(b"\0" + b"x" * 100_000)
+
+    async with open_guest(serve) as guest, guest.program() as (port, sock):
+        await until(lambda: guest.kernel.let_in_ports == [port])
+        stream = await connected(sock, guest.kernel.port)
+        assert b"".join([data async for data in stream]) == b"x" * 100_000
+        await until(lambda: not guest.channel._streams)  # pyright: ignore[reportPrivateUsage]
+        await until(lambda: guest.egress._connections == 0)  # pyright: ignore[reportPrivateUsage]
+        guest.assert_nothing_is_left()
+
+
+async def test_a_question_that_is_answered_takes_no_further_write() -> None:
+    """The host closes with its answer, and the agent has nothing to say to that: a port's write wakes the other side."""
+
+    async def serve(stream: ChannelStream, _header: dict[str, Any]) -> None:
+        lookup = _header["service"] == "lookup"
+        await stream.send_and_close(bytes([THERE_IS]) if lookup else struct.pack(">H", errno.ECONNREFUSED))
+
+    async with open_guest(serve) as guest:
+        before = guest.channel.statistics().writes
+        assert code(await guest.ask("a.org")) == dns.NOERROR
+        async with guest.program():
+            await until(lambda: guest.kernel.refused)
+        await trio.testing.wait_all_tasks_blocked()
+        assert guest.channel.statistics().writes == before + 2
+        guest.assert_nothing_is_left()
+
+
 @pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES])
 async def test_a_program_sees_the_error_of_the_host(number: int) -> None:
     async def refuse(stream: ChannelStream, _header: dict[str, Any]) -> None:
@@ -436,7 +494,7 @@ async def test_nobody_is_asked_for_what_the_guest_knows_itself() -> None:
 
 
 async def test_names_over_tcp_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress_module, "RESOLVER", socket.inet_ntoa(LOOPBACK))  # where the test's listener is
+    monkeypatch.setattr(egress_module, "_RESOLVER", socket.inet_ntoa(LOOPBACK))  # where the test's listener is
     async with open_guest(words(THERE_IS)) as guest:
         async with await trio.open_tcp_stream("127.0.0.1", guest.kernel.port) as stream:
             for name in ("a.org", "b.org"):

@@ -14,10 +14,8 @@ from typing import final
 import trio
 from trio.socket import SocketType
 
-from ...wire import ChannelStream
+from ...wire import PIECE_SIZE, ChannelStream
 
-#: Bytes that are taken at once.
-_CHUNK = 1 << 17
 #: Seconds that a program may take to read what was sent before the host closed the stream. TCP itself waits longer.
 _LINGER = 30.0
 
@@ -49,20 +47,21 @@ class Carried:
           greeting: What to tell the host once there is one.
 
         """
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch)
+        self._stream.call_on_news(self._notice)
+        try:
+            with self._scope:
                 sock = await open_socket()
                 if sock is not None:
                     with sock:
                         await self._carry(sock, greeting)
-                nursery.cancel_scope.cancel(reason="the connection is over")
+        finally:
+            self._stream.call_on_news(None)
 
-    async def _watch(self) -> None:
-        await self._stream.wait_given_up()
-        self._unwanted = True
-        # Closing does not take back what was sent; but a program that does not read must not keep us for ever.
-        self._scope.deadline = -math.inf if self._delivered else trio.current_time() + _LINGER
+    def _notice(self) -> None:
+        if self._stream.is_given_up and not self._unwanted:
+            self._unwanted = True
+            # Closing does not take back what was sent; but a program that does not read must not keep us for ever.
+            self._scope.deadline = -math.inf if self._delivered else trio.current_time() + _LINGER
 
     async def _carry(self, sock: SocketType, greeting: bytes) -> None:
         try:
@@ -104,7 +103,7 @@ class Carried:
     async def _receive(self, sock: SocketType) -> None:
         """Pass on what the program sends."""
         try:
-            while data := await sock.recv(_CHUNK):
+            while data := await _receive_some(sock):
                 await self._stream.send_all(data)
         except OSError as exc:
             self._give_up(exc)
@@ -113,7 +112,7 @@ class Carried:
 
     async def _discard(self) -> None:
         with contextlib.suppress(*STREAM_GONE):
-            while await self._stream.receive_some(_CHUNK):
+            while await self._stream.receive_some(PIECE_SIZE):
                 pass
 
     def _give_up(self, error: OSError) -> None:
@@ -127,6 +126,14 @@ def _send(descriptor: int, data: memoryview) -> int:
         return os.write(descriptor, data)
     except BlockingIOError:
         return 0
+
+
+async def _receive_some(sock: SocketType) -> bytes:
+    # Trio's own looks before it waits. Hardly ever is there something by then.
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(sock.fileno(), PIECE_SIZE)
 
 
 async def _send_all(sock: SocketType, data: bytes) -> None:

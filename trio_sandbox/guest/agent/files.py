@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from ...wire import ChannelStream, StreamResetError, encode_record
+from ...wire import PIECE_SIZE, ChannelStream, StreamResetError, encode_record
 from ..helpers.file_helper import CONTROL, IDLE
 from ..messages import send_message
 from .children import Child, Children
@@ -33,8 +33,6 @@ _USERS_LIMIT = 4
 _PATIENCE = 5.0
 #: Seconds until the spawner's word about a helper that it could not start.
 _WORD_PATIENCE = 5.0
-#: Bytes that are carried at once.
-_CHUNK = 131072
 #: What a socket of a session is told that it may hold, which the kernel doubles, and what everybody may ask for. With the
 #: kernel's own default, half of what comes of it, agent and helper take turns twice as often.
 _SOCKET_BUFFER = 212992
@@ -231,7 +229,7 @@ async def _drain(session: socket.socket, stream: ChannelStream) -> bytes:
 def _receive(session: socket.socket) -> bytes | None:
     """Return what is there, or None; ``b""`` at the end."""
     try:
-        return session.recv(_CHUNK)
+        return session.recv(PIECE_SIZE)
     except BlockingIOError:
         return None
     except ConnectionResetError:  # it closed the session with something of ours unread

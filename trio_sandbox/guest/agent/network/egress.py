@@ -12,19 +12,19 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, Protocol, final
 
 import trio
 from trio.socket import SocketType
 
-from ....wire import Channel, ChannelStream, StreamLimitError, receive_up_to
+from ....wire import Channel, ChannelStream, StreamLimitError
 from ..carried import STREAM_GONE, Carried
 from . import dns
 from .lookups import Lookups
 from .names import RESOLVER, Names
 from .packets import Syn
+from .questions import Question, Questions
 
 #: Connections at a time, those included that wait for the host. Further ones come again in a second: programs' kernels see to it.
 _MOST_CONNECTIONS: Final = 256
@@ -38,7 +38,9 @@ _ACCEPT_PATIENCE: Final = 5.0
 _PAUSE: Final = 0.1
 #: Seconds that a client may take for a query over TCP.
 _QUERY_PATIENCE: Final = 10.0
-_DNS_PORT: Final = 53
+#: Bytes of the host's answer: an errno.
+_ANSWER_BYTES: Final = 2
+_RESOLVER, _DNS_PORT = str(RESOLVER), 53
 #: A longer query is cut, and then it is none.
 _LONGEST_QUERY: Final = 4096
 _NOBODY_ASKS = (BlockingIOError, InterruptedError)
@@ -77,19 +79,23 @@ class Egress:
 
     def __init__(self, kernel: Kernel, channel: Channel, names: Names) -> None:
         self._kernel = kernel
-        self._channel = channel
         self._names = names
-        self._lookups = Lookups(channel, names)
+        self._questions = Questions(channel)
+        self._lookups = Lookups(self._questions, names)
         self._pending: dict[tuple[bytes, int, bytes, int], _Pending] = {}
         self._connections = 0
         self._queries = 0
 
     async def run(self) -> None:
         """Serve the guest's programs until cancelled; then all connections are broken off."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_syns, nursery)
-            nursery.start_soon(self._accept, nursery)
-            nursery.start_soon(self._take_queries, nursery)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_syns, nursery)
+                nursery.start_soon(self._accept_all, nursery)
+                nursery.start_soon(self._take_queries)
+        finally:
+            self._lookups.close()
+            self._questions.close()
 
     def forget(self) -> None:
         """Ask the host anew for every name."""
@@ -98,17 +104,23 @@ class Egress:
     # --- Connections ---
 
     async def _take_syns(self, nursery: trio.Nursery) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(self._kernel.syns)
-            try:
-                for _ in range(_AT_ONCE):
-                    syn = self._kernel.receive_syn()
-                    if syn is not None and syn.key not in self._pending:  # else it is sent again, and under way
-                        self._begin(syn, nursery)
-            except _NOBODY_ASKS:
-                pass
-            except OSError:  # root has taken the interface down
-                await trio.sleep(_PAUSE)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._kernel.syns)
+                try:
+                    for _ in range(_AT_ONCE):
+                        syn = self._kernel.receive_syn()
+                        if syn is not None and syn.key not in self._pending:  # else it is sent again, and under way
+                            self._begin(syn, nursery)
+                except _NOBODY_ASKS:
+                    pass
+                except OSError:  # root has taken the interface down
+                    await trio.sleep(_PAUSE)
+        finally:
+            # Those that have a task end with it.
+            for pending in [pending for pending in self._pending.values() if not pending.is_answered]:
+                pending.question.close()
+                self._end(pending)
 
     def _begin(self, syn: Syn, nursery: trio.Nursery) -> None:
         if syn.target == RESOLVER.packed:
@@ -123,84 +135,101 @@ class Egress:
         elif syn.target_port == 0:  # programs can ask for it, and the host takes it for a broken protocol
             self._kernel.refuse(syn, errno.ECONNREFUSED)
         elif self._connections < _MOST_CONNECTIONS:
-            self._connections += 1
-            pending = self._pending[syn.key] = _Pending(syn)
-            nursery.start_soon(self._connect, pending, name)
+            self._ask(syn, name, nursery)
 
-    async def _connect(self, pending: _Pending, name: str) -> None:
-        syn = pending.syn
+    def _ask(self, syn: Syn, name: str, nursery: trio.Nursery) -> None:
+        """Ask the host for a connection. There is no task for one that there is not yet."""
+        header = {"service": "connect", "host": name, "port": syn.target_port}
         try:
-            header = {"service": "connect", "host": name, "port": syn.target_port}
-            try:
-                stream = self._channel.open_stream(header, flush=True)
-            except (*STREAM_GONE, StreamLimitError):
-                return  # the program's kernel asks again
-            try:
-                await Carried(stream).run(partial(self._open_socket, pending, stream))
-            finally:
-                stream.close()
-        finally:
-            self._forget(pending)
-            if pending.sock is not None:
-                break_off(pending.sock)
-            self._connections -= 1
+            question = self._questions.ask(header, _ANSWER_BYTES, partial(self._hear, syn, nursery))
+        except (*STREAM_GONE, StreamLimitError):
+            return  # the program's kernel asks again
+        self._pending[syn.key] = _Pending(syn, question)
+        self._connections += 1
+
+    def _hear(self, syn: Syn, nursery: trio.Nursery, question: Question) -> None:
+        """Let a connection in, or refuse it, as the host has answered."""
+        pending = self._pending[syn.key]
+        number = int.from_bytes(question.answer, "big") if len(question.answer) == _ANSWER_BYTES else errno.ETIMEDOUT
+        if number == 0:
+            pending.is_answered = True
+            self._kernel.let_in(syn)
+            with contextlib.suppress(OSError):  # mostly it is there by now
+                self._accept(nursery, pending)
+            nursery.start_soon(self._carry, pending, question.take_stream())
+            return
+        # Of a timeout, or a conversation that is over, the program hears nothing: its own patience decides, and its kernel asks
+        # again, maybe in another machine.
+        if number != errno.ETIMEDOUT:
+            self._kernel.refuse(syn, number)
+        self._end(pending)
+
+    def _end(self, pending: _Pending) -> None:
+        self._forget(pending)
+        if pending.sock is not None:
+            break_off(pending.sock)
+        self._connections -= 1
 
     def _forget(self, pending: _Pending) -> None:
         # A program may use its port again while its last connection is not over here: then the entry is the new one's.
         if self._pending.get(pending.syn.key) is pending:
             del self._pending[pending.syn.key]
 
-    async def _open_socket(self, pending: _Pending, stream: ChannelStream) -> SocketType | None:
-        """Wait for the host's connection, then for the program's."""
+    async def _carry(self, pending: _Pending, stream: ChannelStream) -> None:
         try:
-            number = await _receive_errno(stream)
-        except STREAM_GONE:
-            # This conversation is over. The program's kernel asks again, maybe in another machine.
-            return None
-        if number == errno.ETIMEDOUT:
-            return None  # the program's own patience decides
-        if number:
-            self._kernel.refuse(pending.syn, number)
-            return None
-        self._kernel.let_in(pending.syn)
-        with trio.move_on_after(_ACCEPT_PATIENCE):
-            await pending.accepted.wait()
+            await Carried(stream).run(partial(self._wait_accepted, pending, stream))
+        finally:
+            stream.close()
+            self._end(pending)
+
+    async def _wait_accepted(self, pending: _Pending, stream: ChannelStream) -> SocketType | None:
+        if pending.sock is None:
+            with trio.move_on_after(_ACCEPT_PATIENCE):
+                await pending.accepted.wait()
         self._forget(pending)
         sock, pending.sock = pending.sock, None
         if sock is None:
             stream.reset("the program gave up")
             return None
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return trio.socket.from_stdlib_socket(sock)
 
-    async def _accept(self, nursery: trio.Nursery) -> None:
-        listener = self._kernel.listener
+    async def _accept_all(self, nursery: trio.Nursery) -> None:
         while True:
-            await trio.lowlevel.wait_readable(listener)
-            for _ in range(_AT_ONCE):
-                try:
-                    sock, (address, port) = listener.accept()
-                except _NOBODY_ASKS:
-                    break
-                except OSError:
-                    # The program went away meanwhile, or there are no descriptors: that takes a while, and must not spin.
-                    await trio.sleep(_PAUSE)
-                    break
-                target, target_port = sock.getsockname()
-                if target == str(RESOLVER):
-                    self._begin_query(partial(self._serve_query_stream, sock), sock.close, nursery)
-                    continue
-                key = socket.inet_aton(address), port, socket.inet_aton(target), target_port
-                pending = self._pending.get(key)
-                if pending is None or pending.sock is not None:
-                    break_off(sock)  # root has forged our mark, or it comes too late
-                else:
-                    pending.sock = sock
-                    pending.accepted.set()
+            await trio.lowlevel.wait_readable(self._kernel.listener)
+            try:
+                self._accept(nursery)
+            except _NOBODY_ASKS:
+                pass
+            except OSError:
+                # The program went away meanwhile, or there are no descriptors: that takes a while, and must not spin.
+                await trio.sleep(_PAUSE)
+
+    def _accept(self, nursery: trio.Nursery, wanted: _Pending | None = None) -> None:
+        """Take connections that were let in, up to that of *wanted*.
+
+        Raises:
+          OSError: if there are no more, or none can be taken now.
+
+        """
+        for _ in range(_AT_ONCE):
+            sock, (address, port) = self._kernel.listener.accept()
+            target, target_port = sock.getsockname()
+            if target == _RESOLVER:
+                self._begin_queries(sock, nursery)
+                continue
+            key = socket.inet_aton(address), port, socket.inet_aton(target), target_port
+            pending = self._pending.get(key)
+            if pending is None or not pending.is_answered or pending.sock is not None:
+                break_off(sock)  # root has forged our mark, or it comes too late
+                continue
+            pending.sock = sock
+            pending.accepted.set()
+            if pending is wanted:
+                return
 
     # --- Names ---
 
-    async def _take_queries(self, nursery: trio.Nursery) -> None:
+    async def _take_queries(self) -> None:
         sock = self._kernel.queries
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -211,37 +240,38 @@ class Egress:
                     if query is None:
                         continue
                     answer = self._lookups.answer_now(query)
-                    if answer is None:
-                        self._begin_query(partial(self._serve_query, query, client), _nothing, nursery)
-                    else:
-                        self._answer(answer, client)
+                    if answer is not None:
+                        self._answer(client, answer)
+                    elif self._queries < _MOST_LOOKUPS:
+                        self._queries += 1
+                        self._lookups.ask(query, partial(self._answer_late, client))
             except _NOBODY_ASKS:
                 pass
             except OSError:
                 await trio.sleep(_PAUSE)
 
-    def _begin_query(
-        self, serve: Callable[[], Awaitable[None]], refuse: Callable[[], object], nursery: trio.Nursery
-    ) -> None:
-        if self._queries >= _MOST_LOOKUPS:
-            refuse()
-            return
-        self._queries += 1
-        nursery.start_soon(self._counted, serve)
+    def _answer_late(self, client: tuple[str, int], answer: bytes | None) -> None:
+        self._queries -= 1
+        if answer is not None:
+            self._answer(client, answer)
 
-    async def _counted(self, serve: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await serve()
-        finally:
-            self._queries -= 1
-
-    async def _serve_query(self, query: dns.Query, client: tuple[str, int]) -> None:
-        self._answer(await self._lookups.answer(query), client)
-
-    def _answer(self, answer: bytes, client: tuple[str, int]) -> None:
+    def _answer(self, client: tuple[str, int], answer: bytes) -> None:
         # Where there is no room, or nobody any more, the program asks again.
         with contextlib.suppress(OSError):
             self._kernel.queries.sendto(answer, client)
+
+    def _begin_queries(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        if self._queries >= _MOST_LOOKUPS:
+            sock.close()
+            return
+        self._queries += 1
+        nursery.start_soon(self._serve_queries, sock)
+
+    async def _serve_queries(self, sock: socket.socket) -> None:
+        try:
+            await self._serve_query_stream(sock)
+        finally:
+            self._queries -= 1
 
     async def _serve_query_stream(self, sock: socket.socket) -> None:
         """Serve queries over TCP, each with its length in front (RFC 7766)."""
@@ -252,34 +282,42 @@ class Egress:
                     query = dns.parse(await _receive_exactly(stream, int.from_bytes(size, "big"))) if size else None
                     if query is None:
                         return
-                    answer = self._lookups.answer_now(query) or await self._lookups.answer(query)
+                    answer = self._lookups.answer_now(query) or await self._wait_answer(query)
+                    if answer is None:
+                        return
                     await stream.send_all(struct.pack(">H", len(answer)) + answer)
+
+    async def _wait_answer(self, query: dns.Query) -> bytes | None:
+        answers: list[bytes | None] = []
+        over = trio.Event()
+
+        def answered(answer: bytes | None) -> None:
+            answers.append(answer)
+            over.set()
+
+        self._lookups.ask(query, answered)
+        await over.wait()
+        return answers[0]
 
 
 @final
 class _Pending:
     """A connection that is held."""
 
-    def __init__(self, syn: Syn) -> None:
+    def __init__(self, syn: Syn, question: Question) -> None:
         self.syn = syn
+        self.question = question
+        self.is_answered = False
+        """The host has connected, and the program may."""
         self.accepted = trio.Event()
         self.sock: socket.socket | None = None
         """The program's connection, between its being accepted and its being carried."""
-
-
-def _nothing() -> None:
-    pass
 
 
 def break_off(sock: socket.socket) -> None:
     """Close *sock* so that its program sees a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-async def _receive_errno(stream: ChannelStream) -> int:
-    answer = await receive_up_to(stream, 2)
-    return int.from_bytes(answer, "big") if len(answer) == 2 else errno.ECONNRESET
 
 
 async def _receive_exactly(stream: trio.SocketStream, size: int) -> bytes:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from typing import Final, final
 
 import trio
 
-from ....wire import Channel, StreamLimitError
+from ....wire import StreamLimitError
 from ..carried import STREAM_GONE
 from . import dns
 from .dns import Query
 from .names import Names
+from .questions import Question, Questions
 
 #: Seconds that the host's word counts: that there is a name, and that there is none.
 _FRESH, _FRESH_REFUSAL = 10.0, 1.0
@@ -30,11 +31,13 @@ _LOCALHOST: Final = {dns.A: b"\x7f\0\0\1", dns.AAAA: bytes(15) + b"\1"}
 class Lookups:
     """Answers queries during one conversation with a host."""
 
-    def __init__(self, channel: Channel, names: Names) -> None:
-        self._channel = channel
+    def __init__(self, questions: Questions, names: Names) -> None:
+        self._questions = questions
         self._names = names
         self._known: dict[str, tuple[float, int]] = {}
         self._asking: dict[str, _Asking] = {}
+        """Whom others can join who ask for the same."""
+        self._under_way: dict[Question, _Asking] = {}
 
     def forget(self) -> None:
         """Ask anew for every name: the host decides by other rules now."""
@@ -57,41 +60,45 @@ class Lookups:
         expires, word = self._known.get(name, (0.0, 0))
         return self._answer(query, word) if trio.current_time() < expires else None
 
-    async def answer(self, query: Query) -> bytes:
-        """Return the answer to *query* as the host gives it."""
+    def ask(self, query: Query, answered: Callable[[bytes | None], object]) -> None:
+        """Have *answered* called with the answer to *query* as the host gives it, now or later; with None if there will be none.
+
+        It must neither wait nor raise.
+        """
         name = query.name
         asking = self._asking.get(name)
         if asking is None:
-            # Clients ask for IPv4 and IPv6 at the same time: the host is asked once.
-            asking = self._asking[name] = _Asking()
             try:
-                asking.word = await self._ask(name)
-            finally:
-                if self._asking.get(name) is asking:  # else it is forgotten already
-                    del self._asking[name]
-                    self._remember(name, asking.word)
-                asking.over.set()
-        else:
-            await asking.over.wait()
-        return self._answer(query, asking.word)
+                question = self._questions.ask({"service": "lookup", "name": name}, 1, self._hear)
+            except (*STREAM_GONE, StreamLimitError):
+                answered(self._answer(query, _TRY_LATER))
+                return
+            # Clients ask for IPv4 and IPv6 at the same time: the host is asked once.
+            asking = self._asking[name] = self._under_way[question] = _Asking(name)
+        asking.waiting.append((query, answered))
+
+    def _hear(self, question: Question) -> None:
+        asking = self._under_way.pop(question)
+        word = question.answer[0] if question.answer else _TRY_LATER
+        if self._asking.get(asking.name) is asking:  # else it is forgotten already
+            del self._asking[asking.name]
+            self._remember(asking.name, word)
+        for query, answered in asking.waiting:
+            answered(self._answer(query, word))
+
+    def close(self) -> None:
+        """Ask nothing any more: who waits still gets no answer."""
+        self._asking.clear()
+        while self._under_way:
+            question, asking = self._under_way.popitem()
+            question.close()
+            for _, answered in asking.waiting:
+                answered(None)
 
     def _remember(self, name: str, word: int) -> None:
         if len(self._known) >= _REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[name] = (trio.current_time() + (_FRESH if word == _THERE_IS else _FRESH_REFUSAL), word)
-
-    async def _ask(self, name: str) -> int:
-        try:
-            stream = self._channel.open_stream({"service": "lookup", "name": name}, flush=True)
-        except (*STREAM_GONE, StreamLimitError):
-            return _TRY_LATER  # noqa: ASYNC910 - nobody was asked
-        try:
-            with contextlib.suppress(*STREAM_GONE):
-                data = await stream.receive_some(1)
-                return data[0] if data else _TRY_LATER
-            return _TRY_LATER
-        finally:
-            stream.close()
 
     def _answer(self, query: Query, word: int) -> bytes:
         if word == _THERE_IS:
@@ -104,11 +111,11 @@ class Lookups:
 
 @final
 class _Asking:
-    """A question that the host has to answer."""
+    """A name that the host was asked for, and who wants to know."""
 
-    def __init__(self) -> None:
-        self.word = _TRY_LATER
-        self.over = trio.Event()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: list[tuple[Query, Callable[[bytes | None], object]]] = []
 
 
 def _answer_with(query: Query, data: bytes | None) -> bytes:
