@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import trio
@@ -20,13 +21,22 @@ class Rate:
     def __init__(self, per_second: float, burst: int) -> None:
         self._interval = 1 / per_second
         self._burst = burst
-        self._next = 0.0
+        self._next = -math.inf
         """When the bucket would be full again, less what fits into it: who comes after that need not wait."""
-        self._turn = trio.StrictFIFOLock()
+        self._line = trio.StrictFIFOLock()
 
     async def wait(self) -> None:
         """Wait for one's turn. Always a checkpoint. Cancelled, it is as if nobody had waited."""
-        async with self._turn:
-            turn = max(self._next, trio.current_time() - self._burst * self._interval) + self._interval
+        await trio.lowlevel.checkpoint_if_cancelled()
+        turn = self._find_turn()
+        if turn <= trio.current_time() and not self._line.locked():  # nobody stands in line
+            self._next = turn
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        async with self._line:
+            turn = self._find_turn()
             await trio.sleep_until(turn)
             self._next = turn
+
+    def _find_turn(self) -> float:
+        return max(self._next, trio.current_time() - self._burst * self._interval) + self._interval

@@ -127,6 +127,26 @@ async def test_who_waits_for_a_turn_and_gives_up_takes_none(autojump_clock: trio
     assert trio.current_time() - start < 2
 
 
+async def test_who_comes_later_gets_no_turn_before_who_waits(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    rate = Rate(1.0, 3)
+    came: list[tuple[str, float]] = []
+
+    async def come(name: str) -> None:
+        await rate.wait()
+        came.append((name, trio.current_time() - start))
+
+    async with trio.open_nursery() as nursery:
+        start = trio.current_time()
+        for name in "abcde":
+            nursery.start_soon(come, name)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.999)  # just before the first in line has its turn
+        nursery.start_soon(come, "f")
+    assert "".join(name for name, _ in came) == "abcdef"
+    assert [round(when) for _, when in came] == [0, 0, 0, 1, 2, 3]
+
+
 # --- Resolvers that are slow, dead or gone ---
 
 

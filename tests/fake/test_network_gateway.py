@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -241,6 +242,44 @@ async def test_an_answer_comes_after_the_guest_has_ended() -> None:
         assert await receive_all(stream) == b"answer"
 
 
+async def test_what_a_slow_server_does_not_take_at_once_comes_whole_and_counts_once() -> None:
+    message = bytes(number * number % 251 for number in range(1000)) * 6000
+    may_read = trio.Event()
+    got = bytearray()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await may_read.wait()
+        while data := await stream.receive_some(9999):
+            got.extend(data)
+        await stream.send_eof()
+
+    async with open_server(serve) as port, open_network(Network.allow(local(port))) as site:
+        stream = await site.connect("db.local")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(stream.send_all, message, end=True))
+            await trio.testing.wait_all_tasks_blocked(0.01)  # the socket is full, and the credit is used up
+            assert 0 < site.gateway.statistics().bytes_sent < len(message)
+            may_read.set()
+            assert await receive_all(stream) == b""
+    assert got == message
+    assert [(event.outcome, event.bytes_sent) for event in site.events] == [("closed", len(message))]
+
+
+async def test_a_server_that_breaks_an_upload_off_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def break_off(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+
+    async with open_server(break_off) as port, open_network(Network.allow(local(port))) as site:
+        stream = await site.connect("db.local")
+        with pytest.raises(StreamResetError):
+            while True:
+                await stream.send_all(bytes(10_000))
+    assert [event.outcome for event in site.events] == ["reset"]
+    assert "report this" not in caplog.text
+
+
 async def test_a_reset_is_a_reset_both_ways() -> None:
     seen = trio.Event()
 
@@ -431,6 +470,27 @@ async def test_bytes_have_a_limit() -> None:
             assert await site.look_up("db.local") == REFUSED
     assert [event.outcome for event in site.events] == ["over the limit"] * 3
     assert "max_sent_bytes is 1000" in site.events[0].error
+
+
+async def test_what_is_over_the_limit_never_goes_on() -> None:
+    got = bytearray()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                got.extend(data)
+
+    async with open_server(serve) as port:
+        async with open_network(Network.allow(local(port), max_sent_bytes=1000)) as site:
+            stream = await site.connect("db.local")
+            await stream.send_all(bytes(900))
+            while len(got) < 900:
+                await trio.sleep(0.001)
+            with pytest.raises((StreamResetError, trio.BrokenResourceError)):
+                while True:  # in one write, and in any number of them
+                    await stream.send_all(bytes(101))
+    assert len(got) == 900
+    assert [event.outcome for event in site.events] == ["over the limit"]
 
 
 async def test_so_many_connections_at_a_time_and_others_wait() -> None:

@@ -39,6 +39,8 @@ async def connect(addresses: Sequence[str], port: int, spare: trio.Semaphore) ->
       OSError: if none takes it: the error of the first.
 
     """
+    if len(addresses) == 1:  # nothing to choose, and no tasks to choose it by
+        return _kept_alive(await _connect_one(addresses[0], port)), addresses[0]
     failures: dict[str, OSError] = {}
     winners: list[tuple[trio.SocketStream, str]] = []
 
@@ -78,8 +80,7 @@ async def connect(addresses: Sequence[str], port: int, spare: trio.Semaphore) ->
         stream.socket.close()
     if winners:
         stream, address = winners[0]
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return stream, address
+        return _kept_alive(stream), address
     if not failures:
         raise OSError(errno.EHOSTUNREACH, "there is no address to connect to")
     raise next(failures[address] for address in addresses if address in failures)
@@ -91,6 +92,11 @@ def _take(spare: trio.Semaphore) -> bool:
     except trio.WouldBlock:
         return False
     return True
+
+
+def _kept_alive(stream: trio.SocketStream) -> trio.SocketStream:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return stream
 
 
 async def _connect_one(address: str, port: int) -> trio.SocketStream:

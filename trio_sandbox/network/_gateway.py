@@ -234,7 +234,7 @@ class Gateway:
         self._journal.lookups += 1
         answer = await _while_wanted(stream, partial(self._decide, attempt))
         if answer is not None:
-            await stream.send_all(bytes([answer]), end=True)
+            await stream.send_and_close(bytes([answer]))
 
     async def _decide(self, attempt: Attempt) -> Answer:
         name = attempt.host
@@ -306,7 +306,7 @@ class Gateway:
             try:
                 number = await self._serve(stream, attempt, layer, scope)
                 if number:
-                    await stream.send_all(struct.pack(">H", number), end=True)
+                    await stream.send_and_close(struct.pack(">H", number))
             finally:
                 layer.connections.discard(scope)
                 if attempt.room is not None:
@@ -390,7 +390,7 @@ class Gateway:
         assert attempt.upstream is not None
         over: list[_RefusedError] = []
 
-        def count(sent: int, received: int) -> None:
+        def count(sent: int, received: int) -> bool:
             attempt.sent += sent
             attempt.received += received
             self._journal.sent += sent
@@ -400,6 +400,8 @@ class Gateway:
             except _RefusedError as exc:
                 over.append(exc)
                 scope.cancel(reason="the sandbox's bytes are used up")
+                return False
+            return True
 
         outcome: Outcome = "reset"
         error = ""
@@ -427,7 +429,7 @@ class Gateway:
         self,
         stream: ChannelStream,
         upstream: trio.abc.HalfCloseableStream,
-        count: Callable[[int, int], object],
+        count: Callable[[int, int], bool],
         attempt: Attempt,
         rule: NetworkRule,
         layer: Layer,
@@ -455,23 +457,19 @@ class Gateway:
 
 async def _while_wanted(stream: ChannelStream, work: Callable[[], Awaitable[_T]]) -> _T | None:
     """Return what *work* does; None, with *work* cancelled, if the guest gives *stream* up before."""
-    result: _T | None = None
-    failure: Exception | None = None
+    scope = trio.CancelScope()
 
-    async def watch() -> None:
-        await stream.wait_given_up()
-        nursery.cancel_scope.cancel(reason="the guest gave the request up")
+    def notice() -> None:
+        if stream.is_given_up:
+            scope.cancel(reason="the guest gave the request up")
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
+    with scope:
+        stream.call_on_news(notice)
         try:
-            result = await work()
-        except Exception as exc:  # noqa: BLE001 - raised outside, where it is in no group
-            failure = exc
-        nursery.cancel_scope.cancel(reason="there is an answer")
-    if failure is not None:
-        raise failure
-    return result
+            return await work()
+        finally:
+            stream.call_on_news(None)
+    return None
 
 
 async def _call(factory: StreamFactory) -> trio.abc.HalfCloseableStream:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import trio
+from trio.socket import SocketType
 
-from ..wire import ChannelStream
+from ..wire import PIECE_SIZE, ChannelStream
 from ._client_hello import ClientHello, NotNamedError
 
-#: Bytes that are taken at once: as many as a stream has credit for. With a quarter of it a download takes a fourth longer.
-_CHUNK = 1 << 18
+#: Bytes that are taken at once: nearly as many as a stream has credit for. With a quarter of it a download takes a fourth longer.
+_CHUNK = 2 * PIECE_SIZE
 #: Seconds for a client to send its TLS hello.
 _HELLO_PATIENCE = 10.0
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -31,7 +34,8 @@ class Relay:
     Args:
       stream: The guest's end.
       upstream: The other end, closed when it is over.
-      count: Told how many bytes the guest sent, and how many it gets, before they go on.
+      count: Told how many bytes the guest sent, and how many it gets, before they go on. Returns whether they may; else it has
+        cancelled who runs this. What did not go on after all is told as less than nothing.
 
     """
 
@@ -39,7 +43,7 @@ class Relay:
         self,
         stream: ChannelStream,
         upstream: trio.abc.HalfCloseableStream,
-        count: Callable[[int, int], object],
+        count: Callable[[int, int], bool],
     ) -> None:
         self._stream = stream
         self._upstream = upstream
@@ -82,10 +86,30 @@ class Relay:
             data = await receive_hello(self._stream, expected_name)
             self._count(len(data), 0)
             await self._upstream.send_all(data)
-        while data := await self._stream.receive_some(_CHUNK):
+        while data := await self._receive_more():
             self._count(len(data), 0)
             await self._upstream.send_all(data)
         await self._upstream.send_eof()
+
+    async def _receive_more(self) -> bytes:
+        """Return what the guest sent and the upstream does not take at once."""
+        if not isinstance(self._upstream, trio.SocketStream):
+            return await self._stream.receive_some(_CHUNK)
+        try:
+            return await self._stream.relay(partial(self._pass_on, self._upstream.socket))
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"the other side broke the connection off: {exc}") from exc
+
+    def _pass_on(self, upstream: SocketType, data: memoryview) -> int:
+        if not self._count(len(data), 0):
+            return len(data)  # it goes nowhere, and neither does what comes after it
+        try:
+            done = os.write(upstream.fileno(), data)
+        except BlockingIOError:
+            done = 0
+        if done < len(data):
+            self._count(done - len(data), 0)
+        return done
 
     async def _receive(self, scope: trio.CancelScope) -> None:
         try:
