@@ -98,7 +98,12 @@ async def serve(
         services["network"] = network.serve
     if disk is not None:
         services["disk"] = disk.serve
-    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
+
+    def prepare() -> None:
+        if network is not None:
+            network.prepare()
+
+    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs, prepare)
     hello = _hello()
     greeted = trio.Event()
 
@@ -131,7 +136,7 @@ async def serve(
                 if snapshots.over.is_set() and machine is not None:
                     machine.thaw()
                     code.renew(channel.peer_hello)
-                    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs)
+                    snapshots = SnapshotService(machine, code.count_idle, code.abandon_runs, prepare)
                 greeted.set()
                 ends = [channel.wait_closed, snapshots.over.wait]
                 # It does not return. Cancelled, it breaks off all connections, before anybody goes on in another machine.

@@ -181,13 +181,21 @@ class SnapshotService:
       machine: Which one; None: none that could be saved.
       count_idle: Tells how many of the users' threads wait for us.
       abandon: Called when the conversation is over, before anybody else notices.
+      prepare: Called in a machine that is there to be saved, for what all that go on from it are to have.
 
     """
 
-    def __init__(self, machine: Machine | None, count_idle: Callable[[], int], abandon: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        machine: Machine | None,
+        count_idle: Callable[[], int],
+        abandon: Callable[[], object],
+        prepare: Callable[[], object],
+    ) -> None:
         self._machine = machine
         self._count_idle = count_idle
         self._abandon = abandon
+        self._prepare = prepare
         self._busy = False
         self.over: trio.Event = trio.Event()
         """The conversation is: whoever comes now is the host of a machine that goes on from the saved state."""
@@ -230,6 +238,7 @@ class SnapshotService:
         # costs each machine that goes on from here the time for waking him.
         if machine.count_threads() > self._count_idle():
             await machine.freeze()
+        self._prepare()
         os.sync()
         try:
             await stream.send_all(FROZEN, end=True)

@@ -9,6 +9,7 @@ forget what it knows of names: the host has other rules. Certificates are those 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from collections.abc import Mapping
@@ -42,6 +43,14 @@ class NetworkService:
         self._certificates = b""
         self._changed = trio.Event()
 
+    def prepare(self) -> None:
+        """Do now what switching it on for the first time takes most of its time for, if it can be done here at all.
+
+        For a machine that is about to be saved: those that go on from there have it. Without a network it costs them nothing.
+        """
+        with contextlib.suppress(OSError):
+            self._steering()
+
     async def adopt(self, hello: Mapping[str, object]) -> None:
         """Have the network on, or off, as a host's *hello* says; a host that wants one finds out by the service whether there is."""
         certificates = hello.get("certificates")
@@ -69,16 +78,19 @@ class NetworkService:
 
     async def _switch(self, *, on: bool) -> None:
         if on != self._on:
-            # Only those that want one pay for it.
-            from . import steering
-
-            if self._kernel is None:
-                self._kernel = steering.Steering()
-            steering.set_address(on=on)
+            self._steering().switch(on=on)
             self._on = on
             await self._children.set_resolver(str(RESOLVER) if on else None)
         self._changed.set()
         self._changed = trio.Event()
+
+    def _steering(self) -> Steering:
+        if self._kernel is None:
+            # Only those that want one pay for it.
+            from .steering import Steering
+
+            self._kernel = Steering()
+        return self._kernel
 
     async def run(self, channel: Channel) -> None:
         """Serve the programs over *channel* until cancelled; then all connections are broken off."""

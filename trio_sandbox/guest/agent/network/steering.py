@@ -6,13 +6,13 @@
 - A filter on that listener drops each SYN without our mark. A packet socket gives us a copy of it. When the host has
   connected we send the SYN anew, with the mark, and it is let in; else we answer it with the error that the host had.
 
-There is no module for it, no other program, and no netlink: system calls only.
+There is no module for it, and no other program: system calls only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
+import errno
 import os
 import socket
 import struct
@@ -21,9 +21,11 @@ from typing import Final, final
 from .names import OWN, RANGE, RESOLVER
 from .packets import Syn, admit, parse_syn, refuse
 
-_SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
-#: A name of the loopback interface for our address, by which it can be taken down alone.
-_LABEL: Final = b"lo:network"
+# rtnetlink(7), linux/if_addr.h.
+_RTM_NEWADDR, _RTM_DELADDR, _REQUEST_ACK, _CREATE_OR_REPLACE = 20, 21, 0x5, 0x500
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
+#: A name of the loopback interface for our address, by which users may take it down alone; with zeros to a multiple of four.
+_LABEL: Final = b"lo:network\0\0"
 
 # bpf(2); the number of the system call is that of x86_64.
 _SYS_BPF: Final = 321
@@ -81,7 +83,7 @@ _SEE_SYNS: Final = (
 
 @final
 class Steering:
-    """The sockets that the kernel steers the guest's connections to; in place as long as this object is.
+    """The sockets that the kernel steers the guest's connections to, and its program; they cost nothing before the first `switch`.
 
     Raises:
       OSError: if the kernel has not what it takes.
@@ -92,10 +94,14 @@ class Steering:
         self.listener: socket.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         """Has the connections that were let in."""
         self.listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        # Each connection has it from the listener. Who writes to one wants it sent.
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.listener.bind((str(RESOLVER), 1))
         self.listener.listen(_BACKLOG)
         _attach_filter(self.listener, _HOLD_SYNS)
-        self._kernel = _load(self.listener)
+        self._program = _load(self.listener)
+        self._link = -1
+        """What has the kernel use the program; it stays while the descriptor does."""
         self.queries: socket.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         """Has what programs ask the resolver."""
         self.queries.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
@@ -107,7 +113,18 @@ class Steering:
         """Has the SYNs that are held; see `receive_syn`."""
         _attach_filter(self.syns, _SEE_SYNS)
         self.syns.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        self.syns.bind(("lo", _ETH_P_IP))
+
+    def switch(self, *, on: bool) -> None:
+        """Make the range this machine's own, or unreachable.
+
+        Raises:
+          OSError: if that can't be done.
+
+        """
+        if on and self._link < 0:
+            self._link = _attach(self._program)
+            self.syns.bind(("lo", _ETH_P_IP))
+        _set_address(on=on)
 
     def receive_syn(self) -> Syn | None:
         """Return a SYN that is held; None for what is none.
@@ -134,22 +151,19 @@ class Steering:
             return
 
 
-def set_address(*, on: bool) -> None:
-    """Make the range this machine's own, or unreachable.
-
-    Raises:
-      OSError: if that can't be done.
-
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCSIFADDR, _request(OWN.packed if on else b"\0\0\0\0"))
-        if on:
-            fcntl.ioctl(sock, _SIOCSIFNETMASK, _request(RANGE.netmask.packed))
-
-
-def _request(address: bytes) -> bytes:
-    # struct ifreq (netdevice(7)) with a sockaddr_in.
-    return struct.pack("16sHH4s8x", _LABEL, socket.AF_INET, 0, address)
+def _set_address(*, on: bool) -> None:
+    # rtnetlink(7): struct ifaddrmsg and its attributes, of four bytes and more. It takes a third of what SIOCSIFADDR and
+    # SIOCSIFNETMASK take, which add the address with another mask, remove it, and add it again.
+    message = struct.pack("=BBBBI", socket.AF_INET, RANGE.prefixlen, 0, 0, socket.if_nametoindex("lo")) + b"".join(
+        struct.pack("=HH", 4 + len(value), kind) + value
+        for kind, value in ((_IFA_ADDRESS, OWN.packed), (_IFA_LOCAL, OWN.packed), (_IFA_LABEL, _LABEL))
+    )
+    kind, flags = (_RTM_NEWADDR, _CREATE_OR_REPLACE) if on else (_RTM_DELADDR, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        sock.send(struct.pack("=IHHII", 16 + len(message), kind, _REQUEST_ACK | flags, 0, 0) + message)
+        (error,) = struct.unpack_from("=i", sock.recv(256), 16)
+    if error and not (not on and error == -errno.EADDRNOTAVAIL):
+        raise OSError(-error, f"setting the address of the network: {os.strerror(-error)}")
 
 
 def _attach_filter(sock: socket.socket, program: tuple[tuple[int, int, int, int], ...]) -> None:
@@ -161,8 +175,8 @@ def _attach_filter(sock: socket.socket, program: tuple[tuple[int, int, int, int]
     )
 
 
-def _load(listener: socket.socket) -> tuple[int, int, int]:
-    """Load and attach the program that steers connections to *listener*; it stays while the descriptors do."""
+def _load(listener: socket.socket) -> int:
+    """Load the program that steers connections to *listener*, and return its descriptor."""
     sockets = _bpf(_MAP_CREATE, struct.pack("<5I", _MAP_TYPE_SOCKMAP, 4, 8, 1, 0).ljust(72, b"\0"))
     code = _program(sockets)
     text = ctypes.create_string_buffer(code, len(code))
@@ -188,12 +202,17 @@ def _load(listener: socket.socket) -> tuple[int, int, int]:
     key = ctypes.create_string_buffer(4)
     value = ctypes.create_string_buffer(struct.pack("<Q", listener.fileno()), 8)
     _bpf(_MAP_UPDATE_ELEM, struct.pack("<IIQQQ", sockets, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+    os.close(sockets)  # the program has it
+    return program
+
+
+def _attach(program: int) -> int:
+    """Have the kernel use *program*, and return the descriptor of that."""
     namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        link = _bpf(_LINK_CREATE, struct.pack("<4I", program, namespace, _ATTACH_SK_LOOKUP, 0).ljust(64, b"\0"))
+        return _bpf(_LINK_CREATE, struct.pack("<4I", program, namespace, _ATTACH_SK_LOOKUP, 0).ljust(64, b"\0"))
     finally:
         os.close(namespace)
-    return sockets, program, link
 
 
 def _bpf(command: int, attributes: bytes) -> int:
