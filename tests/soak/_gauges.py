@@ -31,6 +31,8 @@ _MAY_GROW: dict[str, tuple[float, str]] = {
     "QEMU's memory": (160, "MiB"),
     "files open in the guest": (12, ""),
     "memory of the guest's agent": (12, "MiB"),
+    "streams of the host": (4, ""),  # what answers that a stream is over waits for something else to be written
+    "streams of the guest": (30, ""),
 }
 
 
