@@ -1,15 +1,10 @@
-"""Programs that know nothing of sandboxes, by name: installers, git, node, resolvers of all kinds."""
+"""Programs that know nothing of sandboxes, by name: git, node, resolvers of all kinds; installers are in `test_network_installers`."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import hashlib
-import io
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,28 +39,6 @@ async def open_file_server(directory: Path) -> AsyncGenerator[int]:
         await process.stdout.aclose()
 
 
-def make_wheel(directory: Path) -> None:
-    """Write an index with one package, `greeting`."""
-    files = {
-        "greeting.py": b"print('installed by pip')\n",
-        "greeting-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n",
-        "greeting-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = io.StringIO()
-    writer = csv.writer(record, lineterminator="\n")
-    for name, data in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        writer.writerow([name, f"sha256={digest}", len(data)])
-    writer.writerow(["greeting-1.0.dist-info/RECORD", "", ""])
-    package = directory / "simple/greeting"
-    package.mkdir(parents=True)
-    with zipfile.ZipFile(package / "greeting-1.0-py3-none-any.whl", "w") as wheel:
-        for name, data in files.items():
-            wheel.writestr(name, data)
-        wheel.writestr("greeting-1.0.dist-info/RECORD", record.getvalue())
-    (package / "index.html").write_text('<a href="greeting-1.0-py3-none-any.whl">greeting</a>')
-
-
 def make_repository(directory: Path) -> None:
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
     for name in ("AUTHOR", "COMMITTER"):
@@ -80,16 +53,10 @@ def make_repository(directory: Path) -> None:
         subprocess.run(command, check=True, env=environment)
 
 
-async def test_pip_and_git_over_http(host: Host, tmp_path: Path) -> None:
-    make_wheel(tmp_path)
+async def test_git_over_http(host: Host, tmp_path: Path) -> None:
     make_repository(tmp_path)
     async with open_file_server(tmp_path) as port:
         async with host.open_sandbox(config=SandboxConfig(network=Network.allow(web(port, "files.test")))) as sandbox:
-            install = (
-                "python3 -m pip install -q --disable-pip-version-check --target /tmp/packages --trusted-host files.test "
-                "--index-url http://files.test/simple/ greeting && PYTHONPATH=/tmp/packages python3 -m greeting"
-            )
-            assert (await sh(sandbox, install)).endswith("installed by pip\n[0]")
             clone = "git clone -q http://files.test/project.git /tmp/project && git -C /tmp/project log -1 --format=%s"
             assert (await sh(sandbox, clone)).endswith("cloned by name\n[0]")
             refused = await sh(sandbox, "git clone -q https://elsewhere.test/project.git /tmp/other")

@@ -47,7 +47,7 @@ def test_what_the_guide_shows_and_a_report_of_a_test_that_fails_in_two_workers(
     # In a process of its own: pytest-xdist's workers would inherit what this one has open.
     result = pytester.runpytest_subprocess("-n2", timeout=200)
     outcomes = result.parseoutcomes()
-    assert (outcomes["failed"], outcomes["passed"] + outcomes.get("skipped", 0)) == (1, 4)
+    assert (outcomes["failed"], outcomes["passed"] + outcomes.get("skipped", 0)) == (1, 5)
     result.stdout.fnmatch_lines(
         [
             "*OutcomeUnknownError*",
