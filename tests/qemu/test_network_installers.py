@@ -198,9 +198,8 @@ def make_deb(directory: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(f"{text}Description: says so\n" if path == "DEBIAN/control" else text)
         (root / path).chmod(mode)
-    for path in (root, *root.rglob("*")):
-        if path.is_dir():
-            path.chmod(0o755)
+    for below in filter(Path.is_dir, (root, *root.rglob("*"))):
+        below.chmod(0o755)
     package = directory / "greeting.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "--build", root, package], check=True, stdout=subprocess.DEVNULL)
     data = package.read_bytes()
