@@ -279,25 +279,22 @@ class Admission:
         )
 
     def _describe_others(self, claim: Claim) -> str:
-        others = [] if self._ledger is None else self._ledger.others()
+        """Say what *claim* wants of what there is, and who has how much."""
         together, own = self._budget.together, self._budget.in_use
-        disk = bool(self._disk_mib)
-        parts = [
-            f"process {entry.pid} has {entry.memory_reserved} MiB"
-            + (f" and {entry.disk_reserved} MiB of the disk" if disk and entry.disk == self._disk else "")
-            for entry in others
+        others = [
+            f"process {entry.pid} has "
+            + self._say(entry.memory_reserved, entry.disk_reserved if entry.disk == self._disk else 0)
+            for entry in ([] if self._ledger is None else self._ledger.others())
             if entry.memory_reserved or entry.disk_reserved
         ]
         return (
-            f"it takes {claim.amount.memory_mib} MiB"
-            + (f" and {claim.amount.disk_mib} MiB of the disk" if disk else "")
-            + f", all of this user's hosts together may have {together.memory_mib} MiB"
-            + (f" and {together.disk_mib} MiB" if disk else "")
-            + f", this one has {own.memory_mib} MiB"
-            + (f" and {own.disk_mib} MiB" if disk else "")
-            + ", "
-            + (", ".join(parts) or "and others have nothing any more")
+            f"it takes {self._say(claim.amount.memory_mib, claim.amount.disk_mib)}; all of this user's hosts together may have "
+            f"{self._say(together.memory_mib, together.disk_mib)}; this one has {self._say(own.memory_mib, own.disk_mib)}; "
+            + (", ".join(others) or "others have nothing any more")
         )
+
+    def _say(self, memory_mib: int, disk_mib: int) -> str:
+        return f"{memory_mib} MiB" + (f" and {disk_mib} MiB of the disk" if self._disk_mib else "")
 
     @trio.lowlevel.enable_ki_protection
     def _settle(self) -> None:
