@@ -35,7 +35,7 @@ TESTS_NEED = (
 )
 
 #: Modules of `trio_sandbox.integrations` that need large packages, which only `integrations` installs.
-LARGE = ("inspect", "deepagents")
+LARGE = ("inspect", "deepagents", "pydantic_ai")
 
 #: What `tests` runs as well, unless it is given arguments of its own.
 CHECKS = ("lint", "typing", "docs")
@@ -126,16 +126,18 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def integrations(session: nox.Session) -> None:
-    """Have frameworks check what works with them: the standard tests of inspect_ai and deepagents, the conformance suite of MCP."""
+    """Have frameworks check what works with them, by their own suites: inspect_ai, deepagents, Pydantic AI, MCP."""
     install_system_packages(session)
-    session.install("-e.[cli,mcp,inspect,deepagents]", *group("integrations"))
+    session.install("-e.[cli,mcp,inspect,deepagents,pydantic-ai]", *group("integrations"))
     modules = [str(HERE / "trio_sandbox" / "integrations" / f"{name}.py") for name in LARGE]
     session.run("mypy", *modules, *python_files("tests/integrations"))
-    for checks, *options in (("inspect_self_check",), ("deepagents_standard", "-o", "asyncio_mode=auto")):
+    asyncio = ("-o", "asyncio_mode=auto")
+    for checks, *options in (("inspect_self_check",), ("pydantic_ai_conformance",), ("deepagents_standard", *asyncio)):
         session.run("pytest", "-c", "tests/integrations/pytest.ini", *options, f"tests/integrations/{checks}.py")
     for backend in ("asyncio", "trio"):
         session.run("python", "tests/integrations/inspect_eval.py", env={"INSPECT_ASYNC_BACKEND": backend})
-    session.run("python", "tests/integrations/deepagents_example.py")
+    for example in ("deepagents_example", "pydantic_ai_example"):
+        session.run("python", f"tests/integrations/{example}.py")
     session.run("python", "-m", "tests.integrations.mcp_conformance", env={"NPM_PREFIX": session.create_tmp()})
 
 
