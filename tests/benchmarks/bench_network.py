@@ -114,7 +114,9 @@ async def _measure(policy: Network) -> list[Figure]:
             times: list[float] = []
             for config in (SandboxConfig(), online):
                 start = time.perf_counter()
-                async with host.open_sandbox(config=config):
+                async with host.open_sandbox(config=config) as sandbox:
+                    # Up to the first output: much of what switching the network on has QEMU translate a first run needs, too.
+                    await sandbox.run("print(1)")
                     times.append(time.perf_counter() - start)
             starts.append(times[1] / times[0])
     exchanges, connects, known, new = short[:100], short[100:140], short[140:190], short[190:]
@@ -125,7 +127,7 @@ async def _measure(policy: Network) -> list[Figure]:
         Figure.of(f"connect by name, {by}", connects, "ms", at_most=12),
         Figure.of(f"look up a known name, {by}", known, "ms", at_most=3),
         Figure.of(f"look up a new name, {by}", new, "ms", at_most=8),
-        Figure.of("start with a network, of one without", [median(starts)], "x", at_most=1.3),
+        Figure.of("first output with a network, of one without", [median(starts)], "x", at_most=1.5),
     ]
 
 
