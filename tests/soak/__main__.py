@@ -77,11 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         trio.run(partial(PARTS[name], budget, report))
         report.seconds = round(time.monotonic() - started, 1)
         print(report, flush=True)
-        if options.json is not None:  # after each part: what was learned is not lost with a later one
+        # After each part: what was learned is not lost with a later one.
+        if options.json is not None:
             options.json.write_text(to_json(reports) + "\n", "utf-8")
-    if options.write is not None:
-        text = f"{Machine.here()}; {watch.stop()}; seed {options.seed}\n\n{to_markdown(reports)}"
-        options.write.write_text(replace_between_marks(options.write.read_text("utf-8"), text), "utf-8")
+        if options.write is not None:
+            text = f"{Machine.here()}; {watch.stop()}; seed {options.seed}\n\n{to_markdown(reports)}"
+            options.write.write_text(replace_between_marks(options.write.read_text("utf-8"), text), "utf-8")
     return 0 if all(report.holds for report in reports) else 1
 
 
