@@ -33,7 +33,7 @@ async def sandbox() -> AsyncGenerator[Sandbox]:
 def lives(pid: int) -> bool:
     try:
         return "(sleep) Z" not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -69,7 +69,7 @@ def writable_files(pid: int) -> set[str]:
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
             path, info = os.readlink(f"/proc/{pid}/fd/{fd}"), Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # closed meanwhile
         flags = next(int(line.split()[1], 8) for line in info.splitlines() if line.startswith("flags:"))
         if path.startswith("/") and not path.startswith(("/dev/", "/memfd:")) and flags & os.O_ACCMODE != os.O_RDONLY:
