@@ -255,7 +255,6 @@ trio.run(main)
 
 async def test_kill_9_while_a_template_is_made(own: Store) -> None:
     templates = default_cache_directory() / "templates"
-    before = set(templates.glob(".*"))
     process = await trio.lowlevel.open_process(
         [sys.executable, "-c", _BUILDER, own.warmup], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -267,7 +266,8 @@ async def test_kill_9_while_a_template_is_made(own: Store) -> None:
                 piece = await process.stdout.receive_some()
                 assert piece, said
                 said += bytes(piece)
-            (staging,) = set(templates.glob(".staging-*")) - before
+            await wait_until(lambda: _open_in(process.pid, templates) != [])
+            staging = _open_in(process.pid, templates)[0]  # it is locked until it is made
             await wait_until(lambda: _users(staging / "memory") != [])
         finally:
             process.kill()
@@ -279,6 +279,18 @@ async def test_kill_9_while_a_template_is_made(own: Store) -> None:
     assert not staging.exists()
     with pytest.raises(UnknownTemplateError):
         own.store.remove(staging.name.removeprefix(".staging-").partition("-")[0])
+
+
+def _open_in(pid: int, templates: Path) -> list[Path]:
+    """Templates in the making that a process has a file of open: other tests make some, too."""
+    found: list[Path] = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            path = descriptor.readlink()
+        except OSError:
+            continue  # it was closed
+        found += [parent for parent in (path, *path.parents) if parent.match(f"{templates}/.staging-*")]
+    return found
 
 
 def _users(path: Path) -> list[int]:
