@@ -21,7 +21,7 @@ ORDINARY = Confinement(False, False, False, no_new_privileges=True, limits=True)
 
 def version() -> int:
     try:
-        return _landlock_main._version()
+        return _landlock_main._version()  # pyright: ignore[reportPrivateUsage]
     except OSError:
         return 0
 
@@ -158,7 +158,7 @@ def test_a_kernel_is_asked_for_what_it_knows(
         return 0
 
     monkeypatch.setattr(_landlock_main, "_call", call)
-    _landlock_main._Ruleset(kernel)
+    _landlock_main._Ruleset(kernel)  # pyright: ignore[reportPrivateUsage]
     (attributes,) = asked
     assert len(attributes) == size
     assert struct.unpack_from("Q", attributes) == ((1 << kinds) - 1,)
