@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from subprocess import PIPE
 
 import attrs
@@ -189,6 +190,9 @@ class _Round:
         try:
             with trio.fail_after(BOUND):
                 if sleeps:
+                    with suppress(*self.crash.errors):  # what is sent before its end is known
+                        await load.resume()
+                        await load.do_life()
                     await load.resume()
                     await load.do_life()
                 else:
