@@ -94,7 +94,7 @@ async def soak(budget: Budget, report: Report) -> None:
                 try:
                     await _meet(world, behaviour, report)
                 except Exception as exc:  # noqa: BLE001  whatever it is, the report says it
-                    report.fail(f"an agent that {behaviour.name}: {type(exc).__name__}: {exc}")
+                    report.fail(f"an agent that {behaviour.name}: {exc!r}")
         for what in await wait_for_none(world.left, _CLEAN_BOUND):
             report.fail(f"left: {what}")
 
