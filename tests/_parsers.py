@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -301,7 +301,7 @@ def _image_manifest(data: bytes) -> object:
 
 
 @contextlib.contextmanager
-def _directory() -> Iterator[Path]:
+def _directory() -> Generator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="trio-sandbox-test-"))
     try:
         yield directory
@@ -395,9 +395,9 @@ _QUERY = b"\x12\x34\x01\0\0\1\0\0\0\0\0\1\4pypi\3org\0\0\1\0\1\0\0\x29\4\xd0\0\0
 _SYN = bytes.fromhex(
     "450000280001000040060000cb007101c6336401 30390050000000010000000050022000 00000000".replace(" ", "")
 )
-_QCOW2 = b"QFI\xfb" + bytes.fromhex("00000003 00000000000001c0 0000000a 00000010 0000000000100000".replace(" ", ""))
-_QCOW2 = _QCOW2.ljust(100, b"\0") + (104).to_bytes(4, "big") + bytes.fromhex("e2792aca00000005") + b"qcow2\0\0\0"
-_QCOW2 = _QCOW2.ljust(0x1C0, b"\0") + b"/base.img\0"
+_QCOW2_START = bytes.fromhex("514649fb 00000003 00000000000001c0 0000000a 00000010 0000000000100000".replace(" ", ""))
+_QCOW2_FORMAT = (104).to_bytes(4, "big") + bytes.fromhex("e2792aca00000005") + b"qcow2\0\0\0"
+_QCOW2 = (_QCOW2_START.ljust(100, b"\0") + _QCOW2_FORMAT).ljust(0x1C0, b"\0") + b"/base.img\0"
 _REQUEST = b"POST /x HTTP/1.1\r\nHost: a.org\r\nAuthorization: trio-sandbox-0123456789abcdef0123\r\nContent-Length: 2\r\n\r\nhi"
 _CHUNKED = b"GET / HTTP/1.1\r\nHost: a.org\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\nthe VALUE-0123456789 is"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
@@ -282,5 +283,5 @@ def test_who_has_no_limit_of_its_disk_gets_no_more_than_there_is(
         assert choose_disk_mib(10**6, disk) == 10**6, "who says so knows better"
         (disk / "full").write_bytes(bytes(39 * 2**20))
         assert choose_disk_mib(None, disk) == MINIMUM_DISK_MIB
-    monkeypatch.setattr(_disk_limit, "disk_room", lambda directory: IMAGE_DISK_MIB)
+    monkeypatch.setattr(_disk_limit, "disk_room", mock.Mock(return_value=IMAGE_DISK_MIB))
     assert choose_disk_mib(None, tmp_path) is None

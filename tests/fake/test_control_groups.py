@@ -186,7 +186,11 @@ async def test_a_group_that_no_program_can_enter_is_none(
         (group / "cgroup.procs").unlink()
         (group / "cgroup.procs").symlink_to("/proc/self/no such file")
 
-    monkeypatch.setattr(Tree, "fill", lambda self, group: fill_closed(group))
+    def fill_no_group(tree: Tree, group: Path) -> None:
+        del tree
+        fill_closed(group)
+
+    monkeypatch.setattr(Tree, "fill", fill_no_group)
     async with open_control_groups("auto", runtime, root=tree.root) as groups:
         assert groups is None
 

@@ -14,7 +14,7 @@ import trio
 
 from tests._leaks import wait_until
 from tests._processes import birth, descendants
-from trio_sandbox import OutcomeUnknownError, Sandbox, SandboxClosedError, Timeouts
+from trio_sandbox import OutcomeUnknownError, RunResult, Sandbox, SandboxClosedError, Timeouts
 
 from ._guest import FakeMachine
 from ._sandbox import open_local_sandbox
@@ -106,11 +106,11 @@ async def test_a_run_whose_interpreter_is_killed_says_so(
         say = "print('go', flush=True)" if language == "python" else "echo go"
         async with box.sandbox.stream(f"{say}\n{code}", language=language) as events:
             async for event in events:
-                if hasattr(event, "data"):
-                    os.kill(find(servant), signal.SIGKILL)
-                else:
+                if isinstance(event, RunResult):
                     assert not event.state_kept
                     assert event.exit_code == 137
+                else:
+                    os.kill(find(servant), signal.SIGKILL)
         await box.check(lost=language)
 
 

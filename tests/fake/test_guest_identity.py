@@ -74,18 +74,35 @@ def test_what_is_no_link_stays(tmp_path: Path) -> None:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as which a guest's files are opened")
 
 
+def remove_directory(path: Path) -> None:
+    path.parent.rmdir()
+
+
+def leave_out(path: Path) -> None:
+    del path
+
+
+def make_dangling(path: Path) -> None:
+    path.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+
+
+def make_ordinary(path: Path) -> None:
+    path.write_text("nameserver 192.0.2.1\n")
+
+
+def make_read_only(path: Path) -> None:
+    make_ordinary(path)
+    path.chmod(0o444)
+
+
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda path: path.parent.rmdir(), id="no directory"),
-        pytest.param(lambda path: None, id="missing"),
-        pytest.param(lambda path: path.symlink_to("../run/systemd/resolve/stub-resolv.conf"), id="dangling"),
-        pytest.param(lambda path: path.write_text("nameserver 192.0.2.1\n"), id="ordinary"),
-        pytest.param(
-            lambda path: (path.write_text("nameserver 192.0.2.1\n"), path.chmod(0o444)),
-            id="read-only",
-            marks=needs_root,
-        ),
+        pytest.param(remove_directory, id="no directory"),
+        pytest.param(leave_out, id="missing"),
+        pytest.param(make_dangling, id="dangling"),
+        pytest.param(make_ordinary, id="ordinary"),
+        pytest.param(make_read_only, id="read-only", marks=needs_root),
     ],
 )
 async def test_programs_find_the_resolver_whatever_the_image_has(

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -169,8 +170,11 @@ def test_without_landlock_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> Non
     def call(number: int, *arguments: object) -> int:
         raise OSError(errno.ENOSYS, "no such system call")
 
+    def run(path: str, arguments: list[str]) -> NoReturn:
+        pytest.fail(f"was run: {path} {arguments}")
+
     monkeypatch.setattr(_landlock_main, "_call", call)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("was run"))
+    monkeypatch.setattr(os, "execv", run)
     with pytest.raises(OSError, match="no such system call"):
         _landlock_main.main(["/bin/true"])
 

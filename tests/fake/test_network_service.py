@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -108,7 +109,7 @@ async def test_only_a_machine_that_is_there_to_be_saved_is_prepared(monkeypatch:
             machine: Any = Machine()
             snapshots = SnapshotService(machine, lambda: 0, lambda: None, lambda: steps.append("prepare"))
             stream, other = await pair.open_stream()
-            monkeypatch.setattr(other, "send_blocking", lambda data: None)
+            monkeypatch.setattr(other, "send_blocking", mock.Mock(return_value=None))
             await snapshots.serve(other, header)
             stream.close()
     assert steps == ["sync", "stands still", "prepare", "sync"]

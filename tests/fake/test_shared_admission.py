@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import trio
@@ -149,8 +150,8 @@ async def test_a_budget_set_by_hand_is_a_host_s_own(ledgers: Path, autojump_cloc
 async def test_disks_are_shared_where_they_are_counted(
     ledgers: Path, tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_admission, "disk_room", lambda directory: 150)
-    monkeypatch.setattr(_admission, "disk_shortage", lambda directory: None)
+    monkeypatch.setattr(_admission, "disk_room", mock.Mock(return_value=150))
+    monkeypatch.setattr(_admission, "disk_shortage", mock.Mock(return_value=None))
     counted = HostConfig(memory_budget_mib=10**6, vcpu_budget=9, disk_budget_mib=100, timeouts=QUICK)
     each = SandboxConfig(disk_mib=80)
     with host(ledgers, counted, tmp_path) as one, host(ledgers, counted, tmp_path) as two:
@@ -169,7 +170,9 @@ async def test_disks_are_shared_where_they_are_counted(
             with two.reserve(each) as fits:
                 assert not fits
     monkeypatch.setattr(
-        Ledger, "others", lambda self: [LedgerEntry(pid=1, memory_total=1, disk=1, disk_total=9, disk_reserved=10**6)]
+        Ledger,
+        "others",
+        mock.Mock(return_value=[LedgerEntry(pid=1, memory_total=1, disk=1, disk_total=9, disk_reserved=10**6)]),
     )
     with host(ledgers, counted, tmp_path) as one:
         async with one.admit(each):

@@ -21,13 +21,6 @@ from trio_sandbox.qemu import InheritedFds, OwnedProcess, describe_exit, minimal
 _ENVIRONMENT = minimal_environment()
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def _has_memory(pid: int) -> bool:
     """Whether it still takes room: a process that ends gives up its memory before its files, and its name last."""
     try:

@@ -76,9 +76,10 @@ async def _fuzz(
         *(f"-max_len={_LONGEST}", f"-rss_limit_mb={_MEMORY_MIB}", f"-artifact_prefix={directory}/found-"),
         *("-timeout=20", "-print_final_stats=1", "-verbosity=1", *arguments, str(corpus)),
     ]
-    with trio.move_on_after(seconds + _PATIENCE) as scope:
+    done = None
+    with trio.move_on_after(seconds + _PATIENCE):
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-    if scope.cancelled_caught:
+    if done is None:
         report.fail(f"{name}: the fuzzer did not come back")
         return
     told = done.stderr.decode("utf-8", "replace")

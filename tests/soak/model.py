@@ -74,7 +74,7 @@ def try_many(
         max_examples=many,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]
         phases=[Phase.generate, Phase.shrink],
     )
     @given(command_lists(kinds, longest))

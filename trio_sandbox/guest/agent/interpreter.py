@@ -406,6 +406,7 @@ class Interpreter:
         """Make sure that nothing is left of it, and tell the run."""
         child = self._child
         self._dying = True
+        used = 0
         if child.failure is not None:
             self.failure = OSError(
                 child.failure.errno,

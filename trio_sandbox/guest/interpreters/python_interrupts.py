@@ -51,7 +51,7 @@ class Interrupts:
         self._users_handler: Any = default_int_handler
         set_handler(SIGINT, self._note)
         # It ends a system call that has begun after a SIGINT came and before Python saw to that, and does nothing else.
-        set_handler(SIGURG, lambda *_: None)
+        set_handler(SIGURG, _do_nothing)
         pthread_sigmask(SIG_BLOCK, _held_back)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -93,3 +93,7 @@ class Interrupts:
         handler = set_handler(SIGINT, self._note)
         if handler != self._note:
             self._users_handler = handler
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
