@@ -7,13 +7,14 @@ import shutil
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest import mock
 
 import attrs
 import pytest
 import trio
 
 from tests._leaks import nothing_left
-from trio_sandbox import HostConfig, Sandbox, SandboxConfig
+from trio_sandbox import HostConfig, Sandbox, SandboxConfig, Usage
 from trio_sandbox.cli._copies import Download, Upload
 from trio_sandbox.cli._program import find_program
 from trio_sandbox.cli._run import RunRequest, run_until_signal
@@ -95,6 +96,13 @@ async def run(
             read=console.read,
         )
     return status, console
+
+
+@pytest.fixture(autouse=True)
+def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing used by a machine that there is none of."""
+    nothing = Usage(cpu_seconds=0, memory_bytes=0, disk_bytes=0, network_bytes_sent=0, network_bytes_received=0)
+    monkeypatch.setattr(Sandbox, "usage", mock.Mock(return_value=nothing))
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_a_manifest_survives_being_written() -> None:
     ],
 )
 def test_what_is_no_manifest_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"manifest|damaged|Expecting|Unterminated|delimiter"):
+    with pytest.raises(ValueError, match=r"format|manifest|damaged|Expecting|Unterminated|delimiter"):
         Manifest.from_value(parse_json(text.encode()))
     directory = tmp_path / "tiny-abab"
     directory.mkdir()
