@@ -469,8 +469,8 @@ async def test_an_interrupt_that_python_does_not_look_for_any_more_ends_the_run(
     # Another thread takes the signal, so that the main one sleeps on: as where it comes just before a system call.
     code = (
         "import signal, threading, time\nkept = 1\nthreading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nprint('go')\n"
-        "try:\n    time.sleep(1000)\nfinally:\n    time.sleep(0.5)  # not cut short\n    print('cleaned up')"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "try:\n    print('go')\n    time.sleep(1000)\nfinally:\n    time.sleep(0.5)  # not cut short\n    print('cleaned up')"
     )
     async with host.open_run(code) as run:
         await run.until(b"go")
