@@ -47,8 +47,9 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
         blocked: list[int]
         """Signals that it starts with blocked."""
         terminal: NotRequired[tuple[int, int, str]]
-        metered: NotRequired[bool]
         """Rows, columns and TERM of a new terminal, to control it and to be its descriptors 0 to 2."""
+        metered: NotRequired[bool]
+        """Its control group is one that nobody was in before, and the agent gets a file with what that uses."""
         dialect: NotRequired[str]
         """It is to be the child of a `porter`, which speaks this one of its dialects with it."""
         shared: NotRequired[bool]
