@@ -109,6 +109,7 @@ GUEST_ROOMS: dict[str, set[str]] = {
 STANDARD_LIBRARY_ONLY = {
     "_programs",  # noxfile.py runs it before anything is installed
     "guest.messages",
+    "guest.process_status",
     "guest.trees",
     # Forks, and must have no Trio in it when it does.
     "guest.spawner",

@@ -35,6 +35,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from ..messages import receive_message, write_memory_file
+from ..process_status import find_processes, read_status
 from .dialects import ANSWERS, GATE, Dialect, Order
 
 if TYPE_CHECKING:
@@ -397,23 +398,11 @@ class _Porter:
 def _is_asleep(pid: int) -> bool:
     """Whether all threads of a process wait for something, or it is over."""
     try:
-        return all(_stat(f"{pid}/task/{thread}")[0] == b"S" for thread in os.listdir(f"/proc/{pid}/task"))
+        return all(read_status(f"{pid}/task/{thread}")[0] == b"S" for thread in os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return True
 
 
-def _stat(process: str) -> list[bytes]:
-    """Return what /proc says of a process or thread after the program's name: state, parent, group (proc_pid_stat(5))."""
-    with open(f"/proc/{process}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()
-
-
 def _members(group: int) -> list[int]:
     """Return the processes of a process group."""
-    found: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):  # it has ended
-                if _stat(name)[2] == b"%d" % group:
-                    found.append(int(name))
-    return found
+    return [pid for pid, status in find_processes() if int(status[2]) == group]

@@ -38,6 +38,7 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from ..messages import receive_message, send_message
+from ..process_status import find_processes
 from .becoming import Becoming
 from .cgroups import Group, Groups
 from .terminals import open_terminal
@@ -447,15 +448,11 @@ class Spawner:
 
 def _other_members(leader: int) -> list[int]:
     """Who else is in the session of *leader*: what there is to kill where there are no control groups."""
-    members: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{name}/stat", "rb") as file:
-                # After the command, which may contain anything: state, ppid, pgrp, session.
-                state, _, _, session = file.read().rpartition(b")")[2].split(maxsplit=4)[:4]
-                if int(session) == leader and int(name) != leader and state not in b"ZX":
-                    members.append(int(name))
-    return members
+    return [
+        pid
+        for pid, (state, _, _, session, *_) in find_processes()
+        if int(session) == leader and pid != leader and state not in b"ZX"
+    ]
 
 
 def _ignore(signum: int, frame: object) -> None:
