@@ -315,7 +315,6 @@ class Interpreter:
         if not self._over.is_set():
             with contextlib.suppress(OSError):
                 self._make_pipes()
-            self._meter.prepare()
 
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""

@@ -24,21 +24,17 @@ class Meter:
 
     def __init__(self, child: Child) -> None:
         self._child = child
-        self._before = 0
+        self._before = self._last = 0
         self._read_at = -math.inf
 
     def begin(self, asked_at: float) -> None:
         """Count from now on, for a run that was asked for at *asked_at* by `time.perf_counter`."""
-        if asked_at > self._read_at + _RECENTLY:
-            self._before = self._read()
+        self._before = self._last if asked_at <= self._read_at + _RECENTLY else self._read()
 
     def used(self) -> int:
-        """Return what was used since."""
-        return max(0, self._read() - self._before)
-
-    def prepare(self) -> None:
-        """Note what was used, for a run that may come soon."""
-        self._before, self._read_at = self._read(), time.perf_counter()
+        """Return what was used since. A run that begins soon counts from here."""
+        self._last, self._read_at = self._read(), time.perf_counter()
+        return max(0, self._last - self._before)
 
     def close(self) -> None:
         """Count no more."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LIMIT = 8 << 20
 #: What keeping any costs besides its characters.
 _OVERHEAD = 500
+#: From Python 3.13 on `traceback` places its marks by the line's end.
+_NEEDS_LINE_END = sys.version_info < (3, 13)
 #: Out of the way of code that counts on low numbers, or closes them.
 _LOWEST_DESCRIPTOR = 100
 
@@ -56,7 +58,7 @@ class Sources:
             linecache.cache.pop(oldest, None)
         # Lines as Python's tokenizer counts them, which knows three line ends; `splitlines` knows ten.
         lines = io.StringIO(code, None).readlines() if "\n" in code or "\r" in code else [code]
-        if lines and sys.version_info < (3, 13):  # there `traceback` places its marks by the line's end
+        if _NEEDS_LINE_END and lines:
             lines[-1] = lines[-1].rstrip("\n") + "\n"
         # No time of modification means that there is no file to check against.
         linecache.cache[name] = (len(code), None, lines, name)

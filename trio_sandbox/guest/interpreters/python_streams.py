@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import sys
+from _thread import _count as _count_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
 from os import O_RDWR, close, dup, dup2, fstat, open as open_descriptor, pipe
 
@@ -45,6 +46,8 @@ class StandardStreams:
             stream = getattr(sys, name)
             self._encodings.append((stream.encoding, stream.errors))
         self._had_input = False
+        self._had_threads = False
+        """Threads of the code's lived on when its last run ended."""
         self._flush_stdio, self._forget_stdio = _find_stdio()
         self._kept: deque[object] = deque(maxlen=_KEPT)
         """The code's own streams around ours, which would be closed with them."""
@@ -62,18 +65,14 @@ class StandardStreams:
     def connect(self, stdin: int, stdout: int, stderr: int) -> None:
         """Give a run its descriptors, which are closed; *stdin* may be -1 for no input."""
         # What threads printed since the last run goes where that was to go: nowhere.
-        self.flush()
+        in_place = self._flush()
+        if self._had_threads:
+            self._flush_stdio()
         if self._had_input or stdin >= 0:
             self._forget_input()
         self._had_input = stdin >= 0
-        for descriptor, name in enumerate(_NAMES):
-            ours = self._streams[descriptor]
-            current = getattr(sys, name, None)
-            if not _is_usable(ours):
-                self._replace(descriptor)
-            # A stream that the code put there is its own affair, as long as it can be used at all.
-            if current is ours or not _is_usable(current):
-                setattr(sys, name, self._streams[descriptor])
+        if not (in_place and self._are_usable()):
+            self._put_in_place()
         for descriptor, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
             if descriptor >= 0:
                 dup2(descriptor, target)
@@ -81,16 +80,16 @@ class StandardStreams:
 
     def disconnect(self) -> None:
         """Send on what is still in buffers, and let go of the run's descriptors."""
-        self.flush()
+        in_place = self._flush()
+        self._flush_stdio()
+        self._had_threads = _count_threads() > 0
         for stream in self._find_variables(_WRITERS, 1, 2):
             try:
                 stream.flush()
             except BaseException:  # noqa: BLE001  the code may have put it around an object of its own
                 pass
-        for name, ours in zip(_NAMES, self._streams):  # noqa: B905
-            current = getattr(sys, name, None)
-            if current is not ours and type(current) is io.TextIOWrapper and current not in self._kept:
-                self._kept.append(current)
+        if not in_place:
+            self._keep_others()
         # Opened each time: code may close, or reuse, what we would keep open.
         null = open_descriptor("/dev/null", O_RDWR)
         for target in range(3):
@@ -100,12 +99,26 @@ class StandardStreams:
 
     def flush(self) -> None:
         """Empty the buffers of sys.stdout and sys.stderr, ours and the code's own, and C's."""
-        for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None), *self._streams[1:]):
+        self._flush()
+        self._flush_stdio()
+
+    def _flush(self) -> bool:
+        """Empty the buffers but C's; tell whether the code has put nothing in the place of ours, as in most runs."""
+        stdin, stdout, stderr = self._streams
+        try:
+            in_place = sys.stdin is stdin and sys.stdout is stdout and sys.stderr is stderr
+        except AttributeError:
+            in_place = False
+        streams: tuple[Any, ...] = (stdout, stderr)
+        if not in_place:
+            # The code's own first: they may write to ours.
+            streams = getattr(sys, "stdout", None), getattr(sys, "stderr", None), stdout, stderr
+        for stream in streams:
             try:
-                stream.flush()  # type: ignore[union-attr]
+                stream.flush()
             except BaseException:  # noqa: BLE001  None, the code's own object, or one of ours that it closed
                 pass
-        self._flush_stdio()
+        return in_place
 
     def _make(self, descriptor: int) -> io.TextIOWrapper:
         """Make a stream as Python makes its own for a pipe, but for output to go out with each line.
@@ -127,6 +140,30 @@ class StandardStreams:
             for number in (reader, writer, before):
                 close(number)
         return stream  # type: ignore[no-any-return]
+
+    def _are_usable(self) -> bool:
+        try:
+            stdin, stdout, stderr = self._streams
+            return not (stdin.closed or stdout.closed or stderr.closed)
+        except ValueError:
+            return False  # detached
+
+    def _put_in_place(self) -> None:
+        """Put ours where nothing is that can be used, made anew if need be."""
+        for descriptor, name in enumerate(_NAMES):
+            ours = self._streams[descriptor]
+            current = getattr(sys, name, None)
+            if not _is_usable(ours):
+                self._replace(descriptor)
+            # A stream that the code put there is its own affair, as long as it can be used at all.
+            if current is ours or not _is_usable(current):
+                setattr(sys, name, self._streams[descriptor])
+
+    def _keep_others(self) -> None:
+        for name, ours in zip(_NAMES, self._streams):  # noqa: B905
+            current = getattr(sys, name, None)
+            if current is not ours and type(current) is io.TextIOWrapper and current not in self._kept:
+                self._kept.append(current)
 
     def _replace(self, descriptor: int) -> None:
         name = _NAMES[descriptor]
