@@ -198,6 +198,13 @@ class HostConfig:
     """
     build_images: bool = attrs.field(default=True, validator=check_flag)
     """Build an image that is missing; otherwise a missing image is an error."""
+    image_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
+    """What all images and layers in the cache may take of the disk, in MiB: when this host has built one, those used longest ago are removed.
+
+    Never removed are the images that come with the library, and what an open sandbox of any process, a template, a saved sandbox or another layer
+    stands on; so there may be more. A host that builds no images removes none either. None: they stay until ``trio-sandbox image prune`` or
+    ``rm`` removes them.
+    """
     templates: bool = attrs.field(default=True, validator=check_flag)
     """Save the state of a machine that has booted, in the cache, and have all later ones go on from there.
 

@@ -15,7 +15,7 @@ import trio
 from ._checks import to_path
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import Home, open_block
-from ._errors import ConfinementRequiredError, ImageError, SandboxClosedError, SandboxError, TemplateUnusableError
+from ._errors import ConfinementRequiredError, SandboxClosedError, SandboxError
 from ._image import DEFAULT_IMAGE, AnyImage, Image
 from ._metadata import mark_public
 from ._network import Network
@@ -27,6 +27,8 @@ from .image import ImageStore, check_directory, default_cache_directory, image_f
 from .machines import (
     Admission,
     AdmissionStatistics,
+    Dependents,
+    Disks,
     HeldMachine,
     HostImages,
     Launcher,
@@ -88,6 +90,7 @@ class Host:
         accelerator: Accelerator,
         launcher: Launcher,
         named: NamedTemplateStore,
+        dependents: Dependents,
         proxy: Proxy | None = None,
         trust: Trust | None = None,
         ledger: Ledger | None = None,
@@ -110,8 +113,10 @@ class Host:
             build=config.build_images,
             progress=config.progress,
             environment=runtime.environment,
+            dependents=dependents,
+            budget_mib=config.image_budget_mib,
         )
-        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._images.ensure, launcher, config.timeouts))
+        self._warm = WarmPool(config.warm, self._admission, WarmVms(self._images.hold, launcher, config.timeouts))
         self._open = self._opened = 0
         self._closed = False
 
@@ -145,7 +150,8 @@ class Host:
 
         """
         self._home.check("Host.prepare()")
-        await self._images.ensure(check_image(image))
+        async with self._images.hold(check_image(image)):
+            pass
 
     @open_block
     async def open_sandbox(
@@ -206,12 +212,15 @@ class Host:
         gateway = self._gateway(config.network)
         async with AsyncExitStack() as stack:
             with self._warm.user_opens():
+                # For as long as the sandbox is open: it needs the files when it is reverted, or wakes up. And before it has a share
+                # of the host: making a layer takes one, and whoever has one must not wait for another.
+                disks = await stack.enter_async_context(self._images.hold(wanted, saved))
                 held = None
                 if saved is None:
                     held = await stack.enter_async_context(self._warm.checkout(wanted, config))
                 services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
-                    held = await hold_machine(services, self._open_machine(wanted, config, saved))
+                    held = await hold_machine(services, self._open_machine(disks, config, saved))
                 sandbox = await stack.enter_async_context(self._keep(services, held, wanted, config, gateway))
             yield sandbox
 
@@ -221,16 +230,16 @@ class Host:
 
     @asynccontextmanager
     async def _open_machine(
-        self, image: AnyImage, config: SandboxConfig, saved: NamedTemplate | None
+        self, disks: Disks, config: SandboxConfig, saved: NamedTemplate | None
     ) -> AsyncGenerator[Vm]:
         """Yield a machine with its share of the host."""
-        if saved is None:
-            await self._images.ensure(
-                image
-            )  # making a layer takes a share, and whoever has one must not wait for another
         async with self._admission.admit(config):
             self._check_open()  # it may have been a long wait
-            async with await self._machine(image, config, saved) as vm:
+            if saved is None:
+                machine = self._launcher.open_machine(*disks, config)
+            else:
+                machine = self._launcher.open_saved(*disks, saved, config)
+            async with machine as vm:
                 yield vm
 
     @asynccontextmanager
@@ -298,21 +307,6 @@ class Host:
             proxy=self._proxy,
             trust=self._trust,
         )
-
-    async def _machine(
-        self, image: AnyImage, config: SandboxConfig, saved: NamedTemplate | None
-    ) -> AbstractAsyncContextManager[Vm]:
-        if saved is None:
-            disk, system = await self._images.ensure(image)
-            return self._launcher.open_machine(disk, system, config)
-        try:
-            disk, system = await self._images.ensure(image, build=False)
-        except ImageError as exc:
-            raise TemplateUnusableError(
-                f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
-                f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
-            ) from exc
-        return self._launcher.open_saved(disk, system, saved, config)
 
     async def run(
         self,
@@ -451,7 +445,10 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 machines=machines, overlays=overlays, environment=runtime.environment, timeouts=config.timeouts
             )
             with open_ledger(guard=runtime.guard) as ledger:
-                host = Host(config, runtime, store, accelerator, launcher, named, proxy, trust, ledger, builder)
+                dependents = Dependents(cache)
+                host = Host(
+                    config, runtime, store, accelerator, launcher, named, dependents, proxy, trust, ledger, builder
+                )
                 async with open_services("open_host()") as services:
                     if config.warm:
                         await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 from trio_sandbox import Host, HostConfig
 from trio_sandbox.image import ImageStore
+from trio_sandbox.machines import Dependents
 from trio_sandbox.machines._named import NamedTemplateStore
 
 from ._qemu import fake_accelerator
@@ -23,7 +23,8 @@ async def open_fake_host(directory: Path, *, config: HostConfig | None = None) -
     (directory / "overlays").mkdir(exist_ok=True)
     async with open_site(directory, accelerator=accelerator) as site:
         named = NamedTemplateStore(directory / "cache")
-        store = cast("ImageStore", None)  # nobody asks for more images than this one
-        host = Host(config, site.runtime, store, accelerator, site.launcher, named)
+        store = ImageStore(directory / "cache")  # nobody asks for more images than this one
+        dependents = Dependents(directory / "cache")
+        host = Host(config, site.runtime, store, accelerator, site.launcher, named, dependents)
         host._images["python"] = site.disks()  # pyright: ignore[reportPrivateUsage]
         yield host

@@ -231,7 +231,7 @@ async def test_an_image_that_somebody_removed_is_asked_for_again(tmp_path: Path,
     async with open_fake_host(tmp_path) as host:
         async with host.open_sandbox(config=CONFIG) as sandbox:
             (tmp_path / part).rename(tmp_path / "away")
-            store = Missing()
+            store = Missing(tmp_path)
             host._images._store = cast("ImageStore", store)  # pyright: ignore[reportPrivateUsage]
             for _ in range(2):
                 with pytest.raises(ImageMissingError) as caught:
@@ -249,8 +249,9 @@ async def test_an_image_that_somebody_removed_is_asked_for_again(tmp_path: Path,
 class Missing:
     """A store without images."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.asked: list[str] = []
+        self.hold = ImageStore(directory).hold
 
     async def ensure_bootable(self, name: str, **_: object) -> None:
         await trio.lowlevel.checkpoint()

@@ -33,6 +33,7 @@ from trio_sandbox._image import PackagesStep
 from trio_sandbox.cli._image import description, listing
 from trio_sandbox.image import BuildContext, BuiltImage, ImageStore, LayerJob, PackageInstaller, ensure_layers
 from trio_sandbox.image._stored import IMAGE_NAME
+from trio_sandbox.machines import Dependents
 
 from ._host import open_fake_host
 from .test_image_store import TinyRecipe
@@ -63,6 +64,7 @@ class Site:
     seen: list[dict[str, str]] = attrs.field(factory=list[dict[str, str]])
     """The files that each job had, by where they are in the guest."""
     before: Callable[[LayerJob], Awaitable[None]] = do_nothing
+    after: Callable[[LayerJob], Awaitable[None]] = do_nothing
     progress: list[Progress] = attrs.field(factory=list[Progress])
 
     async def run(self, job: LayerJob, report: Callable[[str, float | None], object]) -> None:
@@ -78,6 +80,7 @@ class Site:
             }
         )
         job.overlay.write_text(f"{job.image.content}\n{job.work.script}\n{sorted(self.seen[-1].items())}")
+        await self.after(job)
 
     async def ensure(self, image: Image, *, build: bool = True) -> BuiltImage:
         base, system = await self.store.ensure_bootable(image.name, build=build)
@@ -330,11 +333,11 @@ async def test_the_command_line_shows_what_stands_on_what(tmp_path: Path) -> Non
         "system": None,
         built.name: "python",
     }
-    lower, upper = json.loads(description(site.store, built.name))
+    lower, upper = json.loads(description(site.store, Dependents(tmp_path / "cache"), built.name))
     assert (lower["name"], lower["packages"]) == ("python", PYTHON)
     assert (upper["name"], upper["step"], upper["below"]["name"]) == (built.name, "environment A", "python")
     with pytest.raises(UnknownImageError, match="'none'; it has: python"):
-        description(site.store, "none")
+        description(site.store, Dependents(tmp_path / "cache"), "none")
 
 
 async def test_a_host_runs_a_script_with_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
@@ -29,8 +29,9 @@ from trio_sandbox import (
     open_host,
 )
 from trio_sandbox.image import BuiltImage, ImageStore, SystemDisk, default_cache_directory
+from trio_sandbox.image._leases import Leases
 from trio_sandbox.image._manifest import Manifest
-from trio_sandbox.machines import NamedTemplateStore
+from trio_sandbox.machines import Dependents, NamedTemplateStore
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.qemu import (
     MachineConfig,
@@ -52,6 +53,9 @@ class OneImage:
     """A store that has the files of a `MachineConfig`, and nothing to build."""
 
     machine: MachineConfig
+
+    def hold(self, entries: tuple[Path, ...]) -> AbstractContextManager[bool]:
+        return Leases().try_hold(entries)
 
     async def ensure_bootable(self, name: str, **_: object) -> tuple[BuiltImage, SystemDisk]:
         await trio.lowlevel.checkpoint()
@@ -95,7 +99,8 @@ async def open_fake_host(
             progress=lambda _: None,
         )
         named = NamedTemplateStore(directory)
-        yield Host(config or HostConfig(), runtime, store, accelerator, launcher, named), daemon
+        dependents = Dependents(directory)
+        yield Host(config or HostConfig(), runtime, store, accelerator, launcher, named, dependents), daemon
 
 
 def overlays_of(host: Host) -> list[Path]:

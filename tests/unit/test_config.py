@@ -33,6 +33,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "vcpu_budget": ([x for x in WHOLE if x is not None], "must be a whole number, not "),  # type: ignore[dict-item]
         "disk_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "build_images": (FLAGS, "must be True or False, not "),
+        "image_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "templates": (FLAGS, "must be True or False, not "),
         "template_budget_mib": (WHOLE, "must be a whole number of MiB, not "),
         "warm": ((5, "python", None), "must be a mapping from images to numbers, not "),
@@ -71,6 +72,7 @@ OUT_OF_RANGE = [
     (HostConfig, "memory_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (HostConfig, "vcpu_budget", -1, "must be at least 1, not -1"),
     (HostConfig, "disk_budget_mib", 15, f"must be at least {MINIMUM_DISK_MIB} MiB, not 15"),
+    (HostConfig, "image_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (HostConfig, "template_budget_mib", 0, "must be at least 1 MiB, not 0"),
     (SandboxConfig, "memory_mib", 127, f"must be at least {MINIMUM_MEMORY_MIB} MiB, not 127"),
     (SandboxConfig, "vcpus", 0, f"must be from 1 to {MAXIMUM_VCPUS}, not 0"),

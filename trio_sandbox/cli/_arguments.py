@@ -31,14 +31,23 @@ MEASURES = (
     "resume",
 )
 
-_MEMORY = re.compile(r"(\d+)(M|MiB|G|GiB)?", re.IGNORECASE)
+_MEBIBYTES = re.compile(r"(\d{1,15})(M|MiB|G|GiB)?", re.IGNORECASE | re.ASCII)
 
 
 def memory_mib(text: str) -> int:
     """Read an amount of memory: ``512`` and ``512M`` are MiB, ``2G`` is GiB."""
-    match = _MEMORY.fullmatch(text)
+    return _mebibytes(text, "no amount of memory")
+
+
+def disk_mib(text: str) -> int:
+    """Read an amount of disk, written as one of memory is."""
+    return _mebibytes(text, "no amount of disk")
+
+
+def _mebibytes(text: str, refusal: str) -> int:
+    match = _MEBIBYTES.fullmatch(text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 512 or 512M (MiB), or 2G (GiB)")
+        raise argparse.ArgumentTypeError(f"{text!r} is {refusal}; write 512 or 512M (MiB), or 2G (GiB)")
     unit = (match[2] or "M")[0].upper()
     return int(match[1]) * {"M": 1, "G": 1024}[unit]
 

@@ -15,6 +15,7 @@ from .._errors import SandboxError, UnknownImageError
 from .._image import Image
 from ..host import open_host
 from ..image import ImageStore, default_cache_directory
+from ..machines import Dependents
 from ..qemu import open_runtime
 from ._progress import open_progress
 from ._report import complain_about
@@ -22,13 +23,14 @@ from ._report import complain_about
 
 def image(options: argparse.Namespace) -> int:
     """Do what the command line says; 0, or 1 if it failed."""
-    store = ImageStore(options.cache_dir or default_cache_directory())
+    cache = options.cache_dir or default_cache_directory()
+    store, dependents = ImageStore(cache), Dependents(cache)
     actions: dict[str, Callable[[], None]] = {
         "build": lambda: trio.run(build, store, options.names, options.packages, options.cache_dir, options.quiet),
-        "inspect": lambda: print(description(store, options.name)),
+        "inspect": lambda: print(description(store, dependents, options.name)),
         "list": lambda: print(listing(store, as_json=options.json)),
         "rm": lambda: trio.run(remove, store, options.names),
-        "prune": lambda: trio.run(prune, store),
+        "prune": lambda: trio.run(prune, store, dependents, options.to),
     }
     status = 0
     try:
@@ -64,18 +66,20 @@ async def build(
             print(f"{name}: {built.path}, {mebibytes(built.size_bytes)}")
 
 
-def description(store: ImageStore, name: str) -> str:
-    """Give all that is known of one image as JSON: of each layer, the lowest first.
+def description(store: ImageStore, dependents: Dependents, name: str) -> str:
+    """Give all that is known of one image as JSON: of each layer, the lowest first, with what stands on it.
 
     Raises:
       UnknownImageError: if there is none of that name.
     """
-    stored = {entry.name: entry for entry in reversed(store.list())}  # the newest of a name
+    everything = store.list()
+    stored = {entry.name: entry for entry in reversed(everything)}  # the newest of a name
     if name not in stored:
         raise UnknownImageError(f"the store has no image {name!r}; it has: {', '.join(sorted(stored)) or 'nothing'}")
     layers: list[dict[str, object]] = []
     while name in stored:
         entry = stored[name]
+        above = sorted(each.name for each in everything if each.below == name)
         name = entry.below
         layers.append(
             {
@@ -85,6 +89,10 @@ def description(store: ImageStore, name: str) -> str:
                 "created": entry.created,
                 "size_bytes": entry.size_bytes,
                 "current": entry.current,
+                "used": entry.used,
+                "layers_on_it": above,
+                "templates_on_it": dependents.templates_on(entry.path),
+                "saved_on_it": dependents.saved_on(entry.path),
                 **entry.details,
             }
         )
@@ -100,6 +108,7 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
             "digest": entry.digest,
             "size_bytes": entry.size_bytes,
             "current": entry.current,
+            "used": entry.used,
             "below": entry.below or None,
             "step": entry.step or None,
         }
@@ -124,10 +133,17 @@ async def remove(store: ImageStore, names: Sequence[str]) -> None:  # noqa: ASYN
         print(f"{name}: {mebibytes(await store.remove(name))} freed")
 
 
-async def prune(store: ImageStore) -> None:
-    """Remove what nothing can use any more, and say how much came free."""
-    freed = await store.prune()
+async def prune(store: ImageStore, dependents: Dependents, to_mib: int | None) -> None:
+    """Remove what nothing can use any more, then what was used longest ago, and say how much came free."""
+    freed = await store.prune(is_needed=lambda entry: bool(dependents.saved_on(entry)))
+    if to_mib is not None:
+        freed += await store.evict(to_mib * 2**20, is_needed=dependents.any_on)
     print(f"{mebibytes(freed)} freed")
+    if to_mib is not None and (left := sum(entry.size_bytes for entry in store.list())) > to_mib * 2**20:
+        print(
+            f"{mebibytes(left)} are left: images that come with trio-sandbox, and what open sandboxes, templates or saved sandboxes stand on; "
+            "`trio-sandbox template rm` and `image rm` remove those"
+        )
 
 
 def mebibytes(size: int) -> str:

@@ -15,6 +15,7 @@ from ._arguments import (
     address,
     count,
     counts,
+    disk_mib,
     download,
     guest_directory,
     measures,
@@ -257,6 +258,13 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     _add_cache_dir(remove)
 
     prune = actions.add_parser("prune", help="remove what interrupted builds and older versions left")
+    prune.add_argument(
+        "--to",
+        type=disk_mib,
+        metavar="SIZE",
+        help="then remove layers, those used longest ago first, until all images take no more: 512 or 512M for MiB, 20G for GiB. "
+        "What an open sandbox, a template or a saved sandbox stands on stays",
+    )
     _add_cache_dir(prune)
 
 

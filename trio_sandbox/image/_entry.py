@@ -22,6 +22,16 @@ ENTRY_NAME: Final = re.compile(rf".+-[0-9a-f]{{{DIGEST_CHARACTERS}}}")
 _reading_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("trio_sandbox.image.reading")
 
 
+def entry_name(name: str, digest: str) -> str:
+    """Return what the directory of an entry is called."""
+    return f"{name}-{digest[:DIGEST_CHARACTERS]}"
+
+
+def name_of(entry: Path) -> str:
+    """Return the name that a directory of the store was made for."""
+    return entry.name.rpartition("-")[0]
+
+
 def reading() -> trio.CapacityLimiter:
     try:
         return _reading_limiter.get()

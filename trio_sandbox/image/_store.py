@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
+import math
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import final
 
 import trio
 
 from .._config import Progress
-from .._errors import ImageBuildError, ImageCorruptError, ImageError, ImageMissingError, SandboxError, UnknownImageError
+from .._errors import ImageCorruptError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
-from .._private import check_trusted, make_private_directory
-from ..qemu import is_marked, is_own_directory, mark
-from ._build import BuildRequest, build_entry, find_leftovers, open_staging, remove_leftovers
+from ._build import BuildRequest, build_entry, open_staging
 from ._entry import (
-    DIGEST_CHARACTERS,
-    ENTRY_NAME,
     below_of,
     disk_usage,
-    is_disk,
+    entry_name,
     layered,
     mapping_of,
     matches,
+    name_of,
     reading,
-    try_to_read,
     verify,
 )
 from ._layer import LAYER_MARK, LayerRecipe
-from ._lock import open_lock, try_lock
+from ._leases import Leases, last_used, mark_used
+from ._lock import open_lock
 from ._manifest import MANIFEST_NAME, Manifest, read_manifest
 from ._recipe import Recipe
 from ._recipes import IMAGES
+from ._shelf import Shelf
 from ._stored import IMAGE_NAME, BuiltImage, StoredImage, SystemDisk, default_cache_directory
 from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRecipe
 
@@ -44,6 +41,11 @@ _log = logging.getLogger("trio_sandbox.image")
 
 def _ignore_progress(progress: Progress) -> None:
     """Take no notice."""
+
+
+def _nobody_needs(_: Path) -> bool:
+    """Tell that nothing beyond the store needs an entry."""
+    return False
 
 
 @final
@@ -61,12 +63,13 @@ class ImageStore:
     def __init__(
         self, cache_dir: Path, *, recipes: Mapping[str, Recipe] | None = None, system: Recipe | None = None
     ) -> None:
-        self._directory = cache_dir.absolute()
+        self._shelf = Shelf(cache_dir.absolute())
         self._recipes: Mapping[str, Recipe] = IMAGES if recipes is None else recipes
         self._system: Recipe = SystemRecipe() if system is None else system
+        self._leases = Leases()
 
     def __repr__(self) -> str:
-        return f"<trio_sandbox ImageStore in {str(self._directory)!r}>"
+        return f"<trio_sandbox ImageStore in {str(self._shelf.directory)!r}>"
 
     def known_names(self) -> tuple[str, ...]:
         """Return the names of the images that can be built, sorted."""
@@ -139,14 +142,19 @@ class ImageStore:
         Arguments, errors and cancellation are those of `ensure`; but a damaged layer is made anew.
         """
         stage = f"image {recipe.image.name}, {recipe.step}"
-        try:
-            entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
-        except ImageCorruptError as exc:
-            if not build:
-                raise
-            _log.warning("a layer is made anew: %s", exc)
-            await self._remove(self._entry(recipe))
-            entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
+        with self.hold(recipe.image.entries) as held:
+            if not held:
+                raise ImageMissingError(
+                    f"what the {stage} stands on was removed just now, to make room in the cache; trying again builds it"
+                )
+            try:
+                entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
+            except ImageCorruptError as exc:
+                if not build:
+                    raise
+                _log.warning("a layer is made anew: %s", exc)
+                await self._shelf.remove(self._entry(recipe))
+                entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})
         return layered(recipe.image, entry, manifest)
 
     async def _open_layer(self, name: str) -> BuiltImage:
@@ -165,12 +173,12 @@ class ImageStore:
 
     def _find(self, name: str) -> tuple[Path, ...]:
         """Return the entries of that name."""
-        return tuple(entry for entry in self._entries() if entry.name.rpartition("-")[0] == name)
+        return tuple(entry for entry in self._shelf.entries() if name_of(entry) == name)
 
     @property
     def pylocks(self) -> Path:
         """The directory of locks that were made of requirements."""
-        return self._directory / "pylocks"
+        return self._shelf.pylocks
 
     @asynccontextmanager
     async def open_workspace(self, name: str, on_wait: Callable[[], object]) -> AsyncGenerator[Path]:
@@ -180,9 +188,12 @@ class ImageStore:
           ImageBuildError: in place of an `OSError`, the block's included.
 
         """
-        self.check_trusted()
-        self._make_directories()
-        async with open_lock(self._lock(name), on_wait=on_wait), open_staging(self._staging, name, {}) as directory:
+        self._shelf.check_trusted()
+        self._shelf.make_directories()
+        async with (
+            open_lock(self._shelf.lock(name), on_wait=on_wait),
+            open_staging(self._shelf.staging, name, {}) as directory,
+        ):
             yield directory
 
     async def ensure_system(
@@ -240,7 +251,7 @@ class ImageStore:
         """
         current = self._current()
         stored: list[StoredImage] = []
-        for entry in self._entries():
+        for entry in self._shelf.entries():
             try:
                 manifest = read_manifest(entry)
             except ImageError:
@@ -253,6 +264,7 @@ class ImageStore:
                     created=manifest.created,
                     size_bytes=disk_usage(entry),
                     current=entry in current,
+                    used=last_used(entry),
                     below=below_of(manifest)["name"],
                     step=str(manifest.details.get("step", "")),
                     details=manifest.details,
@@ -270,73 +282,67 @@ class ImageStore:
           OSError: if it can't be removed.
         """
         await trio.lowlevel.checkpoint()
-        found = [entry for entry in self._entries() if matches(entry, name_or_digest)]
+        found = [entry for entry in self._shelf.entries() if matches(entry, name_or_digest)]
         if not found:
-            stored = ", ".join(sorted({entry.name for entry in self._entries()})) or "nothing"
+            stored = ", ".join(sorted({entry.name for entry in self._shelf.entries()})) or "nothing"
             raise UnknownImageError(f"the store has no image {name_or_digest!r}; it has: {stored}")
-        return sum([await self._remove(entry) for entry in (*self._standing_on(found), *found)])
-
-    def _standing_on(self, found: Iterable[Path]) -> tuple[Path, ...]:
-        """Return the layers that stand on *found*, directly or not: the highest first."""
-        found = set(found)
-        contents = {manifest.files[IMAGE_NAME].sha256 for manifest in map(try_to_read, found) if is_disk(manifest)}
-        above = tuple(
-            entry
-            for entry in self._entries()
-            if entry not in found and below_of(try_to_read(entry)).get("content") in contents
-        )
-        return (*self._standing_on(above), *above) if above else ()
+        return sum([await self._shelf.remove(entry) for entry in (*self._shelf.standing_on(found), *found)])
 
     def _current(self) -> set[Path]:
         """Return the entries that are of use: those of recipes, and the layers that stand on them."""
         current = {self._entry(recipe) for recipe in self._all_recipes()}
-        return current.union(self._standing_on(current))
+        return current.union(self._shelf.standing_on(current))
 
-    async def prune(self) -> int:
+    def hold(self, entries: Iterable[Path]) -> AbstractContextManager[bool]:
+        """Keep entries from being evicted for a block; see `Leases.try_hold`."""
+        return self._leases.try_hold(entries)
+
+    async def evict(self, budget: int, *, is_needed: Callable[[Path], bool] = _nobody_needs) -> int:
+        """Remove what was used longest ago, until all that the store holds takes no more than *budget* bytes; return those that came free.
+
+        Never removed are the images and the system disk that this version of the library builds, and what somebody stands on: a layer, an
+        open sandbox in any process, or who *is_needed* knows of. So it may not get that far.
+
+        Args:
+          budget: In bytes.
+          is_needed: Tells whether something beyond the store needs the entry in that directory, or what stands on that.
+
+        Raises:
+          OSError: if something can't be removed.
+
+        """
+        await trio.lowlevel.checkpoint()
+        kept = {self._entry(recipe) for recipe in self._all_recipes()}
+        sizes = {entry: disk_usage(entry) for entry in sorted(self._shelf.entries(), key=last_used)}
+        excess = sum(sizes.values()) - budget
+        return await self._shelf.clear([entry for entry in sizes if entry not in kept], is_needed, excess)
+
+    async def prune(self, *, is_needed: Callable[[Path], bool] = _nobody_needs) -> int:
         """Remove what this version of the library has no use for, and what killed builds left.
 
-        A build that is going on in another process is left alone. Returns the bytes that came free.
+        A build that is going on in another process is left alone, and so is what an open sandbox stands on. Returns the bytes that came free.
+
+        Args:
+          is_needed: As that of `evict`.
 
         Raises:
           OSError: if something can't be removed.
         """
         await trio.lowlevel.checkpoint()
         current = self._current()
-        freed = 0
-        for entry in self._entries():
-            if entry not in current or not (entry / MANIFEST_NAME).is_file():
-                freed += await self._remove(entry)
-        return freed + self._remove_pylocks() + await self.remove_leftovers({})
-
-    def _remove_pylocks(self) -> int:
-        """Remove the locks that no layer was made by."""
-        used = {str(try_to_read(entry).details.get("pylock")) for entry in self._entries()}
-        unused = [lock for lock in self.pylocks.glob("pylock-*") if lock.name not in used]
-        freed = sum(map(disk_usage, unused))
-        for lock in unused:
-            lock.unlink(missing_ok=True)
-        return freed
+        unused = [
+            entry for entry in self._shelf.entries() if entry not in current or not (entry / MANIFEST_NAME).is_file()
+        ]
+        freed = await self._shelf.clear(unused, is_needed, math.inf)
+        return freed + self._shelf.remove_pylocks() + await self._shelf.remove_leftovers({})
 
     async def remove_leftovers(self, environment: Mapping[str, str]) -> int:
-        """Remove what killed builds left; return the bytes that came free.
+        """Remove what killed builds left; see `Shelf.remove_leftovers`."""
+        return await self._shelf.remove_leftovers(environment)
 
-        A build that is going on in another process is left alone.
-
-        Args:
-          environment: What children need in theirs, for whoever owns them.
-
-        Raises:
-          OSError: if something can't be removed.
-
-        """
-        await trio.lowlevel.checkpoint()
-        freed = 0
-        for name in sorted({leftover.name.partition(".")[0] for leftover in find_leftovers(self._staging)}):
-            with try_lock(self._lock(name)) as held:
-                if held:
-                    freed += sum(disk_usage(leftover) for leftover in find_leftovers(self._staging, name))
-                    await remove_leftovers(self._staging, name, environment)
-        return freed
+    def check_trusted(self) -> None:
+        """Refuse a directory in which somebody else can have put something; see `Shelf.check_trusted`."""
+        self._shelf.check_trusted()
 
     async def _ensure(
         self,
@@ -346,13 +352,13 @@ class ImageStore:
         progress: Callable[[Progress], object],
         environment: Mapping[str, str],
     ) -> tuple[Path, Manifest]:
-        self.check_trusted()
+        self._shelf.check_trusted()
         digest = await trio.to_thread.run_sync(recipe.digest)
         entry = self._entry(recipe, digest)
         if not entry.exists():
             if not build:
                 raise ImageMissingError(
-                    f"the {stage} is not in {self._directory}, and building it was refused;"
+                    f"the {stage} is not in {self._shelf.directory}, and building it was refused;"
                     f" `trio-sandbox image build` builds it"
                 )
             base = None
@@ -360,6 +366,7 @@ class ImageStore:
                 base, _ = await self._ensure(recipe.base, stage, build, progress, environment)
             await self._build(recipe, digest, base, stage, progress, environment)
         manifest = await trio.to_thread.run_sync(verify, entry, limiter=reading())
+        mark_used(entry)
         return entry, manifest
 
     async def _build(
@@ -381,57 +388,14 @@ class ImageStore:
             recipe=recipe,
             digest=digest,
             base=base,
-            staging=self._staging,
+            staging=self._shelf.staging,
             entry=self._entry(recipe, digest),
             environment=environment,
         )
-        self._make_directories()
-        async with open_lock(self._lock(recipe.name), on_wait=on_wait):
+        self._shelf.make_directories()
+        async with open_lock(self._shelf.lock(recipe.name), on_wait=on_wait):
             if not request.entry.exists():
                 await build_entry(request, report)
-
-    async def _remove(self, entry: Path) -> int:
-        self.check_trusted()
-        self._make_directories()
-        name = entry.name.rpartition("-")[0]
-        async with open_lock(self._lock(name), on_wait=lambda: None):
-            freed = disk_usage(entry)
-            mark(entry)  # those of earlier versions have only their manifest
-            # Gone at once for everybody else, however long the files take.
-            os.rename(entry, self._staging / f"{name}.removed-{os.urandom(8).hex()}")
-            await remove_leftovers(self._staging, name, {})
-        return freed
-
-    def _make_directories(self) -> None:
-        try:
-            # Users that may only read it may share a store. What a build is making is nobody else's to see.
-            make_private_directory(self._directory / "store", 0o755)
-            make_private_directory(self._directory / "locks")
-            make_private_directory(self._staging)
-            for directory in (self._directory / "store", self._directory / "locks", self._staging):
-                if not os.access(directory, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(directory))
-        except OSError as exc:
-            raise ImageBuildError(
-                f"the cache directory {self._directory} can't be written ({exc.strerror}: {exc.filename});"
-                f" choose another with HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME"
-            ) from exc
-
-    def check_trusted(self) -> None:
-        """Refuse a directory in which somebody else can have put something.
-
-        Raises:
-          ImageError: which says what and why.
-
-        """
-        top = self._directory
-        try:
-            check_trusted(top, *(top / name for name in ("store", "locks", "staging", "templates", "saved", "pylocks")))
-        except OSError as exc:
-            raise ImageError(
-                f"the cache directory {top} can't be used: {exc.filename} is {exc.strerror}."
-                f" HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME choose another"
-            ) from exc
 
     def _all_recipes(self) -> Generator[Recipe]:
         for recipe in (*self._recipes.values(), self._system):
@@ -440,23 +404,8 @@ class ImageStore:
                 yield each
                 each = each.base
 
-    def _entries(self) -> Generator[Path]:
-        """Give what the store holds, damaged or not, but nothing that somebody else has put there."""
-        for path in sorted((self._directory / "store").glob("*-*")):
-            manifest = is_own_directory(path) and (path / MANIFEST_NAME).is_file()
-            if ENTRY_NAME.fullmatch(path.name) and (manifest or is_marked(path)):
-                yield path
-
     def _entry(self, recipe: Recipe, digest: str | None = None) -> Path:
-        digest = recipe.digest() if digest is None else digest
-        return self._directory / "store" / f"{recipe.name}-{digest[:DIGEST_CHARACTERS]}"
-
-    def _lock(self, name: str) -> Path:
-        return self._directory / "locks" / name
-
-    @property
-    def _staging(self) -> Path:
-        return self._directory / "staging"
+        return self._shelf.store / entry_name(recipe.name, recipe.digest() if digest is None else digest)
 
 
 def own_caches() -> list[Path]:

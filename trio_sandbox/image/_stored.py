@@ -48,6 +48,11 @@ class BuiltImage:
         return (self.path, *self.layers)[-1]
 
     @property
+    def entries(self) -> tuple[Path, ...]:
+        """The directories of the store that it consists of, the lowest first."""
+        return tuple(file.parent for file in (self.path, *self.layers))
+
+    @property
     def content(self) -> str:
         """The digest of the disk on top. What stands on it stands on no other, whatever recipe that was built by."""
         return self.manifest.files[IMAGE_NAME].sha256
@@ -86,6 +91,8 @@ class StoredImage:
     """What it takes on the host's disk."""
     current: bool
     """Whether this version of the library would use it."""
+    used: float = 0.0
+    """When it was last used, in Unix seconds."""
     below: str = ""
     """The name of what it is a layer on; "" for what stands by itself."""
     step: str = ""

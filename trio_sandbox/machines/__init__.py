@@ -5,9 +5,10 @@ from __future__ import annotations
 from .._metadata import mark_public
 from ._admission import Admission as Admission, AdmissionStatistics as AdmissionStatistics
 from ._blame import RESTORE_FAILURES as RESTORE_FAILURES
+from ._dependents import Dependents as Dependents
 from ._fit import check_image as check_image, fit as fit
 from ._fork import check_count as check_count, open_together as open_together
-from ._images import HostImages as HostImages
+from ._images import Disks as Disks, HostImages as HostImages
 from ._launcher import Launcher as Launcher
 from ._layer_builder import LayerBuilder as LayerBuilder
 from ._ledger import Ledger as Ledger, LedgerEntry as LedgerEntry, open_ledger as open_ledger

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import final
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from typing import Final, final
 from weakref import WeakValueDictionary
 
 import trio
 
 from .._config import Progress
+from .._errors import ImageError, ImageMissingError, TemplateUnusableError
 from .._image import AnyImage, Image
 from .._network import Network
 from ..image import BuiltImage, ImageStore, LayerJob, PackageInstaller, SystemDisk, are_there, ensure_layers
 from ..network import Gateway
 from ._admission import Admission
+from ._dependents import Dependents
 from ._layer_builder import LayerBuilder, Report
+from ._named import NamedTemplate
+
+_log = logging.getLogger("trio_sandbox.image")
+
+#: How often an image is looked for that is removed again before it can be held, and the seconds between: a removal holds its lock for some
+#: milliseconds.
+_ATTEMPTS: Final = 50
+_LOOK: Final = 0.1
+
+
+Disks = tuple[BuiltImage, SystemDisk]
 
 
 @final
@@ -29,6 +44,8 @@ class HostImages:
       build: Whether to build what is missing.
       progress: Told what is going on.
       environment: `Runtime.environment`.
+      dependents: Who stands on images, besides sandboxes that are open.
+      budget_mib: `HostConfig.image_budget_mib`.
 
     """
 
@@ -42,7 +59,11 @@ class HostImages:
         build: bool,
         progress: Callable[[Progress], object],
         environment: Mapping[str, str],
+        dependents: Dependents,
+        budget_mib: int | None,
     ) -> None:
+        self._dependents = dependents
+        self._budget_mib = budget_mib
         self._store = store
         self._builder = builder
         self._admission = admission
@@ -50,10 +71,10 @@ class HostImages:
         self._build = build
         self._progress = progress
         self._environment = environment
-        self._ready: dict[AnyImage, tuple[BuiltImage, SystemDisk]] = {}
+        self._ready: dict[AnyImage, Disks] = {}
         self._ensuring: WeakValueDictionary[AnyImage, trio.Lock] = WeakValueDictionary()
 
-    def __setitem__(self, image: AnyImage, disks: tuple[BuiltImage, SystemDisk]) -> None:
+    def __setitem__(self, image: AnyImage, disks: Disks) -> None:
         """Take an image for ready."""
         self._ready[image] = disks
 
@@ -61,7 +82,7 @@ class HostImages:
         """Return an image that is ready."""
         return self._ready[image][0]
 
-    async def ensure(self, image: AnyImage, *, build: bool = True) -> tuple[BuiltImage, SystemDisk]:
+    async def ensure(self, image: AnyImage, *, build: bool = True) -> Disks:
         """Return *image* and the system disk, built if need be; those that want the same one wait for it together.
 
         Raises:
@@ -73,13 +94,64 @@ class HostImages:
                 self._ready[image] = await self._make(image, build=build and self._build)
             return self._ready[image]
 
+    @asynccontextmanager
+    async def hold(self, image: AnyImage, saved: NamedTemplate | None = None) -> AsyncGenerator[Disks]:
+        """Do `ensure`, and keep the image from being evicted for the block, by this process or another.
+
+        Args:
+          image: Which.
+          saved: A saved sandbox that is to go on from it; then it is not built, since it would be another one.
+
+        Raises:
+          TemplateUnusableError: if it is not there for *saved*.
+          ImageError, ModuleNotFoundError, CapacityError: all that `Host.prepare` raises.
+
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                disks = await self._hold(stack, image, build=saved is None)
+            except ImageError as exc:
+                if saved is None:
+                    raise
+                raise TemplateUnusableError(
+                    f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
+                    f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
+                ) from exc
+            yield disks
+
+    async def _hold(self, stack: AsyncExitStack, image: AnyImage, *, build: bool) -> Disks:
+        for _ in range(_ATTEMPTS):
+            known = self._ready.get(image)
+            built, system = disks = await self.ensure(image, build=build)
+            with ExitStack() as lease:
+                if lease.enter_context(self._store.hold((*built.entries, system.disk.parent))):
+                    if disks is not known:
+                        await self._make_room()
+                    stack.push(lease.pop_all())
+                    return disks
+            await trio.sleep(_LOOK)
+            self._ready.pop(image, None)
+        raise ImageMissingError(f"the image {image!s} is removed again and again, to make room in the cache")
+
+    async def _make_room(self) -> None:
+        """Evict what was used longest ago. Failing is no reason to do without an image that is there."""
+        if self._budget_mib is None or not self._build:
+            return
+        try:
+            freed = await self._store.evict(self._budget_mib * 2**20, is_needed=self._dependents.any_on)
+        except (ImageError, OSError) as exc:
+            _log.warning("old images can't be removed: %s", exc)
+        else:
+            if freed:
+                _log.info("removed images of %d MiB that were used longest ago", freed // 2**20)
+
     def installer(self, image: AnyImage) -> PackageInstaller:
         """Return what packs packages for sandboxes of an image that is ready."""
         return PackageInstaller(
             self._store, self[image], build=self._build, progress=self._progress, environment=self._environment
         )
 
-    async def _make(self, image: AnyImage, *, build: bool) -> tuple[BuiltImage, SystemDisk]:
+    async def _make(self, image: AnyImage, *, build: bool) -> Disks:
         base = image if isinstance(image, str) else image.name
         built, system = await self._store.ensure_bootable(
             base, build=build, progress=self._progress, environment=self._environment

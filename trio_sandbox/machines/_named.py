@@ -161,6 +161,18 @@ class NamedTemplateStore:
         found = [path.name.removesuffix(_MANIFEST_SUFFIX) for path in self._directory.glob(f"*{_MANIFEST_SUFFIX}")]
         return sorted(name for name in found if _NAME.fullmatch(name))
 
+    def images_below(self) -> dict[str, tuple[str, str]]:
+        """Return the name and the digest of the image that each template stands on, by its name; those of other versions included.
+
+        One that is damaged so badly that it does not say stands on nothing any more.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        for name in self.names():
+            with suppress(OSError, ValueError):
+                fields = Fields(read_json(self._manifest(name)))
+                found[name] = fields.text("image"), fields.text("image_digest")
+        return found
+
     def find(self, name: str) -> NamedTemplate:
         """Return the template of that name.
 

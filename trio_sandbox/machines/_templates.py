@@ -295,6 +295,11 @@ class TemplateStore:
                 left -= size
         return freed
 
+    def disks_below(self) -> dict[str, Path]:
+        """Return the file that the disk of each template stands on, by its key; damaged ones and those of other versions included."""
+        found = {entry.name: _disk_below(entry / _OVERLAY) for entry in self._entries()}
+        return {key: disk for key, disk in found.items() if disk is not None}
+
     def _remove(self, directory: Path) -> int:
         if not os.path.lexists(directory):
             return 0  # somebody else was faster
@@ -360,11 +365,17 @@ def _try_to_remove(directory: Path) -> None:
 
 def _has_image(template: Template) -> bool:
     """Tell whether the image that a template's disk is a layer on is still there."""
+    image = _disk_below(template.overlay)
+    return image is None or image.exists()  # where nobody can tell, whoever opens it notices
+
+
+def _disk_below(overlay: Path) -> Path | None:
+    """Return the file that an overlay stands on; None where it can't be told."""
     try:
-        image = read_qcow2_info(template.overlay).backing_file
+        below = read_qcow2_info(overlay).backing_file
     except (Qcow2FormatError, OSError):
-        return True  # not for us to say: whoever opens it notices
-    return image is None or os.path.exists(image)
+        return None
+    return None if below is None else Path(below)
 
 
 def file_identities(paths: Iterable[Path]) -> dict[str, list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
@@ -28,7 +28,7 @@ class WarmVms:
     """Virtual machines for a `WarmPool`.
 
     Args:
-      prepared: Returns an image and the system disk, built if need be.
+      hold: Yields an image and the system disk, built if need be, which stay for the block.
       launcher: Opens machines.
       timeouts: Bounds on what the guest is asked to do.
 
@@ -36,24 +36,24 @@ class WarmVms:
 
     def __init__(
         self,
-        prepared: Callable[[AnyImage], Awaitable[tuple[BuiltImage, SystemDisk]]],
+        hold: Callable[[AnyImage], AbstractAsyncContextManager[tuple[BuiltImage, SystemDisk]]],
         launcher: Launcher,
         timeouts: Timeouts,
     ) -> None:
-        self._prepared = prepared
+        self._hold = hold
         self._launcher = launcher
         self._timeouts = timeouts
         self._languages: WeakKeyDictionary[Vm, str] = WeakKeyDictionary()
 
     async def prepare(self, image: AnyImage) -> None:
         """Have the image and the system disk ready, building them if need be."""
-        await self._prepared(image)
+        async with self._hold(image):
+            pass
 
     @asynccontextmanager
     async def open(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Vm]:
         """Open a machine as for a sandbox."""
-        disk, system = await self._prepared(image)
-        async with self._launcher.open_machine(disk, system, config) as vm:
+        async with self._hold(image) as (disk, system), self._launcher.open_machine(disk, system, config) as vm:
             self._languages[vm] = disk.languages[0]
             yield vm
 
