@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import io
 import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
@@ -28,7 +31,8 @@ from trio_sandbox.client._functions import BadCallError, CallDecoder, parse_argu
 from trio_sandbox.client._messages import parse_message
 from trio_sandbox.guest.agent.network import dns, packets
 from trio_sandbox.guest.trees import TreeReader
-from trio_sandbox.image._manifest import Manifest
+from trio_sandbox.image._archive import archive_parts, read_archive
+from trio_sandbox.image._manifest import Manifest, StoredFile
 from trio_sandbox.machines import _templates
 from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.network import Gateway, HostResolver
@@ -37,7 +41,7 @@ from trio_sandbox.network._http import HttpProxy, RequestRefusedError
 from trio_sandbox.network._proxy import Proxy, _parse_status
 from trio_sandbox.qemu._accelerator import _read_cache
 from trio_sandbox.qemu._console import describe_end, excerpt
-from trio_sandbox.qemu._qcow2 import Qcow2FormatError, parse_qcow2_header
+from trio_sandbox.qemu._qcow2 import Qcow2FormatError, check_strangers_header, parse_qcow2_header
 from trio_sandbox.qemu._qmp_codec import QMPConnection, encode_command
 from trio_sandbox.sandbox._file import GuestFile
 from trio_sandbox.sandbox._files import FileSession, parse_environment, parse_error, parse_path
@@ -415,6 +419,37 @@ def _make_hello() -> bytes:
     return outgoing.read()
 
 
+#: The header of a disk that stands on nothing.
+STRANGERS_DISK = (
+    struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 16, 2**30, 0, 0, 0, 2**16, 1, 0, 0)
+    + struct.pack(">QQQII", 0, 0, 0, 4, 104)
+    + _QCOW2_FORMAT[4:]
+).ljust(1000, b"\0")
+
+
+def make_archive(**changes: object) -> bytes:
+    """Make an archive of an image and a layer; *changes* are to the manifest of the layer, or details of it."""
+    disk = STRANGERS_DISK
+    files = {"image.qcow2": StoredFile(size=len(disk), sha256=hashlib.sha256(disk).hexdigest())}
+    base = Manifest(name="python", digest="1" * 64, created=1.5, files=files, details={"virtual_size": 2**30})
+    lock = f"pylock-{'a' * 32}"
+    details = {
+        "virtual_size": 2**30,
+        "below": {"name": "python", "content": files["image.qcow2"].sha256},
+        "step": "packages idna",
+        "packages": {"idna": "3.10"},
+        "pylock": lock,
+    }
+    layer = Manifest(name="python+" + "2" * 12, digest="2" * 64, created=1.5, files=files, details=details)
+    for name, value in changes.items():
+        if name in details:
+            details[name] = value
+        else:
+            layer = attrs.evolve(layer, **{name: value})  # type: ignore[arg-type]
+    parts = archive_parts([base, layer], {lock: "a lock"})
+    return b"".join(part if isinstance(part, bytes) else disk for part in parts)
+
+
 PARSERS: dict[str, Parser] = {
     "frames at the host": Parser(
         lambda data: _frames(Role.HOST, data),
@@ -488,6 +523,10 @@ PARSERS: dict[str, Parser] = {
     ),
     "a console": Parser(_console, (), (b"[ 1.0] Kernel panic - not syncing\r\n\x1b[31mred",)),
     "qcow2": Parser(parse_qcow2_header, (Qcow2FormatError,), (_QCOW2,)),
+    "a stranger's disk": Parser(
+        lambda data: check_strangers_header(data, 2**20), (Qcow2FormatError,), (STRANGERS_DISK,)
+    ),
+    "an archive of images": Parser(lambda data: read_archive(io.BytesIO(data)), (ValueError,), (make_archive(),)),
     "an image's manifest": Parser(
         _image_manifest, (ValueError,), (_MANIFEST.replace(b'"files": {}', b'"files": ' + _json({"disk": _FILE})),)
     ),

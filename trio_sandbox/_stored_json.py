@@ -129,6 +129,13 @@ class Fields:
         """Return the fields of an object in this one."""
         return Fields(self._fields.get(name))
 
+    def items(self, name: str, most: int) -> list[object]:
+        """Return the values of a list that has no more than *most*."""
+        value = self._fields.get(name)
+        if not isinstance(value, list) or len(cast("list[object]", value)) > most:
+            raise self._damaged(name, f"a list of at most {most}")
+        return cast("list[object]", value)
+
     def _damaged(self, name: str, wanted: str) -> ValueError:
         return ValueError(f"it is damaged: {name!r} must be {wanted} and is {self._fields.get(name)!r:.80}")
 

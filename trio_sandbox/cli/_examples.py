@@ -56,7 +56,8 @@ IMAGE = """\
 examples:
   trio-sandbox image build python node
   trio-sandbox image list --json
-  trio-sandbox image prune
+  trio-sandbox image export python python.tar
+  trio-sandbox image prune --to 20G
 """
 
 TEMPLATE = """\

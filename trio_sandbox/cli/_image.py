@@ -14,7 +14,7 @@ from .._config import HostConfig
 from .._errors import SandboxError, UnknownImageError
 from .._image import Image
 from ..host import open_host
-from ..image import ImageStore, default_cache_directory
+from ..image import ImageStore, default_cache_directory, export_image, import_images
 from ..machines import Dependents
 from ..qemu import open_runtime
 from ._progress import open_progress
@@ -28,6 +28,8 @@ def image(options: argparse.Namespace) -> int:
     actions: dict[str, Callable[[], None]] = {
         "build": lambda: trio.run(build, store, options.names, options.packages, options.cache_dir, options.quiet),
         "inspect": lambda: print(description(store, dependents, options.name)),
+        "export": lambda: trio.run(write, store, options.name, options.file),
+        "import": lambda: trio.run(read, store, options.file, options.quiet),
         "list": lambda: print(listing(store, as_json=options.json)),
         "rm": lambda: trio.run(remove, store, options.names),
         "prune": lambda: trio.run(prune, store, dependents, options.to),
@@ -131,6 +133,20 @@ async def remove(store: ImageStore, names: Sequence[str]) -> None:  # noqa: ASYN
     """Remove *names*, and say how much came free."""
     for name in names:
         print(f"{name}: {mebibytes(await store.remove(name))} freed")
+
+
+async def write(store: ImageStore, name: str, file: Path) -> None:
+    """Write an image with all that it stands on to *file*, and say how large that is."""
+    size = await export_image(store, name, file)
+    print(f"{name}: {file}, {mebibytes(size)}")
+
+
+async def read(store: ImageStore, file: Path, quiet: bool) -> None:
+    """Take what is in *file* into the store, and say what that is."""
+    async with open_runtime(None) as runtime:
+        with open_progress(quiet=quiet) as show:
+            names = await import_images(store, file, progress=show, environment=runtime.environment)
+    print("\n".join(f"{name}: imported" for name in names))
 
 
 async def prune(store: ImageStore, dependents: Dependents, to_mib: int | None) -> None:

@@ -245,6 +245,18 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     _add_quiet(build)
     _add_cache_dir(build)
 
+    export = actions.add_parser(
+        "export", help="write an image, with all layers below it, to a file for another machine"
+    )
+    export.add_argument("name", metavar="NAME", help="image name, as list shows it")
+    export.add_argument("file", type=Path, metavar="FILE", help="the new file")
+    _add_cache_dir(export)
+
+    importing = actions.add_parser("import", help="take an image from a file that export wrote; as safe as its maker")
+    importing.add_argument("file", type=Path, metavar="FILE", help="the file")
+    _add_quiet(importing)
+    _add_cache_dir(importing)
+
     inspect = actions.add_parser("inspect", help="print all that is known of an image and what it stands on, as JSON")
     inspect.add_argument("name", metavar="NAME", help="image name")
     _add_cache_dir(inspect)

@@ -212,7 +212,7 @@ class LayerRecipe:
     @property
     def name(self) -> str:
         """What it can be called: each layer has a name, and a lock, of its own."""
-        return f"{self.image.name.partition(LAYER_MARK)[0]}{LAYER_MARK}{self.digest()[:_NAME_DIGITS]}"
+        return layer_name(self.image.name, self.digest())
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -247,6 +247,11 @@ class LayerRecipe:
             "below": {"name": self.image.name, "content": self.image.content},
             "virtual_size": self.image.virtual_size,
         }
+
+
+def layer_name(image: str, digest: str) -> str:
+    """Return the name of the layer with that digest, on an image or on another layer."""
+    return f"{image.partition(LAYER_MARK)[0]}{LAYER_MARK}{digest[:_NAME_DIGITS]}"
 
 
 def digest_of_tree(source: Path) -> str:

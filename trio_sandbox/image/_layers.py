@@ -135,7 +135,7 @@ class Planner:
         )
         name = f"pylock-{digest[:32]}"
         path = self._store.pylocks / name
-        if (lock := await trio.to_thread.run_sync(_read, path)) is not None:
+        if (lock := await trio.to_thread.run_sync(read_lock, path)) is not None:
             return name, lock
         if not self._build:
             raise ImageMissingError(
@@ -149,7 +149,7 @@ class Planner:
         async with self._store.open_workspace(
             name, lambda: report("another process is choosing its packages")
         ) as directory:
-            lock = await trio.to_thread.run_sync(_read, path)
+            lock = await trio.to_thread.run_sync(read_lock, path)
             if lock is None:
                 report("choosing packages")
                 lock = await resolve(step, pins, target, directory, self._environment)
@@ -157,12 +157,17 @@ class Planner:
         return name, lock
 
 
-def _read(path: Path) -> Lock | None:
+def read_lock(path: Path) -> Lock | None:
     """Return a stored lock; None if it is missing or damaged."""
     try:
-        digest, _, text = path.read_text("utf-8").partition("\n")
+        return lock_of(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def lock_of(stored: str) -> Lock | None:
+    """Return the lock that was stored as this text; None if it is damaged."""
+    digest, _, text = stored.partition("\n")
     return parse_lock(text) if digest == digest_of(text) else None
 
 

@@ -129,6 +129,17 @@ class ImageStore:
             system_packages=mapping_of(manifest, "packages"),
         )
 
+    def digest_of(self, name: str) -> str:
+        """Return the digest of the recipe that the image *name* is built by; "" if there is none. May read files."""
+        recipe = self._recipes.get(name)
+        return "" if recipe is None else recipe.digest()
+
+    async def add(
+        self, recipe: Recipe, *, progress: Callable[[Progress], object], environment: Mapping[str, str]
+    ) -> None:
+        """Have in the store what *recipe* makes, intact. Arguments, errors and cancellation are those of `ensure`."""
+        await self._ensure(recipe, f"image {recipe.name}", True, progress, environment)
+
     async def ensure_layer(
         self,
         recipe: LayerRecipe,

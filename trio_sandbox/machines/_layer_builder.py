@@ -25,7 +25,7 @@ from ..client import ask, open_process, process_request
 from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
 from ..image import LayerJob, Place, open_mounts_disk
 from ..network import Gateway
-from ..qemu import BoundedTail, OverlayPool, Vm, VmManager
+from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
 from ._description import describe_machine
 from ._mounts import mount
 
@@ -93,6 +93,8 @@ class LayerBuilder:
             await self._build(job, gateway, report)
         except _FAILURES as exc:
             raise ImageBuildError(f"the virtual machine that was to make the layer failed: {exc}") from exc
+        # It is always opened with what it stands on, by whoever has both; a path of this machine is of no use elsewhere.
+        forget_backing_file(job.overlay)
 
     async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
         machine = describe_machine(job.image, job.system, self.config, overlay=job.overlay, balloon=False)

@@ -30,7 +30,14 @@ from ._process import (
     require_program as require_program,
     run_owned as run_owned,
 )
-from ._qcow2 import Qcow2FormatError as Qcow2FormatError, Qcow2Info as Qcow2Info, read_qcow2_info as read_qcow2_info
+from ._qcow2 import (
+    HEAD_BYTES as HEAD_BYTES,
+    Qcow2FormatError as Qcow2FormatError,
+    Qcow2Info as Qcow2Info,
+    check_strangers_header as check_strangers_header,
+    forget_backing_file as forget_backing_file,
+    read_qcow2_info as read_qcow2_info,
+)
 from ._qmp import QMPChannel as QMPChannel, QMPStatistics as QMPStatistics, open_qmp as open_qmp
 from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime

@@ -18,18 +18,29 @@ import attrs
 _MAGIC: Final = b"QFI\xfb"
 #: Version 2's header; version 3 has more fields behind it, `header_length` among them.
 _HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQ")
+#: Offset and length of the backing file's name.
+_BACKING_FIELDS: Final = struct.Struct(">QI")
+_BACKING_OFFSET: Final = 8
 _HEADER_LENGTH: Final = struct.Struct(">I")
 _HEADER_LENGTH_OFFSET: Final = 100
 _VERSION_3_BYTES: Final = 104
 _EXTENSION: Final = struct.Struct(">II")
 _END_OF_EXTENSIONS: Final = 0
 _BACKING_FORMAT: Final = 0xE2792ACA
+#: Names of features, for error messages.
+_FEATURE_NAMES: Final = 0x6803F857
+#: Version 3: incompatible, compatible and autoclear features.
+_FEATURES: Final = struct.Struct(">QQQ")
+_FEATURES_OFFSET: Final = 72
+_EXTERNAL_DATA: Final = 1 << 2
+#: QEMU's own limit on the table of level 1, in bytes.
+_LONGEST_L1: Final = 32 * 2**20
 #: The specification's own limits: clusters of 512 bytes to 2 MiB, backing file names of 1023 bytes.
 _CLUSTER_BITS: Final = range(9, 22)
 _BACKING_NAME_BYTES: Final = 1023
 #: Header, extensions and backing file name all lie in the first cluster, which QEMU makes 64 KiB
 #: unless asked otherwise. Of larger ones nobody fills more than this.
-_HEAD_BYTES: Final = 64 * 2**10
+HEAD_BYTES: Final = 64 * 2**10
 
 #: The unit in which a stamp leaves zeros out. File systems allocate in blocks of this size.
 _BLOCK: Final = 4096
@@ -98,6 +109,66 @@ def parse_qcow2_header(head: bytes) -> Qcow2Info:
         raise Qcow2FormatError("corrupt qcow2 header: it is truncated") from exc
 
 
+def check_strangers_header(head: bytes, file_size: int) -> Qcow2Info:
+    """Read a header that a stranger may have written, and refuse what no image of ours has.
+
+    QEMU would open other files of the host's that a header names, as a backing file or as one for the data.
+
+    Args:
+      head: The first 64 KiB of the file, or all of it.
+      file_size: In bytes.
+
+    Raises:
+      Qcow2FormatError: which says what is wrong.
+
+    """
+    info = parse_qcow2_header(head)
+    if info.version != 3:
+        raise Qcow2FormatError(f"qcow2 version {info.version}, and ours have 3")
+    (*_, crypt, l1_size, l1_offset, refcount_offset, refcount_clusters, snapshots, _) = _HEADER.unpack_from(head)
+    incompatible, _, autoclear = _FEATURES.unpack_from(head, _FEATURES_OFFSET)
+    (length,) = _HEADER_LENGTH.unpack_from(head, _HEADER_LENGTH_OFFSET)
+    kinds = {kind for kind, _ in _extensions(head, length, len(head))}
+    if info.backing_file is not None:
+        raise Qcow2FormatError("it names a backing file")
+    if incompatible & _EXTERNAL_DATA:
+        raise Qcow2FormatError("it names a file for its data")
+    if (
+        incompatible
+        or autoclear
+        or crypt
+        or snapshots
+        or kinds - {_BACKING_FORMAT, _FEATURE_NAMES}
+        or info.cluster_size != HEAD_BYTES
+    ):
+        raise Qcow2FormatError("it uses features that no image of ours does")
+    tables = ((l1_offset, l1_size * 8), (refcount_offset, refcount_clusters * info.cluster_size))
+    if l1_size * 8 > _LONGEST_L1 or any(offset + size > file_size for offset, size in tables):
+        raise Qcow2FormatError("its tables are not within the file")
+    return info
+
+
+def forget_backing_file(path: str | os.PathLike[str]) -> None:
+    """Have the header of a qcow2 file that nobody has open name no backing file, nor any path of this machine.
+
+    Whoever opens it has to say what it stands on. Again is no error.
+
+    Raises:
+      Qcow2FormatError: if it is not qcow2.
+      OSError: if it can't be read or written.
+
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        head = os.pread(fd, HEAD_BYTES, 0)
+        if parse_qcow2_header(head).backing_file is not None:
+            offset, length = _BACKING_FIELDS.unpack_from(head, _BACKING_OFFSET)
+            os.pwrite(fd, bytes(_BACKING_FIELDS.size), _BACKING_OFFSET)
+            os.pwrite(fd, bytes(length), offset)
+    finally:
+        os.close(fd)
+
+
 def _extensions(head: bytes, offset: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Give type and data of each header extension; they end with one of type 0 or at *end*."""
     while offset + _EXTENSION.size <= end:
@@ -145,7 +216,7 @@ def read_qcow2_info(path: str | os.PathLike[str]) -> Qcow2Info:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise OSError(errno.EINVAL, "Neither a regular file nor a block device", os.fspath(path))
-        return parse_qcow2_header(os.pread(fd, _HEAD_BYTES, 0))
+        return parse_qcow2_header(os.pread(fd, HEAD_BYTES, 0))
     finally:
         os.close(fd)
 
