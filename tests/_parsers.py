@@ -433,7 +433,7 @@ def make_archive(**changes: object) -> bytes:
     files = {"image.qcow2": StoredFile(size=len(disk), sha256=hashlib.sha256(disk).hexdigest())}
     base = Manifest(name="python", digest="1" * 64, created=1.5, files=files, details={"virtual_size": 2**30})
     lock = f"pylock-{'a' * 32}"
-    details = {
+    details: dict[str, object] = {
         "virtual_size": 2**30,
         "below": {"name": "python", "content": files["image.qcow2"].sha256},
         "step": "packages idna",

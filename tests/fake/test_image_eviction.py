@@ -205,13 +205,17 @@ class Builder:
         job.overlay.write_bytes(os.urandom(SIZE))
 
 
+def no_gateway(network: Network) -> Gateway:
+    return cast("Gateway", network)
+
+
 def host_images(tmp_path: Path, *, budget_mib: int | None = None, build: bool = True) -> HostImages:
     """The images of one host, with a store of its own on the common cache."""
     return HostImages(
         make_site(tmp_path).store,
         cast("LayerBuilder", Builder()),
         Admission(HostConfig(memory_budget_mib=10_000, vcpu_budget=100), tmp_path),
-        cast("Callable[[Network], Gateway]", lambda network: network),
+        no_gateway,
         build=build,
         progress=lambda progress: None,
         environment={},

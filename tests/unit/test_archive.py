@@ -7,6 +7,7 @@ import json
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_the_index_is_of_this_format_and_bounded() -> None:
         return packed([(index, data), *rest])
 
     read(with_index(value))
-    for changed, why in (
+    cases: list[tuple[Any, str]] = [
         ({**value, "format": 2}, "format"),
         ({**value, "layers": value["layers"] * 65}, "at most 128"),
         ({**value, "layers": []}, "no layers"),
@@ -116,7 +117,8 @@ def test_the_index_is_of_this_format_and_bounded() -> None:
         ({**value, "locks": ["pylock-" + "b" * 32]}, "a lock that no layer needs"),
         ({**value, "locks": value["locks"] * 2}, "a lock that no layer needs"),
         ([], "an object was expected"),
-    ):
+    ]
+    for changed, why in cases:
         with pytest.raises(ValueError, match=why):
             read(with_index(changed))
 
