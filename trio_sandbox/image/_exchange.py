@@ -91,7 +91,9 @@ def _locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[st
     return [(name, path.read_text("utf-8")) for name, path in texts.items() if read_lock(path) is not None]
 
 
-async def _copy(source: BinaryIO, target: BinaryIO, manifest: Manifest) -> None:
+async def _copy(  # noqa: ASYNC910 - no disk is empty
+    source: BinaryIO, target: BinaryIO, manifest: Manifest
+) -> None:
     """Copy the disk of a layer, from where *source* is.
 
     Raises:

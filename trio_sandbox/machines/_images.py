@@ -135,6 +135,7 @@ class HostImages:
 
     async def _make_room(self) -> None:
         """Evict what was used longest ago. Failing is no reason to do without an image that is there."""
+        await trio.lowlevel.checkpoint()
         if self._budget_mib is None or not self._build:
             return
         try:
