@@ -602,24 +602,3 @@ async def test_a_machine_that_ends_meanwhile() -> None:
         machines.append(machine)
         with pytest.raises(OutcomeUnknownError, match="port 80"):
             await sandbox.open_tcp_stream(80)
-
-
-def test_a_connection_before_the_machine_is_saved_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[socket.socket] = []
-    connect = socket.create_connection
-
-    def count(address: tuple[str, int]) -> socket.socket:
-        made.append(connect(address))
-        return made[-1]
-
-    monkeypatch.setattr(socket, "create_connection", count)
-    tunnels.prepare()
-    assert [end.fileno() for end in made] == [-1]
-
-
-def test_a_machine_without_a_loopback_interface_can_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(address: tuple[str, int]) -> socket.socket:
-        raise OSError(errno.EADDRNOTAVAIL, f"{address}")
-
-    monkeypatch.setattr(socket, "create_server", refuse)
-    tunnels.prepare()

@@ -100,7 +100,6 @@ async def serve(
         services["disk"] = disk.serve
 
     def prepare() -> None:
-        tunnels.prepare()
         if network is not None:
             network.prepare()
 

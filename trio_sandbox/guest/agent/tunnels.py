@@ -38,16 +38,6 @@ _LOCAL_ADDRESSES = (
 )
 
 
-def prepare() -> None:
-    """Connect once, in a machine that is about to be saved.
-
-    The kernel draws 256 KiB at random for a machine's first connection, a tenth of a second under emulation. Those that go on from there
-    have them. They only choose local ports.
-    """
-    with contextlib.suppress(OSError), socket.create_server((_ADDRESSES[0][1], 0)) as server:
-        socket.create_connection(server.getsockname()).close()
-
-
 async def serve(stream: ChannelStream, header: dict[str, object]) -> None:
     """Serve one stream of the service."""
     port = header.get("port")
