@@ -87,3 +87,19 @@ def _bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[No
             await test(*args, **kwargs)
 
     return bounded
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """Let an asynchronous test that skips itself say why: pytest-trio raises another exception, without a reason or a place."""
+    try:
+        return (yield)
+    except pytest.skip.Exception as exc:
+        raise _skipped(exc.__context__) or exc from None
+
+
+def _skipped(error: BaseException | None) -> pytest.skip.Exception | None:
+    """Return the exception of the test that pytest-trio has found to be the only one in a group; None: it is another error."""
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    return error if isinstance(error, pytest.skip.Exception) else None

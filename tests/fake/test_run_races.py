@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 from collections.abc import AsyncGenerator
-from typing import cast
 
 import pytest
 import trio
@@ -160,22 +159,13 @@ async def test_a_run_that_waits_goes_on_in_its_turn(stopped: tuple[Host, int]) -
 
 
 async def test_what_a_host_asks_of_a_run_that_has_ended_reaches_nobody() -> None:
-    class Ended:
-        """An interpreter that is through with the run, whose output has yet to be taken. It may have another."""
-
-        def has(self, run: Run) -> bool:
-            return False
-
-        def interrupt(self) -> None:
-            raise AssertionError("another run would be interrupted")
-
-        def kill(self) -> None:
-            raise AssertionError("state would be lost")
+    def find(_: Run) -> None:
+        """An interpreter is through with the run, whose output has yet to be taken. It may have another."""
 
     async with open_pair() as pair:
         stream, other = await pair.open_stream()
         run = Run(RecordStream(other), "", None, None, 0, trio.current_time(), 0)
-        attendant = Attendant(run, cast("Interpreter", Ended()))
+        attendant = Attendant(run, find, waits=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attendant.obey)
             records = RecordStream(stream)
@@ -187,6 +177,7 @@ async def test_what_a_host_asks_of_a_run_that_has_ended_reaches_nobody() -> None
             run.over.set()
     assert not run.expired
     assert not run.interrupted
+    assert run.stopped == 0
 
 
 async def test_a_deadline_that_no_host_sends_ends_the_run_and_not_the_agent(agent: Host) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import trio
@@ -23,30 +23,19 @@ class Attendant:
 
     Args:
       run: The run.
-      interpreter: What has taken it; None: it waits, within the block of `waiting`.
+      find: Finds the interpreter that has a run now; None: it waits, or is over.
+      waits: It waits for one, within the block of `waiting`.
 
     """
 
-    def __init__(self, run: Run, interpreter: Interpreter | None) -> None:
+    def __init__(self, run: Run, find: Callable[[Run], Interpreter | None], *, waits: bool) -> None:
         self._run = run
-        self._interpreter = interpreter
-        self.waiting: trio.CancelScope | None = None if interpreter is not None else trio.CancelScope()
+        self._find = find
+        self.waiting: trio.CancelScope | None = trio.CancelScope() if waits else None
         """Cancelled when the run is withdrawn; None once an interpreter has taken it."""
-        self.returncode: int = 0
-        """What a run ends with that was withdrawn, as if a signal had ended it."""
         self._reminder = math.inf
         """When the run is to be reminded of its interrupt."""
         self._pauses: Iterator[float] = iter(())
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether an interpreter has taken the run."""
-        return self._interpreter is not None
-
-    def take(self, interpreter: Interpreter) -> None:
-        """Know that *interpreter* has taken the run."""
-        self._interpreter = interpreter
-        self.waiting = None
 
     async def attend(self) -> None:
         """Carry what a run takes that an interpreter has, and obey its host."""
@@ -102,35 +91,36 @@ class Attendant:
 
     @property
     def _ended(self) -> bool:
-        return self._interpreter is not None and not self._interpreter.has(self._run)
+        return self.waiting is None and self._find(self._run) is None
 
     def _interrupt(self) -> None:
         if self._ended:
             return
         self._run.interrupted = True
+        self._run.stopped = -signal.SIGINT
         self._run.deadline = trio.current_time() + self._run.grace
-        if self._interpreter is None:
-            self._withdraw(signal.SIGINT)
+        if (interpreter := self._find(self._run)) is None:
+            self._withdraw()
         else:
-            self._interpreter.interrupt()
+            interpreter.interrupt()
             self._pauses = iter(REMINDERS)
             self._reminder = trio.current_time() + next(self._pauses)
 
     def _remind(self) -> None:
         self._reminder += next(self._pauses, math.inf)
-        if self._interpreter is not None and not self._ended:
-            self._interpreter.remind()
+        if (interpreter := self._find(self._run)) is not None:
+            interpreter.remind()
 
     def _kill(self) -> None:
         if self._ended:
             return
-        if self._interpreter is None:
-            self._withdraw(signal.SIGKILL)
+        self._run.stopped = -signal.SIGKILL
+        if (interpreter := self._find(self._run)) is None:
+            self._withdraw()
         else:
-            self._interpreter.kill()
+            interpreter.kill()
 
-    def _withdraw(self, signum: signal.Signals) -> None:
-        self.returncode = self.returncode or -signum
+    def _withdraw(self) -> None:
         assert self.waiting is not None
         self.waiting.cancel(reason="the run is not wanted any more")
 

@@ -30,11 +30,13 @@ ended, without being told to. A host that is there tells us, and tells us when t
 interpreter ends so does all that it started, and "finished" waits for that.
 A host that ends the stream before "finished" gives the run up, and with it the interpreter that has taken it. A run that
 is interrupted, killed or given up before an interpreter has taken it is not begun, and ends as if a signal had ended it.
+One whose interpreter ends before it has begun it has a new interpreter, once; its input and its functions wait for it to have begun.
 """
 
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import cast, final
@@ -148,6 +150,7 @@ class CodeService:
     ) -> None:
         try:
             async with AsyncExitStack() as stack:
+                run.begun = trio.Event()
                 if number is not None:
                     run.stdin = await stack.enter_async_context(self._pipes.take(number))
                 if functions is not None:
@@ -220,16 +223,21 @@ class _Keeper:
 
     async def keep(self, prestarted: StartedInterpreter | None) -> None:
         """Have an interpreter whenever one is wanted, until cancelled."""
+        run: Run | None = None  # that the one before has not begun
         while True:
             if prestarted is not None:
                 child, started = self._children.adopted[0], prestarted
                 prestarted = None
             else:
-                await self._wanted.wait()
+                if run is None:
+                    await self._wanted.wait()
                 child, started = self._spawn()
             interpreter = Interpreter(self._language, child, started, self._user, self._keep_reading)
             self._set(interpreter)
-            await interpreter.serve()
+            if run is not None and not self._start(run, interpreter):
+                await run.fail(OSError(errno.EAGAIN, "two interpreters ended before they began the run"))
+                interpreter.kill()
+            run = await interpreter.serve()
             self._set(None)
             # One that did its work is followed at once, for the next run not to wait. One that
             # never did may fail again and again.
@@ -255,9 +263,10 @@ class _Keeper:
 
     def abandon_run(self, nursery: trio.Nursery) -> None:
         """Interrupt the run that the interpreter has, and have *nursery* see to its end."""
-        run, interpreter = self._run, self._interpreter
-        if run is not None and interpreter is not None and interpreter.has(run):
+        run = self._run
+        if run is not None and (interpreter := self._find(run)) is not None:
             run.given_up = run.abandoned = True
+            run.stopped = -signal.SIGINT
             interpreter.interrupt()
             nursery.start_soon(_end_abandoned_run, run, interpreter)
 
@@ -280,7 +289,12 @@ class _Keeper:
             return self._serve_in_turn(run)
         if run.over.is_set() and not run.has_streams:
             return None
-        return Attendant(run, interpreter).attend()
+        return Attendant(run, self._find, waits=False).attend()
+
+    def _find(self, run: Run) -> Interpreter | None:
+        """Return the interpreter that has *run*."""
+        interpreter = self._interpreter
+        return interpreter if interpreter is not None and interpreter.has(run) else None
 
     def _start(self, run: Run, interpreter: Interpreter) -> bool:
         run.restarted = self._state_lost
@@ -291,7 +305,7 @@ class _Keeper:
         return True
 
     async def _serve_in_turn(self, run: Run) -> None:
-        attendant = Attendant(run, None)
+        attendant = Attendant(run, self._find, waits=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wait_and_feed, run, attendant)
             await attendant.obey()
@@ -306,11 +320,11 @@ class _Keeper:
             if failure is not None:
                 await run.fail(failure)
             elif waiting.cancelled_caught:
-                await run.finish([], attendant.returncode, state_kept=True)
+                await run.finish([], run.stopped, state_kept=True)
         finally:
-            if not attendant.has_begun:
+            if attendant.waiting is not None:
                 run.over.set()
-        if attendant.has_begun and run.has_streams:
+        if attendant.waiting is None and run.has_streams:
             await run.carry()
 
     async def _wait_turn(self, run: Run, attendant: Attendant) -> OSError | None:
@@ -330,7 +344,7 @@ class _Keeper:
                 continue
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._start(run, interpreter):
-                attendant.take(interpreter)
+                attendant.waiting = None
                 return None
             interpreter.kill()
             await interpreter.wait_over()

@@ -43,7 +43,7 @@ class FunctionPipes:
         return [answers, calls]
 
     def close(self) -> None:
-        """Close our ends, of a run that no interpreter has taken."""
+        """Close our ends, if nobody carries anything."""
         for descriptor in (self._answers, self._calls):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -51,20 +51,22 @@ class FunctionPipes:
 
     async def carry(self) -> None:
         """Carry calls and answers until both have an end; cancelled when the run is over."""
+        answers, calls = self._answers, self._calls
+        self._answers = self._calls = -1
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._carry_answers)
-            nursery.start_soon(self._carry_calls)
+            nursery.start_soon(self._carry_answers, answers)
+            nursery.start_soon(self._carry_calls, calls)
 
     # Where one way is broken the other goes on: what the host has sent already is still read, and the run's end ends both.
 
-    async def _carry_answers(self) -> None:
-        async with trio.lowlevel.FdStream(self._answers) as pipe:
+    async def _carry_answers(self, descriptor: int) -> None:
+        async with trio.lowlevel.FdStream(descriptor) as pipe:
             with contextlib.suppress(trio.BrokenResourceError):
                 while data := await self._stream.receive_some(CHUNK):
                     await pipe.send_all(data)
 
-    async def _carry_calls(self) -> None:
-        async with trio.lowlevel.FdStream(self._calls) as pipe:
+    async def _carry_calls(self, descriptor: int) -> None:
+        async with trio.lowlevel.FdStream(descriptor) as pipe:
             with contextlib.suppress(trio.BrokenResourceError):
                 while data := await pipe.receive_some(CHUNK):
                     await self._stream.send_all(data)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import itertools
 import os
 import select
 import signal
-import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, final
+from typing import TypeAlias, final
 
 import trio
 
 from ...wire import STDERR, STDOUT
 from .children import Child
-from .displays import BadDisplayError, Display
+from .displays import Display
 from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_functions, send_renewal, send_sync
 from .meter import Meter
 from .pipes import CHUNK, open_pipe
+from .reports import End, Mark, take_report
 from .run import Run
 
 #: Seconds that an idle worker may take to answer, and in how many pieces they pass: a machine that stands still for longer uses
@@ -30,37 +29,14 @@ from .run import Run
 _SYNC_PATIENCE, _SYNC_PIECES = 10.0, 20
 #: Bytes of what an interpreter complained about before it was ready that are worth showing.
 _COMPLAINT_LIMIT = 4096
-#: Bytes of the text of a value. The worker cuts what is longer.
-_VALUE_LIMIT = 1 << 16
-#: For the descriptors that come with one; the kernel closes those that there is no room for.
-_ANCILLARY_SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
-
-# What a worker says: a letter, and but for the first two the number of the run.
-_READY = b"R"
-_SYNCED = b"S"
-_DONE = struct.Struct(">cIB")
-"""D, and the exit status. Or V: behind it is the text of the last value, in UTF-8."""
-_FAILED = struct.Struct(">cI")
-"""F. Behind it is the errno, in digits."""
-_SHOWN = struct.Struct(">cII")
-"""P, and the number of what is shown. Behind it is the MIME type, and with it the descriptors of a `Display`."""
-#: Longer than any of these.
-_MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
 #: Bytes of output that may wait in memory for the host to take them.
 _LITTLE = 1 << 14
 #: Seconds after an interrupt, and then after each other, at which a run that goes on is reminded of it.
 REMINDERS = (0.03, 0.06, 0.12, 0.24)
 
 
-class _End(NamedTuple):
-    """How a run ended that left its interpreter as it should."""
-
-    status: int
-    value: str | None
-
-
 #: What a worker has to say about its run: its end, something that it shows, or why it was not begun.
-_Message: TypeAlias = "_End | Display | OSError"
+_Message: TypeAlias = "End | Display | OSError"
 #: What there was to read of an interpreter: what the run printed, and then at most one message.
 _News: TypeAlias = "tuple[list[tuple[bytes, bytes]], _Message | None]"
 
@@ -102,6 +78,8 @@ class Interpreter:
         self._keep_reading = keep_reading
         self._ready = False
         self._dying = False
+        self._not_begun = False
+        """It is over, and nothing of the run that it was handed was done."""
         self._over = trio.Event()
         self._run: Run | None = None
         self._pipes: dict[int, bytes] = {}
@@ -162,11 +140,11 @@ class Interpreter:
             return False
         # With one processor a short run is over by now, since a worker that wakes up goes first.
         ready = self._epoll.poll(0)
-        if any(descriptor == self._control.fileno() for descriptor, _ in ready):
+        if self._has_message(ready):
             output, message = news = self._read_news(ready)
             # All that it printed is there if nobody can print any more, and little can be left to the channel to send.
             if (
-                isinstance(message, _End)
+                isinstance(message, End)
                 and not self._pipes
                 and sum(len(data) for _, data in output) <= _LITTLE
                 and run.finish_nowait(output, message.status, message.value, used=self._meter.used())
@@ -202,11 +180,7 @@ class Interpreter:
             send_code(self._control, self._number, run.code, run.env, run.cwd, outputs)
         except OSError:
             self._close_pipes()
-            if run.stdin_pipe >= 0:
-                os.close(run.stdin_pipe)
-                run.stdin_pipe = -1
-            if run.functions is not None:
-                run.functions.close()
+            run.close_pipes()
             return False
         finally:
             for descriptor in theirs:
@@ -252,13 +226,13 @@ class Interpreter:
 
     # --- The task that has the interpreter ---
 
-    async def serve(self) -> None:
-        """Forward output and ends of runs until the interpreter is over."""
+    async def serve(self) -> Run | None:
+        """Forward output and ends of runs until the interpreter is over; return a run that it was handed and has not begun."""
         try:
             while self._left is not None or (self._child.returncode is None and self._child.failure is None):
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 await self._pass_on(*self._take_news())
-            await self._end()
+            return await self._end()
         finally:
             self._close()
 
@@ -297,10 +271,10 @@ class Interpreter:
         elif isinstance(message, Display):
             with message:
                 await run.show(await self._read_out(run, output), message)
-        elif isinstance(message, _End):
+        elif isinstance(message, End):
             self._run = None
             used, rest = self._meter.used(), await self._rest(run, output)
-            await run.finish(rest, message.status, value=message.value, state_kept=True, used=used)
+            await run.finish(rest, message.status, value=message.value, state_kept=not self._dying, used=used)
             self._get_ready()
         elif message is not None:
             self._run = None
@@ -316,60 +290,38 @@ class Interpreter:
             with contextlib.suppress(OSError):
                 self._make_pipes()
 
+    def _has_message(self, ready: list[tuple[int, int]]) -> bool:
+        return any(descriptor == self._control.fileno() for descriptor, _ in ready)
+
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
-        try:
-            message, ancillary, _, _ = self._control.recvmsg(_MESSAGE_LIMIT, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return None
-        except OSError:
-            message, ancillary = b"", []
-        descriptors = _descriptors(ancillary) if ancillary else []
-        if message.startswith(b"P"):
-            return self._receive_display(message, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if message == b"":
-            # Code has closed it, if the interpreter does not end by itself. It may go on to the end of the run.
-            self._epoll.unregister(self._control)
-            self._dying = True
-            if self._run is None:
-                self.kill()
-        elif message == _READY and not self._ready:
-            self._ready = True
-            self._stop_listening_to_complaints()
-        elif message == _SYNCED and self._syncing is not None:
-            self._syncing.set()
-            self._syncing = None
-        elif self._run is not None and (end := self._parse_end(message)) is not None:
-            return end
-        else:
-            self.kill()  # our worker says no such thing
-        return None
-
-    def _receive_display(self, message: bytes, descriptors: list[int]) -> Display | None:
-        try:
-            display = Display(message[_SHOWN.size :], int.from_bytes(message[5 : _SHOWN.size], "big"), descriptors)
-        except BadDisplayError:
-            self.kill()
-            return None
-        if self._run is not None and message[1:5] == self._number.to_bytes(4, "big"):
-            return display
-        display.close()  # a thread of a past run's
-        return None
-
-    def _parse_end(self, message: bytes) -> _End | OSError | None:
-        """Return what *message* says about the end of the run, or why it was not begun; None if it is neither."""
-        if message[1:5] != self._number.to_bytes(4, "big"):
-            return None
-        kind, rest = message[:1], message[_FAILED.size :]
-        if kind == b"D" and len(rest) == 1:
-            return _End(rest[0], None)
-        if kind == b"V" and 0 < len(rest) <= 1 + _VALUE_LIMIT:
-            with contextlib.suppress(UnicodeDecodeError):
-                return _End(rest[0], rest[1:].decode())
-        if kind == b"F" and rest.isdigit() and len(rest) <= 3:
-            return OSError(int(rest), os.strerror(int(rest)))
+        run = self._run
+        match take_report(self._control, self._number):
+            case Mark.NOTHING:
+                pass
+            case Mark.CLOSED:
+                # Code has closed it, if the interpreter does not end by itself. It may go on to the end of the run.
+                self._epoll.unregister(self._control)
+                self._dying = True
+                if run is None:
+                    self.kill()
+            case Mark.READY if not self._ready:
+                self._ready = True
+                self._stop_listening_to_complaints()
+            case Mark.SYNCED if self._syncing is not None:
+                self._syncing.set()
+                self._syncing = None
+            case Mark.BEGUN if run is not None and run.begun is not None:
+                run.begun.set()
+            case Mark.NOT_BEGUN:
+                self._dying = True
+                self._not_begun = True
+            case End() | Display() | OSError() as message if run is not None:
+                return message
+            case Display() as display:
+                display.close()  # a thread of a past run's
+            case _:
+                self.kill()  # our worker says no such thing
         return None
 
     async def _read_out(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -401,8 +353,8 @@ class Interpreter:
                 self._keep_reading(descriptor)
         return output
 
-    async def _end(self) -> None:
-        """Make sure that nothing is left of it, and tell the run."""
+    async def _end(self) -> Run | None:
+        """Make sure that nothing is left of it, and tell the run, or return it if it can have another interpreter."""
         child = self._child
         self._dying = True
         used = 0
@@ -417,23 +369,38 @@ class Interpreter:
             used = self._meter.used()
             await child.wait_empty()
             used = max(used, self._meter.used())  # its group may be gone
+            await self._hear_last_words()
             if not self._ready:
                 self._hear_complaint()
                 complaint = self._complaint.decode("utf-8", "replace").strip()
-                end = "was killed for want of memory" if child.oom_killed else f"ended with status {child.returncode}"
-                self.failure = OSError(
-                    f"the interpreter of {self._language.name} {end} before it took code{complaint and ': '}{complaint}"
-                )
+                self.failure = OSError(f"{self._describe_end()} before it took code{complaint and ': '}{complaint}")
         run, self._run = self._run, None
         if run is None:
-            return
-        # Where we ended it ourselves it did not fail, however early that was.
-        if self.failure is not None and (child.returncode is None or not run.expired):
-            await run.fail(self.failure)
-        else:
-            assert child.returncode is not None
+            return None
+        if child.returncode is not None and self.failure is None and not self._not_begun:
             output = await self._rest(run, [])
             await run.finish(output, child.returncode, state_kept=False, oom=child.oom_killed, used=used)
+            return None
+        run.close_pipes()
+        if run.stopped and child.returncode is not None:
+            await run.finish([], run.stopped, state_kept=False, used=used)
+        elif self.failure is not None or run.is_handed_on:
+            await run.fail(self.failure or OSError(f"{self._describe_end()} before it began the run"))
+        else:
+            run.is_handed_on = True
+            return run
+        return None
+
+    def _describe_end(self) -> str:
+        end = (
+            "was killed for want of memory" if self._child.oom_killed else f"ended with status {self._child.returncode}"
+        )
+        return f"the interpreter of {self._language.name} {end}"
+
+    async def _hear_last_words(self) -> None:
+        """Take what it has said that was not read when it ended."""
+        while self._has_message(ready := self._epoll.poll(0)):
+            await self._pass_on(*self._read_news(ready))
 
     def _hear_complaint(self) -> None:
         if self._complaints < 0:
@@ -484,10 +451,3 @@ def _read(descriptor: int, size: int) -> bytes:
         return os.read(descriptor, size)
     except BlockingIOError:
         return b""
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    descriptors = array.array("i")
-    for _, _, payload in ancillary:
-        descriptors.frombytes(payload)
-    return descriptors.tolist()

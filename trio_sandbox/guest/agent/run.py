@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import final
 
@@ -53,12 +54,18 @@ class Run:
         """What it reads; None for nothing."""
         self.functions: FunctionPipes | None = None
         """What it may call of the host's; None for nothing."""
+        self.begun: trio.Event | None = None
+        """It has begun, where there is something to `carry`: before that its input is kept, for another interpreter may need it."""
+        self.is_handed_on = False
+        """An interpreter has ended without beginning it, so that it has another."""
         self.display_limit = display_limit
         self.stdin_pipe = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
         self.deadline = deadline
         self.grace = grace
         self.interrupted = False
+        self.stopped = 0
+        """What it ends with if it has not begun: as if the last signal that was meant for it had ended it."""
         self.expired = False
         """It was its deadline that interrupted it."""
         self.restarted = False
@@ -78,12 +85,26 @@ class Run:
         return self.stdin is not None or self.functions is not None
 
     async def carry(self) -> None:
-        """Carry its input, and its calls of the host's functions; cancelled when it is over. An interpreter has it."""
-        async with trio.open_nursery() as nursery:
-            if self.stdin is not None:
-                nursery.start_soon(feed, self.stdin, self.stdin_pipe)
-            if self.functions is not None:
-                nursery.start_soon(self.functions.carry)
+        """Carry its input, and its calls of the host's functions, once it has begun; cancelled when it is over. An interpreter has it."""
+        assert self.begun is not None
+        try:
+            await self.begun.wait()
+            async with trio.open_nursery() as nursery:
+                if self.stdin is not None:
+                    descriptor, self.stdin_pipe = self.stdin_pipe, -1
+                    nursery.start_soon(feed, self.stdin, descriptor)
+                if self.functions is not None:
+                    nursery.start_soon(self.functions.carry)
+        finally:
+            self.close_pipes()
+
+    def close_pipes(self) -> None:
+        """Close our ends of what nobody carries."""
+        if self.stdin_pipe >= 0:
+            os.close(self.stdin_pipe)
+            self.stdin_pipe = -1
+        if self.functions is not None:
+            self.functions.close()
 
     async def send(self, output: list[tuple[bytes, bytes]], *, end: bool = False) -> None:
         """Send the host some records, the last ones if *end*, unless it has given the run up."""

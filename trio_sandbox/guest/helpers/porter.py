@@ -123,6 +123,8 @@ class _Porter:
         self._token = ""
         self._number = 0
         self._begun = False
+        # Whether the agent is to be told that it has.
+        self._has_streams = False
         self._descriptors: list[int] = []
         # The functions of the host that it may call: their names, and what it calls them by.
         self._functions: tuple[list[str], list[int]] | None = None
@@ -171,7 +173,7 @@ class _Porter:
             if self._retries:
                 self._repeat()
             elif self._probes:
-                self._look_for_end(poll)
+                self._look_for_end()
 
     def _note(self, signum: int, frame: object) -> None:
         self._signalled = True
@@ -198,13 +200,13 @@ class _Porter:
             self._remind_later()
         self._retries.pop(0)
 
-    def _look_for_end(self, poll: select.poll) -> None:
+    def _look_for_end(self) -> None:
         """Find out whether the interpreter waits for its next line although it has told no end of the run."""
         if len(self._probes) > 1:
             self._probes.pop(0)
         # What is not read yet of all that we wrote.
         (unread,) = struct.unpack("i", fcntl.ioctl(self._script, termios.TIOCOUTQ, bytes(4)))
-        if unread or self._answers in {descriptor for descriptor, _ in poll.poll(0)}:
+        if unread or self._has_answered():
             return
         # It reads in blocks: what was read need not have been executed, but will be before the next block is read.
         if self._reminders:
@@ -217,8 +219,11 @@ class _Porter:
             self._interrupt()
             self._remind_later()
             return
-        what = "say how the code ended" if self._begun else "be told to run code any more: this was not run"
-        os.write(self._descriptors[-2], f"trio-sandbox: the shell can't {what}; the next run has a new one\n".encode())
+        if self._begun:
+            os.write(
+                self._descriptors[-2],
+                b"trio-sandbox: the shell can't say how the code ended; the next run has a new one\n",
+            )
         self._give_up(_EX_SOFTWARE)
 
     def _remind_later(self) -> None:
@@ -262,6 +267,9 @@ class _Porter:
 
     def _end(self) -> NoReturn:
         """End as the interpreter ended: the agent sees only us."""
+        if self._has_answered():
+            self._take_answers()  # all at once: a pipe holds no more
+        self._disown_run()
         _, status = os.waitpid(self._pid, 0)
         returncode = os.waitstatus_to_exitcode(status)
         if returncode < 0:
@@ -280,9 +288,19 @@ class _Porter:
 
     def _give_up(self, status: int) -> NoReturn:
         os.killpg(self._pid, signal.SIGKILL)
+        self._disown_run()
         os._exit(status)
 
+    def _disown_run(self) -> None:
+        """Say of a run that nothing of it was done, if that is so: another interpreter can have it."""
+        if self._token and not self._begun:
+            self._tell(b"N")
+
     # --- The agent ---
+
+    def _tell(self, kind: bytes, rest: bytes = b"") -> None:
+        """Tell the agent of the run."""
+        self._control.send(kind + self._number.to_bytes(4, "big") + rest)
 
     def _take_message(self) -> None:
         received = receive_message(self._control)
@@ -322,6 +340,7 @@ class _Porter:
         order.descriptors = descriptors if len(descriptors) == 4 else [-1, *descriptors]
         self._token = os.urandom(8).hex()
         self._begun = False
+        self._has_streams = order.descriptors[0] >= 0 or order.functions is not None
         self._undoing = b""
         self._reminders = [self._dialect.probe]
         self._reset = False
@@ -343,9 +362,13 @@ class _Porter:
         self._probes = []
         self._write(self._undoing)
         self._undoing = b""
-        self._control.send(kind + self._number.to_bytes(4, "big") + rest)
+        self._tell(kind, rest)
 
     # --- The interpreter ---
+
+    def _has_answered(self) -> bool:
+        """Whether there are answers to be taken."""
+        return bool(select.select([self._answers], [], [], 0)[0])
 
     def _take_answers(self) -> None:
         *lines, self._unfinished = (self._unfinished + os.read(self._answers, 1 << 16)).split(b"\n")
@@ -359,6 +382,8 @@ class _Porter:
                 case [b"B", token] if token == self._token.encode():
                     self._begun = True
                     self._remind_later()
+                    if self._has_streams:
+                        self._tell(b"B")
                 case [b"D", token, status, *value] if token == self._token.encode() and status.isdigit():
                     self._finish_run(int(status) & 0xFF, b"".join(value))
                 case [b"F", token, errno] if token == self._token.encode() and errno.isdigit():

@@ -84,6 +84,7 @@ _WARM_UP = 1 << 31
 _EX_SOFTWARE = 70
 
 _READY = b"R"
+_BEGUN = b"B"
 _DONE = b"D"
 _DONE_WITH_VALUE = b"V"
 _FAILED = b"F"
@@ -177,6 +178,8 @@ class _Worker:
                     continue
             stdin = -1 if len(descriptors) == 2 else descriptors.pop(0)
             self._streams.connect(stdin, *descriptors)
+            if stdin >= 0 or functions is not None:
+                self._send(_BEGUN + self._number.to_bytes(4, "big"))
             status, value = self._run(code)
             if getpid() != self._pid:
                 return status
