@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
+from typing import cast
 
 import pytest
 import trio
+from _pytest.outcomes import Skipped
 from hypothesis import settings
 
 from tests._leaks import HANG_LIMIT
@@ -94,12 +96,12 @@ def pytest_pyfunc_call() -> Generator[None, object, object]:
     """Let an asynchronous test that skips itself say why: pytest-trio raises another exception, without a reason or a place."""
     try:
         return (yield)
-    except pytest.skip.Exception as exc:
+    except Skipped as exc:
         raise _skipped(exc.__context__) or exc from None
 
 
-def _skipped(error: BaseException | None) -> pytest.skip.Exception | None:
+def _skipped(error: BaseException | None) -> Skipped | None:
     """Return the exception of the test that pytest-trio has found to be the only one in a group; None: it is another error."""
     while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
-    return error if isinstance(error, pytest.skip.Exception) else None
+        (error,) = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return error if isinstance(error, Skipped) else None

@@ -202,6 +202,10 @@ async def test_a_run_goes_to_one_more_interpreter_and_no_further(
     assert not (tmp_path / "file").exists()
 
 
+def double(number: int) -> int:
+    return 2 * number
+
+
 async def test_what_streams_and_may_call_functions_goes_on_in_another_interpreter(
     when_handed_over: list[Callable[[], object]],
 ) -> None:
@@ -210,7 +214,7 @@ async def test_what_streams_and_may_call_functions_goes_on_in_another_interprete
         await stop(pid)
         when_handed_over.append(lambda: os.kill(pid, signal.SIGKILL))
         code = "print(double(int(input())), flush=True); print(input())"
-        async with sandbox.stream(code, stdin=True, functions={"double": lambda n: 2 * n}) as events:
+        async with sandbox.stream(code, stdin=True, functions={"double": double}) as events:
             assert events.stdin is not None
             await events.stdin.send_all(b"21\n")
             seen = list[object]()

@@ -37,6 +37,11 @@ class Attendant:
         """When the run is to be reminded of its interrupt."""
         self._pauses: Iterator[float] = iter(())
 
+    @property
+    def waits(self) -> bool:
+        """Whether no interpreter has taken the run yet."""
+        return self.waiting is not None
+
     async def attend(self) -> None:
         """Carry what a run takes that an interpreter has, and obey its host."""
         run = self._run
@@ -91,7 +96,7 @@ class Attendant:
 
     @property
     def _ended(self) -> bool:
-        return self.waiting is None and self._find(self._run) is None
+        return not self.waits and self._find(self._run) is None
 
     def _interrupt(self) -> None:
         if self._ended:

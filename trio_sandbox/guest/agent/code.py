@@ -322,9 +322,9 @@ class _Keeper:
             elif waiting.cancelled_caught:
                 await run.finish([], run.stopped, state_kept=True)
         finally:
-            if attendant.waiting is not None:
+            if attendant.waits:
                 run.over.set()
-        if attendant.waiting is None and run.has_streams:
+        if not attendant.waits and run.has_streams:
             await run.carry()
 
     async def _wait_turn(self, run: Run, attendant: Attendant) -> OSError | None:
