@@ -6,8 +6,13 @@ import shutil
 from collections.abc import AsyncGenerator
 
 import pytest
+import trio
+
+from trio_sandbox import OutputChunk
+from trio_sandbox.guest.process_status import read_status
 
 from ._agent import Host, Ran, open_agent
+from ._sandbox import open_local_sandbox
 
 #: Code that waits for something that says "go"; it would print "went on" if it went on.
 PYTHON = {
@@ -84,6 +89,48 @@ async def test_shell_does_not_go_on_after_what_it_waited_for(host: Host) -> None
         assert (result.exit_code, result.state_kept) == (130, True), name
         assert "went on" not in result.stdout, name
     assert (await host.run("echo $state", language="shell")).stdout == "kept\n"
+
+
+# --- Interrupts that come just before Python goes to sleep ---
+
+#: Ways of it to sleep, each of which it wakes up from to see to its signals only if one comes while it sleeps.
+ASLEEP = ["lock.acquire()", "time.sleep(1000)", "os.read(quiet, 1)", "thread.join()", "wait()"]
+# A SIGINT that another thread takes is as one that comes just before the sleep: Python notes it, and the main thread does not wake up.
+SLEEPING = """
+import os, signal, threading, time
+lock = threading.Lock()
+lock.acquire()
+quiet, _ = os.pipe()
+reader, writer = os.pipe()
+thread = threading.Thread(target=os.read, args=(reader, 1))
+thread.start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+try:
+    print(os.getpid(), flush=True)
+    {}
+    print('went on')
+finally:
+    os.write(writer, b'x')
+    thread.join()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+"""
+
+
+@pytest.mark.parametrize("sleep", ASLEEP)
+async def test_an_interrupt_that_comes_just_before_a_sleep_ends_that(sleep: str) -> None:
+    async with open_local_sandbox() as (sandbox, _):
+        await sandbox.run("x = 1")
+        async with sandbox.stream(SLEEPING.format(sleep), functions={"wait": trio.sleep_forever}) as events:
+            async for event in events:
+                assert isinstance(event, OutputChunk)
+                pid = int(event.data)
+                while read_status(f"{pid}/task/{pid}")[0] != b"S":
+                    await trio.lowlevel.checkpoint()
+                break
+        (stopped,) = sandbox.recent_runs()[-1:]
+        assert (stopped.exit_code, "went on" in stopped.stdout) == (130, False)
+        result = await sandbox.run("x")
+        assert (result.value, result.restarted) == ("1", False)
 
 
 # --- `os.system` ---
