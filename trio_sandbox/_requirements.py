@@ -17,6 +17,8 @@ _MOST_BYTES: Final = 2**20
 #: The lines between which a script says what it needs (PEP 723).
 _SCRIPT_START: Final = "# /// script"
 _SCRIPT_END: Final = "# ///"
+#: How a URL, an absolute path or a variable that uv replaces begins.
+_PLACE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\$\{")
 _COMMENT: Final = re.compile(r"(^|\s)#.*$")
 
 
@@ -24,7 +26,7 @@ def check_requirement(text: str) -> None:
     """Refuse what can't be a requirement; uv looks closer.
 
     Raises:
-      ValueError: if it is empty, an option, more than one line, or the name of a file.
+      ValueError: if it is empty, an option, more than one line, the name of a file, or of a relative path.
 
     """
     if not text.strip() or not text.isprintable():
@@ -35,6 +37,12 @@ def check_requirement(text: str) -> None:
         )
     if "/" in text.partition("@")[0].partition(";")[0] or text.strip().endswith((".txt", ".toml")):
         raise ValueError(f"{text!r:.100} is the name of a file: pass it as Path({text!r:.100})")
+    name, at, place = text.partition("@")
+    if at and not _PLACE.match(place.strip()):
+        raise ValueError(
+            f"{text!r:.100} has a relative path, which means something else in another directory: make it absolute, as in "
+            f"'{name.strip():.40} @ file:///srv/name.whl'"
+        )
 
 
 def read_requirements(path: Path) -> list[str]:

@@ -445,7 +445,13 @@ async def test_packages_are_chosen_for_the_image_and_unpacked(tmp_path: Path, in
     assert files["/run/image-step/usr/local/bin/alpha"].startswith("#!/usr/bin/python3\n")
     assert built.manifest.details["packages"] == {"alpha": "1.0", "beta": "2.0", "native": "1.0"}
     assert "compileall" in site.jobs[0].work.script
-    assert [step.message for step in site.progress] == ["choosing packages", "fetching 3 packages", "working", "built"]
+    assert [step.message for step in site.progress] == [
+        "choosing packages",
+        "fetching 3 packages",
+        "compiling them",
+        "working",
+        "built",
+    ]
 
 
 async def test_an_unchanged_image_asks_nobody(tmp_path: Path, index: Index) -> None:
@@ -559,6 +565,18 @@ async def test_an_index_that_lies_is_found_out(tmp_path: Path, index: Index) -> 
     assert f"{SITE}/beta.py" in site.seen[0]
 
 
+async def test_places_in_ones_own_directory_are_found(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UV_FIND_LINKS", "index")
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    site = make_site(tmp_path)
+    built = await site.ensure(Image("python").packages("alpha"))
+    assert built.packages == {"alpha": "1.0", "beta": "2.0"}
+    assert f"{SITE}/alpha.py" in site.seen[0]
+
+
 async def test_an_index_out_of_reach_is_named(tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_OFFLINE", "1")
     with pytest.raises(PackagesError, match="uv says:"):
@@ -574,8 +592,9 @@ async def test_an_image_without_python_takes_no_packages(tmp_path: Path) -> None
 # --- Packages for a sandbox that runs ---
 
 
-def packer(site: Site, image: BuiltImage) -> PackageInstaller:
-    return PackageInstaller(site.store, image, build=True, progress=site.progress.append, environment={})
+async def packer(site: Site, image: BuiltImage) -> PackageInstaller:
+    system = await site.store.ensure_system()
+    return PackageInstaller(site.store, image, system, build=True, progress=site.progress.append, environment={})
 
 
 def packages(*requirements: str) -> PackagesStep:
@@ -587,7 +606,7 @@ def packages(*requirements: str) -> PackagesStep:
 async def test_packages_for_a_running_machine_are_the_users(tmp_path: Path, index: Index) -> None:
     site = make_site(tmp_path)
     image = await site.ensure(Image("python").packages("beta<2"))
-    async with packer(site, image).open_archive(packages("alpha")) as archive:
+    async with (await packer(site, image)).open_archive(packages("alpha")) as archive:
         assert archive is not None
         with tarfile.open(archive) as tar:
             members = tar.getmembers()
@@ -608,10 +627,10 @@ async def test_what_the_image_has_is_not_installed_again(tmp_path: Path, index: 
     image = await site.ensure(Image("python").packages("alpha"))
     named = await site.store.ensure(image.name)  # as a saved sandbox knows it
     for each in (image, named):
-        async with packer(site, each).open_archive(packages("beta")) as archive:
+        async with (await packer(site, each)).open_archive(packages("beta")) as archive:
             assert archive is None
     with pytest.raises(PackagesError, match=r"(?s)uv says:.*beta"):
-        async with packer(site, image).open_archive(packages("gamma")):
+        async with (await packer(site, image)).open_archive(packages("gamma")):
             pass
 
 
@@ -621,7 +640,7 @@ async def test_packing_that_is_cancelled_leaves_nothing(tmp_path: Path, index: I
 
     async def pack() -> None:
         with nothing_left():
-            async with packer(site, image).open_archive(packages("beta")):
+            async with (await packer(site, image)).open_archive(packages("beta")):
                 await trio.lowlevel.checkpoint()
 
     def check() -> None:

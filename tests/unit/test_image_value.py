@@ -109,6 +109,8 @@ def test_no_moments() -> None:
         (" -e .", "is an option and no requirement"),
         ("./tool", "is the name of a file"),
         ("requirements.txt", "is the name of a file: pass it as Path"),
+        ("alpha @ dist/alpha-1.0-py3-none-any.whl", "has a relative path.*absolute, as in 'alpha @ file:///"),
+        ("alpha[all]@./alpha.whl ; python_version > '3'", "has a relative path"),
         ("pylock.toml", "is the name of a file: pass it as Path"),
     ],
 )

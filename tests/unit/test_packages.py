@@ -159,7 +159,7 @@ def test_of_our_environment_uv_gets_what_says_where_from() -> None:
         "HOME": "/h",
         "https_proxy": "http://p",
         "SSL_CERT_FILE": "/c",
-        "UV_INDEX_URL": "u",
+        "UV_INDEX_URL": "https://u",
         "UV_INDEX_X_PASSWORD": "p",
     }
     dropped = {
@@ -173,8 +173,30 @@ def test_of_our_environment_uv_gets_what_says_where_from() -> None:
     assert _uv.environment_of({**kept, **dropped}) == {**kept, "UV_PYTHON_DOWNLOADS": "never"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("UV_FIND_LINKS", "wheels,https://example.org/a,./b c", "/here/wheels,https://example.org/a,/here/b c"),
+        ("UV_INDEX", "own=./index https://example.org/?a=b", "own=/here/index https://example.org/?a=b"),
+        ("UV_DEFAULT_INDEX", "index", "/here/index"),
+        ("UV_CACHE_DIR", "a=b", "/here/a=b"),
+        ("UV_CONFIG_FILE", "/etc/uv.toml", "/etc/uv.toml"),
+        ("SSL_CERT_FILE", "ca.pem", "/here/ca.pem"),
+        ("UV_FIND_LINKS", "", ""),
+        ("UV_INDEX_OWN_PASSWORD", "a/b", "a/b"),
+    ],
+)
+def test_a_relative_path_is_of_our_directory(
+    name: str, value: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = expected.replace("/here", str(tmp_path))
+    assert _uv.environment_of({name: value})[name] == expected
+    assert _uv.choice_of({name: value}) in ([(name, expected)], [])  # in another directory it is another choice
+
+
 def test_another_index_is_another_choice() -> None:
-    assert _uv.choice_of({"UV_INDEX": "a", "HOME": "/h", "UV_CACHE_DIR": "/c"}) == [("UV_INDEX", "a")]
+    assert _uv.choice_of({"UV_INDEX": "https://a", "HOME": "/h", "UV_CACHE_DIR": "/c"}) == [("UV_INDEX", "https://a")]
 
 
 @pytest.mark.parametrize(

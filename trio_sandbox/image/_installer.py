@@ -13,10 +13,11 @@ import trio
 
 from .._config import Progress
 from .._image import PackagesStep
+from ._bytecode import compile_tree
 from ._layers import Planner
 from ._package_tree import arrange
 from ._store import ImageStore
-from ._stored import BuiltImage
+from ._stored import BuiltImage, SystemDisk
 from ._uv import unpack
 
 #: The guest's user, who may change what is installed for him.
@@ -30,6 +31,7 @@ class PackageInstaller:
     Args:
       store: Where choices are kept, and work is done.
       image: What is there already.
+      system: The disk whose Python compiles packages.
       build: Whether packages may be chosen that were not before.
       progress: Told what is going on; must not block.
       environment: Goes into the environment of every child process.
@@ -40,6 +42,7 @@ class PackageInstaller:
         self,
         store: ImageStore,
         image: BuiltImage,
+        system: SystemDisk,
         *,
         build: bool,
         progress: Callable[[Progress], object],
@@ -47,6 +50,7 @@ class PackageInstaller:
     ) -> None:
         self._store = store
         self._image = image
+        self._system = system
         self._build = build
         self._progress = progress
         self._environment = environment
@@ -62,7 +66,12 @@ class PackageInstaller:
 
         """
         planner = Planner(
-            self._store, self._image, build=self._build, progress=self._progress, environment=self._environment
+            self._store,
+            self._image,
+            self._system,
+            build=self._build,
+            progress=self._progress,
+            environment=self._environment,
         )
         content = await planner.plan_packages(step)
         if not content.missing.pins:
@@ -78,6 +87,8 @@ class PackageInstaller:
             await unpack(content.missing, content.target, directory, unpacked, self._environment, report)
             tree.mkdir()
             await trio.to_thread.run_sync(arrange, unpacked, tree, content.target)
+            # Byte code of another version than the guest's is of no use to it, and of no harm.
+            await compile_tree(self._system.disk, tree, content.target, directory, self._environment)
             await trio.to_thread.run_sync(_pack, tree, tree / content.target.site, archive)
             report("copying them into the guest", None)
             yield archive

@@ -21,6 +21,7 @@ import trio
 from .._errors import ImageBuildError
 from .._image import EnvironmentStep, FilesStep, ScriptStep
 from .._network import Network
+from ._bytecode import TESTS, check_magic, compile_tree
 from ._package_tree import arrange
 from ._pylock import Lock
 from ._recipe import BuildContext, digest_of
@@ -36,9 +37,8 @@ _PLACE: Final = "/run/image-step"
 _VARIABLES: Final = "/etc/environment"
 #: Copies what is below one directory into another; what is there besides stays. Everything becomes root's.
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
-#: Tests of packages are not compiled: there is as much of them as of all else, and nobody imports them. A file that can't be
-#: compiled is nothing unusual, and is status 1.
-_COMPILE: Final = "python3 -m compileall -q -j 0 -x '/tests?/' {site} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
+#: What the guest does where the host could not. A file that can't be compiled is nothing unusual, and is status 1.
+_COMPILE: Final = f"python3 -m compileall -q -j 0 -x '{TESTS}' {{site}} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
 
 
 @final
@@ -96,12 +96,14 @@ class PackagesContent:
     missing: Lock
     """Those that are not there yet."""
     target: Target
+    system: Path = attrs.field(eq=False)
+    """The system disk, whose Python compiles them."""
     memo: str
     """The name of the stored lock; "" if the user has brought it."""
 
     def key(self) -> object:
         """Return what decides."""
-        return ["packages", 1, _COPY, _COMPILE, self.missing.text, attrs.astuple(self.target)]
+        return ["packages", 2, _COPY, _COMPILE, self.missing.text, attrs.astuple(self.target)]
 
     async def prepare(self, context: BuildContext) -> Work:
         """Fetch and unpack them."""
@@ -116,7 +118,9 @@ class PackagesContent:
         unpacked = downloads / "unpacked"
         await unpack(self.missing, self.target, downloads, unpacked, context.environment, context.report)
         await trio.to_thread.run_sync(arrange, unpacked, tree, self.target)
-        script = f"{_COPY} {_PLACE}/. /\n{_COMPILE.format(site=f'/{self.target.site}')}\n"
+        context.report("compiling them", None)
+        magic = await compile_tree(self.system, tree, self.target, downloads, context.environment)
+        script = f"{_COPY} {_PLACE}/. /\n{check_magic(magic, _COMPILE.format(site=f'/{self.target.site}'))}\n"
         return Work(script=script, trees={_PLACE: tree}, details=details)
 
 

@@ -63,7 +63,7 @@ async def ensure_layers(
       CapacityError: if the host never has the memory that making one takes.
 
     """
-    planner = Planner(store, base, build=build, progress=progress, environment=environment)
+    planner = Planner(store, base, system, build=build, progress=progress, environment=environment)
     for step in image.steps:
         content = await planner.plan(step)
         recipe = LayerRecipe(image=base, system=system, content=content, step=str(step), run=run)
@@ -78,6 +78,7 @@ class Planner:
         self,
         store: ImageStore,
         base: BuiltImage,
+        system: SystemDisk,
         *,
         build: bool,
         progress: Callable[[Progress], object],
@@ -85,6 +86,7 @@ class Planner:
     ) -> None:
         self._store = store
         self._base = base
+        self._system = system
         self._build = build
         self._progress = progress
         self._environment = environment
@@ -122,7 +124,7 @@ class Planner:
                 )
         missing = lock.without(frozenset(self._pins.values()))
         self._pins |= {pin.name: pin for pin in lock.pins}
-        return PackagesContent(lock=lock, missing=missing, target=target, memo=memo)
+        return PackagesContent(lock=lock, missing=missing, target=target, system=self._system.disk, memo=memo)
 
     async def _choose(self, step: PackagesStep, target: Target) -> tuple[str, Lock]:
         """Return the name of the stored lock for *step*, and the lock, which is made once."""

@@ -47,6 +47,17 @@ _ACCESS: Final = (
     "UV_REQUEST_TIMEOUT",
     "UV_CONCURRENT",
 )
+#: Variables that have, or may have, paths, relative to our directory, and what is between two of them: uv is run in another directory.
+_PLACES: Final = {
+    **dict.fromkeys(("UV_CACHE_DIR", "UV_CONFIG_FILE", "UV_CREDENTIALS_DIR", "UV_DEFAULT_INDEX", "UV_INDEX_URL"), ""),
+    **dict.fromkeys(("SSL_CERT_FILE", "SSL_CLIENT_CERT", "NETRC"), ""),
+    **dict.fromkeys(("UV_INDEX", "UV_EXTRA_INDEX_URL"), " "),
+    "UV_FIND_LINKS": ",",
+    "SSL_CERT_DIR": ":",
+}
+#: What can be before the place of an index: its name.
+_INDEX_NAME: Final = re.compile(r"[\w.-]+=")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 #: Other variables that would have uv look at another Python.
 _OTHER_PYTHONS: Final = ("VIRTUAL_ENV", "CONDA_", "PYTHON")
 _OUTPUT_BYTES: Final = 64 * 2**10
@@ -84,7 +95,7 @@ def find_uv() -> str:
 def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for uv, out of ours."""
     kept = {
-        name: value
+        name: _absolute(name, value)
         for name, value in variables.items()
         if (name.startswith((*_CHOICE, *_ACCESS)) if name.startswith("UV_") else not name.startswith(_OTHER_PYTHONS))
     }
@@ -93,7 +104,19 @@ def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
 
 def choice_of(variables: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return those of our variables that decide what uv chooses."""
-    return sorted((name, value) for name, value in variables.items() if name.startswith(_CHOICE))
+    return sorted((name, _absolute(name, value)) for name, value in variables.items() if name.startswith(_CHOICE))
+
+
+def _absolute(name: str, value: str) -> str:
+    """Return a variable's value with all paths in it absolute."""
+    if name not in _PLACES:
+        return value
+    separator, places = _PLACES[name], []
+    for place in value.split(separator) if separator else [value]:
+        match = _INDEX_NAME.match(place) if "INDEX" in name else None
+        before, path = (match[0], place[match.end() :]) if match else ("", place)
+        places.append(place if not path or _URL.match(path) else f"{before}{os.path.abspath(path)}")
+    return separator.join(places)
 
 
 def compile_arguments(target: Target, *, constrained: bool, exclude_newer: str | None) -> list[str]:

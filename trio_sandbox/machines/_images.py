@@ -148,8 +148,9 @@ class HostImages:
 
     def installer(self, image: AnyImage) -> PackageInstaller:
         """Return what packs packages for sandboxes of an image that is ready."""
+        built, system = self._ready[image]
         return PackageInstaller(
-            self._store, self[image], build=self._build, progress=self._progress, environment=self._environment
+            self._store, built, system, build=self._build, progress=self._progress, environment=self._environment
         )
 
     async def _make(self, image: AnyImage, *, build: bool) -> Disks:
