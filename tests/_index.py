@@ -47,6 +47,7 @@ class Index:
 
     def __init__(self, directory: Path, url: str) -> None:
         self.directory, self.url = directory, url
+        self.port = int(url.rpartition(":")[2].partition("/")[0])
         self.asked: list[str] = []
         """The paths that were asked for."""
         self.lies: dict[str, bytes] = {}

@@ -103,7 +103,7 @@ class ImageBuildError(ImageError):
 
 
 class PackagesError(ImageBuildError):
-    """The packages of an image can't be resolved or fetched; the message has uv's own words. Nothing was installed."""
+    """The packages of an image can't be resolved or fetched; the message has uv's or npm's own words. Nothing was installed."""
 
 
 class WheelMissingError(PackagesError):

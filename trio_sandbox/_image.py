@@ -12,93 +12,26 @@ from typing import Final, final
 
 import attrs
 
-from ._checks import instance, to_path
+from ._checks import to_path
+from ._image_steps import AptStep, EnvironmentStep, FilesStep, NpmStep, PackagesStep, ScriptStep, Step
 from ._metadata import mark_public
 from ._network import Network
-from ._requirements import LOCK_NAME, check_requirement, read_requirements
+from ._requirements import (
+    LOCK_NAME,
+    check_debian_package,
+    check_npm_requirement,
+    check_requirement,
+    read_requirements,
+)
 
 #: Where no image is named.
 DEFAULT_IMAGE: Final = "python"
+#: Where Debian's packages are, unless an image says otherwise.
+DEBIAN: Final = Network.allow("deb.debian.org", "security.debian.org")
 #: Directories of the guest's that no disk keeps: the kernel's, and those in memory.
 _NOT_KEPT: Final = ("dev", "proc", "run", "sys")
 _VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-
-
-@final
-@attrs.frozen
-class PackagesStep:
-    """Packages of Python's, by requirements or by a whole lock."""
-
-    requirements: tuple[str, ...] = ()
-    lock: str | None = attrs.field(default=None, repr=False)
-    """The text of a pylock.toml; then there are no requirements."""
-    exclude_newer: str | None = None
-    """Only what was published before then counts, RFC 3339."""
-
-    def __str__(self) -> str:
-        return f"packages {'of a lock' if self.lock is not None else ' '.join(self.requirements)}"
-
-    def call(self) -> str:
-        """Return the call that makes it, for `repr`."""
-        words = [repr(each) for each in self.requirements]
-        if self.lock is not None:
-            words = [f"<a lock of {len(self.lock)} characters>"]
-        if self.exclude_newer is not None:
-            words.append(f"exclude_newer={self.exclude_newer!r}")
-        return f"packages({', '.join(words)})"
-
-
-@final
-@attrs.frozen
-class FilesStep:
-    """Files and directories of the host's, by their places in the guest."""
-
-    places: tuple[tuple[str, Path], ...]
-
-    def __str__(self) -> str:
-        return f"files {' '.join(target for target, _ in self.places)}"
-
-    def call(self) -> str:
-        """Return the call that makes it, for `repr`."""
-        return f"files({ {target: os.fspath(source) for target, source in self.places}!r})"
-
-
-@final
-@attrs.frozen
-class EnvironmentStep:
-    """Variables that every program in the guest finds in its environment."""
-
-    variables: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        return f"environment {' '.join(name for name, _ in self.variables)}"
-
-    def call(self) -> str:
-        """Return the call that makes it, for `repr`."""
-        return f"env({dict(self.variables)!r})"
-
-
-@final
-@attrs.frozen
-class ScriptStep:
-    """A shell script that runs as root in a virtual machine of the image."""
-
-    command: str
-    network: Network = attrs.field(factory=Network.none, validator=instance(Network))
-    """What it may reach."""
-
-    def __str__(self) -> str:
-        first, *more = self.command.strip().splitlines()
-        return f"script {first[:60]}{' ...' if more or len(first) > 60 else ''}"
-
-    def call(self) -> str:
-        """Return the call that makes it, for `repr`."""
-        network = f", network={self.network!r}" if self.network else ""
-        return f"script({self.command!r}{network})"
-
-
-Step = PackagesStep | FilesStep | EnvironmentStep | ScriptStep
 
 
 def _check_name(_: object, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -169,6 +102,49 @@ class Image:
             raise ValueError("`packages` needs a requirement, such as 'pandas', or a file that has some")
         return self._with(PackagesStep(tuple(found), exclude_newer=_moment(exclude_newer)))
 
+    def npm(self, *requirements: str) -> Image:
+        """Add packages of Node.js from the npm registry, which JavaScript in the guest finds wherever it is.
+
+        npm on the host chooses them, and fetches them with their digests checked. They are unpacked and nothing of theirs is run, their
+        install scripts neither. What was chosen once stays, as with `packages`; packages of earlier steps keep their versions. The
+        registry, proxy and credentials are those of npm's configuration.
+
+        Args:
+          *requirements: Names in the registry, with a version, a range or a tag behind ``@`` or without: ``"zod"``,
+            ``"typescript@5"``, ``"@types/node@^20"``.
+
+        Raises:
+          TypeError, ValueError: if a requirement is none, or there is none at all.
+
+        """
+        for each in requirements:
+            check_npm_requirement(each)
+        if not requirements:
+            raise ValueError("`npm` needs a requirement, such as 'zod@3'")
+        return self._with(NpmStep(requirements))
+
+    def apt(self, *names: str, network: Network | None = None) -> Image:
+        """Add Debian packages, with what they depend on, installed by apt as root in a virtual machine of the image as it is by then.
+
+        Recommended packages are not installed unless they are named. No service is started. As with a script, another network makes another
+        layer, and newer packages do not.
+
+        Args:
+          *names: Packages, ``"graphviz"``; of one version, ``"graphviz=2.42.4-3"``; or the absolute paths of ``.deb`` files that an
+            earlier step has put there.
+          network: What apt may reach. None: Debian's own servers, by name. With `Network.none()` it reaches nothing and asks for no
+            lists of packages, which does for files.
+
+        Raises:
+          TypeError, ValueError: if a name can't be one, there is none at all, or the network has secrets, which would stay in the layer.
+
+        """
+        for each in names:
+            check_debian_package(each)
+        if not names:
+            raise ValueError("`apt` needs a package, such as 'graphviz'")
+        return self._with(AptStep(names, _without_secrets(DEBIAN if network is None else network)))
+
     def files(self, places: Mapping[str, str | os.PathLike[str]]) -> Image:
         """Add copies of the host's files and directories.
 
@@ -236,10 +212,7 @@ class Image:
             raise TypeError(f"`command` must be str, not {type(command).__name__}")
         if not command.strip() or "\0" in command:
             raise ValueError(f"`command` must be a shell script without zero bytes, not {command!r:.100}")
-        step = ScriptStep(command, Network.none() if network is None else network)
-        if any(rule.secrets for rule in step.network.rules):
-            raise ValueError("`network` must have no secrets: what a script does with them could stay in the image")
-        return self._with(step)
+        return self._with(ScriptStep(command, _without_secrets(Network.none() if network is None else network)))
 
     def _with(self, step: Step) -> Image:
         return attrs.evolve(self, steps=(*self.steps, step))
@@ -261,6 +234,14 @@ def to_image(image: object) -> AnyImage:
     if not isinstance(image, str):
         raise TypeError(f"`image` must be the name of an image, not {image!r:.100}; a trio_sandbox.Image will do, too")
     return image
+
+
+def _without_secrets(network: object) -> Network:
+    if not isinstance(network, Network):
+        raise TypeError(f"`network` must be a Network or None, not {network!r:.100}")
+    if any(rule.secrets for rule in network.rules):
+        raise ValueError("`network` must have no secrets: what is done with them could stay in the image")
+    return network
 
 
 def _check_place(target: object) -> str:

@@ -19,6 +19,13 @@ _SCRIPT_START: Final = "# /// script"
 _SCRIPT_END: Final = "# ///"
 #: How a URL, an absolute path or a variable that uv replaces begins.
 _PLACE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\$\{")
+#: A name of npm's, and what it may be followed by.
+NPM_NAME: Final = r"(?:@[A-Za-z0-9~_][A-Za-z0-9._~-]*/)?[A-Za-z0-9~_][A-Za-z0-9._~-]*"
+_NPM: Final = re.compile(rf"{NPM_NAME}(?:@[A-Za-z0-9^~*<>=][A-Za-z0-9.^~*<>=|+ -]*)?(?<!\.tgz)(?<!\.tar)(?<!\.tar\.gz)")
+#: A name of Debian's, of an architecture, a version or a release; or a file.
+_DEBIAN: Final = re.compile(
+    r"[a-z0-9][a-z0-9+.-]*(?<!-)(?::[a-z0-9]+)?(?:=[A-Za-z0-9.+:~-]+|/[a-z0-9-]+)?|/[^\x00-\x1f\x7f]+\.deb"
+)
 _COMMENT: Final = re.compile(r"(^|\s)#.*$")
 
 
@@ -42,6 +49,38 @@ def check_requirement(text: str) -> None:
         raise ValueError(
             f"{text!r:.100} has a relative path, which means something else in another directory: make it absolute, as in "
             f"'{name.strip():.40} @ file:///srv/name.whl'"
+        )
+
+
+def check_npm_requirement(text: object) -> None:
+    """Refuse what is no package of the npm registry.
+
+    Raises:
+      TypeError, ValueError: if it is none.
+
+    """
+    if type(text) is not str:
+        raise TypeError(f"a requirement must be str, not {text!r:.100}")
+    if not _NPM.fullmatch(text):
+        raise ValueError(
+            f"a requirement of npm must be a package's name, with a version, a range or a tag behind '@' or without, such as "
+            f"'typescript@5', not {text!r:.100}; a URL, a path and a repository can't be one"
+        )
+
+
+def check_debian_package(text: object) -> None:
+    """Refuse what apt would not take for a package to be installed.
+
+    Raises:
+      TypeError, ValueError: if it is none.
+
+    """
+    if type(text) is not str:
+        raise TypeError(f"a package's name must be str, not {text!r:.100}")
+    if not _DEBIAN.fullmatch(text):
+        raise ValueError(
+            f"a package must be a name such as 'graphviz', 'graphviz=2.42.4-3', or the absolute path of a .deb file in the guest, "
+            f"not {text!r:.100}"
         )
 
 

@@ -20,6 +20,8 @@ def whole() -> Image:
         .files({"/opt/tool": "/srv/tool"})
         .env({"TZ": "Europe/Paris"})
         .script("make install", network=Network.allow("pypi.org"))
+        .npm("zod")
+        .apt("graphviz", "g++=4:14.2.0-1", network=Network.allow("deb.debian.org"))
     )
 
 
@@ -39,6 +41,10 @@ def test_it_is_printed_as_it_was_made() -> None:
         "Image('python').packages('pandas>=2').files({'/opt/tool': '/srv/tool'}).env({'A': 'b'}).script('make\\nx')"
     )
     assert eval(repr(image)) == image
+    assert repr(Image("node").npm("zod", "@types/node@^20")) == "Image('node').npm('zod', '@types/node@^20')"
+    apt = Image("python").apt("graphviz", network=Network.none())
+    assert eval(repr(apt)) == apt
+    assert str(apt) == "python, apt graphviz"
     assert str(image) == "python, packages pandas>=2, files /opt/tool, environment A, script make ..."
 
 
@@ -213,3 +219,31 @@ def test_scripts_have_text_and_no_secrets() -> None:
 def test_images_have_names(name: object) -> None:
     with pytest.raises((TypeError, ValueError), match="an image's `name` must"):
         Image(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["graphviz", "g++", "libc6:amd64", "bash=5.2.37-2+b5", "git/trixie", "/opt/my tool_1.deb"]
+)
+def test_what_apt_installs(name: str) -> None:
+    (step,) = Image("python").apt(name).steps
+    assert str(step) == f"apt {name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-y", "Graphviz", "bash-", "a b", "a;b", "a\n", "a=", "./x.deb", "/opt/x", "a=1 b", "/opt/x\n.deb"]
+)
+def test_what_is_no_package_of_debian(name: str) -> None:
+    with pytest.raises(ValueError, match="a package must be a name such as 'graphviz'"):
+        Image("python").apt(name)
+
+
+def test_apt_needs_names_and_a_network_without_secrets() -> None:
+    with pytest.raises(ValueError, match="`apt` needs a package"):
+        Image("python").apt()
+    with pytest.raises(TypeError, match="a package's name must be str, not 5"):
+        Image("python").apt(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`network` must be a Network or None, not 'x'"):
+        Image("python").apt("git", network="x")  # type: ignore[arg-type]
+    secret = Network.allow(NetworkRule("deb.example.org", secrets={"TOKEN": "value"}))
+    with pytest.raises(ValueError, match="`network` must have no secrets"):
+        Image("python").apt("git", network=secret)

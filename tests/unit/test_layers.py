@@ -24,6 +24,7 @@ BASE = (
     "_errors",
     "_forked",
     "_image",
+    "_image_steps",
     "_stored_json",
     "_metadata",
     "_network",

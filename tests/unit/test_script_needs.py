@@ -102,5 +102,14 @@ def test_the_command_line_honours_the_block(tmp_path: Path) -> None:
     assert find_program(code="1", words=[], packages=["tqdm"]).image == Image("python").packages("tqdm")
     given = find_program(code=None, words=["-"], read_stdin=SCRIPT.encode, language="python")
     assert given.image == image_for_script("python", SCRIPT)
+    there = find_program(code="1", language="javascript", words=[], packages=["zod@3"])
+    assert there.image == Image("node").npm("zod@3")
+    # A language without packages: those of what the image is for.
+    assert find_program(code="1", language="shell", words=[], packages=["x"]).image == Image("python").packages("x")
+    in_node = find_program(code="1", language="shell", image="node", words=[], packages=["x"])
+    assert in_node.image == Image("node").npm("x")
+    assert find_program(code="1", language="python", image="node", words=[], packages=["x"]).image == Image(
+        "node"
+    ).packages("x")
     with pytest.raises(ValueError, match="is an option and no requirement"):
         find_program(code="1", words=[], packages=["-r x"])

@@ -12,9 +12,8 @@ import trio
 
 from .._config import HostConfig
 from .._errors import SandboxError, UnknownImageError
-from .._image import Image
 from ..host import open_host
-from ..image import ImageStore, default_cache_directory, export_image, import_images
+from ..image import ImageStore, default_cache_directory, export_image, image_for_program, import_images
 from ..machines import Dependents
 from ..qemu import open_runtime
 from ._progress import open_progress
@@ -56,7 +55,7 @@ async def build(
         with open_progress(quiet=quiet) as show:
             async with open_host(HostConfig(cache_dir=cache_dir, progress=show)) as host:
                 for name in names:
-                    image = Image(name).packages(*packages)
+                    image = image_for_program(name, packages)
                     await host.prepare(image)
                     print(f"{name}: {image!s} is there")
         return

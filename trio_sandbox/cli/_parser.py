@@ -341,7 +341,7 @@ def _add_packages(parser: argparse.ArgumentParser, what_for: str) -> None:
         action="append",
         default=[],
         metavar="REQUIREMENT",
-        help=f"a package of Python's {what_for}, such as 'pandas>=2'; more than once for more",
+        help=f"a package {what_for}: of Python's, such as 'pandas>=2', or of npm's for JavaScript; more than once for more",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 
 from .._image import AnyImage
-from ..image import IMAGES, LAYER_MARK, image_for_script, images_with
+from ..image import IMAGES, LAYER_MARK, image_for_program, images_with
 from ._copies import Upload
 
 #: The image where nothing asks for another one.
@@ -91,7 +91,7 @@ def find_program(
       words: Its arguments; without *code* the first is the file, and none or ``-`` standard input.
       language: None: what the file's name or its first line says, else what the image is for.
       image: None: one that has the language.
-      packages: Requirements, of Python, besides those that a file names itself (PEP 723).
+      packages: Requirements, of Python's packages or npm's, as the language is, besides those that a file names itself (PEP 723).
       uploads: A file in a directory of these is run where that is in the guest.
       read_stdin: Reads all of our standard input, as Python does before it runs a line of it; for tests.
 
@@ -127,7 +127,7 @@ def find_program(
         name = None if there else name
     return Program(
         language=language,
-        image=image_for_script(image, needs, more=packages),
+        image=image_for_program(image, packages, language, needs),
         argv=argv,
         name=name,
         content=content,

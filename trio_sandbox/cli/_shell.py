@@ -21,7 +21,7 @@ from .._config import HostConfig, SandboxConfig
 from .._image import AnyImage
 from ..client import GuestProcess, Terminal
 from ..host import Host, open_host
-from ..image import image_for_script
+from ..image import image_for_program
 from . import _status
 from ._configs import host_config, sandbox_config
 from ._progress import ShowProgress, open_progress
@@ -130,7 +130,7 @@ def shell(options: argparse.Namespace) -> int:
         request = ShellRequest(
             command=tuple(options.argv) or LOGIN_SHELL,
             user=int(options.user) if (options.user or "").isdecimal() else options.user,
-            image=image_for_script(options.image, more=options.packages),
+            image=image_for_program(options.image, options.packages),
             host=host_config(options),
             sandbox=sandbox_config(options),
             quiet=options.quiet,

@@ -13,7 +13,7 @@ from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._recipes import IMAGES as IMAGES, images_with as images_with
-from ._script_image import image_for_script as image_for_script
+from ._script_image import image_for_program as image_for_program, image_for_script as image_for_script
 from ._store import ImageStore as ImageStore, own_caches as own_caches
 from ._stored import (
     BuiltImage as BuiltImage,

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final, cast, final
 import attrs
 
 from .._stored_json import Fields, parse_json
+from ._choices import choices_of
 from ._entry import below_of, mapping_of
 from ._manifest import Manifest
 from ._stored import IMAGE_NAME
@@ -40,7 +41,6 @@ _LARGEST_LAYER: Final = 64 * 2**30
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
-LOCK: Final = re.compile("pylock-[0-9a-f]{32}")
 #: Names and versions of packages, which go to uv as lines of text.
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~!_-]{0,199}")
 _LONGEST_STEP: Final = 10_000
@@ -130,9 +130,9 @@ def read_archive(file: BinaryIO) -> Archive:
         layers.append(ArchivedLayer(manifest, file.tell()))
         file.seek(size + -size % _BLOCK, 1)
     locks: dict[str, str] = {}
-    wanted = {str(manifest.details.get("pylock")) for manifest in manifests}
+    wanted = {name for manifest in manifests for name in choices_of(manifest)}
     for name in index.items("locks", _MOST_LAYERS):
-        if not isinstance(name, str) or not LOCK.fullmatch(name) or name in locks or name not in wanted:
+        if not isinstance(name, str) or name in locks or name not in wanted:
             raise ValueError(f"it has a lock that no layer needs: {name!r:.80}")
         locks[name] = _read_small(file, f"locks/{name}", _LONGEST_LOCK).decode()
     end = file.read(_RECORD + 1)

@@ -84,6 +84,7 @@ def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
         languages=below.languages,
         system_packages=below.system_packages,
         packages={**below.packages, **{name: str(each) for name, each in mapping_of(manifest, "packages").items()}},
+        npm_lock=str(manifest.details.get("npm_lock", below.npm_lock)),
     )
 
 

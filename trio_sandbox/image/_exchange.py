@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, final
 
@@ -20,10 +20,10 @@ from .._errors import ImageCorruptError, ImageError, ImageMissingError, Packages
 from .._private import make_private_directory, write_new_file
 from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
-from ._archive import LOCK, Archive, ArchivedLayer, archive_parts, read_archive
+from ._archive import Archive, ArchivedLayer, archive_parts, read_archive
+from ._choices import choices_of, is_choice
 from ._entry import entry_name
 from ._layer import LAYER_MARK, layer_name
-from ._layers import lock_of, read_lock
 from ._manifest import Manifest, read_manifest
 from ._recipe import BuildContext
 from ._store import ImageStore
@@ -86,9 +86,13 @@ def _check_movable(manifest: Manifest, disk: BinaryIO) -> None:
 
 
 def _locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
-    names = {str(manifest.details.get("pylock", "")) for manifest in manifests}
-    texts = {name: store.pylocks / name for name in sorted(names) if LOCK.fullmatch(name)}
-    return [(name, path.read_text("utf-8")) for name, path in texts.items() if read_lock(path) is not None]
+    texts: list[tuple[str, str]] = []
+    for name in sorted({name for manifest in manifests for name in choices_of(manifest)}):
+        with suppress(OSError, ValueError):  # it is missing or damaged, and can be chosen anew
+            text = (store.pylocks / name).read_text("utf-8")
+            if is_choice(name, text):
+                texts.append((name, text))
+    return texts
 
 
 async def _copy(  # noqa: ASYNC910 - no disk is empty
@@ -187,7 +191,7 @@ def _check_fits(store: ImageStore, archive: Archive) -> None:
 
     """
     for name, text in archive.locks.items():
-        if lock_of(text) is None:
+        if not is_choice(name, text):
             raise ValueError(f"the lock {name} is damaged")
     base, *layers = archive.layers
     name = base.manifest.name

@@ -12,7 +12,7 @@ from typing import Final, final
 import trio
 
 from .._config import Progress
-from .._image import PackagesStep
+from .._image_steps import PackagesStep
 from ._bytecode import compile_tree
 from ._layers import Planner
 from ._package_tree import arrange

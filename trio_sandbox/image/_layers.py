@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from .._config import Progress
 from .._errors import ImageMissingError, PackagesError
-from .._image import EnvironmentStep, FilesStep, Image, PackagesStep, ScriptStep, Step
-from .._private import make_private_directory, write_new_file
-from ._layer import (
-    Content,
+from .._image import Image
+from .._image_steps import AptStep, EnvironmentStep, FilesStep, NpmStep, PackagesStep, ScriptStep, Step
+from ._choices import NPM_LOCK, PYLOCK, L, choice_name, read_choice, write_choice
+from ._contents import (
+    AptContent,
     EnvironmentContent,
     FilesContent,
-    LayerRecipe,
+    NpmContent,
     PackagesContent,
-    RunLayer,
     ScriptContent,
     digest_of_tree,
 )
+from ._layer import Content, LayerRecipe, RunLayer
+from ._npm import choose_npm, npm_choice
+from ._npm_lock import NpmLock, parse_npm_lock
 from ._pylock import Lock, Pin, parse_lock
 from ._recipe import digest_of
 from ._store import ImageStore
 from ._stored import BuiltImage, SystemDisk
 from ._target import Target, find_target
 from ._uv import choice_of, resolve
+
+#: Packages by which an image has Node.js.
+_NODE: Final = ("nodejs", "npm")
 
 
 async def ensure_layers(
@@ -90,6 +96,8 @@ class Planner:
         self._build = build
         self._progress = progress
         self._environment = environment
+        self._npm_memo = base.npm_lock
+        self._has_node = "nodejs" in base.system_packages or bool(base.layers)
         self._pins = {name: Pin(name, version) for name, version in base.packages.items()}
 
     async def plan(self, step: Step) -> Content:
@@ -98,12 +106,18 @@ class Planner:
         match step:
             case PackagesStep():
                 return await self.plan_packages(step)
+            case NpmStep():
+                return await self.plan_npm(step)
+            case AptStep():
+                self._has_node |= any(name.partition("=")[0] in _NODE for name in step.names)
+                return AptContent(step=step)
             case FilesStep():
                 digests = [await trio.to_thread.run_sync(digest_of_tree, source) for _, source in step.places]
                 return FilesContent(step=step, digests=tuple(digests))
             case EnvironmentStep():
                 return EnvironmentContent(step=step)
             case ScriptStep():
+                self._has_node = True  # for all we know
                 return ScriptContent(step=step)
 
     async def plan_packages(self, step: PackagesStep) -> PackagesContent:
@@ -135,13 +149,43 @@ class Planner:
             [[pin.name, pin.version] for pin in pins],
             choice_of(os.environ),
         )
-        name = f"pylock-{digest[:32]}"
+        name = choice_name(PYLOCK, digest)
+        lock = await self._once(name, step, parse_lock, lambda at: resolve(step, pins, target, at, self._environment))
+        return name, lock
+
+    async def plan_npm(self, step: NpmStep) -> NpmContent:
+        """Do `plan` for packages of Node.js."""
+        await trio.lowlevel.checkpoint()
+        if not self._has_node:
+            raise PackagesError(
+                f"packages of Node.js are of no use to the image {self._base.name!r}, which has no Node.js: take Image('node'), "
+                "or add .apt('nodejs') before"
+            )
+        earlier: NpmLock | None = None
+        if self._npm_memo:
+            earlier = await trio.to_thread.run_sync(read_choice, self._store.pylocks / self._npm_memo, parse_npm_lock)
+            if earlier is None:
+                raise PackagesError(
+                    f"what npm chose for the image {self._base.name!r} is not in the cache any more: make it anew from its Image"
+                )
+        digest = digest_of("npmlock", step.requirements, earlier and earlier.text, npm_choice(os.environ))
+        name = choice_name(NPM_LOCK, digest)
+        lock = await self._once(name, step, parse_npm_lock, lambda at: choose_npm(step, earlier, at, self._environment))
+        if earlier is not None:
+            lock.check_kept(earlier)
+        self._npm_memo = name
+        return NpmContent(lock=lock, earlier=earlier, memo=name)
+
+    async def _once(
+        self, name: str, step: Step, parse: Callable[[str], L], choose: Callable[[Path], Awaitable[L]]
+    ) -> L:
+        """Return the stored lock *name* for *step*, which is made once."""
         path = self._store.pylocks / name
-        if (lock := await trio.to_thread.run_sync(read_lock, path)) is not None:
-            return name, lock
+        if (lock := await trio.to_thread.run_sync(read_choice, path, parse)) is not None:
+            return lock
         if not self._build:
             raise ImageMissingError(
-                f"the packages of the image ({' '.join(step.requirements)}) were not chosen yet, and building was refused; "
+                f"the packages of the image ({step}) were not chosen yet, and building was refused; "
                 "Host.prepare() builds it where HostConfig.build_images is True"
             )
 
@@ -151,30 +195,9 @@ class Planner:
         async with self._store.open_workspace(
             name, lambda: report("another process is choosing its packages")
         ) as directory:
-            lock = await trio.to_thread.run_sync(read_lock, path)
+            lock = await trio.to_thread.run_sync(read_choice, path, parse)
             if lock is None:
                 report("choosing packages")
-                lock = await resolve(step, pins, target, directory, self._environment)
-                await trio.to_thread.run_sync(_write, path, lock)
-        return name, lock
-
-
-def read_lock(path: Path) -> Lock | None:
-    """Return a stored lock; None if it is missing or damaged."""
-    try:
-        return lock_of(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def lock_of(stored: str) -> Lock | None:
-    """Return the lock that was stored as this text; None if it is damaged."""
-    digest, _, text = stored.partition("\n")
-    return parse_lock(text) if digest == digest_of(text) else None
-
-
-def _write(path: Path, lock: Lock) -> None:
-    make_private_directory(path.parent, 0o755)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    write_new_file(temporary, f"{digest_of(lock.text)}\n{lock.text}", 0o644)
-    temporary.replace(path)
+                lock = await choose(directory)
+                await trio.to_thread.run_sync(write_choice, path, lock)
+        return lock

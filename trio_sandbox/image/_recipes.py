@@ -9,10 +9,12 @@ from ._debian_image import DebianImage
 
 # What programs, and programmers, expect of a machine, whatever the language.
 _COMMON = (
+    "apt",
     "bash",
     "bzip2",
     "ca-certificates",
     "curl",
+    "debian-archive-keyring",  # what apt checks signatures with
     "file",
     "gawk",
     "git",
@@ -39,7 +41,7 @@ _PYTHON = DebianImage(
     languages=("python", "shell"),
 )
 
-# No npm: Debian's comes as hundreds of packages. What a project needs can be uploaded with its node_modules.
+# No npm: Debian's comes as hundreds of packages. Packages are added by the host's.
 _NODE = DebianImage(
     name="node",
     suite="trixie",

@@ -1,8 +1,8 @@
-"""The image that a script of Python's asks for by itself (PEP 723)."""
+"""The image that a program asks for: by what its script says (PEP 723), and by requirements besides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .._image import AnyImage, Image
 from .._requirements import allows, read_script
@@ -18,12 +18,42 @@ def image_for_script(image: AnyImage, source: str = "", *, more: Iterable[str] =
 
     """
     needs = read_script(source)
-    name = (image if isinstance(image, str) else image.name).partition(LAYER_MARK)[0]
+    name = _name(image)
     python = IMAGES[name].python if name in IMAGES else None
     if needs.requires_python is not None and python is not None and not allows(needs.requires_python, python):
         raise ValueError(f"the script requires Python {needs.requires_python}, and the image {name!r} has {python}")
     requirements = (*needs.requirements, *more)
     if not requirements:
         return image
-    whole = Image(image) if isinstance(image, str) else image
-    return whole.packages(*requirements, exclude_newer=needs.exclude_newer)
+    return _whole(image).packages(*requirements, exclude_newer=needs.exclude_newer)
+
+
+def image_for_program(
+    image: AnyImage, requirements: Sequence[str], language: str | None = None, source: str = ""
+) -> AnyImage:
+    """Return *image* with packages for a program: npm's for one in JavaScript, else Python's.
+
+    Args:
+      image: What they are added to.
+      requirements: Of one or the other kind.
+      language: None, or one that has no packages: what the image is for.
+      source: A script of Python's, whose block ``# /// script`` counts as well.
+
+    Raises:
+      ValueError: if a requirement is none, or as `image_for_script` does.
+
+    """
+    if language not in ("python", "javascript"):
+        name = _name(image)
+        language = IMAGES[name].languages[0] if name in IMAGES else "python"
+    if language == "javascript":
+        return _whole(image).npm(*requirements) if requirements else image
+    return image_for_script(image, source, more=requirements)
+
+
+def _name(image: AnyImage) -> str:
+    return (image if isinstance(image, str) else image.name).partition(LAYER_MARK)[0]
+
+
+def _whole(image: AnyImage) -> Image:
+    return Image(image) if isinstance(image, str) else image

@@ -15,6 +15,7 @@ from .._errors import ImageBuildError, ImageError
 from .._private import check_trusted, make_private_directory
 from ..qemu import is_marked, is_own_directory, mark
 from ._build import find_leftovers, remove_leftovers
+from ._choices import choices_of
 from ._entry import ENTRY_NAME, below_of, disk_usage, is_disk, name_of, try_to_read
 from ._lock import open_lock, try_lock, try_lock_directory
 from ._manifest import MANIFEST_NAME
@@ -165,8 +166,8 @@ class Shelf:
 
     def remove_pylocks(self) -> int:
         """Remove the locks that no layer was made by."""
-        used = {str(try_to_read(entry).details.get("pylock")) for entry in self.entries()}
-        unused = [lock for lock in self.pylocks.glob("pylock-*") if lock.name not in used]
+        used = {name for entry in self.entries() for name in choices_of(try_to_read(entry))}
+        unused = [lock for lock in self.pylocks.glob("*lock-*") if lock.name not in used]
         freed = sum(map(disk_usage, unused))
         for lock in unused:
             lock.unlink(missing_ok=True)

@@ -41,6 +41,8 @@ class BuiltImage:
     """Versions of the Debian packages of the image at the bottom, by name."""
     packages: Mapping[str, str] = attrs.field(factory=dict[str, str])
     """Versions of the Python packages that layers have added, by name."""
+    npm_lock: str = ""
+    """The name of the stored lock of the npm packages that layers have added; "" if there are none."""
 
     @property
     def top(self) -> Path:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from .._errors import PackagesError
-from .._image import PackagesStep
-from ..qemu import run_owned
+from .._image_steps import PackagesStep
+from ..qemu import OwnedProcess, run_owned
+from ._places import absolute
 from ._pylock import Lock, Pin, missing_wheel, parse_lock
 from ._target import Target
 
@@ -55,9 +60,6 @@ _PLACES: Final = {
     "UV_FIND_LINKS": ",",
     "SSL_CERT_DIR": ":",
 }
-#: What can be before the place of an index: its name.
-_INDEX_NAME: Final = re.compile(r"[\w.-]+=")
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 #: Other variables that would have uv look at another Python.
 _OTHER_PYTHONS: Final = ("VIRTUAL_ENV", "CONDA_", "PYTHON")
 _OUTPUT_BYTES: Final = 64 * 2**10
@@ -95,7 +97,7 @@ def find_uv() -> str:
 def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for uv, out of ours."""
     kept = {
-        name: _absolute(name, value)
+        name: absolute(name, value, _PLACES)
         for name, value in variables.items()
         if (name.startswith((*_CHOICE, *_ACCESS)) if name.startswith("UV_") else not name.startswith(_OTHER_PYTHONS))
     }
@@ -104,19 +106,9 @@ def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
 
 def choice_of(variables: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return those of our variables that decide what uv chooses."""
-    return sorted((name, _absolute(name, value)) for name, value in variables.items() if name.startswith(_CHOICE))
-
-
-def _absolute(name: str, value: str) -> str:
-    """Return a variable's value with all paths in it absolute."""
-    if name not in _PLACES:
-        return value
-    separator, places = _PLACES[name], []
-    for place in value.split(separator) if separator else [value]:
-        match = _INDEX_NAME.match(place) if "INDEX" in name else None
-        before, path = (match[0], place[match.end() :]) if match else ("", place)
-        places.append(place if not path or _URL.match(path) else f"{before}{os.path.abspath(path)}")
-    return separator.join(places)
+    return sorted(
+        (name, absolute(name, value, _PLACES)) for name, value in variables.items() if name.startswith(_CHOICE)
+    )
 
 
 def compile_arguments(target: Target, *, constrained: bool, exclude_newer: str | None) -> list[str]:
@@ -196,7 +188,12 @@ async def unpack(
             if line.startswith("Downloading "):
                 report(line[:_COLUMNS], None)
 
-    await _run(install_arguments(target, tree), directory, environment, tell)
+    arguments = install_arguments(target, tree)
+    # An index may forbid uv to take from its cache what it had already. The digests of the lock say more than the index could.
+    cached = await _start([*arguments, "--offline"], directory, environment)
+    if cached.returncode != 0:
+        await trio.to_thread.run_sync(partial(shutil.rmtree, tree, ignore_errors=True))
+        await _run(arguments, directory, environment, tell)
 
 
 async def _run(
@@ -205,15 +202,24 @@ async def _run(
     environment: Mapping[str, str],
     on_output: Callable[[bytes], object] | None = None,
 ) -> None:
-    process = await run_owned(
+    process = await _start(arguments, directory, environment, on_output)
+    if process.returncode != 0:
+        raise explain(process.output())
+
+
+async def _start(
+    arguments: list[str],
+    directory: Path,
+    environment: Mapping[str, str],
+    on_output: Callable[[bytes], object] | None = None,
+) -> OwnedProcess:
+    return await run_owned(
         [find_uv(), *arguments],
         environment={**environment_of(os.environ), **environment},
         cwd=directory,
         tail_bytes=_OUTPUT_BYTES,
         on_output=on_output,
     )
-    if process.returncode != 0:
-        raise explain(process.output())
 
 
 def explain(output: str) -> PackagesError:

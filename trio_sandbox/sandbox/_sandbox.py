@@ -14,7 +14,8 @@ import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import PackagesError, SandboxError, SnapshotError
-from .._image import DEFAULT_IMAGE, AnyImage, Image, PackagesStep
+from .._image import DEFAULT_IMAGE, AnyImage, Image
+from .._image_steps import PackagesStep
 from .._network import Network
 from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
