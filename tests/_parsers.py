@@ -101,6 +101,8 @@ def _records(data: bytes) -> list[object]:
 class _Said:
     """A stream on which the guest has said something, and says nothing more."""
 
+    has_news = False
+
     def __init__(self, data: bytes) -> None:
         self._data = data
 

@@ -65,6 +65,8 @@ MAXIMUM_REQUEST_BYTES = 4 * 2**20
 MAXIMUM_FUNCTIONS = 64
 #: The arguments of one call as JSON, and its result, in bytes.
 MAXIMUM_CALL_BYTES = 2**20
+#: Values in either, each list, object and member of one counted. To read so many takes the event loop some milliseconds.
+MAXIMUM_CALL_VALUES = 20_000
 #: Calls of one run that are underway at a time. Others wait, and so do those that come faster than `CALLS_PER_SECOND`.
 CALLS_AT_ONCE = 16
 #: Calls of one run a second, but for the first `CALLS_AT_ONCE`.

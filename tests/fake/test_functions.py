@@ -22,7 +22,7 @@ from tests.documented import ROOT
 from trio_sandbox import RunResult
 from trio_sandbox.client import _functions as functions_module
 from trio_sandbox.client._functions import BadCallError, HostFunctions
-from trio_sandbox.constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES
+from trio_sandbox.constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES
 from trio_sandbox.guest.agent.code import CodeService
 from trio_sandbox.sandbox import Sandbox
 from trio_sandbox.wire import ChannelStream, RecordStream
@@ -134,6 +134,11 @@ ERRORS: dict[str, list[tuple[str, str]]] = {
             "search(10 ** 5000)",
             "HostFunctionError: TypeError: the arguments are no JSON that is taken here: Exceeds the limit",
         ),
+        (
+            f"search([0] * {MAXIMUM_CALL_VALUES + 1})",
+            "HostFunctionError: TypeError: the arguments may have 20000 values; call it more often, or pass them as one text\n",
+        ),
+        ("many()", "HostFunctionError: ValueError: the result may have 20000 values, and has more"),
         ("strange()", "HostFunctionError: TypeError: Object of type object is not JSON serializable\n"),
         ("large()", "HostFunctionError: ValueError: the result may have 1048576 bytes as JSON, not"),
         ("search._pipes.begin('nope', (), {}, lambda answer: print(answer))\nlater(1)\n1/0", "ZeroDivisionError"),
@@ -162,7 +167,12 @@ ERRORS: dict[str, list[tuple[str, str]]] = {
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_exceptions_go_both_ways(sandbox: Sandbox, language: str, caplog: pytest.LogCaptureFixture) -> None:
-    functions = {**FUNCTIONS, "strange": object, "large": lambda: "x" * MAXIMUM_CALL_BYTES}
+    functions = {
+        **FUNCTIONS,
+        "strange": object,
+        "large": lambda: "x" * MAXIMUM_CALL_BYTES,
+        "many": lambda: [0] * (MAXIMUM_CALL_VALUES + 1),
+    }
     for code, error in ERRORS[language]:
         result = await sandbox.run(code, language=language, functions=functions)
         assert result.exit_code == 1, code

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from trio_sandbox.wire import JSON, STDERR, STDOUT, RecordStream, StreamResetError, WireError, encode_record
+from trio_sandbox.wire._records import JOINED_RECORDS, SMALL_RECORDS_IN_TURN
 
 from ._wire import open_pair
 
@@ -62,6 +63,64 @@ async def test_every_receive_is_a_checkpoint_and_a_cancelled_one_loses_nothing()
             with trio.testing.assert_checkpoints():
                 assert await received.receive() == (STDOUT, expected)
         assert await received.receive() is None
+
+
+SMALL, LARGE = (JSON, b"x"), (JSON, bytes(1024))
+
+
+async def test_who_has_many_small_records_leaves_others_their_turn(autojump_clock: trio.testing.MockClock) -> None:
+    async def measure(*records: tuple[bytes, bytes]) -> float:
+        stream, other = await pair.open_stream()
+        await RecordStream(stream).send_many(records, end=True)
+        began, received = trio.current_time(), RecordStream(other)
+        assert [await received.receive() for _ in records] == list(records)
+        assert await received.receive() is None
+        return trio.current_time() - began
+
+    async with open_pair() as pair:
+        assert await measure(*[SMALL] * (SMALL_RECORDS_IN_TURN - 1)) == 0
+        assert await measure(*[LARGE] * 100) == 0
+        pauses = 10
+        mixed = [SMALL, LARGE, *[SMALL] * (SMALL_RECORDS_IN_TURN - 1)] * pauses
+        assert await measure(*mixed) == pytest.approx(pauses * 0.001, rel=0.01)
+
+
+async def test_small_records_that_are_waited_for_are_not_held_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        ours, theirs = RecordStream(stream), RecordStream(other)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3 * SMALL_RECORDS_IN_TURN):
+                nursery.start_soon(theirs.receive)
+                await trio.testing.wait_all_tasks_blocked()
+                await ours.send(*SMALL)
+                await trio.testing.wait_all_tasks_blocked()
+        assert trio.current_time() == 0
+
+
+async def test_held_up_and_cancelled_it_loses_nothing() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        count = SMALL_RECORDS_IN_TURN + 1
+        await RecordStream(stream).send_many([(JSON, b"%d" % number) for number in range(count)], end=True)
+        received = RecordStream(other)
+        for number in range(count):
+            with trio.move_on_after(0) as scope:
+                await received.receive()
+            assert scope.cancelled_caught
+            assert await received.receive() == (JSON, b"%d" % number)
+
+
+async def test_what_is_a_stream_of_bytes_is_received_as_one() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        await RecordStream(stream).send_many([(STDOUT, b"a")] * 100 + [(JSON, b"{}")], end=True)
+        received = RecordStream(other, joined=STDOUT)
+        lengths: list[int] = []
+        while (record := await received.receive()) and record[0] == STDOUT:
+            lengths.append(len(record[1]))
+        assert lengths == [JOINED_RECORDS] * 3 + [100 - 3 * JOINED_RECORDS]
+        assert record == (JSON, b"{}")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from trio_sandbox.client._functions import (
     BadCallError,
     Call,
     CallDecoder,
+    check_arguments,
     check_functions,
     describe_exception,
     encode_result,
     parse_arguments,
 )
-from trio_sandbox.constants import MAXIMUM_CALL_BYTES, MAXIMUM_FUNCTIONS
+from trio_sandbox.client._json import has_more_values
+from trio_sandbox.constants import MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES, MAXIMUM_FUNCTIONS
 
 
 def search(text: str) -> list[str]:
@@ -117,7 +119,7 @@ def test_calls_are_the_same_however_they_are_cut(sent: list[tuple[int, bytes]], 
 )
 def test_lines_that_are_no_calls(line: bytes) -> None:
     with pytest.raises(BadCallError):
-        CallDecoder().feed(line + b"\n")
+        list(CallDecoder().feed(line + b"\n"))
 
 
 def test_a_line_without_an_end_is_not_kept() -> None:
@@ -133,6 +135,13 @@ def test_the_longest_call() -> None:
     assert len(arguments) == MAXIMUM_CALL_BYTES
     (call,) = CallDecoder().feed(b"9999999999 %s %s\n" % (b"a" * 100, arguments))
     assert call.arguments == arguments
+
+
+def test_calls_are_looked_at_when_they_are_asked_for() -> None:
+    calls = CallDecoder().feed(b"1 a []\nno call\n")
+    assert next(calls).number == 1
+    with pytest.raises(BadCallError):
+        next(calls)
 
 
 def test_arguments() -> None:
@@ -170,6 +179,52 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
+MANY = MAXIMUM_CALL_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "[],[]," * MANY,
+        "1.5," * MANY,
+        "[" * MANY,
+        '{"":0},' * MANY,
+        '{"":"",' + '"":"",' * MANY,
+        r'"\\",' * MANY,
+        r'"\\\\",' * MANY,
+        r'"\\","a,b\"",' * MANY,
+    ],
+)
+def test_arguments_that_would_take_long_to_read(values: str) -> None:
+    with pytest.raises(BadCallError, match="may have 20000 values"):
+        check_arguments(f"[[{values}0]]".encode())
+    check_arguments(f"[[{values[:1000]}".encode())
+
+
+@pytest.mark.parametrize(
+    "text", [",[{" * MANY, '",' * MANY, "\\," * MANY, '\\",[' * MANY, "x" * 4 * MANY, '"\n,' * MANY, '\\\\"' * MANY]
+)
+def test_what_is_within_a_text_does_not_count(text: str) -> None:
+    arguments = json.dumps([[text, *([1] * 1000)], {"a,b": text}])
+    check_arguments(arguments.encode())
+
+
+@given(json_values)
+def test_no_values_are_overlooked(value: object) -> None:
+    count = 0
+
+    def visit(each: object) -> None:
+        nonlocal count
+        if isinstance(each, (list, dict)):
+            count += 1 + max(len(each) - 1, 0)
+            for member in each.values() if isinstance(each, dict) else each:
+                visit(member)
+
+    visit(value)
+    text = json.dumps(value).encode()
+    assert not has_more_values(text, count)
+    assert count == 0 or has_more_values(text, count - 1)
+
 
 @given(json_values)
 def test_results_travel_as_json_in_one_line_of_ascii(value: object) -> None:
@@ -188,6 +243,22 @@ def test_results_that_are_no_json(value: object) -> None:
 def test_results_that_are_too_long() -> None:
     with pytest.raises(ValueError, match="may have 1048576 bytes as JSON, not 1048577"):
         encode_result("x" * (MAXIMUM_CALL_BYTES - 1))
+    with pytest.raises(ValueError, match="may have 1048576 bytes as JSON, and has more"):
+        encode_result(["x" * 2**19, {"y" * 2**19: 1}, "z"])
+
+
+def endless() -> object:
+    contains: list[object] = []
+    contains.append(contains)
+    return contains
+
+
+@pytest.mark.parametrize(
+    "value", [[0] * MANY, [[[]] * 200] * 101, {"x": dict.fromkeys(range(MANY))}, ((),) * MANY, endless()]
+)
+def test_results_that_would_take_long_to_encode(value: object) -> None:
+    with pytest.raises(ValueError, match="may have 20000 values, and has more, or contains itself"):
+        encode_result(value)
 
 
 class MuteError(Exception):

@@ -139,6 +139,11 @@ def test_the_longest_messages() -> None:
     value = "\1" * MAXIMUM_VALUE_BYTES
     end = {"exit_code": 0, "restarted": False, "state_kept": True, "expired": False, "oom": False, "value": value}
     assert parse_message(json.dumps({"finished": end}).encode()) == Finished(0, value, False, True)
+    for more in ("[[],[]", '"x","y"', '{"a":{}'):  # which would take long to read
+        many = json.dumps({"finished": {**end, "value": "x"}})[:-2] + f',"more":[{f"{more}," * 6000}0'
+        assert len(many) < 6 * MAXIMUM_VALUE_BYTES
+        with pytest.raises(GuestProtocolError, match="sent a message of"):
+            parse_message(many.encode())
     path = "/" + "\1" * 4095
     failed = {"errno": 2, "strerror": "No such file or directory", "filename": path}
     assert parse_message(json.dumps({"failed": failed}).encode()) == Failed(2, "No such file or directory", path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, strategies as st
@@ -35,6 +35,33 @@ def test_records_come_out_as_they_went_in(records: list[tuple[bytes, bytes]], cu
         received += all_records(decoder)
     assert received == records
     assert decoder.is_empty
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([JSON, STDOUT, STDERR]), st.binary(max_size=20)), max_size=100),
+    st.lists(st.integers(0, 1000), max_size=5),
+)
+def test_joined_records_say_the_same_and_no_more_than_the_limit(
+    records: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    data = b"".join(encode_record(*record) for record in records)
+    places = sorted({place % (len(data) + 1) for place in cuts} | {0, len(data)})
+    decoder = RecordDecoder(limit=50, joined=STDOUT + STDERR)
+    received: list[tuple[bytes, bytes]] = []
+    for a, b in pairwise(places):
+        decoder.feed(data[a:b])
+        received += all_records(decoder)
+    assert decoder.is_empty
+    assert all(len(payload) <= 50 for _, payload in received)
+    assert [record for record in received if record[0] == JSON] == [record for record in records if record[0] == JSON]
+    assert merged(received) == merged(records)
+
+
+def merged(records: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return what is said in turns of one tag each."""
+    return [
+        (tag, b"".join(payload for _, payload in turn)) for tag, turn in groupby(records, key=lambda record: record[0])
+    ]
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 100), max_size=5))

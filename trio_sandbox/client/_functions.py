@@ -14,7 +14,7 @@ import keyword
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import NoReturn, TypeAlias, cast, final
@@ -24,9 +24,10 @@ import trio
 
 from .._nurseries import hide_nursery
 from .._rate import Rate
-from ..constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_FUNCTIONS
+from ..constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES, MAXIMUM_FUNCTIONS
 from ..wire import ChannelStream
 from ._failures import STREAM_GONE
+from ._json import has_more_values
 
 _log = logging.getLogger("trio_sandbox")
 
@@ -35,6 +36,8 @@ Functions: TypeAlias = Mapping[str, Callable[..., object]]
 _LONGEST_NAME = 100
 #: Seconds that reading arguments may take without any pause.
 _LONG = 0.001
+#: Bytes of arguments of which it takes about as long to count the values.
+_LONG_TEXT = 100_000
 #: Characters of what an exception says that the guest is told.
 _MESSAGE_LIMIT = 10_000
 _CALL = re.compile(rb"([0-9]{1,10}) ([A-Za-z_][A-Za-z0-9_]*) (.*)")
@@ -70,37 +73,45 @@ class CallDecoder:
     def __init__(self) -> None:
         self._unfinished = bytearray()
 
-    def feed(self, data: bytes | bytearray) -> list[Call]:
-        """Take the next bytes; return the calls that are complete.
+    def feed(self, data: bytes | bytearray) -> Iterator[Call]:
+        """Take the next bytes; return the calls that are complete, each of which is looked at when it is asked for.
 
         Raises:
-          BadCallError: if one is none, or too long; known before more of it is kept.
+          BadCallError: if what is not complete is too long. From the iterator: if one is none, or too long.
 
         """
         start = len(self._unfinished)
         self._unfinished += data
         if b"\n" not in data:
             self._check_length(start + len(data))
-            return []
+            return iter(())
         *lines, rest = self._unfinished.split(b"\n")
         self._unfinished = rest
         self._check_length(len(rest))
-        return [self._parse(bytes(line)) for line in lines]
+        return map(self._parse, lines)
 
-    def _parse(self, line: bytes) -> Call:
+    def _parse(self, line: bytearray) -> Call:
         self._check_length(len(line))
         match = _CALL.fullmatch(line)
         if match is None or len(match[2]) > _LONGEST_NAME or len(match[3]) > MAXIMUM_CALL_BYTES:
-            raise BadCallError(f"it sent what is no call: {line[:80]!r}")
-        return Call(int(match[1]), match[2].decode(), match[3])
+            raise BadCallError(f"it sent what is no call: {bytes(line[:80])!r}")
+        return Call(int(match[1]), match[2].decode(), bytes(match[3]))
 
     def _check_length(self, length: int) -> None:
         if length > _HEAD_LIMIT + MAXIMUM_CALL_BYTES:
             raise BadCallError(f"it sent a call of more than {MAXIMUM_CALL_BYTES} bytes")
 
 
+def check_arguments(text: bytes) -> None:
+    """Refuse arguments that would take long to read; `BadCallError`."""
+    if has_more_values(text, MAXIMUM_CALL_VALUES):
+        raise BadCallError(
+            f"the arguments may have {MAXIMUM_CALL_VALUES} values; call it more often, or pass them as one text"
+        )
+
+
 def parse_arguments(text: bytes) -> tuple[list[object], dict[str, object]]:
-    """Return the arguments of a call, by place and by name; `BadCallError` if they are none."""
+    """Return the arguments of a call, by place and by name; `BadCallError` if they are none. `check_arguments` comes first."""
     try:
         value: object = json.loads(text.decode(), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as exc:
@@ -127,9 +138,10 @@ def encode_result(value: object) -> str:
     """Return the JSON of a function's result.
 
     Raises:
-      TypeError, ValueError, RecursionError: if it is not JSON, or too long.
+      TypeError, ValueError, RecursionError: if it is not JSON, or too much.
 
     """
+    _check_result(value)
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     except ValueError as exc:
@@ -137,6 +149,29 @@ def encode_result(value: object) -> str:
     if len(text) > MAXIMUM_CALL_BYTES:
         raise ValueError(f"the result may have {MAXIMUM_CALL_BYTES} bytes as JSON, not {len(text)}")
     return text
+
+
+def _check_result(value: object) -> None:
+    """Refuse a result that would take long to encode."""
+    values, characters = 1, 0
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            characters += len(each)
+        elif isinstance(each, (dict, list, tuple)):
+            members = cast("dict[object, object] | list[object] | tuple[object, ...]", each)
+            values += len(members)
+            if values > MAXIMUM_CALL_VALUES:
+                raise ValueError(
+                    f"the result may have {MAXIMUM_CALL_VALUES} values, and has more, or contains itself; "
+                    "return less at a time, or one text"
+                )
+            waiting += members
+            if isinstance(members, dict):
+                waiting += members.values()
+        if characters > MAXIMUM_CALL_BYTES:
+            raise ValueError(f"the result may have {MAXIMUM_CALL_BYTES} bytes as JSON, and has more")
 
 
 def describe_exception(exc: Exception) -> str:
@@ -248,12 +283,16 @@ class HostFunctions:
             self._slots.release()
 
     async def _parse(self, text: bytes) -> tuple[list[object], dict[str, object]]:
-        """Read arguments, which may take some 40 ms of the loop's time where they are many; then others have as long."""
+        """Read arguments, which may take some milliseconds of the loop's time where they are many; then others have as long."""
         async with self._parsing:
             began = perf_counter()
             error: BadCallError | None = None
             arguments: tuple[list[object], dict[str, object]] = [], {}
             try:
+                check_arguments(text)
+                if len(text) > _LONG_TEXT:
+                    await trio.sleep(perf_counter() - began)
+                    began = perf_counter()
                 arguments = parse_arguments(text)
             except BadCallError as exc:
                 error = exc

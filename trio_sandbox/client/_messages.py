@@ -16,6 +16,7 @@ from .._errors import GuestProtocolError
 from .._quote import quote_guest
 from ..constants import MAXIMUM_REQUEST_BYTES, MAXIMUM_VALUE_BYTES
 from ..wire import MIME_TYPE
+from ._json import has_more_values
 
 T = TypeVar("T")
 
@@ -23,9 +24,10 @@ T = TypeVar("T")
 _HIGHEST_NUMBER = 2**32 - 1
 
 #: Bytes of a message: of the end of a run, whose value may take six for each of its own, and of others, which have a path at
-#: most. Reading what is longer could take a turn of the event loop that others notice.
+#: most. Reading what is longer, or an end with more values than any has, could take a turn of the event loop that others notice.
 _LONGEST_END = 6 * MAXIMUM_VALUE_BYTES + 4096
 _LONGEST = 2**15
+_MOST_IN_END = 100
 _BEGINNING_OF_END = b'{"finished"'
 
 #: Characters of a user's name; no system has longer ones.
@@ -101,7 +103,11 @@ def parse_message(payload: bytes) -> Message:
       GuestProtocolError: if it is anything but one of the messages above, well-formed.
 
     """
-    if len(payload) > (_LONGEST_END if payload.startswith(_BEGINNING_OF_END) else _LONGEST):
+    if len(payload) > _LONGEST and (
+        not payload.startswith(_BEGINNING_OF_END)
+        or len(payload) > _LONGEST_END
+        or has_more_values(payload, _MOST_IN_END)
+    ):
         raise GuestProtocolError(f"the guest sent a message of {len(payload)} bytes: {payload[:80]!r}")
     try:
         # Decoded here: of bytes it would take UTF-16 as well.

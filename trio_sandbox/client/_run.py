@@ -301,7 +301,7 @@ async def open_run(
         # What fits travels in the stream's own frame: a turn of the guest's scheduler less for short code.
         fits = len(encode_json(request)) <= _HEADER_ROOM
         header = {"service": "code", "request": request} if fits else {"service": "code"}
-        records = RecordStream(open_stream(vm, header, "the run", flush=fits))
+        records = RecordStream(open_stream(vm, header, "the run", flush=fits), joined=STDOUT + STDERR)
         stack.callback(records.stream.close)
         trace.outcome = "running"
         events = RunEvents(vm, records, trace, display_limit, memory_mib)

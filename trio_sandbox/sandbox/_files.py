@@ -91,12 +91,17 @@ class FileSession:
           GuestProtocolError: if there is none.
 
         """
-        record = await self._records.receive()
-        if record is None:
-            raise GuestProtocolError(f"the guest did not finish its answer to {self._what}")
+        record = await self.receive_record()
         if record[0] == ERROR:
             self.failed = True
             raise parse_error(record[1], self._what)
+        return record
+
+    async def receive_record(self) -> tuple[bytes, bytes]:
+        """Return the next record, whatever it is; `GuestProtocolError` if there is none."""
+        record = await self._records.receive()
+        if record is None:
+            raise GuestProtocolError(f"the guest did not finish its answer to {self._what}")
         return record
 
     async def receive_raw(self) -> bytes:

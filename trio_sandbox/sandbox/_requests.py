@@ -187,7 +187,8 @@ class GuestRequests(FileRequests):
           env: Environment variables for this run, besides the interpreter's own. After it they have their old values, or are gone.
           cwd: A directory in the guest for this run, absolute or a `GuestPath`. After it the interpreter is where it was before.
           functions: Functions of yours that the code may call by these names, at most 64: ``search("x")`` in Python, or
-            ``await search.aio("x")``; ``await search("x")`` in JavaScript. Arguments and results are JSON, at most 1 MiB each.
+            ``await search.aio("x")``; ``await search("x")`` in JavaScript. Arguments and results are JSON, at most 1 MiB
+            and 20,000 values each.
             A function may be async; one that is not must not block. It is called in a task of this run, at most 16 at a time and
             some 1000 a second, and cancelled when the run ends. What it raises is an exception of the code's, and is logged.
           check: Whether an exit code other than 0 is an error.

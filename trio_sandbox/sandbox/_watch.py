@@ -11,7 +11,6 @@ from typing import Literal, TypeAlias, final
 import attrs
 import trio
 
-from ..wire import RecordDecoder
 from ._files import ERROR, REPLY, FileSession, encode_request, parse_error
 from ._path import GuestPath
 from ._slot import Slot
@@ -69,7 +68,6 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
         self._path = path
         self._closed = False
         self._ended = False
-        self._decoder = RecordDecoder()
         self._pending: deque[FileChange] = deque()
 
     async def receive(self) -> FileChange:
@@ -90,8 +88,6 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
             record = await self._next_record()
             async with self._session.failures():
                 self._take(*record)
-            if not self._pending:  # a guest may have no end of what is no change
-                await trio.lowlevel.checkpoint()
         return self._pending.popleft()
 
     async def start(self) -> None:
@@ -104,14 +100,8 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
                 raise self._session.violation(f"a record {tag!r} where a result was expected")
 
     async def _next_record(self) -> tuple[bytes, bytes]:
-        # Many come at a time, and are looked at one by one, as they are received.
         async with self._session.failures():
-            while (record := self._decoder.next_record()) is None:
-                data = await self._session.receive_raw()
-                if not data:
-                    raise self._session.violation("an end where changes were expected")
-                self._decoder.feed(data)
-        return record
+            return await self._session.receive_record()
 
     def _take(self, tag: bytes, payload: bytes) -> None:
         mask, _, name = payload.partition(b"\0")

@@ -286,7 +286,7 @@ class Channel:
     async def _read(self) -> None:  # noqa: ASYNC910 - leaves only by an error of the transport, after which it ends
         connection = self._connection
         receive = self._transport.receive_some if self._port is None else self._port.receive_view
-        pace = Pace()
+        pace = Pace() if connection.makes_pauses else None
         try:
             while True:
                 data = await receive()
@@ -294,17 +294,18 @@ class Channel:
                     raise PeerGoneError("the peer closed the connection")
                 self._reads += 1
                 self._bytes_received += len(data)
-                pace.begin_turn()
+                if pace is not None:
+                    pace.begin_turn(len(data))
                 for event in connection.receive(data):
-                    if event is None:
+                    if event is not None:
+                        self._dispatch(event)
+                    elif pace is not None:
                         self._flush()
                         await trio.sleep(pace.end_turn(connection.idle_frames))
                         pace.begin_turn()
-                    else:
-                        self._dispatch(event)
                 self._flush()
-                if connection.idle_frames:
-                    pace.end_turn(connection.idle_frames)
+                if pace is not None and (pause := pace.end_turn(connection.idle_frames)):
+                    await trio.sleep(pause)
                 while connection.backlog > BACKLOG_LIMIT:
                     await self._drained.wait()
         except ChannelError as exc:

@@ -56,6 +56,8 @@ CREDIT_STEP = INITIAL_CREDIT // 2
 BACKLOG_LIMIT = 2**21
 #: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
 FRAMES_IN_TURN = 128
+#: Bytes of JSON that take as long to read as another frame.
+_JSON_OF_A_FRAME = 64
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256
 
@@ -102,7 +104,9 @@ class Connection:
         # Input
         self.idle_frames: int = 0
         """Frames so far that did nothing: of credit that nobody waits for, and for streams that are over."""
-        self._frames_in_turn = FRAMES_IN_TURN if role is Role.HOST else sys.maxsize  # a guest trusts its host
+        self.makes_pauses: bool = role is Role.HOST
+        """Whether `receive` does; a guest trusts its host."""
+        self._frames_in_turn = FRAMES_IN_TURN if self.makes_pauses else sys.maxsize
         self._greeted = False
         self._error: WireError | None = None
         self._partial = bytearray()  # the frame that has not come whole, unless it is DATA
@@ -321,7 +325,7 @@ class Connection:
                 if stream is not None and not stream.refusing:
                     yield DataReceived(stream.id, chunk)
                 continue
-            if frames == self._frames_in_turn:
+            if frames >= self._frames_in_turn:
                 frames = 0
                 yield None
             frames += 1
@@ -356,6 +360,8 @@ class Connection:
                     return
                 payload = bytes(data[position + HEADER_SIZE : stop])
                 position = stop
+            if kind == Kind.OPEN:
+                frames += length // _JSON_OF_A_FRAME
             event = self._handle(kind, stream_id, payload)
             if event is not None:
                 yield event

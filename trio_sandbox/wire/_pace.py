@@ -1,13 +1,14 @@
-"""How much of the host's time one guest may take: as many frames as are worth something to somebody, and then a pause.
+"""How much of the host's time one guest may take: half of it, in short turns, unless it has much to say.
 
-The smallest frames have nine bytes, so that one read of the port can have 14,000 of them. The host takes a few at a time, lets
-everybody else have a turn, and stays away from that guest for as long as it was busy with it. Frames that do nothing, for
+The smallest frames have nine bytes, so that one read of the port can have 14,000 of them. The host takes a few at a time and lets
+everybody else have a turn. What it has spent on one guest it gets back by staying away from that guest for as long, at the latest when
+that comes to a millisecond. What a large read takes is no debt: its bytes are worth it. Frames that do nothing, for
 streams that are over or of credit that nobody waits for, have a rate besides, past which they are an attack.
 """
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Final, final
 
 from ._errors import WireError
@@ -16,6 +17,10 @@ from ._errors import WireError
 #: never more than some thousand of these in a second.
 IDLE_FRAMES: Final = 20_000
 IDLE_RATE: Final = 4_000
+#: Seconds of work on one guest that it need not pay back at once.
+_SHORT: Final = 0.001
+#: Seconds that a byte is worth. To pass on what comes at 250 MB/s takes no longer.
+_WORTH: Final = 4e-9
 
 
 @final
@@ -25,22 +30,34 @@ class Pace:
     def __init__(self) -> None:
         self._room: float = IDLE_FRAMES
         self._counted = 0
-        self._looked = self._began = perf_counter()
+        self._debt = 0.0
+        self._began = self._worth = 0.0
+        self._ended = perf_counter()
 
-    def begin_turn(self) -> None:
-        """Say that frames are about to be handled."""
-        self._began = perf_counter()
+    def begin_turn(self, size: int = 0) -> None:
+        """Say that frames are about to be handled, of *size* bytes that have just come."""
+        self._worth = size * _WORTH
+        self._began = thread_time()
 
     def end_turn(self, idle_frames: int) -> float:
-        """Say that so many frames without effect have come so far; return the seconds to stay away.
+        """Say that so many frames without effect have come so far; return the seconds to stay away, which may be 0.
 
         Raises:
           WireError: if there are too many of them.
 
         """
         now = perf_counter()
-        self._room = min(self._room + (now - self._looked) * IDLE_RATE, IDLE_FRAMES) - (idle_frames - self._counted)
-        self._looked, self._counted = now, idle_frames
+        # Of this thread: what other processes take from us is not the guest's fault.
+        busy = thread_time() - self._began
+        away = max(0.0, now - self._ended - busy)
+        self._debt = max(0.0, self._debt - away) + max(0.0, busy - self._worth)
+        if idle_frames != self._counted or self._room < IDLE_FRAMES:
+            self._room = min(self._room + (now - self._ended) * IDLE_RATE, IDLE_FRAMES) - (idle_frames - self._counted)
+            self._counted = idle_frames
+        self._ended = now
         if self._room < 0:
             raise WireError(f"more than {IDLE_FRAMES} frames without any effect, faster than {IDLE_RATE} in a second")
-        return now - self._began
+        if self._debt < _SHORT:
+            return 0.0
+        pause, self._debt = self._debt, 0.0
+        return pause

@@ -27,6 +27,14 @@ MIME_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9][a-zA
 #: Bytes of one record's payload unless its reader says otherwise.
 DEFAULT_RECORD_LIMIT = 2**20
 
+#: What programs print may come as a record for each byte. To take one costs a turn of the scheduler, so that so many are taken as one.
+JOINED_RECORDS = 32
+#: Bytes of a payload that are worth the turn.
+_WORTH_A_TURN = 1024
+#: Records of less, already there, that one reader takes before others have their turn, and seconds of that: as long as they have taken.
+SMALL_RECORDS_IN_TURN = 64
+_PAUSE = 0.001
+
 _HEADER = struct.Struct(">cI")
 _HEADER_SIZE = _HEADER.size
 
@@ -42,11 +50,13 @@ class RecordDecoder:
 
     Args:
       limit: The longest payload, in bytes, that is let through.
+      joined: Tags of which records in a row may come out as one: what they say is a stream of bytes.
 
     """
 
-    def __init__(self, limit: int = DEFAULT_RECORD_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_RECORD_LIMIT, joined: bytes = b"") -> None:
         self._limit = limit
+        self._joined = joined
         self._buffer: bytes | bytearray = b""
         self._position = 0
 
@@ -83,7 +93,28 @@ class RecordDecoder:
             return None
         payload = bytes(self._buffer[start:end])
         self._position = end
+        if end < len(self._buffer) and tag in self._joined and self._buffer[end] == tag[0]:
+            payload = self._join(tag, payload)
         return tag, payload
+
+    def _join(self, tag: bytes, payload: bytes) -> bytes:
+        """Return *payload* with those of the records of the same tag that are there behind it."""
+        parts = [payload]
+        size = len(payload)
+        while len(parts) < JOINED_RECORDS:
+            start = self._position + _HEADER_SIZE
+            if start > len(self._buffer):
+                break
+            next_tag: bytes
+            length: int
+            next_tag, length = _HEADER.unpack_from(self._buffer, self._position)
+            end = start + length
+            size += length
+            if next_tag != tag or size > self._limit or end > len(self._buffer):
+                break
+            parts.append(bytes(self._buffer[start:end]))
+            self._position = end
+        return b"".join(parts)
 
     @property
     def is_empty(self) -> bool:
@@ -95,15 +126,19 @@ class RecordDecoder:
 class RecordStream(trio.abc.AsyncResource):
     """Records over a `ChannelStream`, which it owns and which is `stream`.
 
+    Who receives many small ones that are there already is held up now and then, so that a peer can't have all of the event loop's time.
+
     Args:
       stream: What to send and receive on.
       limit: The longest payload, in bytes, that is received.
+      joined: As `RecordDecoder` has it.
 
     """
 
-    def __init__(self, stream: ChannelStream, *, limit: int = DEFAULT_RECORD_LIMIT) -> None:
+    def __init__(self, stream: ChannelStream, *, limit: int = DEFAULT_RECORD_LIMIT, joined: bytes = b"") -> None:
         self.stream = stream
-        self._decoder = RecordDecoder(limit)
+        self._decoder = RecordDecoder(limit, joined)
+        self._small = 0  # records that were taken since the last wait
 
     def __repr__(self) -> str:
         return f"<RecordStream on {self.stream!r}>"
@@ -142,13 +177,22 @@ class RecordStream(trio.abc.AsyncResource):
 
         Otherwise as `ChannelStream.receive_some`.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._small >= SMALL_RECORDS_IN_TURN:
+            self._small = 0
+            await trio.sleep(_PAUSE)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         record = self._next_record()
         if record is not None:
             # Not cancellable any more: the record would be lost.
             await trio.lowlevel.cancel_shielded_checkpoint()
             return record
-        while data := await self.stream.receive_some():
+        while True:
+            if self._small and not self.stream.has_news:
+                self._small = 0  # to wait for it is a pause, too
+            data = await self.stream.receive_some()
+            if not data:
+                break
             self._decoder.feed(data)
             record = self._next_record()
             if record is not None:
@@ -181,9 +225,12 @@ class RecordStream(trio.abc.AsyncResource):
 
     def _next_record(self) -> tuple[bytes, bytes] | None:
         try:
-            return self._decoder.next_record()
+            record = self._decoder.next_record()
         except WireError as exc:
             raise self._violation(exc) from None
+        if record is not None and len(record[1]) < _WORTH_A_TURN:
+            self._small += 1
+        return record
 
     def _violation(self, error: WireError) -> WireError:
         self.stream.reset(str(error))
