@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         reports.append(report)
         print(f"soaking {name} ...", file=sys.stderr, flush=True)
         started = time.monotonic()
-        trio.run(partial(PARTS[name], budget, report))
+        try:
+            trio.run(partial(PARTS[name], budget, report))
+        except Exception as exc:  # noqa: BLE001  the other parts have their turn, and the report says it
+            report.fail(f"it came to no end: {''.join(traceback.format_exception(exc))[-3000:]}")
         report.seconds = round(time.monotonic() - started, 1)
         print(report, flush=True)
         # After each part: what was learned is not lost with a later one.

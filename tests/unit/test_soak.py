@@ -145,6 +145,15 @@ def test_the_report_is_written_as_json_and_tells_by_the_exit_status(
     assert (good["part"], good["seed"], good["operations"], good["holds"]) == ("good", 9, {"nothing": 3}, True)
     assert (bad["holds"], bad["failures"]) == (False, ["it hung"])
     assert "bad: FAILS" in capsys.readouterr().out
+
+    async def break_off(budget: Budget, report: Report) -> None:
+        raise RuntimeError("its own doing")
+
+    monkeypatch.setitem(PARTS, "broken", break_off)
+    assert program.main(["--count", "3", "--json", str(file), "broken", "good"]) == 1
+    broken, good = json.loads(file.read_text())
+    assert (broken["holds"], good["holds"]) == (False, True), "each part has its turn"
+    assert "its own doing" in broken["failures"][0]
     page = tmp_path / "page.md"
     page.write_text(f"before\n{START_MARK}\nstale\n{END_MARK}\nafter\n")
     assert program.main(["--count", "3", "--write", str(page), "good"]) == 0
