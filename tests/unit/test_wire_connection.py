@@ -243,12 +243,12 @@ def test_data_in_the_smallest_pieces_comes_with_pauses_and_whole() -> None:
     assert connection.idle_frames == 0
 
 
-def test_headers_of_streams_count_by_their_length() -> None:
+@pytest.mark.parametrize(("header", "in_turn"), [(b"{}", 12), (b'{"x":[%s0]}' % (b"[]," * 1300), 2)])
+def test_streams_that_are_opened_count_by_what_they_cost(header: bytes, in_turn: int) -> None:
     connection = host()
-    header = b'{"x":[%s0]}' % (b"[]," * 1300)
-    numbers = range(2, 200, 2)
+    numbers = range(2, 402, 2)
     events = list(connection.receive(b"".join(frame(Kind.OPEN, number, header) for number in numbers)))
-    assert events.count(None) == (len(numbers) - 1) // 3, "some 10 KB in a turn"
+    assert events.count(None) == (len(numbers) - 1) // in_turn
 
 
 def test_a_guest_makes_no_pauses() -> None:

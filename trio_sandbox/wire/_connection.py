@@ -56,7 +56,8 @@ CREDIT_STEP = INITIAL_CREDIT // 2
 BACKLOG_LIMIT = 2**21
 #: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
 FRAMES_IN_TURN = 128
-#: Bytes of JSON that take as long to read as another frame.
+#: How many other frames take as long as OPEN, which starts a task, and how many bytes of its JSON take as long as one.
+_FRAMES_OF_OPEN = 10
 _JSON_OF_A_FRAME = 64
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256
@@ -361,7 +362,7 @@ class Connection:
                 payload = bytes(data[position + HEADER_SIZE : stop])
                 position = stop
             if kind == Kind.OPEN:
-                frames += length // _JSON_OF_A_FRAME
+                frames += _FRAMES_OF_OPEN + length // _JSON_OF_A_FRAME
             event = self._handle(kind, stream_id, payload)
             if event is not None:
                 yield event
