@@ -125,7 +125,7 @@ async def test_a_host_that_keeps_no_templates_saves_and_sleeps_too(short_path: P
             assert await run(sandbox, "print(x)") == "1"
 
 
-async def test_the_layers_of_many_checkpoints_are_merged_and_those_that_are_kept_go_on(short_path: Path) -> None:
+async def test_the_layers_of_many_snapshots_are_merged_and_those_that_are_kept_go_on(short_path: Path) -> None:
     async def nodes(sandbox: Sandbox) -> int:
         machine = sandbox._slot.machine  # pyright: ignore[reportPrivateUsage]
         assert isinstance(machine, Vm)
@@ -150,6 +150,9 @@ async def test_the_layers_of_many_checkpoints_are_merged_and_those_that_are_kept
                 )
                 if number == 10:
                     kept = await sandbox.checkpoint()
+                elif number % 7 == 6:
+                    async with sandbox.fork(1) as (child,):
+                        assert await run(child, "print(open('last').read())") == str(number)
                 else:
                     (await sandbox.checkpoint()).discard()
                 most_nodes, most_files = max(most_nodes, await nodes(sandbox)), max(most_files, files())

@@ -45,6 +45,8 @@ _MAY_CLIMB: dict[str, tuple[float, str]] = {
 _FORKS_MAY_CLIMB = {"files": (MOST_LAYERS, ""), "QEMU's descriptors": (2 * MOST_LAYERS, "")}
 #: Seconds after which nothing may be left of a section.
 _CLEAN_BOUND = 10.0
+#: After so many forks of one sandbox, one of a new sandbox.
+_BESIDE = 8
 #: How many sandboxes are opened together, and after how many that are opened alone.
 _TOGETHER, _ALONE = 5, 15
 
@@ -87,6 +89,13 @@ class Meter:
         self.count()
         self.report.latencies[self.name] = self._latencies
         self.report.slowest = max(self.report.slowest, round(self._latencies.samples[-1] / 1000, 2))
+
+    @contextmanager
+    def measured_beside(self) -> Generator[None]:
+        """Measure the block, which does the same with something new."""
+        with (beside := Latencies()).measured():
+            yield
+        self._latencies.beside += beside.samples
 
     def count(self) -> None:
         """Count an operation whose latency is not comparable."""
@@ -149,15 +158,23 @@ async def _open_one(host: Host, meter: Meter) -> None:
 
 
 async def _forks(meter: Meter, world: World) -> None:
+    async def fork(sandbox: Sandbox, expected: str) -> None:
+        async with sandbox.fork(1) as (child,):
+            result = await child.run("print(x)")
+        meter.check(result.stdout == expected, f"it came to {result!r} {result.stdout!r}")
+
     async with open_host(world.config()) as host, host.open_sandbox() as sandbox:
         await sandbox.run("x = 0")
         while meter.is_left():
             with meter.measured():
-                async with sandbox.fork(1) as (child,):
-                    result = await child.run("print(x)")
-            meter.check(result.stdout == f"{meter.done - 1}\n", f"it came to {result!r} {result.stdout!r}")
+                await fork(sandbox, f"{meter.done}\n")
             await sandbox.run("x += 1; open('/home/user/f', 'w').write('x' * 100_000)")
             await meter.look(sandbox)
+            if meter.done % _BESIDE == 1:
+                async with host.open_sandbox() as new:
+                    await new.run("x = 'new'")
+                    with meter.measured_beside():
+                        await fork(new, "new\n")
 
 
 async def _overlays(meter: Meter, world: World) -> None:

@@ -77,6 +77,10 @@ def test_latencies_are_compared_by_the_tenths_at_both_ends() -> None:
     assert (steady.first, steady.last, steady.is_flat) == (10.5, 11, True)
     assert not Latencies([10.0 + number for number in range(100)]).is_flat
     assert Latencies([10.0] * 50 + [10.0, 40.0, 50.0] * 20).is_flat, "another program was busy"
+    slower = [10.0] * 50 + [40.0] * 50
+    assert not Latencies(slower).is_flat
+    assert not Latencies(slower, beside=[50.0] * 10 + [12.0] * 10).is_flat
+    assert Latencies(slower, beside=[10.0] * 10 + [30.0] * 10).is_flat, "the machine is slower now"
     with (took := Latencies()).measured():
         pass
     with pytest.raises(ValueError, match="wrong"), took.measured():
@@ -90,15 +94,16 @@ def test_a_report_s_tables() -> None:
     report.series["runs: memory"] = Series(1, "MiB", [5.0] * 20)
     report.series["forks: descriptors"] = Series(0.5, values=[1.0, 2.0, 2.0, 3.0])
     report.series["forks: memory"] = Series(1)
-    report.latencies["runs"] = Latencies([10.0] * 10)
+    report.latencies["runs"] = Latencies([10.0] * 10, beside=[11.0, 12.0])
     report.gauges["tasks"] = Gauge(1, 9, 0)
     lines = to_markdown([report]).splitlines()
     assert "| load | 40 | 10 | 2 | 0 | FAILS |" in lines
     assert "| load | tasks | 1 | 9 |  | GREW, by more than 0 |" in lines
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "| --- | --- | --- |",
         "| operations | 40 | 0 |",
         "| latency, ms | 10 → 10 |  |",
+        "| of a new one, ms | 11 → 12 |  |",
         "| memory | 5 → 5 MiB |  |",
         "| descriptors |  | 1 → 3  CLIMBS, by 1; it may by 0.5 |",
     ]
