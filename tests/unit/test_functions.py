@@ -211,9 +211,9 @@ def test_what_is_within_a_text_does_not_count(text: str) -> None:
 
 
 def count_values(each: Any) -> int:
-    if not isinstance(each, (dict, list)):
+    if type(each) not in (dict, list):
         return 0
-    members: list[Any] = list(each.values() if isinstance(each, dict) else each)
+    members: list[Any] = list(each.values() if type(each) is dict else each)
     return max(len(members), 1) + sum(map(count_values, members))
 
 
