@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import chain
 from operator import index
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias, final, overload
@@ -209,8 +210,8 @@ class GuestPath:
 
         """
         async with self._session("list") as session:
-            names = await Walk(session).entries(self._path)
-        return map(self.__truediv__, names)
+            batches = await Walk(session).entries(self._path)
+        return map(self.__truediv__, chain.from_iterable(batches))
 
     async def glob(self, pattern: str) -> Iterator[GuestPath]:
         """Return an iterator over what *pattern* matches below, in no order.
