@@ -47,7 +47,7 @@ class _Seen:
                 new.append(text)
         return new
 
-    async def forget(self) -> None:
+    async def forget(self) -> None:  # noqa: ASYNC910 - there are always parts
         """Give back what they take, which takes about as long as to find them; cancelled, all at once."""
         for part in self._parts:
             part.clear()
