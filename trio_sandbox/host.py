@@ -353,10 +353,8 @@ class Host:
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 
 
-def _open_templates(config: HostConfig, cache: Path, own: Path, accelerator: Accelerator) -> TemplateStore:
-    # Before QEMU could open a template's RAM for reading only, nobody could use it who might not write to it.
-    shared = cache if own != cache and accelerator.qemu.opens_memory_read_only else None
-    return TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared)
+def _open_templates(config: HostConfig, cache: Path, own: Path) -> TemplateStore:
+    return TemplateStore(own, budget_mib=config.template_budget_mib, shared=cache if own != cache else None)
 
 
 def _require(confinement: Confinement) -> None:
@@ -429,7 +427,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         ):
             if config.confinement == "require":
                 _require(machines.confinement)
-            templates = _open_templates(config, cache, own, accelerator) if config.templates else None
+            templates = _open_templates(config, cache, own) if config.templates else None
             named = NamedTemplateStore(cache)
             await remove_leftovers(store, templates, named, runtime.environment)
             launcher = Launcher(

@@ -42,7 +42,7 @@ if "no-hello" not in modes and not incoming:
 
 if memory := re.search(r'"mem-path":"(/proc/self/fd/\d+)","share":false', argv):
     if "hides-memory" not in modes:
-        with open(memory[1], "r+b") as file:
+        with open(memory[1], "rb") as file:
             ram = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
         ram[4096] = 1
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import stat
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -241,6 +243,42 @@ async def test_where_no_machine_boots_either_no_template_is_blamed(site: Site, m
             await site.is_clone()
     assert await site.is_clone()
     assert site.boots() == 1
+
+
+async def test_clones_share_the_memory_that_none_of_them_can_write_to(site: Site) -> None:
+    async with site.open() as one, site.open() as other:
+        memory = one.config.memory_file
+        assert memory is not None
+        assert memory == other.config.memory_file == site.store.list()[0].memory
+        assert stat.S_IMODE(memory.stat().st_mode) == 0o444
+    memory.chmod(0o666)  # as an earlier version left it
+    async with site.open() as vm:
+        assert stat.S_IMODE(memory.stat().st_mode) == 0o444
+        assert access_of(vm) == os.O_RDONLY
+    assert site.boots() == 1
+
+
+async def test_where_they_could_each_has_a_copy_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*_: object, **__: object) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    monkeypatch.setattr("trio_sandbox.qemu._vm_manager.prove_library", refuse)
+    async with open_site(tmp_path) as site:
+        assert "each gets a copy of its own, which takes longer; to change that, install QEMU 8.2" in caplog.text
+        async with site.open() as one, site.open() as other:
+            files = {vm.config.memory_file for vm in (one, other)} | {site.store.list()[0].memory}
+            assert len(files) == 3
+            assert all(file is not None and file.stat().st_nlink == 1 for file in files)
+            assert access_of(one) == os.O_RDWR, "such a QEMU takes nothing else"
+        assert os.listdir(tmp_path / "overlays") == []
+
+
+def access_of(vm: Vm) -> int:
+    """Tell what a machine's QEMU was given the RAM's file open for."""
+    return fcntl.fcntl(vm._memory, fcntl.F_GETFL) & os.O_ACCMODE  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("mode", ["save-fails", "dies-warming-up"])

@@ -33,6 +33,7 @@ from .._quote import quote_lines
 from ..client import RunTrace, ask, code_request, collect, open_run
 from ..image import BuiltImage, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
+    FROZEN_MODE,
     MachineConfig,
     OverlayPool,
     SavedState,
@@ -314,9 +315,7 @@ class Launcher:
             if machine.mounts is not None:
                 link_file(machine.mounts, directory / _MOUNTS)
                 machine = attrs.evolve(machine, mounts=directory / _MOUNTS)
-            if saved is not None and machine.memory_shared:
-                assert machine.memory_file is not None
-                # What its guest gives back is cut out of the file.
+            if machine.memory_file is not None and saved is not None and self._needs_memory(machine):
                 await trio.to_thread.run_sync(copy_memory, machine.memory_file, directory / _MEMORY)
                 machine = attrs.evolve(machine, memory_file=directory / _MEMORY)
             await self._overlays.acquire(machine.image, machine.overlay)
@@ -331,6 +330,11 @@ class Launcher:
                 yield vm
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+    def _needs_memory(self, machine: MachineConfig) -> bool:
+        """Whether a machine that goes on from a state needs a copy of the RAM's file of its own."""
+        # What its guest gives back is cut out of the file; or it could write to what others go on from.
+        return machine.memory_shared or not self._machines.shares_memory
 
     async def _open_clone(
         self,
@@ -430,7 +434,7 @@ class Launcher:
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
-            os.chmod(staged.memory, self._machines.accelerator.qemu.frozen_memory_mode)
+            os.chmod(staged.memory, FROZEN_MODE)
             await trio.to_thread.run_sync(sync_files, staged.files)
         try:
             await trio.to_thread.run_sync(partial(templates.evict, keep=key))

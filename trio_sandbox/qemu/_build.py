@@ -36,13 +36,8 @@ class QemuBuild:
 
     @property
     def opens_memory_read_only(self) -> bool:
-        """A machine with a private copy of its RAM's file opens that for reading only, if told so: since 8.2."""
+        """A machine with a private copy of its RAM's file opens that for reading only, if told so: since 8.2. See `_read_only_open`."""
         return self.version >= (8, 2)
-
-    @property
-    def frozen_memory_mode(self) -> int:
-        """The mode of a RAM's file that nobody writes to any more: QEMU, which runs as another user, opens it anew."""
-        return 0o444 if self.opens_memory_read_only else 0o666
 
 
 def parse_version(text: str) -> tuple[int, ...]:

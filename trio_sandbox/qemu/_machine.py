@@ -70,7 +70,8 @@ class MachineConfig:
     memory_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """A file of `memory_mib` MiB that is the RAM; None: memory of the machine's own.
 
-    The user that QEMU runs as must be allowed to write to it, before QEMU 8.2 whether `memory_shared` or not.
+    The user that QEMU runs as must be allowed to read it, and to write to it if it is `memory_shared`; without `VmManager.shares_memory`
+    in any case.
     """
     memory_shared: bool = attrs.field(default=False, validator=check_flag)
     """What the guest writes goes to `memory_file`; otherwise to private copies of its pages."""

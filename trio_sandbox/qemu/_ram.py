@@ -18,6 +18,9 @@ from typing import Final, NamedTuple, final
 
 import trio
 
+#: The mode of a RAM's file that nobody writes to any more. QEMU, which runs as another user, opens it anew.
+FROZEN_MODE: Final = 0o444
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 #: Bytes of one entry of a pagemap.
 _ENTRY: Final = 8

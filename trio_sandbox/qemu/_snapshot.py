@@ -32,7 +32,7 @@ from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receiv
 from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay, lock_disk
 from ._migration import save_with_memory
 from ._qmp import QMPChannel
-from ._ram import PrivateRam, copy_data
+from ._ram import FROZEN_MODE, PrivateRam, copy_data
 
 _log = logging.getLogger("trio_sandbox.snapshot")
 
@@ -84,7 +84,7 @@ class Snapshot:
     def check_memory(self) -> None:
         """Make sure that nobody has written to the RAM's file since.
 
-        Before version 8.2 QEMU opens it for writing, and a guest that took it over could; see ``docs/security.md``.
+        QEMU can't; who may write to the directory can.
 
         Raises:
           SnapshotError: if somebody has.
@@ -95,8 +95,8 @@ class Snapshot:
             return
         if os.stat(self.config.memory_file).st_mtime_ns != self.memory_time:
             raise SnapshotError(
-                "the memory that was saved has been written to since, as a QEMU can do that its guest took over: nothing goes on from it, "
-                "and trying again is of no use; open another sandbox"
+                "the memory that was saved has been written to since, and nothing goes on from it: trying again is of no use; "
+                "open another sandbox"
             )
 
     def discard(self) -> None:
@@ -205,7 +205,6 @@ class Taking:
       overlay: What it is to write to from now on: a new and empty qcow2 file of the size of its disk.
       directory: An empty directory for the snapshot's files.
       marker: What the agent is told to wait for.
-      memory_mode: Of the RAM's file: `QemuBuild.frozen_memory_mode`.
       patience: Seconds for QEMU to answer one command.
 
     """
@@ -219,7 +218,6 @@ class Taking:
         overlay: Path,
         directory: Path,
         marker: bytes,
-        memory_mode: int,
         patience: float,
     ) -> None:
         self.config: MachineConfig = config
@@ -232,7 +230,6 @@ class Taking:
         self._overlay = overlay
         self._directory = directory
         self._marker = marker
-        self._memory_mode = memory_mode
         self._patience = patience
         self._stack = ExitStack()
         self._layers: tuple[Path, ...] = ()
@@ -291,7 +288,7 @@ class Taking:
     def _make_memory(self) -> int:
         fd = self._open(self._directory / _MEMORY, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         os.ftruncate(fd, self.config.memory_mib * 2**20)
-        os.fchmod(fd, self._memory_mode)
+        os.fchmod(fd, FROZEN_MODE)
         return fd
 
     async def take(self) -> Snapshot:

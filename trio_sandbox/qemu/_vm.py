@@ -256,7 +256,6 @@ class Vm:
                 overlay=overlay,
                 directory=directory,
                 marker=marker,
-                memory_mode=self._accelerator.qemu.frozen_memory_mode,
                 patience=self._timeouts.qmp_command,
             )
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import AsyncGenerator
@@ -26,6 +27,8 @@ from ._jail import Jail, open_jail
 from ._limits import limits_of
 from ._machine import MachineConfig, MachineFds, disk_nodes, lock_disk, machine_argv, stand_in_kernel
 from ._process import InheritedFds, minimal_environment
+from ._ram import FROZEN_MODE
+from ._read_only_open import lend_library, prove_library
 from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
@@ -61,9 +64,15 @@ class VmManager:
         self._closed = False
         self._jail: Jail | None = None
         self._landlock = accelerator.confinement.landlock
+        self._with_library = False
 
     def __repr__(self) -> str:
         return f"<VmManager, {self._accelerator.name}: {'closed' if self._closed else f'{self._open} open'}>"
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether machines with private copies of one RAM's file can't write to it; else each must have a file of its own."""
+        return self._accelerator.qemu.opens_memory_read_only or self._with_library
 
     @property
     def accelerator(self) -> Accelerator:
@@ -112,6 +121,7 @@ class VmManager:
         accelerator = attrs.evolve(self._accelerator, confinement=confinement)
         access = kvm_access(confinement) if accelerator.name == "kvm" else None
         limits = limits_of(config) if confinement.limits else None
+        read_only = config.memory_file is not None and not config.memory_shared and self.shares_memory
         with ExitStack() as stack, InheritedFds() as inherited:
             uid = stack.enter_context(confinement.hold_uid())
             qmp, qmp_fd = inherited.socketpair()
@@ -136,7 +146,7 @@ class VmManager:
                 agent=guest_fd,
                 console=console_fd,
                 kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
-                memory=_lend_memory(inherited, config, read_only=accelerator.qemu.opens_memory_read_only),
+                memory=_lend_memory(inherited, config, read_only=read_only),
             )
             try:
                 lock_disk(fds.overlay)
@@ -158,6 +168,8 @@ class VmManager:
                 ),
             ]
             environment = {**minimal_environment(), **self._runtime.environment}
+            if read_only and self._with_library:
+                environment |= lend_library(inherited)
             memory = os.dup(fds.memory)
             stack.callback(os.close, memory)
             vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds))
@@ -212,6 +224,21 @@ class VmManager:
         task_status.started()
         await trio.lowlevel.checkpoint()
 
+    async def prove_sharing(self) -> None:
+        """Find out whether `shares_memory`. For `open_vm_manager` only."""
+        if self._accelerator.qemu.opens_memory_read_only:
+            await trio.lowlevel.checkpoint()
+            return
+        confinement, program = self.confinement, self._accelerator.qemu.path
+        prefix = confinement.argv(confinement.choose_uid(), jail=self._jail)
+        self._with_library = await prove_library(prefix, program, environment=self._runtime.environment)
+        if not self._with_library:
+            _log.warning(
+                "%s would open the memory that sandboxes go on from for writing: each gets a copy of its own, which takes longer; "
+                "to change that, install QEMU 8.2 or later",
+                self._accelerator.qemu,
+            )
+
     def _forget(self, vm: Vm) -> None:
         self._open -= 1
         self._failed += vm.failure is not None
@@ -242,6 +269,7 @@ async def open_vm_manager(
         manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts, groups)
         async with open_services("open_vm_manager()") as services:
             await services.start(manager.keep_jail)
+            await manager.prove_sharing()
             try:
                 yield manager
             finally:
@@ -251,13 +279,24 @@ async def open_vm_manager(
 def _lend_memory(inherited: InheritedFds, config: MachineConfig, *, read_only: bool) -> int:
     if config.memory_file is not None:
         # Open for what QEMU will open it for, as Landlock lets it do no more; see `_landlock_main`.
-        read_only = read_only and not config.memory_shared
+        if read_only:
+            _freeze(config.memory_file)
         return inherited.open(config.memory_file, os.O_RDONLY if read_only else os.O_RDWR)
     # Not anonymous, so that it can be read for a snapshot.
     fd = inherited.add(os.memfd_create("ram", os.MFD_CLOEXEC))
     os.ftruncate(fd, config.memory_mib * 2**20)
     os.fchmod(fd, 0o666)  # QEMU, which runs as another user, opens it anew
     return fd
+
+
+def _freeze(memory: Path) -> None:
+    """Have nobody write to a RAM's file any more. Earlier versions made them for a QEMU that had to be allowed to."""
+    if os.stat(memory).st_mode & 0o222:
+        try:
+            os.chmod(memory, FROZEN_MODE)
+        except OSError as exc:
+            if exc.errno != errno.EROFS:  # where nobody can, whatever the mode
+                raise
 
 
 def _lend_stand_in_kernel(inherited: InheritedFds) -> int:
