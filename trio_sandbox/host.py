@@ -422,7 +422,11 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             ) as daemon,
             open_overlay_pool(daemon) as overlays,
             open_vm_manager(
-                runtime=runtime, accelerator=accelerator, timeouts=config.timeouts, cgroup=config.cgroup
+                runtime=runtime,
+                accelerator=accelerator,
+                timeouts=config.timeouts,
+                cgroup=config.cgroup,
+                protected=(cache, own),
             ) as machines,
         ):
             if config.confinement == "require":

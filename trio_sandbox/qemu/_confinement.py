@@ -74,7 +74,8 @@ class Confinement:
     limits: bool = False
     """The sizes of its files and the numbers of its descriptors are limited, and everybody else's threads are preferred."""
     jail: bool | None = None
-    """It has a root directory with nothing but programs in it, and IPC and UTS namespaces of its own; see `_jail`.
+    """It has a root directory with nothing but programs in it, and IPC and UTS namespaces of its own; see `_jail`. An ordinary user's
+    QEMU can't write to what it was given for reading; see `_read_only_view`.
 
     None: that is yet to be found out.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, final
@@ -26,7 +26,8 @@ _PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx3
 _FILES: Final = ("/etc/ld.so.cache", "/dev/null", "/dev/kvm")
 #: Seconds for making it: a few dozen milliseconds.
 _PATIENCE: Final = 30.0
-_READY: Final = "the jail is ready"
+#: What a script says that `make_namespace` runs.
+READY: Final = "the namespace is ready"
 _EXCERPT: Final = 300
 
 #: $1 is an empty directory; then come links, as target and name, an empty word, directories, an empty word, and files.
@@ -52,7 +53,7 @@ mount -t proc -o hidepid=2,nosuid,nodev,noexec none proc 2> /dev/null || mount -
 mount -o remount,bind,ro,nosuid,nodev .
 pivot_root . .
 umount -l .
-echo {_READY}
+echo {READY}
 exec sleep 60
 """
 
@@ -104,25 +105,42 @@ async def open_jail(
         "--",
     ]
     arguments = [os.fspath(directory), *links, "", *directories, "", *files]
+    wanted = ("ns/mnt", "ns/user") if own_user_namespace else ("ns/mnt",)
+    async with make_namespace([*command, "/bin/sh", "-c", _MAKE, "sh", *arguments], wanted, environment) as opened:
+        yield Jail(opened[0], opened[1] if own_user_namespace else None)
+
+
+@asynccontextmanager
+async def make_namespace(
+    argv: list[str], wanted: Iterable[str], environment: Mapping[str, str]
+) -> AsyncGenerator[list[int]]:
+    """Have a command make a mount namespace, and yield descriptors of what is to be had by it.
+
+    Args:
+      argv: The command, which says `READY` when it is made, and then sleeps. It is ended at once.
+      wanted: What is opened, as names in ``/proc/PID``. The namespace stays for as long as it is among that, and open.
+      environment: `Runtime.environment`.
+
+    Raises:
+      SandboxError: if it can't be made; the message says why.
+
+    """
     opened: list[int] = []
     process: OwnedProcess | None = None
     try:
         with trio.move_on_after(_PATIENCE):
-            async with open_services("open_jail()") as services:
+            async with open_services("make_namespace()") as services:
                 ready = trio.Event()
-                process = started = await services.start(
-                    _hold, [*command, "/bin/sh", "-c", _MAKE, "sh", *arguments], environment, ready
-                )
+                process = started = await services.start(_hold, argv, environment, ready)
                 await ready.wait()
                 if started.returncode is None:
-                    for name in ("mnt", "user") if own_user_namespace else ("mnt",):
-                        fd = os.open(f"/proc/{started.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-                        opened.append(fd)
+                    flags = os.O_RDONLY | os.O_CLOEXEC
+                    opened.extend(os.open(f"/proc/{started.pid}/{name}", flags) for name in wanted)
         if not opened:
             raise SandboxError(
-                f"no jail can be made: {' '.join(process.output().split())[:_EXCERPT] if process is not None else ''}"
+                f"no mount namespace can be made: {' '.join(process.output().split())[:_EXCERPT] if process is not None else ''}"
             )
-        yield Jail(opened[0], opened[1] if own_user_namespace else None)
+        yield opened
     finally:
         for fd in opened:
             os.close(fd)
@@ -136,8 +154,8 @@ async def _hold(
 
     def listen(data: bytes) -> None:
         nonlocal said
-        said = (said + data.decode(errors="replace"))[-len(_READY) - 2 :]
-        if _READY in said:
+        said = (said + data.decode(errors="replace"))[-len(READY) - 2 :]
+        if READY in said:
             ready.set()
 
     try:

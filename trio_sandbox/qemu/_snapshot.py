@@ -33,6 +33,7 @@ from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay, lock_dis
 from ._migration import save_with_memory
 from ._qmp import QMPChannel
 from ._ram import FROZEN_MODE, PrivateRam, copy_data
+from ._read_only_view import ReadOnlyView
 
 _log = logging.getLogger("trio_sandbox.snapshot")
 
@@ -204,6 +205,7 @@ class Taking:
       node: Its overlay, as QEMU knows it.
       overlay: What it is to write to from now on: a new and empty qcow2 file of the size of its disk.
       directory: An empty directory for the snapshot's files.
+      files: Where QEMU gets what it may only read.
       marker: What the agent is told to wait for.
       patience: Seconds for QEMU to answer one command.
 
@@ -217,6 +219,7 @@ class Taking:
         *,
         overlay: Path,
         directory: Path,
+        files: ReadOnlyView,
         marker: bytes,
         patience: float,
     ) -> None:
@@ -229,6 +232,7 @@ class Taking:
         self._qmp = qmp
         self._overlay = overlay
         self._directory = directory
+        self._files = files
         self._marker = marker
         self._patience = patience
         self._stack = ExitStack()
@@ -263,7 +267,8 @@ class Taking:
         os.fchmod(self._devices, 0o600)
         self._new_overlay = self._open(self._overlay, os.O_RDWR)
         lock_disk(self._new_overlay)
-        self._frozen_overlay = self._open(self._overlay, os.O_RDONLY)
+        self._frozen_overlay = self._files.open(self._overlay)
+        self._stack.callback(os.close, self._frozen_overlay)
         if self.config.memory_file is None or self.config.memory_shared:
             self._memory = self._make_memory()
             # It changes for as long as the machine runs.

@@ -50,6 +50,7 @@ from ._machine import DiskNode, MachineConfig
 from ._migration import MigrationError, load_state, save_state
 from ._process import InheritedFds, OwnedProcess, run_owned
 from ._qmp import QMPChannel, open_qmp
+from ._read_only_view import ReadOnlyView
 from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still, note_full_disk
 from ._usage import cpu_seconds, own_memory
 
@@ -75,12 +76,14 @@ class Vm:
         console: Console,
         memory: int,
         disk: Sequence[DiskNode],
+        files: ReadOnlyView,
     ) -> None:
         self.clock: GuestClock = GuestClock()
         """The guest's clock, which is kept right."""
         self._config = config
         self._memory = memory  # a descriptor of the RAM's file, the manager's
         *self._layer_nodes, self._node = disk
+        self._files = files
         self._snapshots = trio.Lock()
         self._accelerator = accelerator
         self._timeouts = timeouts
@@ -255,6 +258,7 @@ class Vm:
                 self._node,
                 overlay=overlay,
                 directory=directory,
+                files=self._files,
                 marker=marker,
                 patience=self._timeouts.qmp_command,
             )

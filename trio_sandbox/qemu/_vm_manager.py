@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal, final
 
@@ -29,6 +29,7 @@ from ._machine import MachineConfig, MachineFds, disk_nodes, lock_disk, machine_
 from ._process import InheritedFds, minimal_environment
 from ._ram import FROZEN_MODE
 from ._read_only_open import lend_library, prove_library
+from ._read_only_view import ReadOnlyView, open_read_only_view
 from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
@@ -54,9 +55,16 @@ class VmManager:
     """Opens virtual machines; made by `open_vm_manager` only."""
 
     def __init__(
-        self, runtime: Runtime, accelerator: Accelerator, timeouts: Timeouts, groups: ControlGroups | None
+        self,
+        runtime: Runtime,
+        accelerator: Accelerator,
+        timeouts: Timeouts,
+        groups: ControlGroups | None,
+        protected: Iterable[Path],
     ) -> None:
         self._groups = groups
+        self._protected = (runtime.directory, *protected)
+        self._files = ReadOnlyView()
         self._runtime = runtime
         self._accelerator = accelerator
         self._timeouts = timeouts
@@ -130,23 +138,25 @@ class VmManager:
             stack.enter_context(guest)
             console, console_fd = inherited.socketpair()
             stack.enter_context(console)
+
+            def lend(path: Path) -> int:
+                return inherited.add(self._files.open(path))
+
             fds = MachineFds(
-                kernel=inherited.open(config.kernel, os.O_RDONLY)
-                if saved is None
-                else _lend_stand_in_kernel(inherited),
-                initrd=inherited.open(config.initrd, os.O_RDONLY) if saved is None else None,
-                system_disk=inherited.open(config.system_disk, os.O_RDONLY),
-                image=inherited.open(config.image, os.O_RDONLY),
-                image_layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.image_layers),
-                layers=tuple(inherited.open(layer, os.O_RDONLY) for layer in config.layers),
+                kernel=lend(config.kernel) if saved is None else _lend_stand_in_kernel(inherited),
+                initrd=lend(config.initrd) if saved is None else None,
+                system_disk=lend(config.system_disk),
+                image=lend(config.image),
+                image_layers=tuple(lend(layer) for layer in config.image_layers),
+                layers=tuple(lend(layer) for layer in config.layers),
                 overlay=inherited.open(config.overlay, os.O_RDWR),
-                frozen_overlay=inherited.open(config.overlay, os.O_RDONLY),
-                mounts=None if config.mounts is None else inherited.open(config.mounts, os.O_RDONLY),
+                frozen_overlay=lend(config.overlay),
+                mounts=None if config.mounts is None else lend(config.mounts),
                 qmp=qmp_fd,
                 agent=guest_fd,
                 console=console_fd,
                 kvm=inherited.open("/dev/kvm", os.O_RDWR) if access is not None and access.by_descriptor else None,
-                memory=_lend_memory(inherited, config, read_only=read_only),
+                memory=_lend_memory(inherited, config, self._files if read_only else None),
             )
             try:
                 lock_disk(fds.overlay)
@@ -172,7 +182,7 @@ class VmManager:
                 environment |= lend_library(inherited)
             memory = os.dup(fds.memory)
             stack.callback(os.close, memory)
-            vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds))
+            vm = Vm(config, accelerator, self._timeouts, Console(console), memory, disk_nodes(fds), self._files)
             vm.guest_handler = guest_handler
             vm.guest_certificates = guest_certificates
             if uid is not None and confinement.uid_per_vm:
@@ -207,13 +217,15 @@ class VmManager:
         try:
             if confinement.may_be_jailed:
                 make_new_directory(directory)
-                async with open_jail(
-                    program,
-                    directory=directory,
-                    own_user_namespace=not confinement.other_user,
-                    environment=environment,
-                ) as jail:
+                async with AsyncExitStack() as stack:
+                    ordinary = not confinement.other_user
+                    jail = await stack.enter_async_context(
+                        open_jail(program, directory=directory, own_user_namespace=ordinary, environment=environment)
+                    )
                     await prove_jail(jail, confinement, program, kvm=kvm, environment=environment)
+                    if ordinary:
+                        view = open_read_only_view(self._protected, environment)
+                        self._files = await stack.enter_async_context(view)
                     self._jail = jail
                     task_status.started()
                     await trio.sleep_forever()
@@ -251,6 +263,7 @@ async def open_vm_manager(
     accelerator: Accelerator,
     timeouts: Timeouts | None = None,
     cgroup: Literal["auto", "off"] | Path = "off",
+    protected: Iterable[Path] = (),
 ) -> AsyncGenerator[VmManager]:
     """Yield a `VmManager` for the block.
 
@@ -261,12 +274,13 @@ async def open_vm_manager(
       accelerator: What runs them.
       timeouts: Bounds on booting and silence.
       cgroup: See `HostConfig.cgroup`.
+      protected: Directories with what the machines are given to read, beside the runtime's own; see `_read_only_view`.
 
     Raises:
       SandboxError: if *cgroup* is a directory, and no control group can be made in it.
     """
     async with open_control_groups(cgroup, runtime) as groups:
-        manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts, groups)
+        manager = VmManager(runtime, accelerator, Timeouts() if timeouts is None else timeouts, groups, protected)
         async with open_services("open_vm_manager()") as services:
             await services.start(manager.keep_jail)
             await manager.prove_sharing()
@@ -276,12 +290,14 @@ async def open_vm_manager(
                 manager._closed = True  # pyright: ignore[reportPrivateUsage]
 
 
-def _lend_memory(inherited: InheritedFds, config: MachineConfig, *, read_only: bool) -> int:
+def _lend_memory(inherited: InheritedFds, config: MachineConfig, read_only: ReadOnlyView | None) -> int:
+    """Lend what QEMU opens anew as the RAM; from *read_only* for reading, or else for writing, too."""
     if config.memory_file is not None:
         # Open for what QEMU will open it for, as Landlock lets it do no more; see `_landlock_main`.
-        if read_only:
-            _freeze(config.memory_file)
-        return inherited.open(config.memory_file, os.O_RDONLY if read_only else os.O_RDWR)
+        if read_only is None:
+            return inherited.open(config.memory_file, os.O_RDWR)
+        _freeze(config.memory_file)
+        return inherited.add(read_only.open(config.memory_file))
     # Not anonymous, so that it can be read for a snapshot.
     fd = inherited.add(os.memfd_create("ram", os.MFD_CLOEXEC))
     os.ftruncate(fd, config.memory_mib * 2**20)
