@@ -241,9 +241,12 @@ class VmManager:
         if self._accelerator.qemu.opens_memory_read_only:
             await trio.lowlevel.checkpoint()
             return
-        confinement, program = self.confinement, self._accelerator.qemu.path
+        # Landlock allows a machine's own files only.
+        confinement = attrs.evolve(self.confinement, landlock=False)
         prefix = confinement.argv(confinement.choose_uid(), jail=self._jail)
-        self._with_library = await prove_library(prefix, program, environment=self._runtime.environment)
+        self._with_library = await prove_library(
+            prefix, self._accelerator.qemu.path, environment=self._runtime.environment
+        )
         if not self._with_library:
             _log.warning(
                 "%s would open the memory that sandboxes go on from for writing: each gets a copy of its own, which takes longer; "
