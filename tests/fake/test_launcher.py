@@ -251,7 +251,7 @@ async def test_clones_share_the_memory_that_none_of_them_can_write_to(site: Site
         assert memory is not None
         assert memory == other.config.memory_file == site.store.list()[0].memory
         assert stat.S_IMODE(memory.stat().st_mode) == 0o444
-    memory.chmod(0o666)  # as an earlier version left it
+    memory.chmod(0o666)  # as an earlier version left those of saved sandboxes
     async with site.open() as vm:
         assert stat.S_IMODE(memory.stat().st_mode) == 0o444
         assert access_of(vm) == os.O_RDONLY

@@ -116,15 +116,7 @@ def attack(pid: int) -> dict[str, list[str]]:
     uid = next(
         line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Uid:")
     ).split()[1]
-    become = [
-        "setpriv",
-        f"--reuid={uid}",
-        f"--regid={uid}",
-        "--clear-groups",
-        "--bounding-set=-all",
-        "--no-new-privs",
-        "--",
-    ]
+    become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
     found = dict[str, list[str]]()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         path = os.readlink(entry)
@@ -133,7 +125,7 @@ def attack(pid: int) -> dict[str, list[str]]:
         fd = os.open(entry, os.O_RDONLY)  # the same file in the same mount
         try:
             completed = subprocess.run(
-                [*(become if os.geteuid() == 0 else become[-2:]), "/bin/sh", "-c", ATTACK, "sh", str(fd)],
+                [*(become if os.geteuid() == 0 else []), "/bin/sh", "-c", ATTACK, "sh", str(fd)],
                 pass_fds=[fd],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -131,7 +131,8 @@ class Launcher:
                 places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
             vm, drop_template = None, None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
-                key = self._identity(image, machine, config.warmup)
+                # With the mode, since an earlier version's may be written to.
+                key = self._identity(image, machine, config.warmup, FROZEN_MODE)
                 if self._failures[key] < _ATTEMPTS:
                     vm, drop_template = await self._open_clone(stack, self._templates, key, machine, image, config)
             if vm is None:
