@@ -18,6 +18,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import trio
+
 from ._process import InheritedFds, minimal_environment, run_owned
 
 _CODE: Final = bytes.fromhex(
@@ -133,6 +135,7 @@ async def prove_library(prefix: Sequence[str], program: str, *, environment: Map
       environment: `Runtime.environment`.
 
     """
+    await trio.lowlevel.checkpoint()
     kind = os.geteuid(), program
     if kind not in _proved:
         with InheritedFds() as inherited:
