@@ -31,6 +31,7 @@ IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
 #: Programs that only tests use, their Debian packages, and what for.
 TESTS_NEED = (
     ("busybox", "busybox-static", "is the guest of confinement tests without a virtual machine"),
+    ("git", "git", "reads our diffs in tests"),
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
 )
 

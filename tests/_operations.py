@@ -140,6 +140,15 @@ async def _upload(stage: Stage) -> None:
     await stage.sandbox.upload(stage.tree, f"{stage.there}/new/tree", progress=lambda _: None)
 
 
+async def _push(stage: Stage) -> None:
+    await stage.sandbox.push(stage.tree, f"{stage.there}/new/tree")
+
+
+async def _compare(stage: Stage) -> None:
+    assert "diff --git a/sub/" in await stage.sandbox.diff(f"{stage.there}/kept", stage.tree.parent)
+    assert await stage.sandbox.pull(f"{stage.there}/kept", stage.tree.parent, dry_run=True)
+
+
 async def _upload_file(stage: Stage) -> None:
     await stage.sandbox.upload(stage.tree / "sub/large", f"{stage.there}/new/file")
 
@@ -201,6 +210,8 @@ OPERATIONS = {
     "watch a directory": Operation(_watch, _one_of({}, {"file": "-rw-r--r--"})),
     "upload a tree": Operation(_upload, _tree_or_nothing),
     "upload a file": Operation(_upload_file, _one_of({}, {"file": "-rw-r--r--"})),
+    "push a tree": Operation(_push, _tree_or_nothing),
+    "compare a tree": Operation(_compare),
     "download a tree": Operation(_download, leaves_here=_sub_or_nothing),
     "download a file": Operation(_download_file, leaves_here=_one_of({}, {"file": "-rw-r--r--"})),
     "connection": Operation(_connection),

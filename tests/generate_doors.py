@@ -62,7 +62,7 @@ PURE: Final = {"GuestPath": None, "Sandbox": {"path"}}
 LEFT_OUT: Final = {"start", "wait_send_all_might_not_block"}
 #: Names in annotations, and where they come from.
 ORIGINS: Final[dict[str, str]] = {
-    **dict.fromkeys(["Callable", "Iterator", "Mapping", "Sequence"], "collections.abc"),
+    **dict.fromkeys(["Callable", "Iterable", "Iterator", "Mapping", "Sequence"], "collections.abc"),
     **dict.fromkeys(["AbstractContextManager", "AbstractAsyncContextManager"], "contextlib"),
     "PathLike": "os",
     "date": "datetime",
@@ -71,7 +71,7 @@ ORIGINS: Final[dict[str, str]] = {
     **dict.fromkeys(PUBLIC["trio_sandbox"].split(), ".."),
     "Accelerator": "..qemu",
     **dict.fromkeys(["Functions", "Stderr"], "..client"),
-    **dict.fromkeys(["BinaryMode", "ChangeKind", "TextMode"], "..sandbox"),
+    **dict.fromkeys(["BinaryMode", "ChangeKind", "OnConflict", "TextMode"], "..sandbox"),
     **dict.fromkeys(["plain", "plain_all", "start_service"], "..portal"),
     **dict.fromkeys(["AioDoor", "BlockingDoor", "open_root"], "._door"),
     **{name: f".{file}" for name, file in DOORS.items()},
@@ -427,7 +427,7 @@ def signature(head: str, parameters: list[str], annotation: str, indent: str = "
 
 def literal(name: str, value: object) -> str:
     """Give a default value as a program says it."""
-    assert value is None or isinstance(value, (str, bytes, int, float)), value
+    assert value is None or isinstance(value, (str, bytes, int, float, tuple)), value
     text = f"0o{value:o}" if name == "mode" and isinstance(value, int) else repr(value)
     return f'"{value}"' if isinstance(value, str) else text.replace("'", '"')
 

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         VmError as VmError,
         WarmupError as WarmupError,
         WheelMissingError as WheelMissingError,
+        WorkspaceConflictError as WorkspaceConflictError,
     )
     from ._image import Image as Image
     from ._network import Network as Network, NetworkRule as NetworkRule
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         RunOutput as RunOutput,
         RunResult as RunResult,
     )
+    from ._workspace_change import WorkspaceChange as WorkspaceChange
     from .client import (
         GuestInput as GuestInput,
         GuestOutput as GuestOutput,

@@ -36,6 +36,7 @@
     │   └── TemplateUnusableError    a saved sandbox can't be gone on from here, or not any more
     ├── RunRefusedError              the guest could not start a run
     ├── RunFailedError               the code of a run failed, and ``check=True`` was asked for
+    ├── WorkspaceConflictError       a directory can't be brought back without losing something
     └── OutputLimitError             a run printed or showed more than it may
 
 Wrong arguments are `TypeError` and `ValueError`, raised before anything is started.
@@ -44,10 +45,16 @@ Wrong arguments are `TypeError` and `ValueError`, raised before anything is star
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from typing import Final
 
 from ._display import Display
 from ._metadata import mark_public
 from ._quote import quote_lines
+from ._workspace_change import WorkspaceChange
+
+#: Conflicts that a message names.
+_SHOWN_CONFLICTS: Final = 20
 
 
 class SandboxError(Exception):
@@ -301,6 +308,29 @@ def directory_refused(number: int, reason: str, directory: str) -> RunRefusedErr
         errno.EPERM: _DirectoryForbiddenError,
     }
     return kinds.get(number, _DirectoryRefusedError)(number, reason, directory)
+
+
+class WorkspaceConflictError(SandboxError):
+    """A directory of the guest's can't be brought back without losing what was changed on the host.
+
+    Nothing of it was brought back, unless the host's directory was changed meanwhile. It is safe to try again.
+    """
+
+    def __init__(
+        self,
+        remote: str,
+        local: str,
+        changes: Sequence[WorkspaceChange],
+        conflicts: Sequence[WorkspaceChange],
+    ) -> None:
+        shown = "\n".join(f"  {change}" for change in conflicts[:_SHOWN_CONFLICTS])
+        more = f"\n  and {len(conflicts) - _SHOWN_CONFLICTS} more" if len(conflicts) > _SHOWN_CONFLICTS else ""
+        super().__init__(
+            f"{remote!r:.200} can't be brought back to {local!r:.200} as it is. on_conflict='skip' leaves these out, and 'overwrite' takes the "
+            f"guest's version where both were changed:\n{shown}{more}"
+        )
+        self.changes = tuple(changes)
+        """All that was to be done; those with a `WorkspaceChange.conflict` can't be."""
 
 
 class OutputLimitError(SandboxError):

@@ -52,12 +52,14 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "VmError",
         "WarmupError",
         "WheelMissingError",
+        "WorkspaceConflictError",
     ),
     "_image": ("Image",),
     "_network": (
         "Network",
         "NetworkRule",
     ),
+    "_workspace_change": ("WorkspaceChange",),
     "_results": (
         "ProcessFailedError",
         "RunFailedError",

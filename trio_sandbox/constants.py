@@ -80,6 +80,8 @@ MAXIMUM_READ_BYTES = 256 * 2**20
 MAXIMUM_LINE_BYTES = 2**20
 #: What `Sandbox.download` writes to the host's disk unless asked otherwise; as large as a guest's own disk.
 DEFAULT_MAX_DOWNLOAD_BYTES = 8 * 2**30
+#: What `Sandbox.pull` gets from the guest unless asked otherwise, all of the directory included: half a million files at most are compared.
+DEFAULT_MAX_PULL_BYTES = 2 * 2**30
 
 # --- Mounts ---
 

@@ -277,9 +277,8 @@ class Host:
         try:
             language = self._images[image].languages[0]
             installer = self._images.installer(image)
-            yield Sandbox(
-                lifecycle.slot, image, config, self._config.timeouts, lifecycle, language, installer=installer
-            )
+            timeouts, staging = self._config.timeouts, self._runtime.directory
+            yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, language, None, installer, staging)
         finally:
             lifecycle.close()
             self._open -= 1

@@ -66,12 +66,18 @@ async def run(
     environment: dict[str, str] | None = None,
     uploads: Sequence[Upload] = (),
     downloads: Sequence[Download] = (),
+    workspace: Path | None = None,
     stdin: bytes = b"",
 ) -> tuple[int, Console]:
     """Run a program as the command line would, in *workdir*; return its status and what it printed."""
     console = Console() if console is None else console
     program = find_program(
-        code=code, words=[str(word) for word in words], language=language, uploads=uploads, read_stdin=lambda: stdin
+        code=code,
+        words=[str(word) for word in words],
+        language=language,
+        uploads=uploads,
+        workspace=workspace,
+        read_stdin=lambda: stdin,
     )
     request = RunRequest(
         program=program,
@@ -81,7 +87,8 @@ async def run(
         environment=environment or {},
         uploads=tuple(uploads),
         downloads=tuple(downloads),
-        quiet=True,
+        workspace=workspace,
+        quiet=workspace is None,
     )
     async with open_local_sandbox() as (sandbox, _):
 
@@ -229,6 +236,52 @@ async def test_a_program_of_an_uploaded_directory_runs_there(guest: Path, here: 
     _, console = await run(guest, here / "bin" / "main.py", uploads=[Upload(here, "project")])
     assert console.stdout == b"project/bin/main.py helper\n"
     assert os.listdir(guest) == ["project"]
+
+
+async def test_a_workspace_comes_back(guest: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "tool").mkdir()
+    (here / "tool" / "main.py").write_text(
+        "import helper; open('out.txt', 'w').write(helper.NAME); import os; os.remove('old'); os.makedirs('tool/__pycache__', exist_ok=True)"
+    )
+    (here / "tool" / "helper.py").write_text("NAME = 'helper'")
+    (here / "old").touch()
+    (here / ".git").mkdir()
+    status, console = await run(guest, here / "tool" / "main.py", workspace=here)
+    assert (status, console.stdout, console.stderr) == (0, b"", b"")
+    assert sorted(path.name for path in here.rglob("*")) == [".git", "helper.py", "main.py", "out.txt", "tool"]
+    assert (here / "out.txt").read_text() == "helper"
+    assert (guest / "tool" / "__pycache__").is_dir()  # which was left there
+    assert capsys.readouterr().err == f"{here}: removed old\n{here}: added out.txt\n"
+
+
+async def test_what_a_workspace_cant_take_back_is_told(
+    guest: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"""
+import os
+os.symlink("/etc", "evil\\x1b[2J")
+open("kept", "w").write("of the guest")
+open({str(here / "kept")!r}, "w").write("changed here")  # as somebody else would meanwhile
+open("new", "w").close()
+raise SystemExit({{}})
+"""
+    for own, told in ((3, 3), (0, 125)):
+        (here / "kept").write_text("as it was")
+        status, _ = await run(guest, code=code.format(own), workspace=here)
+        assert status == told
+        said = capsys.readouterr().err
+        assert f"{here}: not added evil\\x1b[2J: is a link that leads out of the directory" in said
+        assert f"{here}: not changed kept: was changed here, too" in said
+        assert (here / "new").exists()
+        assert (here / "kept").read_text() == "changed here"
+        shutil.rmtree(guest)
+        guest.mkdir()
+
+
+def test_a_file_outside_of_the_workspace_is_refused(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").touch()
+    with pytest.raises(ValueError, match="is not in the workspace"):
+        find_program(code=None, words=[str(tmp_path / "program.py")], workspace=here)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="only in the image")

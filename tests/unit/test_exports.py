@@ -20,7 +20,7 @@ PUBLIC: dict[str, str] = {
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError
-        VmError WarmStatistics WarmupError WheelMissingError open_host open_sandbox
+        VmError WarmStatistics WarmupError WheelMissingError WorkspaceChange WorkspaceConflictError open_host open_sandbox
     """,
     "trio_sandbox.aio": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
@@ -33,7 +33,7 @@ PUBLIC: dict[str, str] = {
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """
         ACCELERATOR_PROBE_TIMEOUT ADMISSION_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_SPARE_MIB BALLOON_TIMEOUT BOOT_TIMEOUT BUILD_MEMORY_MIB CALLS_AT_ONCE
-        CALLS_PER_SECOND CONNECT_TIMEOUT DEFAULT_MAX_CONNECTIONS DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MEMORY_MIB
+        CALLS_PER_SECOND CONNECT_TIMEOUT DEFAULT_MAX_CONNECTIONS DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MAX_PULL_BYTES DEFAULT_MEMORY_MIB
         DEFAULT_TEMPLATE_BUDGET_MIB DISK_RESERVE_MIB DISK_RESERVE_SHARE IMAGE_DISK_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_CALL_BYTES MAXIMUM_CALL_VALUES
         MAXIMUM_CONNECTIONS MAXIMUM_DISPLAYS MAXIMUM_FUNCTIONS MAXIMUM_LINE_BYTES MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES
         MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE MINIMUM_DISK_MIB MINIMUM_MEMORY_MIB MOUNTS_DISK_BYTES OUTPUT_TAIL_BYTES OVERLAY_TIMEOUT

@@ -37,6 +37,7 @@ BASE = (
     "_requirements",
     "_results",
     "_secrets",
+    "_workspace_change",
     "constants",
 )
 

@@ -57,7 +57,7 @@ def test_help_brings_nothing_along_that_runs_machines(arguments: str) -> None:
     assert "trio_sandbox.cli._parser" in loaded
     assert loaded & HEAVY == set()
     layers = {name.split(".")[1] for name in loaded if name.startswith("trio_sandbox.")}
-    assert layers <= {"cli", "constants", "_display", "_errors", "_metadata", "_quote"}
+    assert layers <= {"cli", "constants", "_display", "_errors", "_metadata", "_quote", "_workspace_change"}
 
 
 def test_one_name_does_not_bring_other_doors_along() -> None:

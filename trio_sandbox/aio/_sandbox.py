@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date
 from os import PathLike
@@ -27,10 +27,12 @@ from .. import (
     Terminal,
     TransferStatistics,
     Usage,
+    WorkspaceChange,
 )
 from ..client import Stderr
 from ..portal import plain, plain_all, start_service
 from ..qemu import Accelerator
+from ..sandbox import OnConflict
 from ._door import AioDoor, open_root
 from ._paths import AnyGuestPath, FileChanges, GuestPath
 from ._processes import GuestConnection, GuestProcess, RunEvents
@@ -133,6 +135,64 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
         See `trio_sandbox.Sandbox.watch`.
         """
         return self._block(lambda: self._inner.watch(plain(path), user=user), FileChanges)
+
+    async def push(
+        self,
+        local: str | PathLike[str],
+        remote: AnyGuestPath,
+        *,
+        user: str | int | None = None,
+        progress: Callable[[TransferStatistics], object] | None = None,
+    ) -> TransferStatistics:
+        """Copy a directory of the host's into the guest, as `upload` does, to be worked on there and to be brought back by `pull`.
+
+        See `trio_sandbox.Sandbox.push`.
+        """
+        return await self._call(lambda: self._inner.push(local, plain(remote), user=user, progress=progress))
+
+    async def pull(
+        self,
+        remote: AnyGuestPath,
+        local: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        dry_run: bool = False,
+        on_conflict: OnConflict = "raise",
+        exclude: Iterable[str] = (".git",),
+        max_bytes: int = 2147483648,
+    ) -> tuple[WorkspaceChange, ...]:
+        """Bring back what was changed in a directory of the guest's since `push`, or since the last `pull`: added, changed, removed.
+
+        See `trio_sandbox.Sandbox.pull`.
+        """
+        return await self._call(
+            lambda: self._inner.pull(
+                plain(remote),
+                local,
+                user=user,
+                dry_run=dry_run,
+                on_conflict=on_conflict,
+                exclude=exclude,
+                max_bytes=max_bytes,
+            )
+        )
+
+    async def diff(
+        self,
+        remote: AnyGuestPath,
+        local: str | PathLike[str],
+        *,
+        user: str | int | None = None,
+        exclude: Iterable[str] = (".git",),
+        max_bytes: int = 2147483648,
+    ) -> str:
+        """Return what `pull` would change on the host as a unified diff, which ``git apply`` and ``patch -p1`` take; "" if that is nothing.
+
+        See `trio_sandbox.Sandbox.diff`.
+        """
+        return await self._call(
+            lambda: self._inner.diff(plain(remote), local, user=user, exclude=exclude, max_bytes=max_bytes)
+        )
 
     @property
     def language(self) -> str:

@@ -17,6 +17,7 @@ examples:
   trio-sandbox run -c "import sys; print(sys.argv)" one two
   trio-sandbox run --memory 1G --timeout 60 -e LANG=C -e API_KEY program.js
   trio-sandbox run --upload data.csv --download result.png plot.py
+  trio-sandbox run --workspace project project/build.py
   trio-sandbox run --json -q -c "print(6 * 7)"
 
 Options stand before FILE: all that follows it belongs to the program.

@@ -145,6 +145,12 @@ def _fill_run(run: CommandParser) -> None:
         metavar="GUEST[:HOST]",
         help="copy a file or directory back in the end",
     )
+    run.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="run in a copy of this directory, in which FILE is, and bring back what the program changes there",
+    )
     _add_packages(run, "that the program finds installed")
     run.add_argument(
         "-w",

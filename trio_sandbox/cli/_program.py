@@ -82,6 +82,7 @@ def find_program(
     image: str | None = None,
     packages: Sequence[str] = (),
     uploads: Sequence[Upload] = (),
+    workspace: Path | None = None,
     read_stdin: Callable[[], bytes] | None = None,
 ) -> Program:
     """Decide what to run, before anything is started.
@@ -93,12 +94,14 @@ def find_program(
       image: None: one that has the language.
       packages: Requirements, of Python's packages or npm's, as the language is, besides those that a file names itself (PEP 723).
       uploads: A file in a directory of these is run where that is in the guest.
+      workspace: The directory that is the working directory in the guest; a file has to be in it.
       read_stdin: Reads all of our standard input, as Python does before it runs a line of it; for tests.
 
     Raises:
       OSError: if the file can't be read.
       SyntaxError, UnicodeDecodeError: if Python's source is no text in the encoding that it declares.
-      ValueError: for a language that nobody speaks, or not in that image; or for what can't be a requirement.
+      ValueError: for a language that nobody speaks, or not in that image; for what can't be a requirement; or for a file that is not
+        in the workspace.
     """
     if language is not None:
         _check_language(language)
@@ -121,7 +124,9 @@ def find_program(
     else:
         if language == "python":
             needs = importlib.util.decode_source(content)
-        name, there = _place(file, uploads)
+        name, there = _place(file, uploads if workspace is None else (Upload(workspace, "."), *uploads))
+        if workspace is not None and not there:
+            raise ValueError(f"{file} is not in the workspace {workspace}, where it would have to be to run there")
         # Not to be taken for an option.
         argv = (*interpreter.file, f"./{name}" if name.startswith("-") else name, *words[1:])
         name = None if there else name

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 import attrs
 import trio
 
 from .. import Sandbox
 from .._config import HostConfig, SandboxConfig
+from .._quote import quote_guest
 from ..host import Host, open_host
 from . import _status
 from ._configs import host_config, sandbox_config
@@ -28,6 +31,11 @@ from ._progress import ShowProgress, open_progress
 from ._report import complain
 from ._signals import end_on_signal
 from ._streams import Read, Write, read_input, write_output
+
+#: The working directory of a workspace, in the guest.
+_WORKSPACE: Final = "/home/user/workspace"
+#: A repository's hooks and settings are programs that git executes; byte code would be in the way.
+_NOT_BROUGHT_BACK: Final = (".git", "__pycache__")
 
 OpenHost = Callable[[HostConfig], AbstractAsyncContextManager[Host]]
 
@@ -43,6 +51,8 @@ class RunRequest:
     """What the program finds in its environment besides the guest's default one."""
     workdir: str | None = None
     """Absolute, in the guest; None: the user's home."""
+    workspace: Path | None = None
+    """A directory of ours that is the working directory, and comes back."""
     uploads: tuple[Upload, ...] = ()
     downloads: tuple[Download, ...] = ()
     timeout: float = math.inf
@@ -78,7 +88,12 @@ def run(options: argparse.Namespace) -> int:
     """Do what the command line says; return the exit status."""
     if options.code is None and options.words[:1] in ([], ["-"]) and os.isatty(0):
         complain("reading the code from the terminal; Ctrl-D ends it")
+    workdir = options.workdir
+    if options.workspace is not None and workdir is None:
+        workdir = _WORKSPACE
     try:
+        if options.workspace is not None and not options.workspace.is_dir():
+            raise NotADirectoryError(f"--workspace: there is no directory {str(options.workspace)!r}")
         request = RunRequest(
             program=find_program(
                 code=options.code,
@@ -87,11 +102,13 @@ def run(options: argparse.Namespace) -> int:
                 image=options.image,
                 packages=options.packages,
                 uploads=options.uploads,
+                workspace=options.workspace,
             ),
             host=host_config(options),
             sandbox=sandbox_config(options),
             environment=dict(map(_find_variable, options.environment)),
-            workdir=options.workdir,
+            workdir=workdir,
+            workspace=options.workspace,
             uploads=tuple(options.uploads),
             downloads=tuple(each.resolve() for each in options.downloads),
             timeout=options.timeout,
@@ -142,6 +159,7 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write,
                 outcome = await _run(sandbox, request, write if collected is None else collected.write, read)
                 timings.lap("running the code")
                 status = await _download(sandbox, request, outcome.status)
+                status = await _bring_back(sandbox, request, status)
                 timings.lap("copying files back")
         timings.lap("closing")
     if outcome.timed_out:
@@ -159,6 +177,8 @@ async def _upload(sandbox: Sandbox, request: RunRequest) -> None:  # noqa: ASYNC
     """Put the program, and what is to be beside it, into the guest."""
     if request.workdir is not None:
         await sandbox.path(request.workdir).mkdir(parents=True, exist_ok=True)
+    if request.workspace is not None and request.workdir is not None:
+        await sandbox.push(request.workspace, sandbox.path(request.workdir))
     for upload in request.uploads:
         remote = sandbox.path(request.place(upload.remote))
         await remote.parent.mkdir(parents=True, exist_ok=True)
@@ -205,3 +225,24 @@ async def _download(sandbox: Sandbox, request: RunRequest, status: int) -> int:
             complain(f"{download.remote} was not downloaded: {exc.strerror or exc}: {exc.filename}")
             status = status or _status.SANDBOX_FAILURE
     return status  # noqa: ASYNC910 - often there is nothing to do
+
+
+async def _bring_back(sandbox: Sandbox, request: RunRequest, status: int) -> int:
+    """Bring back what was changed in the workspace, also by a program that failed; return the exit status."""
+    if request.workspace is None or request.workdir is None:
+        return status  # noqa: ASYNC910 - often there is nothing to do
+    there = sandbox.path(request.workdir)
+    try:
+        changes = await sandbox.pull(there, request.workspace, on_conflict="skip", exclude=_NOT_BROUGHT_BACK)
+    except OSError as exc:
+        complain(
+            f"{request.workspace} was not brought up to date: {exc.strerror or exc}: {quote_guest(str(exc.filename))}"
+        )
+        return status or _status.SANDBOX_FAILURE
+    for change in changes:
+        if change.conflict:
+            complain(f"{request.workspace}: not {change}")
+            status = status or _status.SANDBOX_FAILURE
+        elif not request.quiet:
+            print(f"{request.workspace}: {change}", file=sys.stderr)
+    return status

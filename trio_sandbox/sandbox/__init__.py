@@ -14,6 +14,7 @@ from ._text import GuestTextFile as GuestTextFile
 from ._transfer import TransferStatistics as TransferStatistics
 from ._usage import Usage as Usage
 from ._watch import ChangeKind as ChangeKind, FileChange as FileChange, FileChanges as FileChanges
+from ._workspace import OnConflict as OnConflict
 
 mark_public(__name__, globals())
 del mark_public

@@ -82,7 +82,7 @@ class FileRequests:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        path, user = _remote(self._slot, remote, user)
+        path, user = remote_path(self._slot, remote, user)
         return await upload(self._slot, user, local, path, progress)
 
     async def download(
@@ -121,7 +121,7 @@ class FileRequests:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        path, user = _remote(self._slot, remote, user)
+        path, user = remote_path(self._slot, remote, user)
         return await download(self._slot, user, path, local, progress, max_bytes, umask)
 
     @asynccontextmanager
@@ -144,12 +144,13 @@ class FileRequests:
           Exception: besides, what methods of `GuestPath` raise.
 
         """
-        remote, user = _remote(self._slot, path, user)
+        remote, user = remote_path(self._slot, path, user)
         async with watch(self._slot, GuestPath(self._slot, user, PurePosixPath(remote))) as changes:
             yield changes
 
 
-def _remote(slot: Slot, path: AnyGuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+def remote_path(slot: Slot, path: AnyGuestPath, user: str | int | None) -> tuple[str, str | int | None]:
+    """Return a path in the guest as text, and whose rights it has."""
     check_user(user)
     check_guest_path(path)
     if isinstance(path, GuestPath):

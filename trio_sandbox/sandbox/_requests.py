@@ -34,16 +34,16 @@ from ..client import (
     takes_input,
 )
 from ._arguments import command_texts, path_text
-from ._file_requests import FileRequests
 from ._path import AnyGuestPath
 from ._slot import Slot
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
+from ._workspace_requests import WorkspaceRequests
 
 #: Runs whose last output is kept.
 _RECENT_RUNS: Final = 8
 
 
-class GuestRequests(FileRequests):
+class GuestRequests(WorkspaceRequests):
     """The requests of a `Sandbox`. Each goes to the machine that is in the slot when its turn comes.
 
     What becomes of the machine itself, copies, checkpoints and sleep, is no request to the guest: `Sandbox` has that.

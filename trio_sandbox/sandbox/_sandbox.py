@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import date
 from os import PathLike
+from pathlib import Path
 from typing import Final, final
 
 import attrs
@@ -72,9 +73,11 @@ class Sandbox(GuestRequests):
         language: str = "python",
         network: SandboxNetwork | None = None,
         installer: PackageInstaller | None = None,
+        staging: Path | None = None,
     ) -> None:
         super().__init__(slot, config, timeouts, language)
         self._installer = installer
+        self._staging = staging
         self._lifecycle_or_none = lifecycle
         self._own_network = network
         self._image = image
@@ -236,6 +239,8 @@ class Sandbox(GuestRequests):
 
         """
         async with self._lifecycle.fork(count) as children:
+            for child in children:
+                child._bases.update(self._bases)
             yield children
 
     async def checkpoint(self) -> Checkpoint:
