@@ -427,8 +427,8 @@ def signature(head: str, parameters: list[str], annotation: str, indent: str = "
 
 def literal(name: str, value: object) -> str:
     """Give a default value as a program says it."""
-    assert value is None or isinstance(value, (str, bytes, int, float, tuple)), value
     text = f"0o{value:o}" if name == "mode" and isinstance(value, int) else repr(value)
+    assert value is None or isinstance(value, (str, bytes, int, float, tuple)), text
     return f'"{value}"' if isinstance(value, str) else text.replace("'", '"')
 
 

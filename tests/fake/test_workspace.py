@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -185,7 +186,7 @@ async def test_no_link_is_followed_on_the_host(project: Project, tmp_path: Path)
 
 
 @contextmanager
-def compared(project: Project) -> Iterator[Callable[[], dict[str, str]]]:
+def compared(project: Project) -> Generator[Callable[[], dict[str, str]]]:
     """Yield what brings back what the guest has by then, from a plan that was made before the block."""
     with opened(project.here) as host, opened(project.there) as copy:
         here, guest = scan(host), scan(copy, ours=True).tree
@@ -257,7 +258,13 @@ async def test_limits_and_wrong_use(project: Project, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="allowed") as caught:
         await project.pull(max_bytes=5000)
     assert caught.value.errno == errno.EFBIG
-    for options in ({"on_conflict": "ask"}, {"exclude": ["a/b"]}, {"exclude": [""]}, {"max_bytes": -1}):
+    wrong: list[dict[str, Any]] = [
+        {"on_conflict": "ask"},
+        {"exclude": ["a/b"]},
+        {"exclude": [""]},
+        {"max_bytes": -1},
+    ]
+    for options in wrong:
         with pytest.raises(ValueError, match="must"):
             await project.pull(**options)
     with pytest.raises(TypeError, match="exclude"):
