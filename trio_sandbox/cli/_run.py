@@ -229,8 +229,9 @@ async def _download(sandbox: Sandbox, request: RunRequest, status: int) -> int:
 
 async def _bring_back(sandbox: Sandbox, request: RunRequest, status: int) -> int:
     """Bring back what was changed in the workspace, also by a program that failed; return the exit status."""
+    await trio.lowlevel.checkpoint()
     if request.workspace is None or request.workdir is None:
-        return status  # noqa: ASYNC910 - often there is nothing to do
+        return status
     there = sandbox.path(request.workdir)
     try:
         changes = await sandbox.pull(there, request.workspace, on_conflict="skip", exclude=_NOT_BROUGHT_BACK)
