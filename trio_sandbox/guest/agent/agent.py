@@ -18,7 +18,7 @@ from .code import CodeService
 from .disk import DiskService
 from .files import FileService
 from .host_mounts import MountService
-from .languages import LANGUAGES, StartedInterpreter
+from .languages import StartedInterpreter
 from .network.service import NetworkService
 from .pipes import ParkedPipes
 from .processes import ProcessService
@@ -31,7 +31,6 @@ AGENT_VERSION: Final = "0.1.0"
 def _hello() -> dict[str, object]:
     return {
         "agent": AGENT_VERSION,
-        "features": ["process", "pipe", "file", "tcp", "mounts", *(f"code.{name}" for name in LANGUAGES)],
         "python": platform.python_version(),
         "kernel": os.uname().release,
     }
