@@ -33,6 +33,9 @@ TESTS_NEED = (
     ("busybox", "busybox-static", "is the guest of confinement tests without a virtual machine"),
     ("git", "git", "reads our diffs in tests"),
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
+    ("skopeo", "skopeo", "fetches container images"),
+    ("umoci", "umoci", "is what the merging of layers is compared with"),
+    ("zstd", "zstd", "unpacks some layers of container images"),
 )
 
 #: Modules of `trio_sandbox.integrations` that need large packages, which only `integrations` installs.

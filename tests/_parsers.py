@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import struct
+import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,7 @@ import attrs
 import trio
 import trio.lowlevel
 
+from tests._oci import archive, directory, member
 from trio_sandbox import GuestProtocolError, Network, QMPProtocolError, TemplateUnusableError
 from trio_sandbox._quote import quote_guest, quote_lines, quote_tail
 from trio_sandbox._stored_json import parse_json
@@ -33,6 +36,11 @@ from trio_sandbox.guest.agent.network import dns, packets
 from trio_sandbox.guest.trees import TreeReader
 from trio_sandbox.image._archive import archive_parts, read_archive
 from trio_sandbox.image._manifest import Manifest, StoredFile
+from trio_sandbox.image.oci._ext4 import UNIT, write_file_system
+from trio_sandbox.image.oci._manifest import parse_container_image
+from trio_sandbox.image.oci._merge import MergeError, Merger
+from trio_sandbox.image.oci._tar import TarError, read_entries
+from trio_sandbox.image.oci._tree import TreeError
 from trio_sandbox.machines import _templates
 from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.network import Gateway, HostResolver
@@ -452,6 +460,71 @@ def make_archive(**changes: object) -> bytes:
     return b"".join(part if isinstance(part, bytes) else disk for part in parts)
 
 
+def _layer(data: bytes) -> None:
+    """Merge a layer with itself, and write a file system of it; the checksums of its headers are corrected."""
+    corrected = bytearray(data)
+    for start in range(0, len(data) - 511, 512):
+        if data[start + 257 : start + 262] == b"ustar":
+            corrected[start + 148 : start + 156] = b" " * 8
+            corrected[start + 148 : start + 156] = b"%06o\0 " % sum(corrected[start : start + 512])
+    source = bytes(corrected)
+    merger = Merger()
+    for _ in range(2):
+        merger.add_layer(read_entries(source))
+    with open(os.memfd_create("disk"), "wb") as disk:
+        write_file_system(
+            disk.fileno(), UNIT, merger.tree.root, [source] * 2, uuid=bytes(16), check_cancelled=lambda: None
+        )
+
+
+def _layers() -> Iterator[bytes]:
+    headers = {
+        "SCHILY.xattr.user.a": "b",
+        "mtime": "1.5",
+        "GNU.sparse.size": "100",
+        "GNU.sparse.map": "10,2,50,2",
+    }
+    for style in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        yield archive(
+            directory("a"),
+            member("a/" + "x" * 120, "1234", pax_headers=headers if style == tarfile.PAX_FORMAT else {}),
+            member("a/.wh.c"),
+            member("l", "a", kind="symlink"),
+            member("l/b", kind="character", devmajor=1, devminor=3),
+            member("c", "a/" + "x" * 120, kind="link"),
+            style=style,
+        )
+
+
+_CONTAINER_CONFIGURATION = json.dumps(
+    {
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {"Env": ["A=b"], "User": "a", "WorkingDir": "/", "Cmd": ["a"], "Labels": {"a": "b"}},
+        "rootfs": {"diff_ids": ["sha256:" + "0" * 64]},
+    }
+).encode()
+
+
+def _manifest_of(configuration: bytes) -> bytes:
+    digest = f"sha256:{hashlib.sha256(configuration).hexdigest()}"
+    layer = {"digest": "sha256:" + "0" * 64, "size": 5}
+    return json.dumps(
+        {"schemaVersion": 2, "config": {"digest": digest, "size": len(configuration)}, "layers": [layer]}
+    ).encode()
+
+
+_CONTAINER_MANIFEST = _manifest_of(_CONTAINER_CONFIGURATION)
+
+
+def _container_manifest(data: bytes) -> None:
+    parse_container_image(data, lambda _: _CONTAINER_CONFIGURATION)
+
+
+def _container_configuration(data: bytes) -> None:
+    parse_container_image(_manifest_of(data), lambda _: data)
+
+
 PARSERS: dict[str, Parser] = {
     "frames at the host": Parser(
         lambda data: _frames(Role.HOST, data),
@@ -529,6 +602,11 @@ PARSERS: dict[str, Parser] = {
         lambda data: check_strangers_header(data, 2**20), (Qcow2FormatError,), (STRANGERS_DISK,)
     ),
     "an archive of images": Parser(lambda data: read_archive(io.BytesIO(data)), (ValueError,), (make_archive(),)),
+    "a layer of a container image": Parser(_layer, (TarError, MergeError, TreeError), tuple(_layers())),
+    "the manifest of a container image": Parser(_container_manifest, (ValueError,), (_CONTAINER_MANIFEST,)),
+    "the configuration of a container image": Parser(
+        _container_configuration, (ValueError,), (_CONTAINER_CONFIGURATION,)
+    ),
     "an image's manifest": Parser(
         _image_manifest, (ValueError,), (_MANIFEST.replace(b'"files": {}', b'"files": ' + _json({"disk": _FILE})),)
     ),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         MissingProgramError as MissingProgramError,
         MountError as MountError,
         NetworkUnavailableError as NetworkUnavailableError,
+        OciError as OciError,
         OutcomeUnknownError as OutcomeUnknownError,
         OutputLimitError as OutputLimitError,
         PackagesError as PackagesError,

@@ -9,8 +9,9 @@
     │   ├── UnknownImageError        no recipe and no image of that name
     │   ├── ImageMissingError        not built, and building was refused
     │   ├── ImageBuildError          building failed
-    │   │   └── PackagesError        packages can't be resolved or fetched
-    │   │       └── WheelMissingError    a package has no wheel for the image
+    │   │   ├── PackagesError        packages can't be resolved or fetched
+    │   │   │   └── WheelMissingError    a package has no wheel for the image
+    │   │   └── OciError             a container image can't be fetched or used
     │   └── ImageCorruptError        the stored files are not what was built
     ├── QMPError
     │   ├── QMPConnectError          no QMP server answered as one should
@@ -122,6 +123,10 @@ class WheelMissingError(PackagesError):
         """The package's name."""
         self.version = version
         """The version that was looked at; "" where it is not said."""
+
+
+class OciError(ImageBuildError):
+    """A container image can't be fetched, or is not what it says, or more than may be. Nothing of it was stored."""
 
 
 class ImageCorruptError(ImageError):

@@ -16,6 +16,7 @@ from ._checks import to_path
 from ._image_steps import AptStep, EnvironmentStep, FilesStep, NpmStep, PackagesStep, ScriptStep, Step
 from ._metadata import mark_public
 from ._network import Network
+from ._oci_reference import is_oci, parse_oci
 from ._requirements import (
     LOCK_NAME,
     check_debian_package,
@@ -34,11 +35,13 @@ _VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
 
-def _check_name(_: object, _attribute: attrs.Attribute[str], value: str) -> None:
-    if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"an image's `name` must be str, not {value!r:.100}")
-    if not value:
+def _check_name(name: object) -> str:
+    """Return an image's name in its one form."""
+    if not isinstance(name, str):
+        raise TypeError(f"an image's `name` must be str, not {name!r:.100}")
+    if not name:
         raise ValueError("an image's `name` must not be empty; there are 'python' and 'node'")
+    return str(parse_oci(name)) if is_oci(name) else name
 
 
 @final
@@ -56,16 +59,38 @@ class Image:
     that begin with the same steps share those layers.
     """
 
-    name: str = attrs.field(validator=_check_name)
-    """The name of the image below all steps."""
+    name: str = attrs.field(converter=_check_name)
+    """The name of the image below all steps: one of ours, or that of a container image, as `oci` takes it."""
     steps: tuple[Step, ...] = attrs.field(default=(), kw_only=True)
     """What is added to it, in order."""
 
     def __repr__(self) -> str:
-        return ".".join([f"Image({self.name!r})", *(step.call() for step in self.steps)])
+        call = "Image.oci" if is_oci(self.name) else "Image"
+        return ".".join([f"{call}({self.name!r})", *(step.call() for step in self.steps)])
 
     def __str__(self) -> str:
         return ", ".join([self.name, *map(str, self.steps)])
+
+    @classmethod
+    def oci(cls, reference: str) -> Image:
+        """Return a container image (OCI, Docker), to be added to like any other.
+
+            Image.oci("docker://python:3.13-slim")
+
+        It is fetched by skopeo, once: a tag means later what it meant then, until the image is removed from the store. Files are looked at
+        each time, and fetched again when they have changed. Code runs as the image's user, in its directory and with its variables.
+        There is nothing of ours in the image, and so a run needs the interpreter in it: python3 (3.11 or newer), node or bash. Programs
+        run in images that have nothing else.
+
+        Args:
+          reference: ``docker://NAME:TAG`` or ``docker://NAME@sha256:DIGEST`` of a registry; ``oci:DIR``, ``oci-archive:FILE`` or
+            ``docker-archive:FILE`` on this machine, each with ``:TAG`` where there are several.
+
+        Raises:
+          TypeError, ValueError: if it can't be the name of one.
+
+        """
+        return cls(str(parse_oci(reference)))
 
     def packages(self, *requirements: str | os.PathLike[str], exclude_newer: str | date | None = None) -> Image:
         """Add packages of Python's from the package index; needs the extra ``packages``.
@@ -227,13 +252,14 @@ def to_image(image: object) -> AnyImage:
 
     Raises:
       TypeError: if it is neither.
+      ValueError: if it begins as the name of a container image does, and is none.
 
     """
     if isinstance(image, Image):
         return image if image.steps else image.name
     if not isinstance(image, str):
         raise TypeError(f"`image` must be the name of an image, not {image!r:.100}; a trio_sandbox.Image will do, too")
-    return image
+    return str(parse_oci(image)) if is_oci(image) else image
 
 
 def _without_secrets(network: object) -> Network:

@@ -28,6 +28,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "MissingProgramError",
         "MountError",
         "NetworkUnavailableError",
+        "OciError",
         "OutcomeUnknownError",
         "OutputLimitError",
         "PackagesError",

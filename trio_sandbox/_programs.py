@@ -52,6 +52,12 @@ REQUIREMENTS = (
     Requirement("newuidmap", "uidmap", "lets an ordinary user build images", ordinary_user_only=True),
 )
 
+#: What only container images need: `doctor` notes what is not there.
+FOR_CONTAINERS = (
+    Requirement("skopeo", "skopeo", "fetches container images"),
+    Requirement("zstd", "zstd", "unpacks some of their layers"),
+)
+
 
 def unsupported_platform() -> str:
     """Say why nothing of ours runs on this machine, "" if it does."""

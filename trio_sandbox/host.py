@@ -42,6 +42,7 @@ from .machines import (
     WarmStatistics,
     WarmVms,
     check_image as check_image,
+    check_known,
     fit as fit,
     hold_machine,
     open_ledger,
@@ -275,10 +276,9 @@ class Host:
         self._open += 1
         self._opened += 1
         try:
-            language = self._images[image].languages[0]
-            installer = self._images.installer(image)
+            built, installer = self._images[image], self._images.installer(image)
             timeouts, staging = self._config.timeouts, self._runtime.directory
-            yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, language, None, installer, staging)
+            yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
         finally:
             lifecycle.close()
             self._open -= 1
@@ -403,7 +403,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
-        store.check_name(image if isinstance(image, str) else image.name)
+        check_known(store, image)
     store.check_trusted()
     async with open_runtime(config.runtime_dir) as runtime:
         # Images that somebody else has built can be used; what we make ourselves is kept in a cache of our own then.

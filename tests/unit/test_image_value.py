@@ -218,7 +218,7 @@ def test_scripts_have_text_and_no_secrets() -> None:
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_images_have_names(name: object) -> None:
     with pytest.raises((TypeError, ValueError), match="an image's `name` must"):
-        Image(name)  # type: ignore[arg-type]
+        Image(name)
 
 
 @pytest.mark.parametrize(

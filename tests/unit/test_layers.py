@@ -30,6 +30,7 @@ BASE = (
     "_network",
     "_notebook",
     "_nurseries",
+    "_oci_reference",
     "_private",
     "_programs",
     "_quote",

@@ -125,7 +125,14 @@ def test_the_library_s_own_files_are_what_they_are_taken_for() -> None:
     from trio_sandbox import _programs
 
     needed = [_programs.Requirement(*requirement) for requirement in load_noxfile().TESTS_NEED]
-    assert {requirement.package for requirement in needed} == {"busybox-static", "git", "nodejs"}
+    assert {requirement.package for requirement in needed} == {
+        "busybox-static",
+        "git",
+        "nodejs",
+        "skopeo",
+        "umoci",
+        "zstd",
+    }
     assert "uidmap" in {requirement.package for requirement in _programs.REQUIREMENTS}
     assert callable(bootstrap.apt_install)
     assert isinstance(_programs.unsupported_platform(), str)

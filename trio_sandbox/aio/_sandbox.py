@@ -196,7 +196,7 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
 
     @property
     def language(self) -> str:
-        """The language of runs that do not name one: what the image is for."""
+        """The language of runs that do not name one: what the image is for; "" for a container image without interpreters."""
         return self._now(lambda: self._inner.language)
 
     @property
@@ -252,7 +252,7 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
 
     def open_process(
         self,
-        command: Sequence[AnyGuestPath],
+        command: Sequence[AnyGuestPath] | None = None,
         *,
         stdin: bool = True,
         stdout: bool = True,
@@ -282,7 +282,7 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
 
     async def run_process(
         self,
-        command: Sequence[AnyGuestPath] | str,
+        command: Sequence[AnyGuestPath] | str | None = None,
         *,
         stdin: bytes | bytearray | memoryview = b"",
         capture_stdout: bool = False,

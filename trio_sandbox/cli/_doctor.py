@@ -19,7 +19,7 @@ import trio
 
 from .. import __version__
 from .._errors import ImageError, SandboxError
-from .._programs import REQUIREMENTS, Requirement, missing, unsupported_platform
+from .._programs import FOR_CONTAINERS, REQUIREMENTS, Requirement, missing, unsupported_platform
 from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
 from ..machines import LedgerEntry, open_ledger
 from ..network import find_proxy, look_up
@@ -58,7 +58,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 async def examine(cache_dir: Path | None) -> list[Finding]:
     """Look at everything; *cache_dir* None: at the user's."""
-    findings = [versions(), *programs(REQUIREMENTS)]
+    findings = [versions(), *programs(REQUIREMENTS), *programs(FOR_CONTAINERS, absence="note")]
     if os.geteuid() != 0:
         findings.append(subordinate_ids(user_name(os.geteuid())))
     try:
@@ -138,15 +138,17 @@ def versions() -> Finding:
     return Finding("platform", "ok", detail)
 
 
-def programs(requirements: Iterable[Requirement], *, root: bool | None = None) -> list[Finding]:
-    """The programs and files of the operating system."""
+def programs(
+    requirements: Iterable[Requirement], *, root: bool | None = None, absence: Verdict = "missing"
+) -> list[Finding]:
+    """The programs and files of the operating system; *absence*: what it is if one is not there."""
     absent = missing(requirements, root=root)
     findings: list[Finding] = []
     for requirement in requirements:
         subject = Path(requirement.name).name
         if requirement in absent:
             detail, remedy = f"not found; it {requirement.purpose}", f"install the package {requirement.package}"
-            findings.append(Finding(subject, "missing", detail, remedy, requirement.package))
+            findings.append(Finding(subject, absence, detail, remedy, requirement.package))
         elif (path := requirement.find()) is not None:
             findings.append(Finding(subject, "ok", path))
     return findings

@@ -12,8 +12,9 @@ import trio
 
 from .._config import HostConfig
 from .._errors import SandboxError, UnknownImageError
+from .._oci_reference import is_oci
 from ..host import open_host
-from ..image import ImageStore, default_cache_directory, export_image, image_for_program, import_images
+from ..image import ImageStore, default_cache_directory, ensure_bootable, export_image, image_for_program, import_images
 from ..machines import Dependents
 from ..qemu import open_runtime
 from ._progress import open_progress
@@ -63,7 +64,7 @@ async def build(
     async with open_runtime(None) as runtime:
         for name in names:
             with open_progress(quiet=quiet) as show:
-                built, _ = await store.ensure_bootable(name, progress=show, environment=runtime.environment)
+                built, _ = await ensure_bootable(store, name, progress=show, environment=runtime.environment)
             print(f"{name}: {built.path}, {mebibytes(built.size_bytes)}")
 
 
@@ -75,6 +76,7 @@ def description(store: ImageStore, dependents: Dependents, name: str) -> str:
     """
     everything = store.list()
     stored = {entry.name: entry for entry in reversed(everything)}  # the newest of a name
+    name = next((entry.name for entry in everything if is_oci(name) and entry.step == name), name)
     if name not in stored:
         raise UnknownImageError(f"the store has no image {name!r}; it has: {', '.join(sorted(stored)) or 'nothing'}")
     layers: list[dict[str, object]] = []
@@ -123,7 +125,7 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
     return "\n".join(
         f"{entry.name:{width}}  {entry.digest[:16]}  {mebibytes(entry.size_bytes):>10}"
         + ("" if entry.current else "  superseded")
-        + (f"  on {entry.below}: {entry.step}" if entry.below else "")
+        + (f"  on {entry.below}: {entry.step}" if entry.below else f"  {entry.step}" if entry.step else "")
         for entry in stored
     )
 

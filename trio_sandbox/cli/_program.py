@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from .._image import AnyImage
+from .._oci_reference import is_oci
 from ..image import IMAGES, LAYER_MARK, image_for_program, images_with
 from ._copies import Upload
 
@@ -184,6 +185,8 @@ def _choose_image(image: str | None, language: str | None) -> tuple[str, str]:
         if language is not None and language not in IMAGES[image].languages:
             image = images_with(language)[0]
     name = image.partition(LAYER_MARK)[0]
+    if language is None and is_oci(name):
+        raise ValueError(f"{image} is a container image: say which of its interpreters with --language")
     if name not in IMAGES:  # the host says so, and what there is
         return image, language or "python"
     languages = IMAGES[name].languages

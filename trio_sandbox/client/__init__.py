@@ -12,6 +12,7 @@ from ._failures import (
 )
 from ._functions import Functions as Functions, HostFunctions as HostFunctions, check_functions as check_functions
 from ._messages import (
+    NO_INTERPRETER as NO_INTERPRETER,
     Failed as Failed,
     Mounted as Mounted,
     check_user as check_user,

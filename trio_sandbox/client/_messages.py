@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import attrs
 
@@ -29,6 +29,12 @@ _LONGEST_END = 6 * MAXIMUM_VALUE_BYTES + 4096
 _LONGEST = 2**15
 _MOST_IN_END = 100
 _BEGINNING_OF_END = b'{"finished"'
+
+#: What a run without a language is told, in a container image that has none of ours.
+NO_INTERPRETER: Final = (
+    "the container image has no interpreter that runs are for: python3 (3.11 or newer), node or bash. run_process() and open_process() run "
+    "its programs; or use an image that has one"
+)
 
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256

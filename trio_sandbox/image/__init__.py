@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._containers import ensure_bootable as ensure_bootable
 from ._debian_image import DebianImage as DebianImage
 from ._entry import entry_name as entry_name
 from ._exchange import export_image as export_image, import_images as import_images
@@ -17,6 +18,7 @@ from ._script_image import image_for_program as image_for_program, image_for_scr
 from ._store import ImageStore as ImageStore, own_caches as own_caches
 from ._stored import (
     BuiltImage as BuiltImage,
+    ImageSettings as ImageSettings,
     StoredImage as StoredImage,
     SystemDisk as SystemDisk,
     are_there as are_there,

@@ -10,8 +10,9 @@ from typing import Final, cast
 import trio
 
 from .._errors import ImageError
-from ._manifest import Manifest, check_files, read_manifest
-from ._stored import IMAGE_NAME, BuiltImage
+from ._manifest import MANIFEST_NAME, Manifest, check_files, corrupt, read_manifest
+from ._stored import IMAGE_NAME, BuiltImage, ImageSettings
+from .oci import container_digest
 
 #: How much of a digest is in the name of a directory, and the least that says which one is meant.
 DIGEST_CHARACTERS: Final = 16
@@ -59,6 +60,11 @@ def is_disk(manifest: Manifest) -> bool:
     return IMAGE_NAME in manifest.files
 
 
+def is_container(manifest: Manifest) -> bool:
+    """Tell whether it is a container image, as this version of the library makes them."""
+    return manifest.digest == container_digest(str(manifest.details.get("container")))
+
+
 def mapping_of(manifest: Manifest, name: str) -> Mapping[str, object]:
     """Return one of the manifest's details, which is a mapping or missing."""
     value = manifest.details.get(name)
@@ -69,6 +75,35 @@ def below_of(manifest: Manifest) -> Mapping[str, str]:
     """Return the name and the content of what a layer stands on; empty texts for what is none."""
     values = mapping_of(manifest, "below")
     return {key: str(values.get(key, "")) for key in ("name", "content")}
+
+
+def standing(entry: Path, manifest: Manifest, languages: tuple[str, ...] | None = None) -> BuiltImage:
+    """Return the image whose disk stands on no other; *languages* None: the manifest says them.
+
+    Raises:
+      ImageCorruptError: if it does not say them as it should.
+
+    """
+    path = entry / IMAGE_NAME
+    settings = None
+    try:
+        if languages is None:
+            settings = ImageSettings.from_value(manifest.details.get("settings"))
+            languages = tuple(map(str, cast("list[object]", manifest.details["languages"])))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise corrupt(entry, manifest.name, f"{MANIFEST_NAME}: {exc}") from exc
+    virtual_size = manifest.details.get("virtual_size")
+    return BuiltImage(
+        name=manifest.name,
+        digest=manifest.digest,
+        path=path,
+        size_bytes=disk_usage(path),
+        virtual_size=virtual_size if isinstance(virtual_size, int) else 0,
+        manifest=manifest,
+        languages=languages,
+        settings=settings,
+        system_packages=mapping_of(manifest, "packages"),
+    )
 
 
 def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
@@ -82,6 +117,7 @@ def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
         virtual_size=below.virtual_size,
         manifest=manifest,
         languages=below.languages,
+        settings=below.settings,
         system_packages=below.system_packages,
         packages={**below.packages, **{name: str(each) for name, each in mapping_of(manifest, "packages").items()}},
         npm_lock=str(manifest.details.get("npm_lock", below.npm_lock)),

@@ -22,7 +22,7 @@ from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
 from ._archive import Archive, ArchivedLayer, archive_parts, read_archive
 from ._choices import choices_of, is_choice
-from ._entry import entry_name
+from ._entry import entry_name, is_container
 from ._layer import LAYER_MARK, layer_name
 from ._manifest import Manifest, read_manifest
 from ._recipe import BuildContext
@@ -56,6 +56,10 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
             raise ImageMissingError(f"the image {name!r} was removed just now")
         manifests = [read_manifest(entry) for entry in image.entries]
         disks = [stack.enter_context(_open(entry / IMAGE_NAME)) for entry in image.entries]
+        if is_container(manifests[0]):
+            raise ImageError(
+                f"{name} is a container image: have skopeo copy {manifests[0].details.get('step')} to an archive, and use that on the other machine"
+            )
         for manifest, disk in zip(manifests, disks, strict=True):
             _check_movable(manifest, disk)
         locks = dict(_locks_of(store, manifests))

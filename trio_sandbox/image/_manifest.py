@@ -96,7 +96,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.from_value(read_json(directory / MANIFEST_NAME))
     except (OSError, ValueError) as exc:
         name = directory.name.rpartition("-")[0]
-        raise _corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc
+        raise corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc
 
 
 def describe_files(directory: Path, names: Iterable[str]) -> dict[str, StoredFile]:
@@ -120,7 +120,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     try:
         check_trusted(*(directory / name for name in manifest.files))
     except OSError as exc:
-        raise _corrupt(directory, manifest.name, str(exc)) from exc
+        raise corrupt(directory, manifest.name, str(exc)) from exc
     try:
         check_trusted(verdict)
         if read_json(verdict) == state:
@@ -130,7 +130,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     found = describe_files(directory, manifest.files)
     for name, file in manifest.files.items():
         if found[name] != file:
-            raise _corrupt(directory, manifest.name, f"{name} is not what was built")
+            raise corrupt(directory, manifest.name, f"{name} is not what was built")
     record_verdict(directory, manifest, state)
 
 
@@ -151,12 +151,13 @@ def _state(directory: Path, manifest: Manifest) -> dict[str, list[int]]:
         try:
             status = (directory / name).stat()
         except OSError as exc:
-            raise _corrupt(directory, manifest.name, f"{name}: {exc.strerror}") from exc
+            raise corrupt(directory, manifest.name, f"{name}: {exc.strerror}") from exc
         state[name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     return state
 
 
-def _corrupt(directory: Path, name: str, what: str) -> ImageCorruptError:
+def corrupt(directory: Path, name: str, what: str) -> ImageCorruptError:
+    """Return the error of an entry that is damaged."""
     return ImageCorruptError(
         f"the stored files of {name} in {directory} are not what was built: {what}."
         f" `trio-sandbox image rm {name}` removes them, and the next use builds them again"

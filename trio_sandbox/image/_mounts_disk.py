@@ -39,8 +39,8 @@ _DEADLY_PATH: Final = 2040
 _SPARE_INODES: Final = 32
 #: Where a file system's superblock is, which begins with the number of its inodes.
 _SUPERBLOCK: Final = 1024
-#: The user that code in the guest runs as.
-_OWNER: Final = 1000
+#: The user that code in the guest runs as, and his group.
+_OWNER: Final = (1000, 1000)
 #: Nothing that a kernel reads only needs a journal or checksums; the rest is said for the host's mke2fs.conf not to matter.
 _FEATURES: Final = (
     "none,extent,filetype,sparse_super,large_file,huge_file,dir_index,dir_nlink,ext_attr,extra_isize,flex_bg"
@@ -96,7 +96,12 @@ def check_directory(source: Path) -> None:
 
 @asynccontextmanager
 async def open_mounts_disk(
-    mounts: Mapping[str, Path], path: Path, *, environment: Mapping[str, str], report: Report
+    mounts: Mapping[str, Path],
+    path: Path,
+    *,
+    environment: Mapping[str, str],
+    report: Report,
+    owner: tuple[int, int] = _OWNER,
 ) -> AsyncGenerator[list[Place]]:
     """Make the disk *path* of directories as they are now; remove it at the block's end.
 
@@ -107,20 +112,23 @@ async def open_mounts_disk(
       path: The new file, `constants.MOUNTS_DISK_BYTES` long; it takes what the directories take.
       environment: `Runtime.environment`.
       report: Told what is done, and how much of that.
+      owner: Numbers of the guest's user and group that all of it belongs to.
 
     Raises:
       MountError: if a directory can't be copied.
       MissingProgramError: if a program is not installed.
 
     """
-    places = await _make(mounts, path, environment, report)
+    places = await _make(mounts, path, environment, report, owner)
     try:
         yield places
     finally:
         path.unlink(missing_ok=True)  # noqa: ASYNC240 (one file)
 
 
-async def _make(mounts: Mapping[str, Path], path: Path, environment: Mapping[str, str], report: Report) -> list[Place]:
+async def _make(
+    mounts: Mapping[str, Path], path: Path, environment: Mapping[str, str], report: Report, owner: tuple[int, int]
+) -> list[Place]:
     surveys: list[_Survey] = []
     room = MOUNTS_DISK_BYTES
     for source in mounts.values():
@@ -138,7 +146,7 @@ async def _make(mounts: Mapping[str, Path], path: Path, environment: Mapping[str
                 places.append(Place(target, offset, survey.size))
                 offset += survey.size
                 await _copy(fd, places[-1], source, survey, environment, report)
-                await _hand_over(fd, places[-1], source, survey, environment)
+                await _hand_over(fd, places[-1], source, survey, environment, owner)
         except BaseException:
             path.unlink()  # noqa: ASYNC240 (one file)
             raise
@@ -264,7 +272,9 @@ def _mke2fs(place: Place, source: Path, survey: _Survey, disk: str) -> list[str]
     ]
 
 
-async def _hand_over(fd: int, place: Place, source: Path, survey: _Survey, environment: Mapping[str, str]) -> None:
+async def _hand_over(
+    fd: int, place: Place, source: Path, survey: _Survey, environment: Mapping[str, str], owner: tuple[int, int]
+) -> None:
     """Make it all the guest's user's, as numbers of users here mean others there; and remove what mke2fs adds."""
     count: int
     (count,) = struct.unpack("<I", os.pread(fd, 4, place.offset + _SUPERBLOCK))
@@ -272,7 +282,8 @@ async def _hand_over(fd: int, place: Place, source: Path, survey: _Survey, envir
     if survey.lost_found:
         inodes.append(_LOST_FOUND_INODE)
     removal = "" if survey.lost_found else f"rmdir {_LOST_FOUND}\n"
-    commands = "".join(f"sif <{number}> uid {_OWNER}\nsif <{number}> gid {_OWNER}\n" for number in inodes)
+    user, group = owner
+    commands = "".join(f"sif <{number}> uid {user}\nsif <{number}> gid {group}\n" for number in inodes)
     complaints = _Complaints()
     with InheritedFds() as inherited:
         script = _lend_text(removal + commands, inherited)

@@ -20,6 +20,7 @@ from ._entry import ENTRY_NAME, below_of, disk_usage, is_disk, name_of, try_to_r
 from ._lock import open_lock, try_lock, try_lock_directory
 from ._manifest import MANIFEST_NAME
 from ._stored import IMAGE_NAME
+from .oci import read_note
 
 
 @final
@@ -40,6 +41,8 @@ class Shelf:
         """For what is being made, and for what is being removed."""
         self.pylocks = directory / "pylocks"
         """For locks that were made of requirements."""
+        self.containers = directory / "containers"
+        """For notes on which container image a name stood for when it was fetched."""
 
     def lock(self, name: str) -> Path:
         """Return the file whose lock whoever makes something called *name* has."""
@@ -93,7 +96,8 @@ class Shelf:
         """
         top = self.directory
         try:
-            check_trusted(top, *(top / name for name in ("store", "locks", "staging", "templates", "saved", "pylocks")))
+            ours = "store", "locks", "staging", "templates", "saved", "pylocks", "containers"
+            check_trusted(top, *(top / name for name in ours))
         except OSError as exc:
             raise ImageError(
                 f"the cache directory {top} can't be used: {exc.filename} is {exc.strerror}."
@@ -164,11 +168,14 @@ class Shelf:
                     await remove_leftovers(self.staging, name, environment)
         return freed
 
-    def remove_pylocks(self) -> int:
-        """Remove the locks that no layer was made by."""
-        used = {name for entry in self.entries() for name in choices_of(try_to_read(entry))}
+    def remove_notes(self) -> int:
+        """Remove the locks that no layer was made by, and what names stood for whose container images are gone."""
+        manifests = [try_to_read(entry) for entry in self.entries()]
+        used = {name for manifest in manifests for name in choices_of(manifest)}
         unused = [lock for lock in self.pylocks.glob("*lock-*") if lock.name not in used]
+        stored = {str(manifest.details.get("container")) for manifest in manifests}
+        unused += [note for note in self.containers.glob("container-*") if read_note(note).manifest not in stored]
         freed = sum(map(disk_usage, unused))
-        for lock in unused:
-            lock.unlink(missing_ok=True)
+        for note in unused:
+            note.unlink(missing_ok=True)
         return freed

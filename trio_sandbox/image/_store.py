@@ -14,16 +14,19 @@ import trio
 from .._config import Progress
 from .._errors import ImageCorruptError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
+from .._oci_reference import is_oci
 from ._build import BuildRequest, build_entry, open_staging
 from ._entry import (
     below_of,
     disk_usage,
     entry_name,
+    is_container,
     layered,
-    mapping_of,
     matches,
     name_of,
     reading,
+    standing,
+    try_to_read,
     verify,
 )
 from ._layer import LAYER_MARK, LayerRecipe
@@ -33,8 +36,9 @@ from ._manifest import MANIFEST_NAME, Manifest, read_manifest
 from ._recipe import Recipe
 from ._recipes import IMAGES
 from ._shelf import Shelf
-from ._stored import IMAGE_NAME, BuiltImage, StoredImage, SystemDisk, default_cache_directory
+from ._stored import BuiltImage, StoredImage, SystemDisk, default_cache_directory
 from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRecipe
+from .oci import OciRecipe
 
 _log = logging.getLogger("trio_sandbox.image")
 
@@ -116,18 +120,19 @@ class ImageStore:
             return await self._open_layer(name)
         recipe = self._recipes[name]
         entry, manifest = await self._ensure(recipe, f"image {name}", build, progress, environment or {})
-        path = entry / IMAGE_NAME
-        virtual_size = manifest.details.get("virtual_size")
-        return BuiltImage(
-            name=name,
-            digest=manifest.digest,
-            path=path,
-            size_bytes=disk_usage(path),
-            virtual_size=virtual_size if isinstance(virtual_size, int) else 0,
-            manifest=manifest,
-            languages=recipe.languages,
-            system_packages=mapping_of(manifest, "packages"),
-        )
+        return standing(entry, manifest, recipe.languages)
+
+    async def ensure_container(
+        self,
+        recipe: OciRecipe,
+        *,
+        build: bool = True,
+        progress: Callable[[Progress], object] = _ignore_progress,
+        environment: Mapping[str, str] | None = None,
+    ) -> BuiltImage:
+        """Return the container image of *recipe*, intact. Arguments, errors and cancellation are those of `ensure`."""
+        stage = f"image {recipe.reference}"
+        return standing(*await self._ensure(recipe, stage, build, progress, environment or {}))
 
     def digest_of(self, name: str) -> str:
         """Return the digest of the recipe that the image *name* is built by; "" if there is none. May read files."""
@@ -169,9 +174,11 @@ class ImageStore:
         return layered(recipe.image, entry, manifest)
 
     async def _open_layer(self, name: str) -> BuiltImage:
-        """Return the image of a layer that is there, by its name."""
+        """Return the image of a layer, or a container image, that is there, by its name."""
         (entry, *_) = self._find(name)
         manifest = await trio.to_thread.run_sync(verify, entry, limiter=reading())
+        if is_container(manifest):
+            return standing(entry, manifest)
         below = below_of(manifest)
         with suppress(ImageError):
             image = await self.ensure(below["name"], build=False)
@@ -190,6 +197,11 @@ class ImageStore:
     def pylocks(self) -> Path:
         """The directory of locks that were made of requirements."""
         return self._shelf.pylocks
+
+    @property
+    def containers(self) -> Path:
+        """The directory of notes on which container image a name stood for when it was fetched."""
+        return self._shelf.containers
 
     @asynccontextmanager
     async def open_workspace(self, name: str, on_wait: Callable[[], object]) -> AsyncGenerator[Path]:
@@ -293,7 +305,12 @@ class ImageStore:
           OSError: if it can't be removed.
         """
         await trio.lowlevel.checkpoint()
-        found = [entry for entry in self._shelf.entries() if matches(entry, name_or_digest)]
+        found = [
+            entry
+            for entry in self._shelf.entries()
+            if matches(entry, name_or_digest)
+            or (is_oci(name_or_digest) and try_to_read(entry).details.get("step") == name_or_digest)
+        ]
         if not found:
             stored = ", ".join(sorted({entry.name for entry in self._shelf.entries()})) or "nothing"
             raise UnknownImageError(f"the store has no image {name_or_digest!r}; it has: {stored}")
@@ -302,6 +319,7 @@ class ImageStore:
     def _current(self) -> set[Path]:
         """Return the entries that are of use: those of recipes, and the layers that stand on them."""
         current = {self._entry(recipe) for recipe in self._all_recipes()}
+        current.update(entry for entry in self._shelf.entries() if is_container(try_to_read(entry)))
         return current.union(self._shelf.standing_on(current))
 
     def hold(self, entries: Iterable[Path]) -> AbstractContextManager[bool]:
@@ -345,7 +363,7 @@ class ImageStore:
             entry for entry in self._shelf.entries() if entry not in current or not (entry / MANIFEST_NAME).is_file()
         ]
         freed = await self._shelf.clear(unused, is_needed, math.inf)
-        return freed + self._shelf.remove_pylocks() + await self._shelf.remove_leftovers({})
+        return freed + self._shelf.remove_notes() + await self._shelf.remove_leftovers({})
 
     async def remove_leftovers(self, environment: Mapping[str, str]) -> int:
         """Remove what killed builds left; see `Shelf.remove_leftovers`."""

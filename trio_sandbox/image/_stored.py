@@ -6,15 +6,57 @@ import os
 import pwd
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import attrs
 
 from .._errors import SandboxError
+from .._stored_json import Fields
 from ._manifest import Manifest
 
 #: What the disk of an image, or of a layer, is called in its directory.
 IMAGE_NAME: Final = "image.qcow2"
+
+
+@attrs.frozen(kw_only=True)
+class ImageSettings:
+    """How programs are started in a container image, unless somebody says otherwise."""
+
+    user: int
+    """Number of the user."""
+    group: int
+    """Number of the group."""
+    directory: str
+    """Where they start, absolute."""
+    command: tuple[str, ...] = ()
+    """The image's own program and its arguments; empty if it has none."""
+    labels: Mapping[str, str] = attrs.field(factory=dict[str, str], repr=False)
+    """What its maker has written about it."""
+
+    def to_value(self) -> dict[str, object]:
+        """Return it as JSON values."""
+        return {**attrs.asdict(self), "command": list(self.command), "labels": dict(self.labels)}
+
+    @classmethod
+    def from_value(cls, value: object) -> ImageSettings:
+        """Read what `to_value` returned.
+
+        Raises:
+          ValueError: if it is none of ours.
+
+        """
+        fields = Fields(value)
+        labels = fields.fields("labels")
+        command = fields.values().get("command")
+        if not isinstance(command, list) or not all(isinstance(each, str) for each in cast("list[object]", command)):
+            raise ValueError(f"it is damaged: 'command' is {command!r:.80}")
+        return cls(
+            user=fields.number("user"),
+            group=fields.number("group"),
+            directory=fields.text("directory"),
+            command=tuple(cast("list[str]", command)),
+            labels={name: labels.text(name) for name in labels.names()},
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +75,9 @@ class BuiltImage:
     manifest: Manifest
     """Of what is on top."""
     languages: tuple[str, ...] = ("python",)
-    """Languages that it has an interpreter of, the main one first."""
+    """Languages that it has an interpreter of, the main one first; a container image may have none."""
+    settings: ImageSettings | None = None
+    """How programs are started in it; None: as our own images have it."""
     layers: tuple[Path, ...] = ()
     """Qcow2 files on top of `path`, the lowest first, absolute. They must not be written to either."""
 
@@ -53,6 +97,16 @@ class BuiltImage:
     def entries(self) -> tuple[Path, ...]:
         """The directories of the store that it consists of, the lowest first."""
         return tuple(file.parent for file in (self.path, *self.layers))
+
+    @property
+    def language(self) -> str:
+        """The language that it is for; "" if it has none."""
+        return self.languages[0] if self.languages else ""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Its own program and the arguments of that; only a container image has one."""
+        return () if self.settings is None else self.settings.command
 
     @property
     def content(self) -> str:

@@ -6,7 +6,7 @@ from .._metadata import mark_public
 from ._admission import Admission as Admission, AdmissionStatistics as AdmissionStatistics
 from ._blame import RESTORE_FAILURES as RESTORE_FAILURES
 from ._dependents import Dependents as Dependents
-from ._fit import check_image as check_image, fit as fit
+from ._fit import check_image as check_image, check_known as check_known, fit as fit
 from ._fork import check_count as check_count, open_together as open_together
 from ._images import Disks as Disks, HostImages as HostImages
 from ._launcher import Launcher as Launcher

@@ -9,6 +9,8 @@ import attrs
 
 from .._config import SandboxConfig
 from .._image import DEFAULT_IMAGE, AnyImage, to_image
+from .._oci_reference import is_oci
+from ..image import ImageStore
 from ._named import NamedTemplate
 
 #: Fields of a configuration that a saved sandbox goes on with as they were.
@@ -20,6 +22,18 @@ def check_image(image: object) -> AnyImage:
     if isinstance(image, SandboxConfig):
         raise TypeError("`image` must be the name of an image, not a SandboxConfig: pass that as `config=`")
     return to_image(image)
+
+
+def check_known(store: ImageStore, image: AnyImage) -> None:
+    """Refuse what nothing can be built by.
+
+    Raises:
+      UnknownImageError: if no recipe has that name; whether there is a container image is only seen when it is fetched.
+
+    """
+    name = image if isinstance(image, str) else image.name
+    if not is_oci(name):
+        store.check_name(name)
 
 
 def fit(

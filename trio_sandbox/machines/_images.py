@@ -14,7 +14,16 @@ from .._config import Progress
 from .._errors import ImageError, ImageMissingError, TemplateUnusableError
 from .._image import AnyImage, Image
 from .._network import Network
-from ..image import BuiltImage, ImageStore, LayerJob, PackageInstaller, SystemDisk, are_there, ensure_layers
+from ..image import (
+    BuiltImage,
+    ImageStore,
+    LayerJob,
+    PackageInstaller,
+    SystemDisk,
+    are_there,
+    ensure_bootable,
+    ensure_layers,
+)
 from ..network import Gateway
 from ._admission import Admission
 from ._dependents import Dependents
@@ -155,8 +164,8 @@ class HostImages:
 
     async def _make(self, image: AnyImage, *, build: bool) -> Disks:
         base = image if isinstance(image, str) else image.name
-        built, system = await self._store.ensure_bootable(
-            base, build=build, progress=self._progress, environment=self._environment
+        built, system = await ensure_bootable(
+            self._store, base, build=build, progress=self._progress, environment=self._environment
         )
         if isinstance(image, Image):
             built = await ensure_layers(

@@ -30,7 +30,7 @@ from .._errors import (
 )
 from .._private import make_new_directory
 from .._quote import quote_lines
-from ..client import RunTrace, ask, code_request, collect, open_run
+from ..client import NO_INTERPRETER, RunTrace, ask, code_request, collect, open_run
 from ..image import BuiltImage, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
     FROZEN_MODE,
@@ -123,12 +123,14 @@ class Launcher:
           VmBootError, QemuStorageDaemonError, OSError: if a machine can't be booted.
 
         """
+        if config.warmup and not image.language:
+            raise WarmupError(f"`SandboxConfig.warmup` can't run, and nothing was started: {NO_INTERPRETER}")
         machine = self._machine(image, system, config)
         async with AsyncExitStack() as stack:
             places = list[Place]()
             if config.mounts:
                 machine = attrs.evolve(machine, mounts=self._new_path(".mounts"))
-                places = await stack.enter_async_context(self._open_mounts_disk(machine, config))
+                places = await stack.enter_async_context(self._open_mounts_disk(machine, config, image))
             vm, drop_template = None, None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
                 # With the mode, since an earlier version's may be written to.
@@ -142,7 +144,7 @@ class Launcher:
                 if drop_template is not None:
                     drop_template()
                 if config.warmup:
-                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
+                    await _run(vm, image.language, config.warmup, self._timeouts)
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
             if (disk_mib := choose_disk_mib(config.disk_mib, self._directory)) is not None:
@@ -232,13 +234,15 @@ class Launcher:
     # --- Machines ---
 
     def _open_mounts_disk(
-        self, machine: MachineConfig, config: SandboxConfig
+        self, machine: MachineConfig, config: SandboxConfig, image: BuiltImage
     ) -> AbstractAsyncContextManager[list[Place]]:
         def report(message: str, fraction: float | None) -> None:
             self._progress(Progress("mounts", message, fraction))
 
         assert machine.mounts is not None
-        return open_mounts_disk(config.mounts, machine.mounts, environment=self._environment, report=report)
+        opened = partial(open_mounts_disk, config.mounts, machine.mounts, environment=self._environment, report=report)
+        settings = image.settings
+        return opened() if settings is None else opened(owner=(settings.user, settings.group))
 
     def _machine(self, image: BuiltImage, system: SystemDisk, config: SandboxConfig) -> MachineConfig:
         # Each machine that is opened gets a directory of its own. Where templates are wanted, also machines that boot because there
@@ -430,8 +434,8 @@ class Launcher:
             async with self._machines.open_vm(original) as vm:
                 if config.warmup:
                     report("warming up")
-                    await _run(vm, image.languages[0], config.warmup, self._timeouts)
-                await run_trivial_code(vm, image.languages[0], self._timeouts)
+                    await _run(vm, image.language, config.warmup, self._timeouts)
+                await run_trivial_code(vm, image.language, self._timeouts)
                 report("saving its state")
                 await _freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
@@ -445,13 +449,15 @@ class Launcher:
 
 
 async def run_trivial_code(vm: Vm, language: str, timeouts: Timeouts) -> None:
-    """Do what every run does, which leaves nothing but what makes the next one faster.
+    """Do what every run does, which leaves nothing but what makes the next one faster. Without a *language* there are none.
 
     Raises:
       WarmupError: if it fails.
 
     """
-    await _run(vm, language, _TRIVIAL_RUNS[language], timeouts)
+    await trio.lowlevel.checkpoint()
+    if language:
+        await _run(vm, language, _TRIVIAL_RUNS[language], timeouts)
 
 
 async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:

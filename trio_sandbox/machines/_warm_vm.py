@@ -54,7 +54,7 @@ class WarmVms:
     async def open(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Vm]:
         """Open a machine as for a sandbox."""
         async with self._hold(image) as (disk, system), self._launcher.open_machine(disk, system, config) as vm:
-            self._languages[vm] = disk.languages[0]
+            self._languages[vm] = disk.language
             yield vm
 
     async def settle(self, vm: Vm) -> None:  # noqa: ASYNC910 - each run is one

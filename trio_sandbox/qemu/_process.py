@@ -16,7 +16,7 @@ import trio
 
 from .._errors import MissingProgramError, SandboxError
 from .._nurseries import hide_nursery
-from .._programs import REQUIREMENTS, find_program
+from .._programs import FOR_CONTAINERS, REQUIREMENTS, find_program
 from ._reaping import Gate, is_ended, reap
 
 _log = logging.getLogger("trio_sandbox.process")
@@ -122,7 +122,7 @@ def require_program(name: str) -> str:
     """
     found = find_program(name)
     if found is None:
-        packages = {requirement.name: requirement.package for requirement in REQUIREMENTS}
+        packages = {requirement.name: requirement.package for requirement in (*REQUIREMENTS, *FOR_CONTAINERS)}
         base = os.path.basename(name)
         raise MissingProgramError(name, packages.get(base, base))
     return found

@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._entries import asker_of, current_asker
+from .._errors import RunRefusedError
 from .._results import RunOutput, RunResult
 from ..client import (
+    NO_INTERPRETER,
     Functions,
     GuestProcess,
     HostFunctions,
@@ -39,6 +41,8 @@ from ._slot import Slot
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
 from ._workspace_requests import WorkspaceRequests
 
+T = TypeVar("T")
+
 #: Runs whose last output is kept.
 _RECENT_RUNS: Final = 8
 
@@ -49,11 +53,14 @@ class GuestRequests(WorkspaceRequests):
     What becomes of the machine itself, copies, checkpoints and sleep, is no request to the guest: `Sandbox` has that.
     """
 
-    def __init__(self, slot: Slot, config: SandboxConfig, timeouts: Timeouts, language: str) -> None:
+    def __init__(
+        self, slot: Slot, config: SandboxConfig, timeouts: Timeouts, language: str, command: Sequence[str]
+    ) -> None:
         super().__init__(slot)
         self._config = config
         self._timeouts = timeouts
         self._language = language
+        self._command = tuple(command)
         self._interpreter = trio.Lock()
         self._functions: HostFunctions | None = None  # of the last run that had the interpreter, which alone sets this
         self._runs = 0
@@ -64,7 +71,7 @@ class GuestRequests(WorkspaceRequests):
 
     @property
     def language(self) -> str:
-        """The language of runs that do not name one: what the image is for."""
+        """The language of runs that do not name one: what the image is for; "" for a container image without interpreters."""
         return self._language
 
     @property
@@ -116,7 +123,10 @@ class GuestRequests(WorkspaceRequests):
           a function that such a run calls: it would wait for itself.
         - *functions* are called whether or not events are asked for. Leaving the block cancels them.
         """
-        language = self._language if language is None else language
+        if language is None:
+            language = self._language
+            if not language:
+                raise RunRefusedError(NO_INTERPRETER)
         directory = None if cwd is None else await path_text(self._slot, cwd)
         request = code_request(code, language=language, env=env, cwd=directory)
         takes_input(stdin)
@@ -225,7 +235,7 @@ class GuestRequests(WorkspaceRequests):
     @asynccontextmanager
     async def open_process(
         self,
-        command: Sequence[AnyGuestPath],
+        command: Sequence[AnyGuestPath] | None = None,
         *,
         stdin: bool = True,
         stdout: bool = True,
@@ -241,13 +251,14 @@ class GuestRequests(WorkspaceRequests):
         with which the block is entered goes along: see `run`. Here the guest kills at once.
 
         Args:
-          command: The program, looked up in the guest's PATH, and its arguments: text, or paths in the guest.
+          command: The program, looked up in the guest's PATH, and its arguments: text, or paths in the guest. None: that of the
+            container image, its entry point and what comes after it.
           stdin: Whether `GuestProcess.stdin` is a stream; otherwise the process reads end of file.
           stdout: Whether `GuestProcess.stdout` is a stream; otherwise output is discarded.
           stderr: "pipe" for a stream of its own, "stdout" to go where stdout goes, or "discard".
           env: The whole environment; None for the guest's default one, which `environment` returns.
-          cwd: A directory in the guest, absolute or a `GuestPath`; None for the user's home.
-          user: A user's name or id in the guest; None for the unprivileged user 1000.
+          cwd: A directory in the guest, absolute or a `GuestPath`; None for the user's home, or a container image's directory.
+          user: A user's name or id in the guest; None for the unprivileged user 1000, or a container image's user.
           pty: Whether the process gets a terminal, which is `GuestProcess.stdio`, in place of *stdin*, *stdout*
             and *stderr*, whatever these say; a `Terminal` also gives its size and kind.
 
@@ -263,9 +274,17 @@ class GuestRequests(WorkspaceRequests):
         if stderr not in ("pipe", "stdout", "discard"):
             raise ValueError(f"`stderr` must be 'pipe', 'stdout' or 'discard', not {stderr!r}")
         async with self._open_process(
-            command, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, pty=pty
+            self._command_or(command), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, user=user, pty=pty
         ) as process:
             yield process
+
+    def _command_or(self, command: T | None) -> T | tuple[str, ...]:
+        """Return *command*, or the image's own."""
+        if command is not None:
+            return command
+        if not self._command:
+            raise ValueError("`command` must be given: the image has none of its own")
+        return self._command
 
     @asynccontextmanager
     async def _open_process(
@@ -303,7 +322,7 @@ class GuestRequests(WorkspaceRequests):
 
     async def run_process(
         self,
-        command: Sequence[AnyGuestPath] | str,
+        command: Sequence[AnyGuestPath] | str | None = None,
         *,
         stdin: bytes | bytearray | memoryview = b"",
         capture_stdout: bool = False,
@@ -327,7 +346,7 @@ class GuestRequests(WorkspaceRequests):
         Cancelling, a deadline, and every error but that of *check* kill the process and all that it started.
 
         Args:
-          command: The program and its arguments; one string with *shell*.
+          command: The program and its arguments; one string with *shell*. None: as of `open_process`.
           stdin: What the process reads on its standard input.
           capture_stdout: Whether to return what it prints to standard output.
           capture_stderr: Whether to return what it prints to standard error.
@@ -336,8 +355,8 @@ class GuestRequests(WorkspaceRequests):
             or not.
           shell: Whether *command* is a line for the guest's /bin/sh.
           env: The whole environment; None for the guest's default one, which `environment` returns.
-          cwd: A directory in the guest, absolute or a `GuestPath`; None for the user's home.
-          user: A user's name or id in the guest; None for the unprivileged user 1000.
+          cwd: A directory in the guest, absolute or a `GuestPath`; None as of `open_process`.
+          user: A user's name or id in the guest; None as of `open_process`.
           pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and what *capture_stdout*
             captures is all that the terminal shows, standard error and the echo of the input included. What is typed
             has no end; Ctrl-D, which is ``"\N{END OF TRANSMISSION}"``, at the start of a line stands for one.
@@ -356,7 +375,7 @@ class GuestRequests(WorkspaceRequests):
         """
         return await run_process(
             partial(self._open_process, leaves=True),
-            command,
+            self._command_or(command),
             stdin=stdin,
             capture_stdout=capture_stdout,
             capture_stderr=capture_stderr,

@@ -18,7 +18,7 @@ from .._errors import PackagesError, SandboxError, SnapshotError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._image_steps import PackagesStep
 from .._network import Network
-from ..image import PackageInstaller
+from ..image import BuiltImage, PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
 from ._lifecycle import Checkpoint, Lifecycle
 from ._network import SandboxNetwork
@@ -70,12 +70,13 @@ class Sandbox(GuestRequests):
         config: SandboxConfig,
         timeouts: Timeouts,
         lifecycle: Lifecycle[Sandbox] | None = None,
-        language: str = "python",
+        built: BuiltImage | None = None,
         network: SandboxNetwork | None = None,
         installer: PackageInstaller | None = None,
         staging: Path | None = None,
     ) -> None:
-        super().__init__(slot, config, timeouts, language)
+        language, command = ("python", ()) if built is None else (built.language, built.command)
+        super().__init__(slot, config, timeouts, language, command)
         self._installer = installer
         self._staging = staging
         self._lifecycle_or_none = lifecycle

@@ -32,8 +32,10 @@ PORT_NAME = "org.trio-sandbox.agent"
 #: The user that code and processes run as unless asked otherwise.
 DEFAULT_USER = 1000
 
-#: What the kernel's command line calls the language whose interpreter is started at once.
+#: What the kernel's command line calls the language whose interpreter is started at once; "none" is none.
 _LANGUAGE_ARGUMENT = "trio_sandbox.language"
+#: And, of a container image, the numbers of user and group that code runs as, and the directory where, in hexadecimal digits.
+_USER_ARGUMENT, _DIRECTORY_ARGUMENT = "trio_sandbox.user", "trio_sandbox.directory"
 #: Is on the kernel's command line where ordinary users may make user namespaces.
 _NAMESPACES_ARGUMENT = "trio_sandbox.namespaces"
 _IMAGE_DEVICE = "/dev/vdb"
@@ -81,7 +83,8 @@ def main() -> None:
     _restrict_kernel(namespaces=_NAMESPACES_ARGUMENT in arguments)
     _allow_dirty_memory()
     _bring_loopback_up()
-    sock = _start_spawner()
+    user, group, directory = _read_settings(arguments)
+    sock = _start_spawner(user, group, directory)
     prestarted = _start_interpreter(sock, arguments.get(_LANGUAGE_ARGUMENT, ""))
     # Here is where the seconds go; the interpreter starts meanwhile. Nothing of it is garbage, and
     # looking for some takes a tenth of them.
@@ -99,7 +102,7 @@ def main() -> None:
     random = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
 
     async def serve() -> None:
-        children = Children(sock, adopted=1)
+        children = Children(sock, adopted=0 if prestarted is None else 1)
         await agent.serve(
             machine.open_port(),
             children,
@@ -108,7 +111,7 @@ def main() -> None:
             machine=machine,
             mounts_disk=_MOUNTS_DEVICE,
             disk=DiskService(_IMAGE_DEVICE, _IMAGE, _USERS_CGROUP, children),
-            user=DEFAULT_USER,
+            user=user,
             own_clock=True,
             network=NetworkService(children),
         )
@@ -195,13 +198,24 @@ def _bring_loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-def _start_spawner() -> socket.socket:
+def _read_settings(arguments: Mapping[str, str]) -> tuple[int, int | None, str | None]:
+    """Return whom code runs as, user and group, and where; None: as the user's database says."""
+    if _USER_ARGUMENT not in arguments:
+        return DEFAULT_USER, None, None
+    user, _, group = arguments[_USER_ARGUMENT].partition(":")
+    return int(user), int(group), os.fsdecode(bytes.fromhex(arguments[_DIRECTORY_ARGUMENT]))
+
+
+def _start_spawner(user: int, group: int | None, directory: str | None) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         try:
             ours.close()
-            spawner.main(theirs, spawner.Confinement(root=_IMAGE, cgroup=_USERS_CGROUP, user=DEFAULT_USER))
+            confinement = spawner.Confinement(
+                root=_IMAGE, cgroup=_USERS_CGROUP, user=user, group=group, directory=directory
+            )
+            spawner.main(theirs, confinement)
         except BaseException as exc:  # noqa: ASYNC103, BLE001  this process must not go on as a second process 1
             sys.excepthook(type(exc), exc, exc.__traceback__)
         finally:
@@ -214,8 +228,10 @@ def _start_spawner() -> socket.socket:
     return ours
 
 
-def _start_interpreter(sock: socket.socket, language: str) -> StartedInterpreter:
-    """Start the interpreter of the language that the image is for, as the host says."""
+def _start_interpreter(sock: socket.socket, language: str) -> StartedInterpreter | None:
+    """Start the interpreter of the language that the image is for, as the host says; None if it is for none."""
+    if language == "none":
+        return None
 
     def spawn(request: Request, descriptors: list[int]) -> None:
         send_message(sock, ("spawn", 0, request), descriptors)

@@ -186,7 +186,7 @@ def _change_directory(cwd: str | None, user: User | None) -> None:
         os.chdir(cwd)
     elif user is not None:
         try:
-            os.chdir(user.home)
+            os.chdir(user.directory)
         except OSError:
             os.chdir("/")
 

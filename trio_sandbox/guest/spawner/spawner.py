@@ -41,6 +41,7 @@ from ..messages import receive_message, send_message
 from ..process_status import find_processes
 from .becoming import Becoming
 from .cgroups import Group, Groups
+from .confinement import Confinement as Confinement
 from .terminals import open_terminal
 from .users import PATH, find_user, read_environment
 
@@ -61,20 +62,6 @@ _TRACED_PATIENCE_LIMIT = 2.0
 _TRACED_LIMIT = 64
 #: Descriptors below this are never ours, so that a child can put its own there in any order.
 _RESERVED_DESCRIPTORS = 14
-
-
-class Confinement:
-    """What a spawner shuts its processes off from. The default, nothing, is for tests of the agent."""
-
-    __slots__ = ("cgroup", "root", "user")
-
-    def __init__(self, *, root: str | None = None, cgroup: str | None = None, user: int | None = None) -> None:
-        self.root: str | None = root
-        """Directory to be the root of a PID and mount namespace of their own; None: stay where we are."""
-        self.cgroup: str | None = cgroup
-        """Directory of a cgroup v2 in which each process gets a group; None: KILL reaches no further than its session."""
-        self.user: int | None = user
-        """Who runs what does not say who it runs as; None: processes keep our identity, and none can be named."""
 
 
 class _Process:
@@ -103,7 +90,8 @@ class Spawner:
         self.certificates: Certificates | None = None
         """Those that users' programs trust, where they have a root of their own."""
         self._sock = sock
-        self._default_user = confinement.user
+        self._default_user, self._default_group = confinement.user, confinement.group
+        self._directory = confinement.directory
         self.environment: dict[str, str] = {}  # what the image adds to everybody's
         self._groups = None if confinement.cgroup is None else Groups(confinement.cgroup)
         self._poll = select.poll()
@@ -352,16 +340,18 @@ class Spawner:
                     if tracer:
                         os.kill(tracer, signal.SIGKILL)
 
-    def _find_user(self, wanted: str | int | None) -> User | None:
+    def _find_user(self, named: str | int | None) -> User | None:
+        wanted = self._default_user if named is None else named
         if wanted is None:
-            wanted = self._default_user
-            if wanted is None:
-                return None
-        elif self._default_user is None:
+            return None
+        if self._default_user is None:
             raise PermissionError(errno.EPERM, "processes can't change their user here", str(wanted))
         user = find_user(wanted)
         if user is None:
             raise FileNotFoundError(errno.ENOENT, "no such user", str(wanted))
+        if named is None and self._default_group is not None and self._default_group != user.gid:
+            user.gid, user.groups = self._default_group, [self._default_group]
+        user.directory = self._directory or user.home
         user.more = self.environment
         return user
 

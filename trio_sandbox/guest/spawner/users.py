@@ -14,13 +14,14 @@ _DATABASE_LIMIT = 1 << 20
 class User:
     """Who a process runs as."""
 
-    __slots__ = ("gid", "groups", "home", "more", "name", "shell", "uid")
+    __slots__ = ("directory", "gid", "groups", "home", "more", "name", "shell", "uid")
 
     def __init__(self, uid: int, gid: int, name: str, home: str, shell: str) -> None:
         self.uid: int = uid
         self.gid: int = gid
         self.name: str = name
         self.home: str = home
+        self.directory: str = home  # where what it runs starts
         self.shell: str = shell
         self.groups: list[int] = [gid]
         self.more: dict[str, str] = {}  # variables that the image adds

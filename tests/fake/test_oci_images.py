@@ -1,0 +1,281 @@
+"""Container images: file systems that others find sound, and the store's entries, made of layouts of our own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests._oci import Member, archive, directory, member, write_fetched
+from trio_sandbox import Image, OciError
+from trio_sandbox.image import ImageStore
+from trio_sandbox.image.oci import OciRecipe, _recipe
+from trio_sandbox.image.oci._ext4 import UNIT, write_file_system
+from trio_sandbox.image.oci._merge import Merger
+from trio_sandbox.image.oci._tar import read_entries
+from trio_sandbox.image.oci._tree import TreeError
+
+USERS = b"root:x:0:0::/root:/bin/sh\napp:x:1234:1235::/app:/bin/sh\n"
+
+
+def debugfs(disk: Path, *commands: str) -> str:
+    script = "".join(f"{command}\n" for command in commands).encode()
+    result = subprocess.run(["debugfs", "-f", "-", disk], input=script, capture_output=True, check=True)
+    return result.stdout.decode("utf-8", "replace")
+
+
+def check(disk: Path) -> None:
+    result = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def make_disk(path: Path, *layers: Iterable[Member], size: int = 2 * UNIT) -> Path:
+    merger = Merger()
+    sources = [archive(*layer) for layer in layers]
+    for source in sources:
+        merger.add_layer(read_entries(source))
+    with path.open("xb") as file:
+        write_file_system(
+            file.fileno(), size, merger.tree.root, sources, uuid=bytes(range(16)), check_cancelled=lambda: None
+        )
+    return path
+
+
+def test_a_file_system_has_all_of_a_tree(tmp_path: Path) -> None:
+    capability = "\x01\0\0\x02\0\x20" + "\0" * 14
+    headers = {"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.colour": "blue"}
+    disk = make_disk(
+        tmp_path / "disk",
+        [
+            directory("", mode=0o750, uid=3),
+            member("bin/tool", b"x" * 5000, mode=0o4755, uid=70_000, gid=80_000, mtime=2**33),
+            member("bin/other", "bin/tool", kind="link"),
+            member("cap", "1", pax_headers=headers),
+            member("short", "bin/tool", kind="symlink"),
+            member("long", "y" * 300, kind="symlink"),
+            member("null", kind="character", devmajor=1, devminor=3),
+            member("disk", kind="block", devmajor=259, devminor=70_000),
+            member("pipe", kind="fifo"),
+            member("line\nend", "2"),
+            member("z" * 255, "3"),
+            *(member(f"many/{'n' * 200}{number}", "") for number in range(300)),
+        ],
+    )
+    check(disk)
+    tool = debugfs(disk, "stat /bin/tool", "stat /bin/other")
+    assert tool.count("Mode:  04755") == tool.count("User: 70000   Group: 80000") == tool.count("Links: 2") == 2
+    assert "mtime: 0x00000000:00000002" in tool
+    assert 'user.colour (4) = "blue"' in (cap := debugfs(disk, "stat /cap"))
+    assert "security.capability (20) = 01 00 00 02 00 20 00" in cap
+    links = debugfs(disk, "stat /short", "stat /long")
+    assert 'Fast link dest: "bin/tool"' in links
+    assert "Size: 300" in links
+    devices = debugfs(disk, "stat /null", "stat /disk", "stat /pipe", "stat /")
+    assert "01:03" in devices
+    assert "259:70000" in devices
+    assert "Type: FIFO" in devices
+    assert "Mode:  0750" in devices
+    assert debugfs(disk, "ls -p /many").count("/100644/") == 300
+    assert "line" in debugfs(disk, "ls -p /")
+    subprocess.run(["debugfs", "-R", f"dump /bin/tool {tmp_path}/tool", disk], check=True, capture_output=True)
+    assert (tmp_path / "tool").read_bytes() == b"x" * 5000
+
+
+def test_holes_stay_holes_and_large_files_have_trees_of_extents(tmp_path: Path) -> None:
+    parts = [(number * 12_288 + 100, 5000) for number in range(2000)]
+    content = os.urandom(5000 * len(parts))
+    size = parts[-1][0] + 50_000
+    headers = {
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.map": ",".join(f"{start},{length}" for start, length in parts),
+    }
+    disk = make_disk(
+        tmp_path / "disk",
+        [
+            member("sparse", content, pax_headers=headers),
+            member("hole", pax_headers={"GNU.sparse.size": "999999999", "GNU.sparse.map": "5,0"}),
+        ],
+    )
+    check(disk)
+    subprocess.run(["debugfs", "-R", f"dump /sparse {tmp_path}/sparse", disk], check=True, capture_output=True)
+    wanted = bytearray(size)
+    for number, (start, length) in enumerate(parts):
+        wanted[start : start + length] = content[5000 * number : 5000 * (number + 1)]
+    assert (tmp_path / "sparse").read_bytes() == wanted
+    assert "Size: 999999999" in (hole := debugfs(disk, "stat /hole"))
+    assert "Blockcount: 0" in hole
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TreeError, match="does not fit"):
+        make_disk(tmp_path / "disk", [member(str(number), bytes(2**20)) for number in range(130)], size=UNIT)
+    with pytest.raises(TreeError, match="no device"):
+        make_disk(tmp_path / "other", [member("a", kind="block", devmajor=2**20, devminor=3)])
+
+
+# --- Entries of the store ---
+
+
+async def build(tmp_path: Path, *layers: bytes, **fields: object) -> tuple[Path, dict[str, object]]:
+    """Build an image of layers; return its disk, raw, and what its manifest says."""
+    fetched = tmp_path / "fetched"
+    manifest = write_fetched(fetched, *layers, **fields).partition(":")[2]
+    store = ImageStore(tmp_path / "cache")
+    built = await store.ensure_container(OciRecipe(manifest=manifest, reference="oci:test", directory=fetched))
+    raw = tmp_path / "raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", built.path, raw], check=True)  # noqa: ASYNC221
+    return raw, dict(built.manifest.details)
+
+
+async def test_an_image_becomes_a_disk_with_what_guests_need(tmp_path: Path) -> None:
+    lower = archive(
+        member("etc/passwd", USERS),
+        member("usr/bin/python3.12", mode=0o755),
+        member("usr/bin/python3", "python3.12", kind="symlink"),
+        member("bin", "usr/bin", kind="symlink"),
+        member("etc/environment", "KEPT=1"),
+        member("opt/node", mode=0o755),
+        member("run", "/nowhere", kind="symlink"),
+    )
+    upper = archive(member("usr/bin/bash", mode=0o755), member("usr/bin/.wh.python3"))
+    config = {
+        "Env": ["PATH=/opt:/usr/bin", "A=b=c", "TWO=a\nb"],
+        "User": "app",
+        "WorkingDir": "/srv/app",
+        "Entrypoint": ["/entry"],
+        "Cmd": ["node", "x"],
+        "Labels": {"a": "b"},
+    }
+    raw, details = await build(tmp_path, lower, upper, config=config)
+    check(raw)
+    assert details["languages"] == ["javascript", "shell"]
+    settings = {
+        "user": 1234,
+        "group": 1235,
+        "directory": "/srv/app",
+        "command": ["/entry", "node", "x"],
+        "labels": {"a": "b"},
+    }
+    assert details["settings"] == settings
+    assert "KEPT=1\nPATH=/opt:/usr/bin\nA=b=c\n" in debugfs(raw, "cat /etc/environment")
+    names = debugfs(raw, "ls -p /")
+    for name in ("dev", "proc", "run", "sys", "tmp", "srv"):
+        assert f"/{name}/" in names
+
+
+async def test_a_second_build_finds_the_first(tmp_path: Path) -> None:
+    fetched = tmp_path / "fetched"
+    manifest = write_fetched(fetched, archive(member("a"))).partition(":")[2]
+    store = ImageStore(tmp_path / "cache")
+    recipe = OciRecipe(manifest=manifest, reference="oci:/test", directory=fetched)
+    built = await store.ensure_container(recipe)
+    again = await store.ensure_container(OciRecipe(manifest=manifest, reference="oci:/test"), build=False)
+    assert again == built
+    assert (await store.ensure(built.name)).settings == built.settings
+    (stored,) = store.list()
+    assert (stored.name, stored.step, stored.current) == (built.name, "oci:/test", True)
+    await store.prune()
+    assert built.path.exists()
+    assert await store.remove("oci:/test") > 0
+    assert not store.list()
+
+
+LAYER = archive(member("a", b"content" * 1000))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        LAYER,
+        gzip.compress(LAYER[:5000]) + gzip.compress(LAYER[5000:]),
+        gzip.compress(LAYER) + bytes(100),
+        subprocess.run(["zstd", "-cq"], input=LAYER, capture_output=True, check=True).stdout,
+    ],
+    ids=["plain", "parts", "padded", "zstd"],
+)
+async def test_layers_may_be_stored_in_several_ways(tmp_path: Path, packed: bytes) -> None:
+    raw, _ = await build(tmp_path, LAYER, packed=[packed])
+    assert "Size: 7000" in debugfs(raw, "stat /a")
+
+
+ZEROS = bytes(1 << 26)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(ZEROS), subprocess.run(["zstd", "-cq"], input=ZEROS, capture_output=True, check=True).stdout],
+)
+async def test_layers_that_unpack_to_too_much_are_refused(
+    tmp_path: Path, packed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_recipe, "MOST_BYTES", 1 << 24)
+    with pytest.raises(OciError, match="too large"):
+        await build(tmp_path, ZEROS, packed=[packed])
+    assert not list((tmp_path / "cache" / "staging").iterdir())
+    assert not ImageStore(tmp_path / "cache").list()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"diff_ids": ["sha256:" + "0" * 64]}, "unpacked, should have the digest sha256:0000"),
+        ({"diff_ids": []}, "0 by its configuration"),
+        ({"architecture": "arm64"}, "it is for linux on arm64, and guests are linux on amd64"),
+        ({"packed": [gzip.compress(LAYER)[:-20]]}, "ends too early"),
+        ({"packed": [gzip.compress(LAYER)[:100] + b"x" * 50]}, "damaged"),
+        ({"packed": [b"no archive at all" * 100], "diff_ids": None}, "should have the digest"),
+        ({"config": {"User": "nobody-there"}}, "user 'nobody-there', whom its /etc/passwd does not have"),
+        ({"config": {"User": "0:nobody-there"}}, "group 'nobody-there'"),
+        ({"config": {"User": "99999999999"}}, "no number of a user"),
+        ({"config": {"WorkingDir": "/a/b"}}, "which is no directory"),
+        ({"config": {"Env": "A"}}, "a list was expected"),
+        ({"config": {"Cmd": ["a\0b"]}}, "a text was expected"),
+        ({"config": ["a"]}, "an object was expected"),
+    ],
+)
+async def test_images_that_are_not_what_they_say_are_refused(
+    tmp_path: Path, fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(OciError, match=words):
+        await build(tmp_path, LAYER, **fields)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config", "layer"])
+async def test_a_registry_that_lies_is_found_out(tmp_path: Path, name: str) -> None:
+    fetched = tmp_path / "fetched"
+    manifest = write_fetched(fetched, LAYER).partition(":")[2]
+    said = json.loads((fetched / "manifest.json").read_bytes())
+    blob = {"config": said["config"], "layer": said["layers"][0]}.get(name)
+    path = fetched / (name if blob is None else blob["digest"].partition(":")[2])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"sha256", b"sha512") if blob is None else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(OciError):
+        await ImageStore(tmp_path / "cache").ensure_container(
+            OciRecipe(manifest=manifest, reference="oci:/test", directory=fetched)
+        )
+
+
+def test_an_image_of_a_container_is_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = Image.oci("oci-archive:app.tar:v1")
+    assert image == Image(f"oci-archive:{tmp_path}/app.tar:v1")
+    assert repr(image.env({"A": "b"})) == f"Image.oci('oci-archive:{tmp_path}/app.tar:v1').env({{'A': 'b'}})"
+    assert Image.oci("docker://debian:12-slim").name == "docker://debian:12-slim"
+    for wrong in (
+        "debian",
+        "docker:debian",
+        "docker://",
+        "docker://a b",
+        "docker-daemon:x",
+        "oci:",
+        "docker://user:p@host/x",
+    ):
+        with pytest.raises(ValueError, match=r"container image|registry|no path"):
+            Image.oci(wrong)
+    with pytest.raises(TypeError, match="must be str"):
+        Image.oci(3)  # type: ignore[arg-type]

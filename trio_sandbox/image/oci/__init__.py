@@ -1,0 +1,14 @@
+"""Container images (OCI, Docker): fetched by skopeo, checked, merged and written to a disk here, without any rights."""
+
+from __future__ import annotations
+
+from ._manifest import read_container_image as read_container_image
+from ._notes import (
+    Note as Note,
+    note_path as note_path,
+    read_note as read_note,
+    state_of as state_of,
+    write_note as write_note,
+)
+from ._recipe import OciRecipe as OciRecipe, container_digest as container_digest
+from ._skopeo import fetch as fetch

@@ -1,0 +1,142 @@
+"""Layers as they are stored, checked and decompressed: from untrusted files to archives of a bounded size."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import signal
+import zlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+import trio.from_thread
+
+from ..._errors import OciError
+from ...qemu import run_owned
+from ._manifest import Layer, check_digest
+
+#: Bytes that the layers of an image may have, unpacked, in all.
+MOST_BYTES: Final = 16 * 2**30
+_PIECE: Final = 1 << 20
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+#: A frame that says nothing, which some programs put first.
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+_ANY_GZIP: Final = 31
+
+
+async def unpack_layer(layer: Layer, directory: Path, target: Path, room: int, environment: Mapping[str, str]) -> Path:
+    """Return the archive of a layer: *target*, or the file itself where it is not compressed.
+
+    Args:
+      layer: Which.
+      directory: Where its file is, by its digest.
+      target: A new file.
+      room: Bytes that the archive may have.
+      environment: Goes into the environment of every child process.
+
+    Raises:
+      OciError: if it is not what it should be, or larger than *room*.
+      MissingProgramError: if the layer is of a kind that needs a program which is not installed.
+      OSError: if a file can't be read or written.
+
+    """
+    path = directory / layer.blob.digest
+    name = f"the layer sha256:{layer.blob.digest[:12]}"
+    try:
+        beginning = await trio.to_thread.run_sync(_check_blob, path, layer, name)
+        if beginning.startswith(_ZSTD) or beginning[1:4] == _ZSTD_SKIPPABLE:
+            await _run_zstd(path, target, room, name, environment)
+        elif beginning.startswith(_GZIP):
+            await trio.to_thread.run_sync(_gunzip, path, target, room, name)
+        else:
+            target = path
+        await trio.to_thread.run_sync(_check_archive, target, layer, room, name)
+    except (ValueError, zlib.error) as exc:
+        raise OciError(f"the container image is damaged: {exc}") from exc
+    return target
+
+
+def _check_blob(path: Path, layer: Layer, name: str) -> bytes:
+    """Make sure that a file is what it is named; return how it begins."""
+    size = path.stat().st_size
+    if size != layer.blob.size:
+        raise ValueError(f"{name} should have {layer.blob.size} bytes and has {size}")
+    check_digest(name, layer.blob.digest, _sha256(path))
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _check_archive(path: Path, layer: Layer, room: int, name: str) -> None:
+    if path.stat().st_size > room:
+        raise _too_large(name)
+    check_digest(f"{name}, unpacked,", layer.diff_id, _sha256(path))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for piece in _pieces(file.read):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(read: Callable[[int], bytes | None]) -> Iterator[bytes]:
+    while piece := read(_PIECE):
+        trio.from_thread.check_cancelled()
+        yield piece
+
+
+def _gunzip(path: Path, target: Path, room: int, name: str) -> None:
+    with path.open("rb", buffering=0) as source, target.open("xb", buffering=0) as output:
+        members = zlib.decompressobj(_ANY_GZIP)
+        begun = True
+        for piece in _pieces(source.read):
+            data = piece
+            while data:
+                if members.eof:
+                    if not begun and not data.strip(b"\0"):
+                        break  # it was filled up
+                    members, begun = zlib.decompressobj(_ANY_GZIP), True
+                unpacked = members.decompress(data, _PIECE)
+                room -= output.write(unpacked)
+                if room < 0:
+                    raise _too_large(name)
+                if members.eof:
+                    data, begun = members.unused_data, False
+                else:
+                    data = members.unconsumed_tail
+        if not members.eof:
+            raise ValueError(f"{name} ends too early")
+
+
+async def _run_zstd(path: Path, target: Path, room: int, name: str, environment: Mapping[str, str]) -> None:
+    # A program that writes a file of more is killed.
+    process = await run_owned(
+        ["prlimit", f"--fsize={room}", "zstd", "-d", "-q", "--no-progress", "-o", target, path],
+        environment={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **environment},
+    )
+    if process.returncode != 0:
+        if process.returncode == -signal.SIGXFSZ:
+            raise _too_large(name)
+        raise ValueError(f"{name} can't be unpacked: {process.output().strip()[-300:]}")
+
+
+def _too_large(name: str) -> OciError:
+    return OciError(
+        f"the container image is too large: with {name}, its layers are more than {MOST_BYTES >> 30} GiB, unpacked"
+    )
+
+
+@contextmanager
+def open_archive(path: Path) -> Generator[bytes | memoryview]:
+    """Yield the content of a file for the block, without reading it into memory."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            yield view
