@@ -185,6 +185,10 @@ async def test_a_second_build_finds_the_first(tmp_path: Path) -> None:
     assert not store.list()
 
 
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-cq"], input=data, capture_output=True, check=True).stdout
+
+
 LAYER = archive(member("a", b"content" * 1000))
 
 
@@ -194,7 +198,7 @@ LAYER = archive(member("a", b"content" * 1000))
         LAYER,
         gzip.compress(LAYER[:5000]) + gzip.compress(LAYER[5000:]),
         gzip.compress(LAYER) + bytes(100),
-        subprocess.run(["zstd", "-cq"], input=LAYER, capture_output=True, check=True).stdout,
+        zstd(LAYER),
     ],
     ids=["plain", "parts", "padded", "zstd"],
 )
@@ -208,7 +212,7 @@ ZEROS = bytes(1 << 26)
 
 @pytest.mark.parametrize(
     "packed",
-    [gzip.compress(ZEROS), subprocess.run(["zstd", "-cq"], input=ZEROS, capture_output=True, check=True).stdout],
+    [gzip.compress(ZEROS), zstd(ZEROS)],
 )
 async def test_layers_that_unpack_to_too_much_are_refused(
     tmp_path: Path, packed: bytes, monkeypatch: pytest.MonkeyPatch

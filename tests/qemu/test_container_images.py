@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -30,11 +32,14 @@ def busybox(*names: str) -> list[Member]:
     return [member("bin/busybox", program, mode=0o755), *links]
 
 
-async def remove(*references: str) -> None:
-    store = ImageStore(default_cache_directory())
-    with trio.move_on_after(HANG_LIMIT, shield=True):
-        for reference in references:
-            await store.remove(reference)
+@asynccontextmanager
+async def removing(reference: str) -> AsyncGenerator[None]:
+    """Remove an image, and what stands on it, after the block."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(HANG_LIMIT, shield=True):
+            await ImageStore(default_cache_directory()).remove(reference)
 
 
 async def test_an_image_with_a_python(tmp_path: Path) -> None:
@@ -63,20 +68,17 @@ async def test_an_image_with_a_python(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "file").write_text("mounted")
     reference = f"oci:{tmp_path}/image"
-    async with open_host(HostConfig(templates=False)) as host:
-        try:
-            async with host.open_sandbox(Image.oci(reference), mounts={"/mnt/data": tmp_path / "data"}) as sandbox:
-                assert (await sandbox.run(_LOOK)).stdout == (
-                    "(3, 13) 1500 1501 /srv light blue /home/app\n0o104640 1500 2 /srv/data mounted\n1500 False 8\n"
-                )
-                own = await sandbox.run_process(capture_stdout=True)
-                assert own.stdout == b"42\n"
-                await sandbox.path("/home/app/file").write_text("written")
-                assert (await sandbox.run("print(open('/home/app/file').read())")).stdout == "written\n"
-                with pytest.raises(RunRefusedError, match="bash"):
-                    await sandbox.run("echo", language="shell")
-        finally:
-            await remove(reference)
+    async with removing(reference), open_host(HostConfig(templates=False)) as host:
+        async with host.open_sandbox(Image.oci(reference), mounts={"/mnt/data": tmp_path / "data"}) as sandbox:
+            assert (await sandbox.run(_LOOK)).stdout == (
+                "(3, 13) 1500 1501 /srv light blue /home/app\n0o104640 1500 2 /srv/data mounted\n1500 False 8\n"
+            )
+            own = await sandbox.run_process(capture_stdout=True)
+            assert own.stdout == b"42\n"
+            await sandbox.path("/home/app/file").write_text("written")
+            assert (await sandbox.run("print(open('/home/app/file').read())")).stdout == "written\n"
+            with pytest.raises(RunRefusedError, match="bash"):
+                await sandbox.run("echo", language="shell")
 
 
 async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None:
@@ -86,20 +88,17 @@ async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None
         config={"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["id -u; pwd; cat /made"]},
     )
     image = Image.oci(f"oci:{tmp_path}/image").script("mkdir -p /etc; echo made > /made")
-    async with open_host(HostConfig(templates=False)) as host:
-        try:
-            with pytest.raises(WarmupError, match="no interpreter"):
-                async with host.open_sandbox(image, warmup="1"):
-                    pass
-            async with host.open_sandbox(image) as sandbox:
-                assert sandbox.language == ""
-                own = await sandbox.run_process(capture_stdout=True)
-                assert own.stdout == b"0\n/\nmade\n"
-                with pytest.raises(RunRefusedError, match="has no interpreter"):
-                    await sandbox.run("1")
-                await sandbox.path("file").write_text("written")
-                async with sandbox.fork(1) as (child,):
-                    read = await child.run_process("cat /file", shell=True, capture_stdout=True)
-                    assert read.stdout == b"written"
-        finally:
-            await remove(image.name)
+    async with removing(image.name), open_host(HostConfig(templates=False)) as host:
+        with pytest.raises(WarmupError, match="no interpreter"):
+            async with host.open_sandbox(image, warmup="1"):
+                pass
+        async with host.open_sandbox(image) as sandbox:
+            assert sandbox.language == ""
+            own = await sandbox.run_process(capture_stdout=True)
+            assert own.stdout == b"0\n/\nmade\n"
+            with pytest.raises(RunRefusedError, match="has no interpreter"):
+                await sandbox.run("1")
+            await sandbox.path("file").write_text("written")
+            async with sandbox.fork(1) as (child,):
+                read = await child.run_process("cat /file", shell=True, capture_stdout=True)
+                assert read.stdout == b"written"
