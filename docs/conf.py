@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import sys
 
@@ -19,13 +20,20 @@ release = trio_sandbox.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx_copybutton",
     "sphinxcontrib_trio",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pictures.css"]
 # Quotes in our docstrings are code more often than prose.
 smartquotes = False
-html_title = "trio-sandbox"
+html_title = f"trio-sandbox {release}"
+
+# What is copied from a console is what can be typed.
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go"
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -42,6 +50,19 @@ default_role = "any"
 suppress_warnings = ["ref.any"]
 # What a type in a signature refers to must exist, as far as it is ours and public.
 nitpick_ignore_regex = [("py:.*", r"(?!trio_sandbox\.).*"), ("py:.*", r"trio_sandbox\.(.*\._|wire\.).*")]
+
+
+def repository() -> str | None:
+    """Return the address of the sources, as pyproject.toml has it; None where it has none."""
+    for url in importlib.metadata.metadata("trio-sandbox").get_all("Project-URL") or []:
+        label, _, address = url.partition(", ")
+        if label == "Repository":
+            return address
+    return None
+
+
+if address := repository():
+    html_theme_options = {"source_repository": address, "source_branch": "main", "source_directory": "docs/"}
 
 # Links to other projects' documentation need the network; a build must not.
 if os.environ.get("DOCS_LINK_OTHERS"):

@@ -36,7 +36,7 @@ def _timeout(default: float) -> float:
 class Timeouts:
     """Bounds on the library's own operations, in seconds; `math.inf` switches one off.
 
-    They catch what hangs. How long *your* code may run is for your own cancel scopes to say.
+    They catch what hangs. Your own cancel scopes say how long *your* code may run.
     """
 
     qmp_connect: float = _timeout(constants.QMP_CONNECT_TIMEOUT)
@@ -46,21 +46,21 @@ class Timeouts:
     storage_daemon_start: float = _timeout(constants.STORAGE_DAEMON_START_TIMEOUT)
     """From spawning the storage daemon until it answers."""
     overlay: float = _timeout(constants.OVERLAY_TIMEOUT)
-    """Making one overlay through the storage daemon."""
+    """Making one overlay with the storage daemon."""
     balloon: float = _timeout(constants.BALLOON_TIMEOUT)
-    """The guest's following a new balloon target."""
+    """Until the guest follows a new balloon target."""
     accelerator_probe: float = _timeout(constants.ACCELERATOR_PROBE_TIMEOUT)
-    """The guest of a few bytes that proves an accelerator."""
+    """Until the tiny guest has proved an accelerator."""
     boot: float = _timeout(constants.BOOT_TIMEOUT)
     """From spawning QEMU until the guest's agent says hello."""
     agent_silence: float = _timeout(constants.AGENT_SILENCE_TIMEOUT)
-    """How long a guest may leave a ping unanswered before it is given up."""
+    """How long a guest may leave a ping unanswered before its VM is destroyed."""
     interrupt_grace: float = _timeout(constants.INTERRUPT_GRACE)
-    """Between INT and KILL when a run or process in the guest is cancelled."""
+    """Between SIGINT and SIGKILL when a run or process in the guest is cancelled."""
     kill: float = _timeout(constants.KILL_TIMEOUT)
-    """The guest's acknowledging a KILL; past it the VM itself is ended."""
+    """Until the guest acknowledges a SIGKILL; after that its VM is destroyed."""
     connect: float = _timeout(constants.CONNECT_TIMEOUT)
-    """A connection's coming about that a guest wants to the outside; see `Network`."""
+    """Until a connection from a guest to the outside is made; see `Network`."""
     admission: float = _timeout(constants.ADMISSION_TIMEOUT)
     """How long a sandbox waits for memory or disk that other processes' sandboxes hold; see `HostConfig.memory_budget_mib`."""
     process_exit: float = _timeout(constants.PROCESS_EXIT_GRACE)
@@ -150,21 +150,21 @@ def _runtime_dir(value: str | os.PathLike[str] | None) -> Path | None:
 
 @attrs.frozen(kw_only=True)
 class HostConfig:
-    """How a host works; every field has a default that suits most."""
+    """How a host works. Every field has a default."""
 
     cache_dir: Path | None = attrs.field(default=None, converter=_cache_dir)
     """Where images live; None: ``trio-sandbox`` in the user's cache directory (XDG)."""
     runtime_dir: Path | None = attrs.field(default=None, converter=_runtime_dir)
-    """Where a host's own directory of sockets and overlays is made; None: ``TMPDIR`` if that is set, else ``/var/tmp``.
+    """Where a host makes its own directory, with sockets and overlays; None: ``TMPDIR`` if that is set, else ``/var/tmp``.
 
     Guests' writes go there, so it should not be in memory. Its path may have at most 66 bytes.
     """
     accelerator: Literal["auto", "kvm", "tcg"] = attrs.field(default="auto", validator=one_of("auto", "kvm", "tcg"))
-    """What runs the guests' instructions; "auto" takes hardware where a guest proved it works."""
+    """What runs the guests' instructions; "auto" takes hardware if a guest has proved that it works."""
     require_hardware: bool = attrs.field(default=False, validator=check_flag)
     """Refuse software emulation, which QEMU's own policy does not count as a security boundary."""
     confinement: Literal["best", "require"] = attrs.field(default="best", validator=one_of("best", "require"))
-    """How QEMU is confined: "best" does without what this host does not allow, and says so in the log; "require" refuses to.
+    """How QEMU is confined. "best" leaves out what this host does not allow, and logs it; "require" raises `ConfinementRequiredError` instead.
 
     `Sandbox.confinement` and ``trio-sandbox doctor`` tell what holds.
     """
@@ -206,43 +206,44 @@ class HostConfig:
     ``rm`` removes them.
     """
     templates: bool = attrs.field(default=True, validator=check_flag)
-    """Save the state of a machine that has booted, in the cache, and have all later ones go on from there.
+    """Save the state of a booted VM in the cache, as a template, and start all later ones from it.
 
-    The files hold the RAM of a guest before any code of a sandbox ran in it, but for `SandboxConfig.warmup`.
-    False: neither write nor use any.
+    The files hold the RAM of a guest before any code ran in it, except `SandboxConfig.warmup`. False: neither write nor use
+    any.
     """
     template_budget_mib: int = attrs.field(
         default=constants.DEFAULT_TEMPLATE_BUDGET_MIB, validator=whole_number(1, unit="MiB")
     )
-    """What all templates in the cache may take of the disk, in MiB; those used longest ago are removed first.
+    """How much of the disk all templates in the cache may take, in MiB; those used longest ago are removed first.
 
     A sandbox with more memory than that has no template.
     """
     warm: Mapping[tuple[AnyImage, SandboxConfig], int] = attrs.field(
         factory=dict[tuple[AnyImage, "SandboxConfig"], int], converter=_warm, hash=False
     )
-    """How many machines to keep that are up and idle, for `Host.open_sandbox` to hand out at once.
+    """How many running, idle VMs to keep for `Host.open_sandbox`.
 
     Of an image with the default configuration, ``{"python": 2}``, or of an image and a configuration,
-    ``{("python", SandboxConfig(memory_mib=512)): 1}``; an `Image` can take the place of the name. A sandbox gets one of exactly its own. They are opened in the background,
-    take their share of the budgets, and give way to sandboxes that would have to wait for it.
+    ``{("python", SandboxConfig(memory_mib=512)): 1}``; an `Image` can take the place of the name. A sandbox gets only a VM
+    of exactly its own configuration. They are opened in the background, count in the budgets, and are closed if a sandbox
+    would have to wait for them.
     """
     proxy: str | None = attrs.field(default=None, validator=or_none(check_text), repr=False)
     """An HTTP proxy that guests' connections to the outside go through, ``"http://user:password@proxy:3128"``, or "environment"
-    for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names, so that it has to see to it itself
-    where they lead. None: connections are made from here.
+    for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names, so it must check itself
+    where they lead. None: your process connects directly.
     """
     ca_certificates: Path | None = attrs.field(default=None, converter=_certificates)
-    """A file with certificates, as PEM, that count besides the system's: those of a company that looks into TLS, for instance. Guests
-    with a network trust them as well, and so does this process where it ends a guest's TLS; see `NetworkRule`. 32 KiB at most."""
+    """A PEM file with certificates to trust besides the system's: those of a company that inspects TLS, for instance. Guests
+    with a network trust them, and so does this process for secrets; see `NetworkRule`. At most 32 KiB."""
     timeouts: Timeouts = attrs.field(factory=Timeouts, validator=instance(Timeouts))
     """Bounds on the library's own operations."""
     progress: Callable[[Progress], object] = attrs.field(
         default=_ignore_progress, validator=check_callable, eq=False, repr=False
     )
-    """Called in the host's task at every step of long work; must not block.
+    """Called at every step of long work, in the host's task; must not block.
 
-    Each new message is logged besides, at INFO, by the logger ``trio_sandbox.progress``.
+    Each new message is also logged at INFO, by the logger ``trio_sandbox.progress``.
     """
 
 
@@ -292,20 +293,20 @@ class SandboxConfig:
     disk_mib: int | None = attrs.field(
         default=None, validator=or_none(whole_number(constants.MINIMUM_DISK_MIB, unit="MiB"))
     )
-    """What the guest may write to its own disk, in MiB, besides what is there when the sandbox opens; at least `constants.MINIMUM_DISK_MIB`.
+    """How much the guest may write to its own disk, in MiB, beyond what is there when the sandbox opens; at least `constants.MINIMUM_DISK_MIB`.
 
-    Who writes more gets "No space left on device" (``ENOSPC``), root too; nothing is wrong with the disk then, and removing files makes room.
-    What `warmup` wrote, and what was there when a saved sandbox was saved, does not count. A copy of a sandbox may fill up what its original had left.
+    Writing more fails with "No space left on device" (``ENOSPC``), for root too. The disk itself is fine, and removing files makes room.
+    What `warmup` wrote, and what was there when a saved sandbox was saved, does not count. A copy of a sandbox has as much left as its original.
     None: as much as the image's disk has, some 8 GiB, or what is left on the disk of `HostConfig.runtime_dir` beside the reserve, where that is less.
     """
     max_output_bytes: int = attrs.field(
         default=constants.DEFAULT_MAX_OUTPUT_BYTES, validator=whole_number(1, unit="bytes")
     )
-    """What one run may print on each of stdout and stderr, and show in all displays together, before it is stopped."""
+    """How much one run may print to each of stdout and stderr, and display in all, before it is stopped."""
     hibernate_after: float | None = attrs.field(default=None, validator=or_none(check_seconds))
-    """Put the sandbox to sleep when it was idle for so many seconds, as `Sandbox.hibernate` does; the next request
-    wakes it up, and takes longer by that. Idle is a sandbox with no request under way and no process in its guest, nor
-    a thread, that a run has left in the background. None: never.
+    """Put the sandbox to sleep when it has been idle for that many seconds, as `Sandbox.hibernate` does. The next request
+    wakes it up, and takes longer by that. A sandbox is idle if no request is under way, and no process or thread that a run
+    left in the background. None: never.
     """
     reclaim_after: float | None = attrs.field(default=constants.RECLAIM_AFTER, validator=or_none(check_seconds))
     """When the sandbox was idle for so many seconds, idle as for `hibernate_after`, have its guest give the host what it keeps
@@ -313,24 +314,21 @@ class SandboxConfig:
     share it with their template. The sandbox has its whole memory all the time but for some seconds, which a request ends. None: never.
     """
     warmup: str = attrs.field(default="", validator=check_text)
-    """Code that has been run when the sandbox opens, for instance ``"import numpy"``: what it imports and
-    defines is there. It is in the language that the image is for. With `HostConfig.templates` it runs once, and not once for each sandbox.
+    """Code that runs before the sandbox opens, for instance ``"import numpy"``: what it imports and defines is there. It is
+    in the image's own language. With `HostConfig.templates` it runs once, not once for each sandbox, and all of them have
+    the same result. `random` and the other generators of the standard library, and NumPy's global one, are seeded anew, so
+    seeding them here has no effect; the seed of `hash`, and generators that the code makes itself, stay the same. It must
+    not leave threads or processes behind that depend on time.
 
-    What it leaves is the same in all of them. `random` and the other generators of the standard library, and
-    NumPy's global one, are seeded anew, so that seeding them here is of no use; the seed of `hash`, and generators
-    that the code makes itself, stay the same. It must not leave threads or processes behind that count on time.
-
-    It is not run again in an interpreter that takes the place of one that ended (`RunResult.state_kept` is False, and
-    `RunResult.restarted` True in the next run). What it had imported and defined is gone then, as all other variables are: run it again
-    yourself, with `Sandbox.run`.
+    If an interpreter ends (`RunResult.state_kept` is False, and `RunResult.restarted` True in the next run), the new one has
+    nothing of the warm-up: run it again yourself, with `Sandbox.run`.
     """
     guest_namespaces: bool = attrs.field(default=False, validator=check_flag)
-    """Whether the guest's ordinary users may make user namespaces, which bubblewrap, rootless containers and a browser's own sandbox want.
-
-    They are a large part of the guest's kernel that nothing else needs. The guest's root may make them anyway.
+    """Whether the guest's ordinary users may make user namespaces, which bubblewrap, rootless containers and a browser's own
+    sandbox need. They open a large part of the guest's kernel. The guest's root may always make them.
     """
     network: Network = attrs.field(factory=Network.none, validator=instance(Network))
-    """What the sandbox may reach; see `Network`. `warmup` runs without. `Sandbox.network` gives another policy for a block."""
+    """What the sandbox may reach; see `Network`. `warmup` runs without a network. `Sandbox.network` applies another policy for a block."""
     mounts: Mapping[str, Path] = attrs.field(
         factory=dict[str, Path], converter=_mounts, validator=_check_mounts, hash=False
     )

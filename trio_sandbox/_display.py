@@ -12,18 +12,18 @@ from ._metadata import mark_public
 @final
 @attrs.frozen
 class Display:
-    """Something that a run showed, in one form: a picture, a table as HTML, and the like."""
+    """Something that a run displayed, in one form: a picture, a table as HTML, or the like."""
 
     mime: str
-    """The MIME type, for instance ``image/png``. The guest says so: check the bytes before you trust them to be one."""
+    """The MIME type, for instance ``image/png``. The guest says so: check the bytes before you trust them."""
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
     """The bytes; text is UTF-8."""
     item: int = 0
-    """Counts what the run showed: displays with the same number are forms of one object, of which you show one."""
+    """The number of the displayed object: displays with the same number are forms of one object. Show one of them."""
 
     @property
     def text(self) -> str:
-        """The bytes as text; those that are no UTF-8 become U+FFFD."""
+        """The bytes as text; bytes that are not UTF-8 become U+FFFD."""
         return self.data.decode("utf-8", "replace")
 
 

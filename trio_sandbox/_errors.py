@@ -34,7 +34,7 @@
     ├── TemplateError
     │   ├── UnknownTemplateError     no template has that key or name
     │   ├── TemplateExistsError      a template of that name is there already
-    │   └── TemplateUnusableError    a saved sandbox can't be gone on from here, or not any more
+    │   └── TemplateUnusableError    a saved sandbox can't be restored here
     ├── RunRefusedError              the guest could not start a run
     ├── RunFailedError               the code of a run failed, and ``check=True`` was asked for
     ├── WorkspaceConflictError       a directory can't be brought back without losing something
@@ -87,15 +87,15 @@ class HardwareRequiredError(SandboxError):
 
 
 class ConfinementRequiredError(SandboxError):
-    """`HostConfig.confinement` is "require", and this host does not allow all of it; the message says what, and the way out."""
+    """`HostConfig.confinement` is "require", and this host does not allow all of it. The message says what is missing, and what to do."""
 
 
 class CapacityError(SandboxError):
-    """The request asks for more than this host could ever give, its disk is nearly full, or other processes hold what it waited for. Nothing was started."""
+    """The request can never fit on this host, the disk is nearly full, or other processes hold the memory it waited for. Nothing was started."""
 
 
 class ImageError(SandboxError):
-    """Something about an image; the store is as it was."""
+    """Root of the errors of images. The store is as it was."""
 
 
 class UnknownImageError(ImageError):
@@ -134,7 +134,7 @@ class ImageCorruptError(ImageError):
 
 
 class QMPError(SandboxError):
-    """Root of what can go wrong between us and a QMP server."""
+    """Root of the errors between this library and a QMP server."""
 
 
 class QMPConnectError(QMPError):
@@ -193,7 +193,7 @@ class VmError(SandboxError):
 
 
 class VmBootError(VmError):
-    """The virtual machine never came to the point where its agent answered."""
+    """The virtual machine started, and its agent never answered."""
 
 
 class VmDiedError(VmError):
@@ -204,7 +204,7 @@ class VmDiedError(VmError):
 
 
 class GuestProtocolError(SandboxError):
-    """The guest sent what no guest of ours sends. Its VM was ended, nothing else touched."""
+    """The guest broke the protocol. Its VM was destroyed; nothing else was touched."""
 
     retry_safe = False
     """False: it may have had its effect."""
@@ -228,9 +228,9 @@ class OutcomeUnknownError(SandboxError):
 class DeadlinePassedError(SandboxError):
     """The guest stopped a run or a process by itself, at the deadline of the block that had started it.
 
-    It does so where the event loop is blocked when the deadline passes. Whose deadline it is gets `Cancelled` and never
-    sees this error; you do if you moved the deadline and the loop had no turn since to tell the guest, or
-    if you wait without that deadline for what was started with it.
+    This happens if the event loop is blocked when the deadline passes. Usually the block with the deadline is cancelled, and
+    nobody sees this error. You see it if you moved the deadline and the loop had no turn since to tell the guest, or if you
+    wait outside that block for what was started in it.
     """
 
     retry_safe = False
@@ -242,15 +242,15 @@ class MountError(SandboxError):
 
 
 class WarmupError(SandboxError):
-    """The code of `SandboxConfig.warmup` failed; what it said is in the message. No sandbox was opened."""
+    """The code of `SandboxConfig.warmup` failed; the message has its traceback. No sandbox was opened."""
 
 
 class SnapshotError(SandboxError):
-    """A sandbox's state could not be saved, and nothing is left of the attempt; the sandbox goes on, unless the message says otherwise."""
+    """A sandbox's state could not be saved, and nothing is left of the attempt. The sandbox lives on, unless the message says otherwise."""
 
 
 class TemplateError(SandboxError):
-    """Something about a template; what is stored is as it was."""
+    """Root of the errors of templates. The stored ones are as they were."""
 
 
 class UnknownTemplateError(TemplateError):
@@ -262,27 +262,27 @@ class TemplateExistsError(TemplateError):
 
 
 class TemplateUnusableError(TemplateError):
-    """A saved sandbox can't be gone on from: it is damaged, or was saved on something else than what is here.
+    """A saved sandbox can't be restored: it is damaged, or belongs to another QEMU, processor, image or version.
 
-    Nothing can make it again but saving the sandbox once more; the message says what differs.
+    The message says what differs. Only saving the sandbox once more makes it again.
     """
 
 
 class NetworkUnavailableError(SandboxError):
-    """The guest could not switch its side of the network on. Nothing was opened, and the sandbox goes on without one."""
+    """The guest could not set up its side of the network. Nothing was opened, and the sandbox lives on without one."""
 
 
 class RunRefusedError(SandboxError):
     """The guest did not start the run, for instance because the image has no interpreter of that language.
 
-    Where the directory for the run can't be changed to, it is
-    an `OSError`, too: `FileNotFoundError`, `NotADirectoryError` or `PermissionError`, with that directory as its `filename`.
+    If the directory for the run can't be entered, it is also an `OSError`: `FileNotFoundError`, `NotADirectoryError` or
+    `PermissionError`, with that directory as its `filename`.
     """
 
     def __init__(self, message: str, *, errno: int = 0) -> None:
         super().__init__(message)
         self.errno: int | None = errno  # as OSError has it, which some of these are
-        """The guest's reason as an error number, where it is one; else 0."""
+        """The guest's reason as an error number, or 0."""
 
 
 class _DirectoryRefusedError(RunRefusedError, OSError):
@@ -339,7 +339,7 @@ class WorkspaceConflictError(SandboxError):
 
 
 class OutputLimitError(SandboxError):
-    """A run printed or showed more than `SandboxConfig.max_output_bytes`, and was stopped."""
+    """A run printed or displayed more than `SandboxConfig.max_output_bytes`, and was stopped."""
 
     retry_safe = False
     """False: it may have had its effect."""
@@ -349,11 +349,11 @@ class OutputLimitError(SandboxError):
     ) -> None:
         super().__init__(message)
         self.stdout_bytes = stdout_bytes
-        """What came on standard output and was not handed out, at most the limit."""
+        """Standard output that was not delivered yet, at most the limit."""
         self.stderr_bytes = stderr_bytes
         """The same of standard error."""
         self.displays = displays
-        """What it showed and was not handed out."""
+        """Displays that were not delivered yet."""
 
 
 mark_public(__name__, globals())

@@ -47,16 +47,16 @@ def _check_name(name: object) -> str:
 @final
 @attrs.frozen(repr=False)
 class Image:
-    """What a sandbox's code sees: an image by its name, and what is added to it.
+    """What a sandbox's code sees: an image, by its name, and what you add to it.
 
         image = Image("python").packages("pandas", "matplotlib>=3.10")
         async with open_sandbox(image) as sandbox:
             ...
 
-    A frozen value, which can be compared, hashed, printed, pickled and sent to another machine. Wherever an image's name is taken, an
-    `Image` is taken, too. Each method returns a new value with one more step. Nothing is read or started until a host needs the image,
-    unless a method says so; then each step becomes a layer of the disk, which is built once and kept in the cache. Images
-    that begin with the same steps share those layers.
+    A frozen value: you can compare, hash, print and pickle it, and send it to another machine. Use it wherever an image's
+    name is taken. Each method returns a new value with one more step. Nothing is read or started until a host needs the
+    image, unless a method says so. Then each step becomes a layer of the disk, which is built once and kept in the cache.
+    Images that begin with the same steps share those layers.
     """
 
     name: str = attrs.field(converter=_check_name)
@@ -93,21 +93,21 @@ class Image:
         return cls(str(parse_oci(reference)))
 
     def packages(self, *requirements: str | os.PathLike[str], exclude_newer: str | date | None = None) -> Image:
-        """Add packages of Python's from the package index; needs the extra ``packages``.
+        """Add Python packages from the package index; needs the extra ``packages``.
 
-        They are resolved on the host, for the image's Python, and wheels only: nothing of theirs runs outside a virtual machine.
-        What was chosen once stays, until ``trio-sandbox image prune`` removes what no layer uses any more. Packages of earlier
-        steps keep their versions. The index, proxy and credentials are those of uv's configuration.
+        They are resolved on the host, for the image's Python, and only wheels are accepted: none of their code runs outside
+        a VM. Chosen versions stay until no layer uses them and ``trio-sandbox image prune`` removes the choice. Packages of
+        earlier steps keep their versions. The index, proxy and credentials come from uv's configuration.
 
         Args:
           *requirements: Requirements as in ``"pandas>=2"`` (PEP 508); or files, as `Path`: a requirements file, a
             ``pyproject.toml``, whose dependencies are meant, or a ``pylock.toml`` (PEP 751), which then is the only
             argument. Files are read now.
-          exclude_newer: Only what was published before this time counts: a `datetime` with a time zone, a `date` (its
-            beginning, UTC), or text in the format of RFC 3339, ``"2026-11-01"`` or ``"2026-11-01T12:00:00Z"``.
+          exclude_newer: Only files published before this time count: a `datetime` with a time zone, a `date` (its beginning,
+            UTC), or text in the format of RFC 3339, ``"2026-11-01"`` or ``"2026-11-01T12:00:00Z"``.
 
         Raises:
-          TypeError, ValueError: if a requirement is none, or there is none at all.
+          TypeError, ValueError: if something is not a requirement, or there is none at all.
           OSError: if a file can't be read.
 
         """
@@ -173,15 +173,16 @@ class Image:
     def files(self, places: Mapping[str, str | os.PathLike[str]]) -> Image:
         """Add copies of the host's files and directories.
 
-        They are read when a host needs the image, each time: other content makes another layer. In the guest they belong to root and
-        keep their permission bits. Symbolic links in a directory are kept as they are. A directory that is there already gets them besides.
+        They are read each time a host needs the image: other content makes another layer. In the guest they belong to root
+        and keep their permission bits. Symbolic links in a directory are kept as they are. Files are added to a directory
+        that exists already.
 
         Args:
-          places: Files and directories by their places in the guest, ``{"/opt/tool": "tool"}``; a place is an absolute path, below
-            none of /dev, /proc, /run and /sys, which no disk keeps.
+          places: Files and directories by their paths in the guest, ``{"/opt/tool": "tool"}``. A path in the guest is
+            absolute, and not in /dev, /proc, /run or /sys, which are not on the disk.
 
         Raises:
-          TypeError, ValueError: if a place or a path can't be one.
+          TypeError, ValueError: if a path is not valid.
 
         """
         if not isinstance(places, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -200,10 +201,10 @@ class Image:
         """Add variables to the environment of every program in the guest; they are in ``/etc/environment`` there.
 
         Args:
-          variables: Values by names of letters, digits and ``_``. They take the place of those that a login sets. A value has no line end.
+          variables: Values by names of letters, digits and ``_``. They replace those that a login sets. A value has no line end.
 
         Raises:
-          TypeError, ValueError: if a name or a value can't be one.
+          TypeError, ValueError: if a name or a value is not valid.
 
         """
         if not isinstance(variables, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -220,17 +221,18 @@ class Image:
         return self._with(EnvironmentStep(tuple(variables.items())))
 
     def script(self, command: str, *, network: Network | None = None) -> Image:
-        """Add what a shell script does, which runs as root in a virtual machine of the image as it is by then.
+        """Add what a shell script does. It runs as root in a VM of the image so far.
 
-        It runs once, with ``sh -e`` and in ``/``, when a host needs the image; the machine's disk is the layer then. What it leaves running is
-        ended. Another script, or another network, makes another layer; that something on the network has changed does not.
+        It runs once, with ``sh -e`` in ``/``, when a host needs the image; the VM's disk is then the layer. Processes that
+        it leaves running are killed. Another script, or another network, makes another layer; a change on the network does
+        not.
 
         Args:
           command: The script.
           network: What it may reach; None: nothing.
 
         Raises:
-          TypeError, ValueError: if the script is no text or empty, or the network has secrets, which would stay in the layer.
+          TypeError, ValueError: if the script is not text or is empty, or if the network has secrets, which would stay in the layer.
 
         """
         if type(command) is not str:

@@ -122,7 +122,7 @@ class NetworkRule:
         this machine as well. Neither allows link-local addresses and those of clouds' metadata services.
       tls: "named": on port 443 the guest must begin with a TLS handshake for the very name that it asked for, so that it
         can't talk to another site behind the same address. "any": whatever it sends is passed on.
-      to: Where connections to this name really go: an address on your side, ``("127.0.0.1", 5432)``, or an async function
+      to: Where connections to this name lead: an address on your side, ``("127.0.0.1", 5432)``, or an async function
         that opens a stream for each connection. The name is not resolved, and need not exist.
       secrets: Values that the guest's programs may use with this host and never see, by the names of environment variables. In
         the guest each variable has a placeholder; in the headers of requests to this host your process puts the value in its
@@ -130,7 +130,7 @@ class NetworkRule:
         its port is 443 unless you say otherwise. Needs the extra: ``pip install trio-sandbox[network]``.
 
     Raises:
-      TypeError, ValueError: for what can't be a rule.
+      TypeError, ValueError: if something is not valid.
 
     """
 
@@ -218,9 +218,9 @@ def _check_rules(_: object, _attribute: attrs.Attribute[tuple[NetworkRule, ...]]
 @final
 @attrs.frozen(kw_only=True)
 class Network:
-    """What a sandbox may reach. Make it by `none`, `allow` or `open`.
+    """What a sandbox may reach. Make one with `none`, `allow` or `open`.
 
-    Whatever it says, the guest has no network device and no address of anything outside: your process makes the connections.
+    The guest never has a network device or an address of anything outside: your process makes the connections.
     """
 
     rules: tuple[NetworkRule, ...] = attrs.field(default=(), validator=_check_rules)
@@ -282,7 +282,7 @@ class Network:
           max_received_bytes: See `Network.max_received_bytes`.
 
         Raises:
-          TypeError, ValueError: if there are no hosts, or one is none. A list by mistake is a TypeError, too: ``allow(*hosts)``.
+          TypeError, ValueError: if there are no hosts, or one is not valid. A list is a TypeError: say ``allow(*hosts)``.
 
         """
         if not hosts:
@@ -308,14 +308,14 @@ class Network:
         """Every host may be reached that has a public address. Private networks and this machine stay out of reach.
 
         Args:
-          rules: What is different for single hosts.
+          rules: Exceptions for single hosts.
           ports: The ports; None for all.
           max_connections: See `Network.max_connections`.
           max_sent_bytes: See `Network.max_sent_bytes`.
           max_received_bytes: See `Network.max_received_bytes`.
 
         Raises:
-          TypeError, ValueError: for ports and limits that can't be.
+          TypeError, ValueError: if a port or a limit is not valid.
 
         """
         return cls(

@@ -40,7 +40,7 @@ def check_requirement(text: str) -> None:
         raise ValueError(f"a requirement must be one line such as 'pandas>=2', not {text!r:.100}")
     if text.lstrip().startswith("-"):
         raise ValueError(
-            f"{text!r:.100} is an option and no requirement; set options by uv's configuration and its variables (UV_...)"
+            f"{text!r:.100} is an option, not a requirement; set options in uv's configuration and its variables (UV_...)"
         )
     if "/" in text.partition("@")[0].partition(";")[0] or text.strip().endswith((".txt", ".toml")):
         raise ValueError(f"{text!r:.100} is the name of a file: pass it as Path({text!r:.100})")
@@ -95,7 +95,7 @@ def read_requirements(path: Path) -> list[str]:
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise ValueError(f"{path} is longer than {_MOST_BYTES} bytes, and certainly no file of requirements")
+        raise ValueError(f"{path} is longer than {_MOST_BYTES} bytes: that is not a requirements file")
     try:
         text = data.decode("utf-8-sig")
         found = _of_project(text) if path.suffix == ".toml" else _of_lines(text)

@@ -18,7 +18,7 @@ _REPR_LIMIT = 400
 
 
 def decode(data: bytes) -> str:
-    """Return output as text; bytes that are no UTF-8 become U+FFFD."""
+    """Return output as text; bytes that are not UTF-8 become U+FFFD."""
     return data.decode("utf-8", "replace")
 
 
@@ -30,33 +30,34 @@ class RunResult:
     exit_code: int
     """0 after success, 1 after an uncaught exception, n after ``sys.exit(n)`` or ``os._exit(n)``, 128 + n after signal n."""
     stdout_bytes: bytes = b""
-    """What it printed to standard output. In the result of `Sandbox.stream` its end; see `streamed`."""
+    """Its standard output. In the result of `Sandbox.stream` only the end; see `streamed`."""
     stderr_bytes: bytes = b""
-    """What it printed to standard error, an uncaught exception's traceback included. In the result of `Sandbox.stream`
-    its end; see `streamed`."""
+    """Its standard error, including the traceback of an uncaught exception. In the result of `Sandbox.stream` only the end;
+    see `streamed`."""
     value: str | None = None
-    """What the code's last expression came to, as text; None if it was None, or the code did not end with an expression.
+    """The value of the code's last expression, as text; None if it was None, or the code did not end with an expression.
 
-    At most `constants.MAXIMUM_VALUE_BYTES` as UTF-8: the end of what is longer says how much was cut off.
+    At most `constants.MAXIMUM_VALUE_BYTES` as UTF-8; the end of a longer one says how much was cut off.
     """
     displays: tuple[Display, ...] = ()
-    """What it showed; empty in the result of `Sandbox.stream`, which handed it out already."""
+    """What it displayed; empty in the result of `Sandbox.stream`, which has delivered it already."""
     duration: float
     """Seconds on the host's clock, from sending the request to its end."""
     cpu_seconds: float = 0.0
-    """Processor time that the code used, and all that it started, in seconds, as the guest's kernel counted it until the run's end. Processes that an
-    earlier run of that language left behind count, too. It is the guest's word, which a hostile guest can make up: `Sandbox.usage` has what the host counts."""
+    """Processor time of the code and of everything that it started, in seconds, as the guest's kernel counted it until the
+    run's end. Processes that an earlier run of that language left behind count, too. A hostile guest can lie about it:
+    `Sandbox.usage` has what the host counts."""
     restarted: bool
-    """The interpreter was a new one: an earlier run had ended the one before, with its variables."""
+    """Whether the interpreter was a new one, because an earlier run had ended the one before."""
     state_kept: bool
-    """The interpreter lives on, with its variables."""
+    """Whether the interpreter lives on, with its variables. If False, the next run starts a new one."""
     accelerator: str
     """What ran the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
     oom: bool = False
-    """The guest had no memory left, and the interpreter was killed for that. The last line of `stderr` says so too."""
+    """Whether the interpreter was killed because the guest ran out of memory. The last line of `stderr` says so too."""
     streamed: bool = False
-    """It is the result of `Sandbox.stream`, which handed the output out already. `stdout_bytes` and `stderr_bytes` hold
-    only the last `constants.OUTPUT_TAIL_BYTES` of it, and `displays` is empty."""
+    """Whether it is the result of `Sandbox.stream`, which has delivered the output already. Then `stdout_bytes` and
+    `stderr_bytes` hold only the last `constants.OUTPUT_TAIL_BYTES`, and `displays` is empty."""
 
     @property
     def ok(self) -> bool:
@@ -65,12 +66,12 @@ class RunResult:
 
     @property
     def stdout(self) -> str:
-        """Standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return decode(self.stdout_bytes)
 
     @property
     def stderr(self) -> str:
-        """Standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
         return decode(self.stderr_bytes)
 
     def check(self) -> RunResult:
@@ -108,7 +109,7 @@ class RunResult:
 @final
 @attrs.frozen(kw_only=True)
 class RunOutput:
-    """What a run printed last, and what became of it: also of a run that gave no `RunResult`."""
+    """The end of a run's output, and how it ended, even if there was no `RunResult`."""
 
     language: str
     """The language of the code."""
@@ -132,20 +133,20 @@ class RunOutput:
 
     @property
     def stdout(self) -> str:
-        """The end of standard output as text; bytes that are no UTF-8 become U+FFFD."""
+        """The end of standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return decode(self.stdout_bytes)
 
     @property
     def stderr(self) -> str:
-        """The end of standard error as text; bytes that are no UTF-8 become U+FFFD."""
+        """The end of standard error as text; bytes that are not UTF-8 become U+FFFD."""
         return decode(self.stderr_bytes)
 
 
 @final
 class RunFailedError(SandboxError):
-    """The code of a run failed, and the caller asked for an error then, by ``check=True`` or `RunResult.check`.
+    """The code of a run failed, and you asked for an error, by ``check=True`` or `RunResult.check`.
 
-    The message has the end of what the code printed to standard error, its traceback for instance. The sandbox lives on.
+    The message has the end of standard error, the traceback for instance. The sandbox lives on.
     """
 
     retry_safe = False
@@ -167,8 +168,8 @@ class RunFailedError(SandboxError):
 class ProcessFailedError(subprocess.CalledProcessError):
     """A process in the guest failed: what `Sandbox.run_process` raises as `subprocess.CalledProcessError`.
 
-    The message has the end of its standard error, captured or not. It is no `SandboxError`: nothing is wrong with the
-    sandbox.
+    The message has the end of its standard error, even if that was not captured. It is not a `SandboxError`: nothing is
+    wrong with the sandbox.
     """
 
     retry_safe: bool = False

@@ -72,11 +72,11 @@ class HostStatistics:
     sandboxes_open: int
     """Sandboxes that are open now."""
     sandboxes_opened: int
-    """Sandboxes that were opened since the host was."""
+    """Sandboxes opened since the host was opened."""
     admission: AdmissionStatistics
     """Memory and virtual CPUs: what is taken, what there is, and who waits."""
     warm: WarmStatistics
-    """Machines of `HostConfig.warm`, which wait for sandboxes."""
+    """VMs of `HostConfig.warm`, which are kept ready."""
 
 
 @final
@@ -135,10 +135,10 @@ class Host:
         return HostStatistics(self._open, self._opened, self._admission.statistics(), self._warm.statistics())
 
     async def prepare(self, image: str | Image = DEFAULT_IMAGE) -> None:
-        """Make sure that *image* is in the store and intact, building it if need be.
+        """Make sure that *image* is in the store and intact; build it if it is missing.
 
-        `open_sandbox` does this by itself; call it to have the wait, or the error, at a time of your own
-        choosing. Cancelling a build leaves nothing of it, but for the layers of an `Image` that were complete.
+        `open_sandbox` does this by itself. Call it to get the wait, or the error, at a time of your choice. Cancelling a
+        build leaves nothing of it, except the complete layers of an `Image`.
 
         Raises:
           UnknownImageError: if nothing of that name can be built.
@@ -165,37 +165,36 @@ class Host:
     ) -> AsyncGenerator[Sandbox]:
         """Start a virtual machine and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
 
-        With `HostConfig.templates` the first of a configuration boots, is warmed up and saved, and it and all
-        others go on from there. Each has an identity, a clock and generators of randomness of its own.
+        With `HostConfig.templates` the first of a configuration boots, is warmed up and saved as a template. It and all
+        later ones start from that. Each has an identity, a clock and random generators of its own.
 
-        If there is not enough memory or processor for it now, it waits until others are closed; tasks are
-        served in the order of their calls. A task that holds one sandbox while it waits for another may wait
-        for ever: put a deadline around it. Cancelled at any point, on the way in or out, it leaves no process
-        and no file.
+        If there is not enough memory or processor for it, it waits its turn; tasks are served in the order of their calls. A
+        task that holds one sandbox while it waits for another may wait for ever: put a deadline around it. Cancelled at any
+        point, while entering or leaving, it leaves no process and no file.
 
         Args:
           image: What the guest's code sees: the name of an image, or an `Image`.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
-          template: The name of a saved sandbox to restore. BuiltImage, memory and vCPUs are then those of that one:
-            leave them out, or say the same. In a *config* the defaults of memory and vCPUs count as left out.
+          template: The name of a saved sandbox to restore. It has its image, memory and vCPUs: leave these out, or say the
+            same. In a *config* the defaults of memory and vCPUs count as left out.
           **fields: Fields of a `SandboxConfig`, in place of *config*: ``open_sandbox(memory_mib=512)``.
 
         Raises:
-          TypeError, ValueError: if *template* is no name, or *image* and *config* do not fit it; nothing was started.
+          TypeError, ValueError: if *template* is not a name, or *image* and *config* do not fit it; nothing was started.
           UnknownTemplateError: if there is no saved sandbox of that name.
-          TemplateUnusableError: if the saved sandbox can't be gone on from here; the message says why.
+          TemplateUnusableError: if the saved sandbox can't be restored here; the message says why.
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
             `HostConfig.disk_budget_mib` ever allow; or, when its turn has come, if the disk of `HostConfig.runtime_dir` is nearly
-            full, or if other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started; in these cases
-            it is of use to try again later.
+            full, or if other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started; in
+            these cases try again later.
           ModuleNotFoundError: if `SandboxConfig.network` has secrets, and the extra ``network`` is not installed; nothing was started.
-          MountError: if a directory of `SandboxConfig.mounts` can't be read, at once, or not be mounted.
+          MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), or can't be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
-          VmBootError: if the guest did not come up; the console's last lines are in it.
+          VmBootError: if the guest did not come up; the message has the console's last lines.
           MissingProgramError: if QEMU is not installed.
           QemuStorageDaemonError: if the VM's disk could not be made.
           OSError: if this process may open no more files, or a disk of ours can't be written; nothing is left of the attempt.
-          SandboxClosedError: if the host's block was left.
+          SandboxClosedError: if the host's block has exited.
           ImageError: all that `prepare` raises.
 
         """
@@ -227,7 +226,7 @@ class Host:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise SandboxClosedError("the host's block was left; open another host")
+            raise SandboxClosedError("the host's block has exited; open another host")
 
     @asynccontextmanager
     async def _open_machine(
@@ -317,10 +316,9 @@ class Host:
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
-        """Run *code* in a virtual machine of its own that is gone when this returns.
+        """Run *code* in a VM of its own, which is destroyed when this returns.
 
-        Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys
-        the virtual machine.
+        Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys the VM.
         """
         async with self.open_sandbox(image, config, **fields) as sandbox:
             return await sandbox.run(code, functions=functions, check=check)
@@ -335,15 +333,15 @@ class Host:
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
-        """Run a file of Python's as `run` does, with the packages that it asks for by itself.
+        """Run a Python file as `run` does, with the packages that it names itself.
 
-        Those are the ``dependencies`` of its block ``# /// script`` (PEP 723), as `Image.packages` adds them to *image*. The
-        file is on the host, and read now. Other arguments, result and errors are those of `run`.
+        These are the ``dependencies`` of its block ``# /// script`` (PEP 723), added to *image* as by `Image.packages`. The
+        file is on the host, and is read now. Other arguments, result and errors are those of `run`.
 
         Raises:
           OSError: if the file can't be read.
-          SyntaxError, ValueError: if it is no text of Python's, its block can't be read, or it requires another Python than
-            the image has; nothing was started.
+          SyntaxError, ValueError: if it is not Python source text, its block can't be read, or it requires another Python
+            than the image has; nothing was started.
 
         """
         self._home.check("Host.run_script()")
@@ -367,26 +365,26 @@ def _require(confinement: Confinement) -> None:
 
 @open_block
 async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
-    """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
+    """Start what sandboxes share and yield it as a `Host`. When the block exits, all of it ends.
 
-    Should this process be killed, even by SIGKILL, a reaper ends what it left within two seconds.
-    Cancelled at any point, on the way in or out, it leaves no process and no file.
+    If this process is killed, even by SIGKILL, a reaper ends what is left within two seconds. Cancelled at any point, while
+    entering or leaving, it leaves no process and no file.
 
     Args:
       config: Directories, accelerator and timeouts; the default is `HostConfig()`.
 
     Raises:
-      ValueError: if `HostConfig.proxy` is no proxy's URL, or `HostConfig.ca_certificates` no file of certificates; nothing was
-        started.
+      ValueError: if `HostConfig.proxy` is not the URL of a proxy, or `HostConfig.ca_certificates` not a file of
+        certificates; nothing was started.
       UnknownImageError: if `HostConfig.warm` names an image that can't be built; nothing was started.
-      CapacityError: if `HostConfig.warm` asks for a machine that can never fit. Where each fits but not all of them
-        together, a warning is logged, and there are as many as fit.
+      CapacityError: if `HostConfig.warm` asks for a VM that can never fit. If each fits but not all of them together, a
+        warning is logged, and there are as many as fit.
       MissingProgramError: if QEMU is not installed; the message names the package.
       ConfinementRequiredError: if `HostConfig.confinement` is "require" and this host does not allow all of it.
       HardwareRequiredError: if `HostConfig.require_hardware` and no hardware accelerator ran a guest.
       QemuStorageDaemonError: if the storage daemon does not start.
       ImageError: if the cache directory is somebody else's, or others may write to it; nothing was started.
-      SandboxError: if this is no Linux on x86_64, or QEMU would run as root, or there is no place for the runtime directory
+      SandboxError: if this is not Linux on x86_64, or QEMU would run as root, or there is no place for the runtime directory
         or the cache; the message says what to set.
       OSError: if the runtime or the cache directory can't be written.
 

@@ -218,7 +218,7 @@ async def test_what_can_not_be_done_says_so(tmp_path: Path) -> None:
         pass
     sandbox = fixture.sandbox
     for request in (*requests.values(), Sandbox.hibernate, Sandbox.resume):
-        with pytest.raises(SandboxClosedError, match="block was left"):
+        with pytest.raises(SandboxClosedError, match="block has exited"):
             await request(sandbox)
     with pytest.raises(ValueError, match="nothing to revert to"):
         await sandbox.revert()

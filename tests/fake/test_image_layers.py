@@ -297,7 +297,7 @@ async def test_a_layer_without_what_it_stands_on_is_missing(tmp_path: Path) -> N
     for path in built.layers[0].parent.iterdir():
         path.unlink()
     built.layers[0].parent.rmdir()
-    with pytest.raises(ImageMissingError, match=r"stands on a build of 'python.*make it anew from its Image"):
+    with pytest.raises(ImageMissingError, match=r"depends on a build of 'python.*make it anew from its Image"):
         await site.store.ensure(built.name)
     assert [image.current for image in site.store.list() if image.name == built.name] == [False]
     await site.store.prune()

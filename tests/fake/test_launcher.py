@@ -212,7 +212,7 @@ async def test_a_state_that_does_not_load_is_dropped_and_made_once_more(
     assert answers == [False] * 4, "its user gets a machine all the same"
     assert site.boots() == 2
     assert site.store.list() == []
-    assert "could not go on from it" in caplog.text
+    assert "could not start from it" in caplog.text
     assert "load of migration failed" in caplog.text
 
 
@@ -225,7 +225,7 @@ async def test_what_is_not_the_templates_fault_costs_the_others_nothing(
     """Somebody killed that QEMU, or our own limits did: those who share the cache still have the template."""
     for _ in range(3):
         assert not await site.is_clone(mode), "its user gets a machine all the same"
-    assert "can't be used now, and a machine boots" in caplog.text
+    assert "can't be used now, and a VM boots" in caplog.text
     assert reason in caplog.text
     assert (site.boots(), len(site.store.list())) == (1, 1)
 
@@ -328,7 +328,7 @@ async def test_a_disk_that_is_full_is_no_reason_to_remove_a_template(
                     ) as caught:
                         await site.is_clone()
                     assert caught.value.retry_safe
-            assert "can't be used now, and a machine boots: can't write the overlay" in caplog.text
+            assert "can't be used now, and a VM boots: can't write the overlay" in caplog.text
             assert await site.is_clone()
             assert site.boots() == 1
 
@@ -350,7 +350,7 @@ async def test_a_template_that_goes_while_it_is_used(
     with monkeypatch.context() as broken:
         broken.setattr(TemplateStore, "find", find_and_break)
         assert not await site.is_clone()
-    assert "could not go on from it: [Errno 2]" in caplog.text
+    assert "could not start from it: [Errno 2]" in caplog.text
     assert site.store.list() == []
     assert await site.is_clone()
     assert site.boots() == 2

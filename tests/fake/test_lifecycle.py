@@ -236,7 +236,7 @@ async def test_who_finds_no_room_beside_other_processes_sleeps_on(site: Site, mo
     with monkeypatch.context() as patch:
         patch.setattr(site.admission, "_read_others", lambda: Resources(10**6, 0))
         patch.setattr(site.admission, "_patience", 0.0)
-        with pytest.raises(SnapshotError, match="did not wake up, and goes on hibernating: no sandbox was opened"):
+        with pytest.raises(SnapshotError, match="did not wake up, and still hibernates: no sandbox was opened"):
             await site.sandbox.resume()
     await site.sandbox.resume()
     assert await site.run() == "before"
@@ -530,7 +530,7 @@ async def test_falling_asleep_or_waking_up_may_fail_and_nothing_is_lost(site: Si
     site.launcher.saving = lambda: None
     await site.sandbox.hibernate()
     site.launcher.opening = fail_with(VmBootError("no memory"))
-    with pytest.raises(SnapshotError, match="did not wake up, and goes on hibernating: no memory"):
+    with pytest.raises(SnapshotError, match="did not wake up, and still hibernates: no memory"):
         await site.sandbox.resume()
     assert (site.reserved(), site.launcher.open) == (0, [])
     site.launcher.opening = lambda: None

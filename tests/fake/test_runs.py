@@ -502,6 +502,6 @@ async def test_a_run_in_the_block_of_a_run_would_wait_for_itself() -> None:
 async def test_a_sandbox_whose_block_was_left_sends_nothing() -> None:
     async with open_fake_sandbox({"code": echo}) as (sandbox, _):
         pass
-    with pytest.raises(SandboxClosedError, match="block was left"):
+    with pytest.raises(SandboxClosedError, match="block has exited"):
         await sandbox.run("work")
     assert "closed" in repr(sandbox)

@@ -62,7 +62,7 @@ async def test_memory_that_somebody_has_written_to_later_is_noticed(tmp_path: Pa
         with snapshot.config.memory_file.open("r+b") as file:
             file.seek(2**20)
             file.write(b"PWNED")
-        with pytest.raises(SnapshotError, match=r"has been written to since.*trying again is of no use"):
+        with pytest.raises(SnapshotError, match=r"has been written to since.*a retry does not help"):
             snapshot.check_memory()
         snapshot.discard()
         (tmp_path / "snapshot").mkdir()
@@ -85,7 +85,7 @@ async def test_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("never-frozen", "did not get ready for being saved within 1 s"),
+        ("never-frozen", "did not get ready to be saved within 1 s"),
         ("refuses-to-freeze", "the guest can't be saved: not now"),
     ],
 )

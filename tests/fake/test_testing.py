@@ -170,7 +170,7 @@ async def test_what_is_not_scripted_says_so() -> None:
 async def test_after_the_block_it_is_closed() -> None:
     async with open_scripted_sandbox(print_the_call) as sandbox:
         pass
-    with pytest.raises(SandboxClosedError, match="block was left"):
+    with pytest.raises(SandboxClosedError, match="block has exited"):
         await sandbox.run("1")
 
 

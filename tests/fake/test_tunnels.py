@@ -542,7 +542,7 @@ async def test_forwarding_leaves_nothing(server: Server) -> None:
     [
         (b"", "without an answer"),
         (b"\x00", "without an answer"),
-        (b"\xff\xff", "no error's number"),
+        (b"\xff\xff", "not an error number"),
     ],
 )
 @pytest.mark.parametrize("call", [Sandbox.open_tcp_stream, Sandbox.wait_port])

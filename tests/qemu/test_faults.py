@@ -76,7 +76,7 @@ async def test_a_full_disk_costs_nothing_but_the_request(short_path: Path) -> No
             kept.discard()
             runs = 0
             for leave, reason in (
-                (0, "there is no disk for the machine to go on with: .*No space left on device"),
+                (0, "there is no disk for the machine to continue with: .*No space left on device"),
                 (8 * 2**20, "could not be saved: .*No space left on device"),
                 (size + 96 * 2**10, r"could not be saved: .*(No space left on device|the disk of .* is full)"),
             ):

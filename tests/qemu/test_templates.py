@@ -184,7 +184,7 @@ async def test_a_template_whose_state_is_damaged_inside(own: Store, caplog: pyte
             with nothing_left():
                 async with host.open_sandbox(config=own.config) as other:
                     assert (await other.run("print(len(state), token)")).stdout.startswith("1000 ")
-            assert "could not go on from it" in caplog.text
+            assert "could not start from it" in caplog.text
             assert own.made() == []
             assert (await sandbox.run("print(len(state))")).stdout == "1000\n"
 

@@ -111,8 +111,8 @@ def test_no_moments() -> None:
     [
         ("", "must be one line such as"),
         ("a\nb", "must be one line such as"),
-        ("--index-url=x", "is an option and no requirement"),
-        (" -e .", "is an option and no requirement"),
+        ("--index-url=x", "is an option, not a requirement"),
+        (" -e .", "is an option, not a requirement"),
         ("./tool", "is the name of a file"),
         ("requirements.txt", "is the name of a file: pass it as Path"),
         ("alpha @ dist/alpha-1.0-py3-none-any.whl", "has a relative path.*absolute, as in 'alpha @ file:///"),
@@ -155,7 +155,7 @@ def test_requirements_come_from_files(tmp_path: Path) -> None:
         ("pyproject.toml", "[tool]\n", r"it has no table \[project\]"),
         ("pyproject.toml", "[project]\ndependencies = 1\n", "project.dependencies is no list of texts"),
         ("pyproject.toml", "[project", "pyproject.toml: "),
-        ("r.txt", "a" * (2**20 + 1), "certainly no file of requirements"),
+        ("r.txt", "a" * (2**20 + 1), "that is not a requirements file"),
     ],
 )
 def test_files_that_have_no_requirements(tmp_path: Path, name: str, text: str, why: str) -> None:

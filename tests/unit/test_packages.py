@@ -132,7 +132,7 @@ def test_paths_are_of_the_directory_that_has_the_lock() -> None:
     ],
 )
 def test_what_is_no_lock(text: str) -> None:
-    with pytest.raises(PackagesError, match="it is no lock of packages"):
+    with pytest.raises(PackagesError, match="it is not a lock of packages"):
         parse_lock(text)
 
 

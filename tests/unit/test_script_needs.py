@@ -111,5 +111,5 @@ def test_the_command_line_honours_the_block(tmp_path: Path) -> None:
     assert find_program(code="1", language="python", image="node", words=[], packages=["x"]).image == Image(
         "node"
     ).packages("x")
-    with pytest.raises(ValueError, match="is an option and no requirement"):
+    with pytest.raises(ValueError, match="is an option, not a requirement"):
         find_program(code="1", words=[], packages=["-r x"])

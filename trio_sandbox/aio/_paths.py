@@ -20,7 +20,7 @@ AnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"
 
 @final
 class GuestPath(AioDoor[trio_sandbox.GuestPath]):
-    """A path in the guest, as `trio.Path` is one on the host. Made by `Sandbox.path`.
+    """A path in the guest, like `trio.Path` on the host. Made by `Sandbox.path`.
 
     See `trio_sandbox.GuestPath`.
     """
@@ -49,7 +49,7 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
 
     @property
     def pure(self) -> PurePosixPath:
-        """The path by itself."""
+        """The path as a `pathlib.PurePosixPath`."""
         return self._inner.pure
 
     @property
@@ -120,15 +120,15 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
         return self._inner.match(pattern)
 
     async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return its status; that of a link itself without *follow_symlinks*."""
+        """Return its status; without *follow_symlinks*, that of a link itself."""
         return await self._call(lambda: self._inner.stat(follow_symlinks=follow_symlinks))
 
     async def lstat(self) -> os.stat_result:
-        """Return its status, of a link that of the link itself."""
+        """Return its status; of a link, that of the link itself."""
         return await self._call(self._inner.lstat)
 
     async def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is there; a link to nothing is not, unless *follow_symlinks* is False."""
+        """Whether it exists; a broken link does not, unless *follow_symlinks* is False."""
         return await self._call(lambda: self._inner.exists(follow_symlinks=follow_symlinks))
 
     async def is_file(self) -> bool:
@@ -144,7 +144,7 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
         return await self._call(self._inner.is_symlink)
 
     async def iterdir(self) -> Iterator[GuestPath]:
-        """Return an iterator over what is in this directory, in no order.
+        """Return an iterator over the entries of this directory, in no order.
 
         See `trio_sandbox.GuestPath.iterdir`.
         """
@@ -173,7 +173,7 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
         return GuestPath(self._portal, await self._call(self._inner.absolute))
 
     async def resolve(self, *, strict: bool = False) -> GuestPath:
-        """Return the absolute path without links and ``..``; with *strict* it must be there."""
+        """Return the absolute path without links and ``..``; with *strict* it must exist."""
         return GuestPath(self._portal, await self._call(lambda: self._inner.resolve(strict=strict)))
 
     async def mkdir(self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -185,11 +185,11 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
         await self._call(self._inner.rmdir)
 
     async def unlink(self, *, missing_ok: bool = False) -> None:
-        """Remove a file or a link; with *missing_ok* it need not be there."""
+        """Remove a file or a link; with *missing_ok* it need not exist."""
         await self._call(lambda: self._inner.unlink(missing_ok=missing_ok))
 
     async def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
-        """Make an empty file, or set the times of one that is there to now."""
+        """Make an empty file, or set the times of an existing one to now."""
         await self._call(lambda: self._inner.touch(mode, exist_ok=exist_ok))
 
     async def rename(self, target: AnyGuestPath) -> GuestPath:
@@ -201,15 +201,15 @@ class GuestPath(AioDoor[trio_sandbox.GuestPath]):
         return GuestPath(self._portal, await self._call(lambda: self._inner.replace(plain(target))))
 
     async def chmod(self, mode: int) -> None:
-        """Set the mode, following links; what `stat` says of the kind of file may be in *mode*, too."""
+        """Set the mode, following links; *mode* may include the bits for the kind of file that `stat` returns."""
         await self._call(lambda: self._inner.chmod(mode))
 
     async def symlink_to(self, target: AnyGuestPath) -> None:
-        """Make this a symbolic link to *target*."""
+        """Make this path a symbolic link to *target*."""
         await self._call(lambda: self._inner.symlink_to(plain(target)))
 
     async def hardlink_to(self, target: AnyGuestPath) -> None:
-        """Make this another name of the file *target*."""
+        """Make this path another name of the file *target*."""
         await self._call(lambda: self._inner.hardlink_to(plain(target)))
 
     async def read_bytes(self) -> bytes:
@@ -310,7 +310,7 @@ class FileChange(AioDoor[trio_sandbox.FileChange]):
 
 @final
 class FileChanges(AioDoor[trio_sandbox.FileChanges]):
-    """The changes of what is watched, in order. Made by `Sandbox.watch`.
+    """The changes of a watched file or directory, in order. Made by `Sandbox.watch`.
 
     See `trio_sandbox.FileChanges`.
     """

@@ -40,7 +40,7 @@ class GuestFile(BlockingDoor[trio_sandbox.GuestFile]):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return self._now(lambda: self._inner.closed)
 
     def readable(self) -> bool:
@@ -52,7 +52,7 @@ class GuestFile(BlockingDoor[trio_sandbox.GuestFile]):
         return self._now(self._inner.writable)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return *size* bytes, fewer only at the end of the file; all that is left if negative or None.
+        """Return *size* bytes, fewer only at the end of the file; all of the rest if negative or None.
 
         See `trio_sandbox.GuestFile.read`.
         """
@@ -76,7 +76,7 @@ class GuestFile(BlockingDoor[trio_sandbox.GuestFile]):
         return self._call(lambda: self._inner.write(data))
 
     def flush(self) -> None:
-        """Do nothing: what was written is with the guest's kernel already."""
+        """Do nothing: the guest's kernel already has what was written."""
         self._call(self._inner.flush)
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -133,11 +133,11 @@ class GuestTextFile(BlockingDoor[trio_sandbox.GuestTextFile]):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return self._now(lambda: self._inner.closed)
 
     def read(self, size: int | None = -1) -> str:
-        """Return *size* characters, fewer only at the end of the file; all that is left if negative or None.
+        """Return *size* characters, fewer only at the end of the file; all of the rest if negative or None.
 
         See `trio_sandbox.GuestTextFile.read`.
         """
@@ -161,7 +161,7 @@ class GuestTextFile(BlockingDoor[trio_sandbox.GuestTextFile]):
         return self._call(lambda: self._inner.write(text))
 
     def flush(self) -> None:
-        """Do nothing: what was written is with the guest's kernel already."""
+        """Do nothing: the guest's kernel already has what was written."""
         self._call(self._inner.flush)
 
     def seek(self, offset: int, whence: int = 0) -> int:

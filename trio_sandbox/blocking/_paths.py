@@ -20,7 +20,7 @@ AnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"
 
 @final
 class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
-    """A path in the guest, as `trio.Path` is one on the host. Made by `Sandbox.path`.
+    """A path in the guest, like `trio.Path` on the host. Made by `Sandbox.path`.
 
     See `trio_sandbox.GuestPath`.
     """
@@ -49,7 +49,7 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
 
     @property
     def pure(self) -> PurePosixPath:
-        """The path by itself."""
+        """The path as a `pathlib.PurePosixPath`."""
         return self._inner.pure
 
     @property
@@ -120,15 +120,15 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
         return self._inner.match(pattern)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return its status; that of a link itself without *follow_symlinks*."""
+        """Return its status; without *follow_symlinks*, that of a link itself."""
         return self._call(lambda: self._inner.stat(follow_symlinks=follow_symlinks))
 
     def lstat(self) -> os.stat_result:
-        """Return its status, of a link that of the link itself."""
+        """Return its status; of a link, that of the link itself."""
         return self._call(self._inner.lstat)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is there; a link to nothing is not, unless *follow_symlinks* is False."""
+        """Whether it exists; a broken link does not, unless *follow_symlinks* is False."""
         return self._call(lambda: self._inner.exists(follow_symlinks=follow_symlinks))
 
     def is_file(self) -> bool:
@@ -144,7 +144,7 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
         return self._call(self._inner.is_symlink)
 
     def iterdir(self) -> Iterator[GuestPath]:
-        """Return an iterator over what is in this directory, in no order.
+        """Return an iterator over the entries of this directory, in no order.
 
         See `trio_sandbox.GuestPath.iterdir`.
         """
@@ -173,7 +173,7 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
         return GuestPath(self._portal, self._call(self._inner.absolute))
 
     def resolve(self, *, strict: bool = False) -> GuestPath:
-        """Return the absolute path without links and ``..``; with *strict* it must be there."""
+        """Return the absolute path without links and ``..``; with *strict* it must exist."""
         return GuestPath(self._portal, self._call(lambda: self._inner.resolve(strict=strict)))
 
     def mkdir(self, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -185,11 +185,11 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
         self._call(self._inner.rmdir)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        """Remove a file or a link; with *missing_ok* it need not be there."""
+        """Remove a file or a link; with *missing_ok* it need not exist."""
         self._call(lambda: self._inner.unlink(missing_ok=missing_ok))
 
     def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
-        """Make an empty file, or set the times of one that is there to now."""
+        """Make an empty file, or set the times of an existing one to now."""
         self._call(lambda: self._inner.touch(mode, exist_ok=exist_ok))
 
     def rename(self, target: AnyGuestPath) -> GuestPath:
@@ -201,15 +201,15 @@ class GuestPath(BlockingDoor[trio_sandbox.GuestPath]):
         return GuestPath(self._portal, self._call(lambda: self._inner.replace(plain(target))))
 
     def chmod(self, mode: int) -> None:
-        """Set the mode, following links; what `stat` says of the kind of file may be in *mode*, too."""
+        """Set the mode, following links; *mode* may include the bits for the kind of file that `stat` returns."""
         self._call(lambda: self._inner.chmod(mode))
 
     def symlink_to(self, target: AnyGuestPath) -> None:
-        """Make this a symbolic link to *target*."""
+        """Make this path a symbolic link to *target*."""
         self._call(lambda: self._inner.symlink_to(plain(target)))
 
     def hardlink_to(self, target: AnyGuestPath) -> None:
-        """Make this another name of the file *target*."""
+        """Make this path another name of the file *target*."""
         self._call(lambda: self._inner.hardlink_to(plain(target)))
 
     def read_bytes(self) -> bytes:
@@ -304,7 +304,7 @@ class FileChange(BlockingDoor[trio_sandbox.FileChange]):
 
 @final
 class FileChanges(BlockingDoor[trio_sandbox.FileChanges]):
-    """The changes of what is watched, in order. Made by `Sandbox.watch`.
+    """The changes of a watched file or directory, in order. Made by `Sandbox.watch`.
 
     See `trio_sandbox.FileChanges`.
     """

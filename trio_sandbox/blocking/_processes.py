@@ -15,7 +15,7 @@ from ._door import BlockingDoor
 
 @final
 class GuestInput(BlockingDoor[trio_sandbox.GuestInput]):
-    """The standard input of a process in the guest; closing it is the process's end of file."""
+    """The standard input of a process in the guest. When you close it, the process reads end of file."""
 
     __slots__ = ()
 
@@ -39,12 +39,12 @@ class GuestInput(BlockingDoor[trio_sandbox.GuestInput]):
 
 @final
 class GuestOutput(BlockingDoor[trio_sandbox.GuestOutput]):
-    """What a process in the guest prints. Not reading it makes the process wait."""
+    """The output of a process in the guest. If you don't read it, the process waits."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Stop reading; a process that goes on printing gets a broken pipe."""
+        """Stop reading; if the process prints more, it gets a broken pipe."""
         self._call(self._inner.aclose)
 
     def __enter__(self) -> GuestOutput:
@@ -109,7 +109,7 @@ class GuestTerminal(BlockingDoor[trio_sandbox.GuestTerminal]):
 
 @final
 class GuestProcess(BlockingDoor[trio_sandbox.GuestProcess]):
-    """A process in the guest, as `trio.Process` is one on the host. Made by `Sandbox.open_process`."""
+    """A process in the guest, like `trio.Process` on the host. Made by `Sandbox.open_process`."""
 
     __slots__ = ()
 
@@ -158,14 +158,14 @@ class GuestProcess(BlockingDoor[trio_sandbox.GuestProcess]):
         return self._now(lambda: self._inner.oom)
 
     def wait(self) -> int:
-        """Block until the process is over, then return `returncode`. Cancelled: the process goes on.
+        """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.
 
         See `trio_sandbox.GuestProcess.wait`.
         """
         return self._call(self._inner.wait)
 
     def send_signal(self, sig: signal.Signals | int) -> None:
-        """Send signal *sig* to the process; nothing happens if it is over. Does not wait for the guest.
+        """Send signal *sig* to the process; nothing happens if it has ended. Does not wait for the guest.
 
         See `trio_sandbox.GuestProcess.send_signal`.
         """

@@ -40,17 +40,17 @@ from ._processes import GuestConnection, GuestProcess, RunEvents
 
 @final
 class Checkpoint(BlockingDoor[trio_sandbox.Checkpoint]):
-    """A moment of a sandbox that it can go back to, as often as wanted. Made by `Sandbox.checkpoint`."""
+    """An earlier state of a sandbox, for `Sandbox.revert`. Made by `Sandbox.checkpoint`."""
 
     __slots__ = ()
 
     @property
     def discarded(self) -> bool:
-        """Whether there is no going back to it any more."""
+        """Whether it was discarded: the sandbox can't go back to it any more."""
         return self._now(lambda: self._inner.discarded)
 
     def discard(self) -> None:
-        """Give up what it takes on the host's disk; the end of the sandbox does so, too. Again is no error."""
+        """Free its space on the host's disk; the end of the sandbox does so, too. Doing it again does nothing."""
         self._now(self._inner.discard)
 
 
@@ -65,7 +65,7 @@ class NetworkWatch(BlockingDoor[trio_sandbox.NetworkWatch]):
 
     @property
     def lost(self) -> int:
-        """Events that were dropped, the oldest first, because nobody took them; the last 1000 are kept."""
+        """How many events were dropped, the oldest first, because nobody took them; the last 1000 are kept."""
         return self._now(lambda: self._inner.lost)
 
     def __iter__(self) -> NetworkWatch:
@@ -82,14 +82,14 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
     __slots__ = ()
 
     def path(self, *parts: AnyGuestPath, user: str | int | None = None) -> GuestPath:
-        """Return a path in the guest, on which files are worked with like with `trio.Path`.
+        """Return a path in the guest, which works like a `trio.Path`.
 
         See `trio_sandbox.Sandbox.path`.
         """
         return GuestPath(self._portal, self._inner.path(*plain_all(parts), user=user))
 
     def environment(self, user: str | int | None = None) -> dict[str, str]:
-        """Return the environment variables that processes of a user get unless `run_process` is told otherwise.
+        """Return the environment variables that a user's processes get by default.
 
         See `trio_sandbox.Sandbox.environment`.
         """
@@ -103,7 +103,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         user: str | int | None = None,
         progress: Callable[[TransferStatistics], object] | None = None,
     ) -> TransferStatistics:
-        """Copy a file or a whole tree of the host's into the guest.
+        """Copy a file or a whole tree from the host into the guest.
 
         See `trio_sandbox.Sandbox.upload`.
         """
@@ -119,7 +119,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         max_bytes: int = 8589934592,
         umask: int | None = None,
     ) -> TransferStatistics:
-        """Copy a file or a whole tree of the guest's to the host.
+        """Copy a file or a whole tree from the guest to the host.
 
         See `trio_sandbox.Sandbox.download`.
         """
@@ -130,7 +130,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         )
 
     def watch(self, path: AnyGuestPath, *, user: str | int | None = None) -> AbstractContextManager[FileChanges]:
-        """Watch a file or directory of the guest's for a block.
+        """Watch a file or directory in the guest, for a block.
 
         See `trio_sandbox.Sandbox.watch`.
         """
@@ -201,11 +201,11 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
 
     @property
     def last_output(self) -> RunOutput:
-        """The end of what the last run of this task printed, and what became of it: also where `run` gave no result."""
+        """The end of the output of this task's last run, and how it ended, even if `run` gave no result."""
         return self._now(lambda: self._inner.last_output)
 
     def recent_runs(self) -> tuple[RunOutput, ...]:
-        """Return the end of what the last runs of all tasks printed, eight at most, the oldest first: for reports of errors."""
+        """Return the ends of the outputs of the last runs of all tasks, at most eight, the oldest first, for error reports."""
         return self._now(self._inner.recent_runs)
 
     def stream(
@@ -218,7 +218,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         cwd: AnyGuestPath | None = None,
         functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> AbstractContextManager[RunEvents]:
-        """Run *code* like `run`, and hand out what it prints and shows as it comes.
+        """Run *code* like `run`, and give its output and displays as they come.
 
         See `trio_sandbox.Sandbox.stream`.
         """
@@ -345,7 +345,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
 
     @property
     def config(self) -> SandboxConfig:
-        """What it was opened with."""
+        """The configuration it was opened with."""
         return self._now(lambda: self._inner.config)
 
     @property
@@ -359,11 +359,11 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         return self._now(lambda: self._inner.confinement)
 
     def console(self) -> str:
-        """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
+        """Return the end of what the guest's kernel and agent printed to the console, at most 64 KiB."""
         return self._now(self._inner.console)
 
     def qmp_log(self) -> str:
-        """Return the end of what this library and QEMU said to each other, 16 KiB at most: for reports of errors."""
+        """Return the end of the conversation between this library and QEMU, at most 16 KiB, for error reports."""
         return self._now(self._inner.qmp_log)
 
     def statistics(self) -> SandboxStatistics:
@@ -371,14 +371,14 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         return self._now(self._inner.statistics)
 
     def usage(self) -> Usage:
-        """Return what the sandbox has taken of the host so far: processor time, memory, disk, network.
+        """Return what the sandbox uses of the host: processor time, memory, disk, network.
 
         See `trio_sandbox.Sandbox.usage`.
         """
         return self._now(self._inner.usage)
 
     def network(self, network: Network) -> AbstractContextManager[NetworkWatch]:
-        """Put another policy for the network in force, for the length of a block.
+        """Apply another network policy, for a block.
 
         See `trio_sandbox.Sandbox.network`.
         """
@@ -396,7 +396,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         return self._now(self._inner.network_statistics)
 
     def fork(self, count: int) -> AbstractContextManager[tuple[Sandbox, ...]]:
-        """Open *count* copies of the sandbox as it is now, memory, processes and files, for the length of a block.
+        """Open *count* copies of the sandbox as it is now, with memory, processes and files, for a block.
 
         See `trio_sandbox.Sandbox.fork`.
         """
@@ -405,7 +405,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         )
 
     def checkpoint(self) -> Checkpoint:
-        """Keep the state of the sandbox as it is now, memory, processes and files, for `revert` to go back to.
+        """Keep the state of the sandbox as it is now: memory, processes and files. `revert` goes back to it.
 
         See `trio_sandbox.Sandbox.checkpoint`.
         """
@@ -419,35 +419,35 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         self._call(lambda: self._inner.revert(plain(checkpoint)))
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Undo all that happens in the sandbox in a block that raises, or is cancelled; keep it otherwise.
+        """Undo everything that happens in the sandbox if the block raises or is cancelled; keep it otherwise.
 
         See `trio_sandbox.Sandbox.transaction`.
         """
         return self._block(self._inner.transaction, lambda _, value: value)
 
     def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
-        """Install packages of Python's that code of the sandbox can import at once, as `Image.packages` adds them to an image.
+        """Install Python packages that the sandbox's code can import at once, as `Image.packages` adds them to an image.
 
         See `trio_sandbox.Sandbox.install`.
         """
         self._call(lambda: self._inner.install(*requirements, exclude_newer=exclude_newer))
 
     def save(self, name: str, *, replace: bool = False) -> None:
-        """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
+        """Save the state of the sandbox as it is now; ``open_sandbox(template=name)`` restores it.
 
         See `trio_sandbox.Sandbox.save`.
         """
         self._call(lambda: self._inner.save(name, replace=replace))
 
     def hibernate(self) -> None:
-        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are given back.
+        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are freed.
 
         See `trio_sandbox.Sandbox.hibernate`.
         """
         self._call(self._inner.hibernate)
 
     def resume(self) -> None:
-        """Wake the sandbox up: it goes on where it fell asleep. Nothing happens if it is awake.
+        """Wake the sandbox up: it continues where it fell asleep. Nothing happens if it is awake.
 
         See `trio_sandbox.Sandbox.resume`.
         """
@@ -470,7 +470,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
         return self._now(self._inner.statistics)
 
     def prepare(self, image: str | Image = "python") -> None:
-        """Make sure that *image* is in the store and intact, building it if need be.
+        """Make sure that *image* is in the store and intact; build it if it is missing.
 
         See `trio_sandbox.Host.prepare`.
         """
@@ -500,7 +500,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
-        """Run *code* in a virtual machine of its own that is gone when this returns.
+        """Run *code* in a VM of its own, which is destroyed when this returns.
 
         See `trio_sandbox.Host.run`.
         """
@@ -519,7 +519,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
-        """Run a file of Python's as `run` does, with the packages that it asks for by itself.
+        """Run a Python file as `run` does, with the packages that it names itself.
 
         See `trio_sandbox.Host.run_script`.
         """
@@ -530,7 +530,7 @@ class Host(BlockingDoor[trio_sandbox.Host]):
 
 
 def open_host(config: HostConfig | None = None) -> AbstractContextManager[Host]:
-    """Start what sandboxes share and yield it as a `Host`; leaving the block ends every part of it.
+    """Start what sandboxes share and yield it as a `Host`. When the block exits, all of it ends.
 
     See `trio_sandbox.open_host`.
     """

@@ -36,12 +36,12 @@ _MEBIBYTES = re.compile(r"(\d{1,15})(M|MiB|G|GiB)?", re.IGNORECASE | re.ASCII)
 
 def memory_mib(text: str) -> int:
     """Read an amount of memory: ``512`` and ``512M`` are MiB, ``2G`` is GiB."""
-    return _mebibytes(text, "no amount of memory")
+    return _mebibytes(text, "not an amount of memory")
 
 
 def disk_mib(text: str) -> int:
     """Read an amount of disk, written as one of memory is."""
-    return _mebibytes(text, "no amount of disk")
+    return _mebibytes(text, "not an amount of disk")
 
 
 def _mebibytes(text: str, refusal: str) -> int:

@@ -127,7 +127,7 @@ def check_open(vm: Machine, what: str) -> None:
     if gone := vm.failure or vm.guest.failure:
         raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine is gone") from gone
     if vm.closed:
-        raise SandboxClosedError(f"{what} was not sent: the sandbox's block was left; open another sandbox")
+        raise SandboxClosedError(f"{what} was not sent: the sandbox's block has exited; open another sandbox")
 
 
 def open_stream(vm: Machine, header: Mapping[str, object], what: str, *, flush: bool = False) -> ChannelStream:

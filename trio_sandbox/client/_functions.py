@@ -94,7 +94,7 @@ class CallDecoder:
         self._check_length(len(line))
         match = _CALL.fullmatch(line)
         if match is None or len(match[2]) > _LONGEST_NAME or len(match[3]) > MAXIMUM_CALL_BYTES:
-            raise BadCallError(f"it sent what is no call: {bytes(line[:80])!r}")
+            raise BadCallError(f"it sent something that is not a call: {bytes(line[:80])!r}")
         return Call(int(match[1]), match[2].decode(), bytes(match[3]))
 
     def _check_length(self, length: int) -> None:
@@ -120,7 +120,7 @@ def parse_arguments(text: bytes) -> tuple[list[object], dict[str, object]]:
         case [list(), dict()]:
             return cast("tuple[list[object], dict[str, object]]", tuple(cast("list[object]", value)))
         case _:
-            raise BadCallError("the arguments are no list and object")
+            raise BadCallError("the arguments are not a list and an object")
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -27,7 +27,7 @@ SIGNAL_BACKLOG = 64
 
 @final
 class GuestInput(trio.abc.SendStream):
-    """The standard input of a process in the guest; closing it is the process's end of file."""
+    """The standard input of a process in the guest. When you close it, the process reads end of file."""
 
     def __init__(self, stream: ChannelStream) -> None:
         self._stream = stream
@@ -37,7 +37,7 @@ class GuestInput(trio.abc.SendStream):
         """Send *data*; a process that does not read makes this wait. Cancelled: some of it may have been sent.
 
         Raises:
-          trio.BrokenResourceError: if the process closed its standard input or is over.
+          trio.BrokenResourceError: if the process closed its standard input or has ended.
           trio.ClosedResourceError: if this end was closed.
 
         """
@@ -64,7 +64,7 @@ class GuestInput(trio.abc.SendStream):
 
 @final
 class GuestOutput(trio.abc.ReceiveStream):
-    """What a process in the guest prints. Not reading it makes the process wait."""
+    """The output of a process in the guest. If you don't read it, the process waits."""
 
     def __init__(self, stream: ChannelStream) -> None:
         self._stream = stream
@@ -80,13 +80,13 @@ class GuestOutput(trio.abc.ReceiveStream):
         return await self._stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        """Stop reading; a process that goes on printing gets a broken pipe."""
+        """Stop reading; if the process prints more, it gets a broken pipe."""
         await self._stream.aclose()
 
 
 @final
 class GuestProcess:
-    """A process in the guest, as `trio.Process` is one on the host. Made by `Sandbox.open_process`."""
+    """A process in the guest, like `trio.Process` on the host. Made by `Sandbox.open_process`."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class GuestProcess:
         return self._oom
 
     async def wait(self) -> int:
-        """Block until the process is over, then return `returncode`. Cancelled: the process goes on.
+        """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.
 
         Its output may still be on the way: read `stdout` and `stderr` to their ends for all of it.
 
@@ -159,10 +159,10 @@ class GuestProcess:
         return self._returncode
 
     def send_signal(self, sig: signal.Signals | int) -> None:
-        """Send signal *sig* to the process; nothing happens if it is over. Does not wait for the guest.
+        """Send signal *sig* to the process; nothing happens if it has ended. Does not wait for the guest.
 
         Raises:
-          ValueError: if *sig* is no signal's number.
+          ValueError: if *sig* is not the number of a signal.
           trio.BusyResourceError: if the guest has not taken the last 64 signals yet.
 
         """
@@ -179,7 +179,7 @@ class GuestProcess:
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of the process's terminal; its foreground processes get SIGWINCH. Does not wait for the guest.
 
-        Of several sizes that the guest has not taken yet the last one counts.
+        If the guest has not taken several sizes yet, the last one counts.
 
         Raises:
           TypeError, ValueError: if these are not numbers from 1 to 65535, or the process has no terminal.

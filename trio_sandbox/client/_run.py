@@ -54,7 +54,7 @@ class OutputChunk:
 class RunEvents:
     """The events of a run in order of arrival: `OutputChunk` and `Display`, and one `RunResult` as the last.
 
-    An asynchronous iterator that needs no closing of its own: its block does that.
+    An async iterator. You need not close it: its block does.
     """
 
     stdin: GuestInput | None = None

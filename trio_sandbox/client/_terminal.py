@@ -49,9 +49,9 @@ class Terminal:
 class GuestTerminal(trio.abc.Stream):
     r"""The user's side of the terminal that controls a process in the guest.
 
-    What is sent is what is typed, control characters and all: ``b"\x03"`` is Ctrl-C, ``b"\x04"`` Ctrl-D. What is
-    received is what the terminal shows, and ends when no process has the terminal open any more. Closing hangs up,
-    as closing a terminal's window does: the foreground processes get SIGHUP.
+    Sending is typing, control characters included: ``b"\x03"`` is Ctrl-C, ``b"\x04"`` Ctrl-D. Receiving is reading the
+    screen; it ends when no process has the terminal open any more. Closing hangs up, like closing a terminal's window: the
+    foreground processes get SIGHUP.
     """
 
     def __init__(self, stream: ChannelStream) -> None:

@@ -192,7 +192,9 @@ def _survey(source: Path, room: int) -> _Survey:
                         lost_found = True
                         if not stat.S_ISDIR(status.st_mode):
                             raise OSError(
-                                errno.EEXIST, "it is no directory, as it is in every file system; rename it", child.path
+                                errno.EEXIST,
+                                "it is not a directory, as it is in every file system; rename it",
+                                child.path,
                             )
         except OSError as exc:
             raise _unreadable(source, exc.filename or directory, exc) from exc

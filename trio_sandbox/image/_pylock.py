@@ -70,7 +70,7 @@ def parse_lock(text: str, directory: Path | None = None) -> Lock:
         value.pop("requires-python", None)
         return _lock(value)
     except (KeyError, TypeError, AttributeError, ValueError) as exc:
-        raise PackagesError(f"it is no lock of packages (pylock.toml, PEP 751): {exc!r:.200}") from exc
+        raise PackagesError(f"it is not a lock of packages (pylock.toml, PEP 751): {exc!r:.200}") from exc
 
 
 def _lock(value: dict[str, Any]) -> Lock:

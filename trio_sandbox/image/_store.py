@@ -185,7 +185,7 @@ class ImageStore:
             if image.content == below["content"]:
                 return layered(image, entry, manifest)
         raise ImageMissingError(
-            f"the layer {name!r} stands on a build of {below['name']!r} that is not there any more; "
+            f"the layer {name!r} depends on a build of {below['name']!r} that is not there any more; "
             "make it anew from its Image"
         )
 

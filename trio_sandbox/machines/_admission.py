@@ -28,7 +28,7 @@ _LOOK: Final = 0.2
 @final
 @attrs.frozen(kw_only=True)
 class AdmissionStatistics:
-    """Numbers about what a host's sandboxes may have together."""
+    """How much a host's sandboxes have reserved, and how much they may."""
 
     memory_mib_reserved: int
     """What open sandboxes may use, in MiB: their RAM, and QEMU's own memory besides."""
@@ -48,7 +48,7 @@ class AdmissionStatistics:
     disk_mib_elsewhere: int = 0
     """The same of what their sandboxes may write to the disk that this host's are on."""
     tasks_waiting: int
-    """Tasks in `Host.open_sandbox` that wait until others have closed theirs."""
+    """Tasks in `Host.open_sandbox` that wait their turn."""
 
 
 def _ignore() -> None:

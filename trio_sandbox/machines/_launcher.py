@@ -180,7 +180,7 @@ class Launcher:
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
                 if not blames_the_state(exc):
                     raise
-                raise self._unusable(template, f"a machine could not go on from it: {exc}") from exc
+                raise self._unusable(template, f"a machine could not start from it: {exc}") from exc
             # It may have been saved with a limit of its own.
             disk_mib = choose_disk_mib(config.disk_mib, self._directory)
             await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
@@ -296,7 +296,7 @@ class Launcher:
                 # Whatever it will stand on is of the size of the image, and nobody reads the name that is written in it.
                 await self._overlays.acquire(vm.config.image, overlay)
             except (OSError, QemuStorageDaemonError) as exc:
-                raise SnapshotError(f"there is no disk for the machine to go on with: {exc}") from exc
+                raise SnapshotError(f"there is no disk for the machine to continue with: {exc}") from exc
             snapshot = await vm.snapshot(directory, overlay)
             undo.pop_all()
         return snapshot
@@ -361,10 +361,10 @@ class Launcher:
         except RESTORE_FAILURES as exc:
             is_there = all(path.exists() for path in template.files)
             if is_there and (isinstance(exc, (QemuStorageDaemonError, OSError)) or not blames_the_state(exc)):
-                _log.warning("the template %s can't be used now, and a machine boots: %s", key, first_line(exc))
+                _log.warning("the template %s can't be used now, and a VM boots: %s", key, first_line(exc))
                 return None, None
             self._failures[key] += 1
-            return None, partial(templates.discard, key, f"a machine could not go on from it: {exc}")
+            return None, partial(templates.discard, key, f"a machine could not start from it: {exc}")
 
     # --- Templates ---
 
@@ -492,5 +492,5 @@ async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:
     """
     header = {"service": "snapshot", "marker": marker.hex()}
     if await ask(vm, header, "a snapshot", most=len(_FROZEN), patience=timeouts.kill) != _FROZEN:
-        raise VmError("the guest did not get ready for being saved", console=vm.console())
+        raise VmError("the guest did not get ready to be saved", console=vm.console())
     await trio.sleep(_SETTLE)

@@ -247,7 +247,7 @@ class NamedTemplateStore:
                 raise
             raise TemplateError(
                 f"nothing can be saved in the cache directory {self._directory.parent} ({exc.strerror}: {exc.filename}); "
-                "choose another with HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME. The sandbox goes on"
+                "choose another with HostConfig.cache_dir, --cache-dir or XDG_CACHE_HOME. The sandbox lives on"
             ) from exc
 
     @contextmanager

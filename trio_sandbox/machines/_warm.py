@@ -63,26 +63,26 @@ class Warmable(Protocol[VmT]):
 @final
 @attrs.frozen(kw_only=True)
 class WarmStatistics:
-    """Numbers about `HostConfig.warm`: machines that wait for sandboxes."""
+    """Numbers about `HostConfig.warm`: VMs that are kept ready."""
 
     ready: int = 0
-    """Machines that wait now."""
+    """VMs that are ready now."""
     hits: int = 0
     """Sandboxes that got one."""
     misses: int = 0
-    """Sandboxes of a configuration in the pool that found none, and were opened as usual."""
+    """Sandboxes of a configuration in the pool that found no VM ready, and were opened as usual."""
     dropped: int = 0
-    """Machines that proved to be dead or stuck when a sandbox was to get them."""
+    """VMs that were dead or stuck when they were checked out."""
     evicted: int = 0
-    """Machines that were closed for sandboxes that would have had to wait for their memory or processors."""
+    """VMs that were closed so that a sandbox need not wait for their memory or processors."""
     refills: int = 0
-    """Machines that were opened for the pool."""
+    """VMs that were opened for the pool."""
     refill_failures: int = 0
     """Those that could not be opened; the log says why."""
     last_refill_seconds: float | None = None
-    """What opening the last one took, until it was ready; None before the first."""
+    """Seconds that opening the last one took, until it was ready; None before the first."""
     total_refill_seconds: float = 0.0
-    """What opening all of them took."""
+    """Seconds that opening all of them took."""
 
 
 @attrs.define(eq=False)
@@ -188,7 +188,7 @@ class WarmPool(Generic[VmT]):
                 fit = True
             except (SandboxError, OSError) as exc:
                 self._dropped += 1
-                _log.warning("an idle machine was of no use any more: %s", exc)
+                _log.warning("an idle VM could not be used any more: %s", exc)
             finally:
                 if not fit:
                     self._let_go(spare)
@@ -316,7 +316,7 @@ class WarmPool(Generic[VmT]):
         self._not_before[key] = trio.current_time() + pause
         expected = isinstance(exc, (SandboxError, OSError))
         _log.warning(
-            "no machine of image %r could be opened for the pool, next try in %g s: %s",
+            "no VM of image %r could be opened for the pool; next try in %g s: %s",
             key[0],
             pause,
             exc,
@@ -334,7 +334,7 @@ class WarmPool(Generic[VmT]):
             try:
                 await spare.held.close()
             except Exception as exc:  # noqa: BLE001 - as above
-                _log.warning("a machine of the pool did not end well: %s", exc, exc_info=exc)
+                _log.warning("a VM of the pool did not end well: %s", exc, exc_info=exc)
 
     @asynccontextmanager
     async def _machine(self, key: WarmKey) -> AsyncGenerator[VmT]:

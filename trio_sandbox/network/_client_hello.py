@@ -89,7 +89,7 @@ def _server_name(message: bytes) -> str:
         raise NotNamedError("its TLS hello has no server name")
     name = names[0].decode("latin-1").lower()
     if len(names) > 1 or not is_host_name(name):
-        raise NotNamedError("the server name in its TLS hello is none that it can have asked for")
+        raise NotNamedError("the server name in its TLS hello is not one that it can have asked for")
     return name
 
 

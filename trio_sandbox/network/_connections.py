@@ -26,7 +26,7 @@ _KEPT_EVENTS = 1000
 @final
 @attrs.frozen(kw_only=True)
 class NetworkEvent:
-    """One decision about the network: a connection, told at its end, or a name or a connection that was refused."""
+    """One decision about the network: a connection, reported when it ends, or a refused name or connection."""
 
     host: str
     """The name that the guest asked for; "" if what it asked for is no name."""
@@ -51,7 +51,7 @@ class NetworkEvent:
 @final
 @attrs.frozen(kw_only=True)
 class NetworkStatistics:
-    """Numbers about a sandbox's network, all but the first since it was opened."""
+    """Numbers about a sandbox's network. All but the first count from the opening of the sandbox."""
 
     open_connections: int
     """Connections that exist now."""
@@ -114,7 +114,7 @@ class NetworkWatch:
 
     @property
     def lost(self) -> int:
-        """Events that were dropped, the oldest first, because nobody took them; the last 1000 are kept."""
+        """How many events were dropped, the oldest first, because nobody took them; the last 1000 are kept."""
         return self._events.lost
 
     def __aiter__(self) -> NetworkWatch:

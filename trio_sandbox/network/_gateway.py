@@ -209,7 +209,7 @@ class Gateway:
             case {"service": "connect", "host": str(host), "port": int(port)} if type(port) is int and 0 < port < 65536:
                 serve = partial(self._connect, stream, host, port)
             case _:
-                raise WireError(f"a request for the network that is none: {header!r:.200}")
+                raise WireError(f"something that is not a request for the network: {header!r:.200}")
         if self._streams >= _MOST_STREAMS:
             raise WireError(f"more than {_MOST_STREAMS} requests for the network at a time")
         # Counted here, not in its task: that begins when all that came with this request has been taken.
@@ -261,7 +261,7 @@ class Gateway:
 
     def _find(self, host: str, port: int | None) -> NetworkRule:
         if not host:
-            raise _RefusedError("no such host", "what the guest asked for is no host name")
+            raise _RefusedError("no such host", "the guest asked for something that is not a host name")
         network = self.network
         rule = network.find(host, port)
         if rule is None:

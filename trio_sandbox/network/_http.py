@@ -155,7 +155,7 @@ class HttpProxy:
         except self._h11.RemoteProtocolError as exc:
             # It may quote a whole head.
             raise RequestRefusedError(
-                exc.error_status_hint, "failed", f"the guest sent what is not HTTP as it should be: {exc!s:.{_QUOTED}}"
+                exc.error_status_hint, "failed", f"the guest sent malformed HTTP: {exc!s:.{_QUOTED}}"
             ) from None
 
     def _count_lines(self, data: bytes) -> None:

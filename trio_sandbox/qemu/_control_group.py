@@ -113,7 +113,7 @@ async def open_control_groups(
                 raise SandboxError(
                     f"no control group can be made in {choice} (`HostConfig.cgroup`): {reason}. It must be a directory of a cgroup v2 "
                     "hierarchy that this user may write to, without processes of its own and with the controllers cpu or memory; "
-                    'cgroup="off" does without'
+                    'cgroup="off" uses none'
                 ) from exc
             _log.info("virtual machines are in this program's own control group: %s", reason)
         yield made

@@ -88,7 +88,7 @@ class OverlayPool:
         base_path, target_path = absolute_path(base), absolute_path(target)
         await trio.lowlevel.checkpoint()  # Cancelled here: nothing happened
         if self._closed:
-            raise trio.ClosedResourceError("the overlay pool's block has been left")
+            raise trio.ClosedResourceError("the overlay pool's block has exited")
         stamp = self._known(base_path)
         hit = stamp is not None
         if stamp is None:

@@ -96,7 +96,7 @@ class Snapshot:
             return
         if os.stat(self.config.memory_file).st_mtime_ns != self.memory_time:
             raise SnapshotError(
-                "the memory that was saved has been written to since, and nothing goes on from it: trying again is of no use; "
+                "the memory that was saved has been written to since, and nothing starts from it: a retry does not help; "
                 "open another sandbox"
             )
 
@@ -156,7 +156,7 @@ async def hold_still(guest: Channel, marker: bytes, patience: float) -> AsyncGen
                     ready = True
                     await silence.enter_async_context(guest.hold_writes())
                 if waiting.cancelled_caught:
-                    raise SnapshotError(f"the guest did not get ready for being saved within {patience:g} s")
+                    raise SnapshotError(f"the guest did not get ready to be saved within {patience:g} s")
                 yield
         finally:
             # In any case: it may be just about to hold still for what is not wanted any more.
@@ -179,7 +179,7 @@ async def _wait_frozen(stream: ChannelStream) -> None:
     except StreamResetError as exc:
         raise SnapshotError(f"the guest can't be saved: {quote_guest(exc.reason)}") from exc
     if answer != _FROZEN:
-        raise SnapshotError(f"the guest did not get ready for being saved, but said {answer!r:.80}")
+        raise SnapshotError(f"the guest did not get ready to be saved, but said {answer!r:.80}")
 
 
 def note_full_disk(directory: Path) -> str:

@@ -13,7 +13,7 @@ async def path_text(slot: Slot, path: AnyGuestPath) -> str:
 
     Raises:
       TypeError, ValueError: for a path of the host's, or in another sandbox.
-      Exception: besides, what methods of `GuestPath` raise.
+      Exception: what methods of `GuestPath` raise.
 
     """
     check_guest_path(path)

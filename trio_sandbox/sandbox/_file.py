@@ -23,11 +23,11 @@ _WRITE = b"W"
 class GuestFile(trio.abc.AsyncResource):
     """A file in the guest, open for bytes. Made by `GuestPath.open`.
 
-    Like what `trio.open_file` gives for binary modes: ``async with``, ``async for`` line by line, and these
-    methods. One task at a time. A method that is cancelled may have had its effect; the file is closed then.
+    Like a file of `trio.open_file` in a binary mode: ``async with``, ``async for`` line by line, and these methods. One task
+    at a time. A cancelled method may have had its effect, and the file is closed.
 
     Methods raise the `OSError` of the guest, `ValueError` once the file is closed, `io.UnsupportedOperation`
-    for what the mode does not allow, and besides what the methods of `GuestPath` raise.
+    if the mode does not allow it, and what the methods of `GuestPath` raise.
     """
 
     def __init__(self, name: str, mode: str, session: FileSession, limit: int) -> None:
@@ -49,7 +49,7 @@ class GuestFile(trio.abc.AsyncResource):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return self._closed
 
     def readable(self) -> bool:
@@ -61,11 +61,11 @@ class GuestFile(trio.abc.AsyncResource):
         return self._writable
 
     async def read(self, size: int | None = -1) -> bytes:
-        """Return *size* bytes, fewer only at the end of the file; all that is left if negative or None.
+        """Return *size* bytes, fewer only at the end of the file; all of the rest if negative or None.
 
         Raises:
-          OSError: besides, with EFBIG if all that is left is more than `constants.MAXIMUM_READ_BYTES`: a guest's file
-            may have no end. The position is then after what was read; `seek`, or read pieces of a size.
+          OSError: also with EFBIG if the rest is more than `constants.MAXIMUM_READ_BYTES`: a guest's file may be endless.
+            The position is then behind what was read; `seek`, or read pieces of a given size.
 
         """
         return await self._read(-1 if size is None else index(size))
@@ -103,10 +103,10 @@ class GuestFile(trio.abc.AsyncResource):
         r"""Return the next line with its ``\n``; ``b""`` at the end of the file.
 
         Args:
-          limit: What a line may have, in bytes; None: the *limit* that the file was opened with.
+          limit: The longest line, in bytes; None: the *limit* that the file was opened with.
 
         Raises:
-          OSError: besides, with EFBIG if it has more. Nothing is lost: read it with a higher limit, or by `read`.
+          OSError: also with EFBIG if the line is longer. Nothing is lost: read it with a higher limit, or by `read`.
 
         """
         self._check("read", self._readable)
@@ -153,7 +153,7 @@ class GuestFile(trio.abc.AsyncResource):
         return len(view)
 
     async def flush(self) -> None:
-        """Do nothing: what was written is with the guest's kernel already."""
+        """Do nothing: the guest's kernel already has what was written."""
         self._check("flush", True)
         await trio.lowlevel.checkpoint()
 

@@ -23,20 +23,20 @@ class FileRequests:
         self._slot = slot
 
     def path(self, *parts: AnyGuestPath, user: str | int | None = None) -> GuestPath:
-        """Return a path in the guest, on which files are worked with like with `trio.Path`.
+        """Return a path in the guest, which works like a `trio.Path`.
 
             await sandbox.path("/home/user/data.json").write_text("{}")
 
         Args:
           parts: Joined as by `pathlib.PurePosixPath`; a relative path starts at the user's home.
-          user: Whose rights it has: a user's name or id in the guest; None for the unprivileged user 1000.
+          user: The user in the guest whose rights it has, a name or an id; None for the unprivileged user 1000.
 
         """
         check_user(user)
         return GuestPath(self._slot, user, PurePosixPath()).joinpath(*parts)
 
     async def environment(self, user: str | int | None = None) -> dict[str, str]:
-        """Return the environment variables that processes of a user get unless `run_process` is told otherwise.
+        """Return the environment variables that a user's processes get by default.
 
             env = {**await sandbox.environment(), "DEBUG": "1"}
             await sandbox.run_process(["make"], env=env)
@@ -46,7 +46,7 @@ class FileRequests:
 
         Raises:
           OSError: if there is no such user.
-          Exception: besides, what methods of `GuestPath` raise.
+          Exception: what methods of `GuestPath` raise.
 
         """
         check_user(user)
@@ -60,26 +60,25 @@ class FileRequests:
         user: str | int | None = None,
         progress: Callable[[TransferStatistics], object] | None = None,
     ) -> TransferStatistics:
-        """Copy a file or a whole tree of the host's into the guest.
+        """Copy a file or a whole tree from the host into the guest.
 
-        What is copied are content, permission bits, symbolic links as they are, and empty directories; owner is
-        *user*. Holes of sparse files stay holes. It appears at *remote* as a whole or not at all: whatever fails, and when
-        cancelled, nothing is left. A file that is there keeps its owner, group and mode when a file comes in its place, and
-        must be one that *user* can write; see `GuestPath.write_bytes`. A link is replaced. A directory must be empty:
-        trees are not merged.
+        Content, permission bits, symbolic links and empty directories are copied; the owner is *user*. Holes of sparse files
+        stay holes. The copy appears at *remote* as a whole or not at all: after an error or a cancellation nothing is left.
+        An existing file keeps its owner, group and mode, and *user* must be able to write it; see `GuestPath.write_bytes`.
+        An existing link is replaced. An existing directory must be empty: trees are not merged.
 
         Args:
-          local: A file or directory of the host's; a link here is followed, and none below.
-          remote: What to call it in the guest. Its directory must be there.
-          user: Who does that in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          local: A file or directory on the host. If it is a link, it is followed; links below are not.
+          remote: Its new path in the guest. The directory must exist.
+          user: The user in the guest who writes it; None for the unprivileged user 1000, or the user of a `GuestPath`.
           progress: Called after each piece, in this task; must not block. What it raises stops the upload.
 
         Returns:
-          What went over.
+          How much was copied.
 
         Raises:
           OSError: of the host or the guest; `filename` tells. EOPNOTSUPP for a device, a socket or a named pipe.
-          Exception: besides, what methods of `GuestPath` raise.
+          Exception: what methods of `GuestPath` raise.
 
         """
         path, user = remote_path(self._slot, remote, user)
@@ -95,30 +94,30 @@ class FileRequests:
         max_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES,
         umask: int | None = None,
     ) -> TransferStatistics:
-        """Copy a file or a whole tree of the guest's to the host.
+        """Copy a file or a whole tree from the guest to the host.
 
-        What is copied are content, permission bits but for those of *umask*, symbolic links as they are, and empty
-        directories. Holes of sparse files stay holes. It appears at *local* as a whole or not at all, under the same rules as for `upload`.
+        Content, permission bits except those of *umask*, symbolic links and empty directories are copied. Holes of sparse
+        files stay holes. The copy appears at *local* as a whole or not at all, under the same rules as for `upload`.
 
-        Whatever the guest answers, nothing but *local* is written. What it contains is the guest's choice
-        all the same: a symbolic link in it may lead anywhere on the host for whoever follows it.
+        Whatever the guest answers, only *local* is written. But the guest chooses what it contains: a symbolic link in it
+        may lead anywhere on the host if somebody follows it.
 
         Args:
-          remote: A file or directory of the guest's; a link here is followed, and none below.
-          local: What to call it on the host. Its directory must be there, and trusted.
-          user: Who reads it in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          remote: A file or directory in the guest. If it is a link, it is followed; links below are not.
+          local: Its new path on the host. The directory must exist, and be trusted.
+          user: The user in the guest who reads it; None for the unprivileged user 1000, or the user of a `GuestPath`.
           progress: Called after each piece, in this task; must not block. What it raises stops the download.
           max_bytes: What may be written to the host's disk, with 4096 bytes for each file, link, directory and hole.
             A hole takes no more than that, whatever its length; no file may be longer than 16 TiB.
-          umask: Permission bits that nothing gets, from 0 to 0o777. None: those of this process's umask, and those for
-            group and others to write. 0 keeps all that the guest says.
+          umask: Permission bits to remove, from 0 to 0o777. None: those of this process's umask, and write permission for
+            group and others. 0 keeps all bits.
 
         Returns:
-          What went over.
+          How much was copied.
 
         Raises:
           OSError: of the guest or the host; `filename` tells. EFBIG for more than *max_bytes*.
-          Exception: besides, what methods of `GuestPath` raise.
+          Exception: what methods of `GuestPath` raise.
 
         """
         path, user = remote_path(self._slot, remote, user)
@@ -126,22 +125,22 @@ class FileRequests:
 
     @asynccontextmanager
     async def watch(self, path: AnyGuestPath, *, user: str | int | None = None) -> AsyncGenerator[FileChanges]:
-        """Watch a file or directory of the guest's for a block.
+        """Watch a file or directory in the guest, for a block.
 
             async with sandbox.watch("/home/user") as changes:
                 async for change in changes:
                     print(change.kind, change.path)
 
-        Changes from the moment that the block starts are reported. Of a directory, that is what happens to it and to
-        what is directly in it, not below.
+        You get the changes from the moment that the block starts. For a directory these are changes of itself and of its
+        entries, not of what is below.
 
         Args:
           path: What to watch; a link is followed.
-          user: Whose rights it takes; None for the unprivileged user 1000, or the user of a `GuestPath`.
+          user: The user in the guest whose rights it needs; None for the unprivileged user 1000, or the user of a `GuestPath`.
 
         Raises:
           OSError: as inotify_add_watch(2) in the guest.
-          Exception: besides, what methods of `GuestPath` raise.
+          Exception: what methods of `GuestPath` raise.
 
         """
         remote, user = remote_path(self._slot, path, user)

@@ -207,7 +207,7 @@ def parse_environment(payload: bytes) -> dict[str, str]:
     for field in fields:
         name, equals, value = field.partition(b"=")
         if not name or not equals:
-            raise GuestProtocolError(f"the guest sent a variable that is none: {field[:80]!r}")
+            raise GuestProtocolError(f"the guest sent something that is not a variable: {field[:80]!r}")
         variables[os.fsdecode(name)] = os.fsdecode(value)
     return variables
 
@@ -221,7 +221,7 @@ def parse_path(payload: bytes) -> PurePosixPath:
 
     """
     if not payload or b"\0" in payload:
-        raise GuestProtocolError(f"the guest sent a path that is none: {payload[:80]!r}")
+        raise GuestProtocolError(f"the guest sent something that is not a path: {payload[:80]!r}")
     if len(payload) > _PATH_LIMIT:
         raise OSError(errno.ENAMETOOLONG, f"it leads to a path of {len(payload)} bytes")
     return PurePosixPath(os.fsdecode(payload))
@@ -231,7 +231,7 @@ def parse_error(payload: bytes, what: str) -> OSError:
     """Return what the guest says went wrong."""
     number, *names = payload.split(b"\0")
     if not 0 < len(number) <= len("4095") or not number.isdigit() or not 0 < int(number) <= _HIGHEST_ERRNO:
-        raise GuestProtocolError(f"in answer to {what} the guest sent an error that is none: {payload[:80]!r}")
+        raise GuestProtocolError(f"in answer to {what} the guest sent something that is not an error: {payload[:80]!r}")
     filename, second = ([os.fsdecode(name[:_NAME_LIMIT]) for name in names] + ["", ""])[:2]
     error = int(number)
     return OSError(error, os.strerror(error), filename or None, None, second or None)

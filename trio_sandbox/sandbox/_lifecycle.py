@@ -56,7 +56,7 @@ _LOOKS: Final = 4
 
 @final
 class Checkpoint:
-    """A moment of a sandbox that it can go back to, as often as wanted. Made by `Sandbox.checkpoint`."""
+    """An earlier state of a sandbox, for `Sandbox.revert`. Made by `Sandbox.checkpoint`."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -67,11 +67,11 @@ class Checkpoint:
 
     @property
     def discarded(self) -> bool:
-        """Whether there is no going back to it any more."""
+        """Whether it was discarded: the sandbox can't go back to it any more."""
         return self._discarded
 
     def discard(self) -> None:
-        """Give up what it takes on the host's disk; the end of the sandbox does so, too. Again is no error."""
+        """Free its space on the host's disk; the end of the sandbox does so, too. Doing it again does nothing."""
         if not self._discarded:
             self._discarded = True
             self._snapshot.discard()
@@ -306,7 +306,7 @@ class Lifecycle(Generic[Child]):
                         self._launcher.open_restored(snapshot, gateway.handler, gateway.certificates)
                     )
                 except (QemuStorageDaemonError, OSError) as exc:
-                    raise SnapshotError(f"a copy could not be opened, and the sandbox goes on: {exc}") from exc
+                    raise SnapshotError(f"a copy could not be opened; the sandbox lives on: {exc}") from exc
                 yield vm
 
     # --- Sleep ---
@@ -425,7 +425,7 @@ class Lifecycle(Generic[Child]):
         try:
             await self._wake(self._asleep)
         except RESTORE_FAILURES as exc:
-            raise SnapshotError(f"the sandbox did not wake up, and goes on hibernating: {exc}") from exc
+            raise SnapshotError(f"the sandbox did not wake up, and still hibernates: {exc}") from exc
 
     async def _wake(self, snapshot: Snapshot) -> None:
         """Have a machine that goes on from *snapshot* end the sleep."""
@@ -470,11 +470,11 @@ class Lifecycle(Generic[Child]):
         try:
             return await hold_machine(self._services, machine)
         except trio.ClosedResourceError as exc:
-            raise SandboxClosedError("the sandbox's block was left meanwhile") from exc
+            raise SandboxClosedError("the sandbox's block exited meanwhile") from exc
 
     def _check_not_closed(self, what: str) -> None:
         if self._closed:
-            raise SandboxClosedError(f"{what} is not possible: the sandbox's block was left; open another sandbox")
+            raise SandboxClosedError(f"{what} is not possible: the sandbox's block has exited; open another sandbox")
 
     def close(self) -> None:
         """Remove what was kept for later, and let requests find out that the block was left."""

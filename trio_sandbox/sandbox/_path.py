@@ -34,23 +34,23 @@ AnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"
 
 @final
 class GuestPath:
-    """A path in the guest, as `trio.Path` is one on the host. Made by `Sandbox.path`.
+    """A path in the guest, like `trio.Path` on the host. Made by `Sandbox.path`.
 
-    What only computes with the path works at once, like `pathlib.PurePosixPath`. What asks the guest is
-    async, and raises the `OSError` that the same would raise on the host, with errno and filename.
+    Methods that only compute are sync, like those of `pathlib.PurePosixPath`. Methods that ask the guest are async, and
+    raise the `OSError` that they would raise on the host, with errno and filename.
 
-    It acts with the rights of its user. A relative path starts at the home directory of that user.
+    It has the rights of its user. A relative path starts at that user's home directory.
 
-    It may be an argument of a process, and the directory of a run or a process; it stands for `absolute` there. It is not
-    `os.PathLike`, on purpose: ``open(path)`` would open a file of the *host's* by that name.
+    It can be an argument of a process, and the directory of a run or a process; there it means `absolute`. It is not
+    `os.PathLike`, on purpose: ``open(path)`` would open a file of that name on the *host*.
 
-    All async methods raise besides:
+    All async methods also raise:
 
     - `SandboxClosedError`: the sandbox is closed or its VM gone; nothing was sent.
     - `OutcomeUnknownError`: the VM, or the helper in it that touches files, ended meanwhile.
     - `GuestProtocolError`: the guest broke the protocol; its VM was ended.
 
-    Cancelled, they may or may not have had their effect, except where they say more.
+    A cancelled method may have had its effect, unless it says more.
     """
 
     __slots__ = ("_path", "_slot", "_user")
@@ -93,7 +93,7 @@ class GuestPath:
 
     @property
     def pure(self) -> PurePosixPath:
-        """The path by itself."""
+        """The path as a `pathlib.PurePosixPath`."""
         return self._path
 
     @property
@@ -166,17 +166,17 @@ class GuestPath:
     # --- What is there ---
 
     async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return its status; that of a link itself without *follow_symlinks*."""
+        """Return its status; without *follow_symlinks*, that of a link itself."""
         async with self._session("stat") as session:
             await session.send(encode_request("stat", self, int(follow_symlinks)), end=True)
             return parse_stat(await session.reply())
 
     async def lstat(self) -> os.stat_result:
-        """Return its status, of a link that of the link itself."""
+        """Return its status; of a link, that of the link itself."""
         return await self.stat(follow_symlinks=False)
 
     async def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is there; a link to nothing is not, unless *follow_symlinks* is False."""
+        """Whether it exists; a broken link does not, unless *follow_symlinks* is False."""
         return await self._mode(follow_symlinks=follow_symlinks) is not None
 
     async def is_file(self) -> bool:
@@ -203,10 +203,10 @@ class GuestPath:
             return None  # noqa: ASYNC910 - stat() is a checkpoint
 
     async def iterdir(self) -> Iterator[GuestPath]:
-        """Return an iterator over what is in this directory, in no order: ``for path in await directory.iterdir()``.
+        """Return an iterator over the entries of this directory, in no order: ``for path in await directory.iterdir()``.
 
         Raises:
-          OSError: besides, with EOVERFLOW if that is too much: some 250,000 names, fewer if they are long.
+          OSError: also with EOVERFLOW if there are too many: some 250,000 names, fewer if they are long.
 
         """
         async with self._session("list") as session:
@@ -217,8 +217,8 @@ class GuestPath:
         """Return an iterator over what *pattern* matches below, in no order.
 
         As in pathlib ``*``, ``?`` and ``[]`` match within one component, names with a leading dot included, and ``**``
-        stands for any number of directories. Links to directories are entered where a component names or matches
-        them, and not by ``**``. Directories that can't be read are passed over.
+        stands for any number of directories. A component that names or matches a link to a directory enters it; ``**`` does
+        not. Directories that can't be read are skipped.
 
         Raises:
           ValueError: if the pattern is empty.
@@ -252,7 +252,7 @@ class GuestPath:
         return self._like(parse_path(await self._call("resolve", ".", 0)) / self._path)
 
     async def resolve(self, *, strict: bool = False) -> GuestPath:
-        """Return the absolute path without links and ``..``; with *strict* it must be there."""
+        """Return the absolute path without links and ``..``; with *strict* it must exist."""
         return self._like(parse_path(await self._call("resolve", self, int(strict))))
 
     # --- Making and removing ---
@@ -278,7 +278,7 @@ class GuestPath:
         await self._call("rmdir", self)
 
     async def unlink(self, *, missing_ok: bool = False) -> None:  # noqa: ASYNC910 - the request is a checkpoint
-        """Remove a file or a link; with *missing_ok* it need not be there."""
+        """Remove a file or a link; with *missing_ok* it need not exist."""
         try:
             await self._call("unlink", self)
         except FileNotFoundError:
@@ -286,7 +286,7 @@ class GuestPath:
                 raise
 
     async def touch(self, mode: int = 0o666, *, exist_ok: bool = True) -> None:
-        """Make an empty file, or set the times of one that is there to now."""
+        """Make an empty file, or set the times of an existing one to now."""
         await self._call("touch", self, _mode(mode), int(exist_ok))
 
     async def rename(self, target: AnyGuestPath) -> GuestPath:
@@ -300,15 +300,15 @@ class GuestPath:
         return await self.rename(target)
 
     async def chmod(self, mode: int) -> None:
-        """Set the mode, following links; what `stat` says of the kind of file may be in *mode*, too."""
+        """Set the mode, following links; *mode* may include the bits for the kind of file that `stat` returns."""
         await self._call("chmod", self, _mode(mode))
 
     async def symlink_to(self, target: AnyGuestPath) -> None:
-        """Make this a symbolic link to *target*."""
+        """Make this path a symbolic link to *target*."""
         await self._call("symlink", _pure(target), self)
 
     async def hardlink_to(self, target: AnyGuestPath) -> None:
-        """Make this another name of the file *target*."""
+        """Make this path another name of the file *target*."""
         await self._call("link", self._here(target), self)
 
     # --- Content ---
@@ -317,9 +317,9 @@ class GuestPath:
         """Return the content of a regular file.
 
         Raises:
-          OSError: besides, with EFBIG if it is longer than `constants.MAXIMUM_READ_BYTES`: a guest's file may have no
-            end. Use `open` or `Sandbox.download`. With EOPNOTSUPP, at once, for a named pipe, a device or a socket,
-            which may have nothing to read for ever: use `open`.
+          OSError: also with EFBIG if it is longer than `constants.MAXIMUM_READ_BYTES`, since a guest's file may be endless:
+            use `open` or `Sandbox.download`. With EOPNOTSUPP, at once, for a named pipe, a device or a socket, which may never
+            have anything to read: use `open`.
 
         """
         content = bytearray()
@@ -343,8 +343,8 @@ class GuestPath:
         r"""Return the content as text; ``\r\n`` and ``\r`` become ``\n``.
 
         Raises:
-          OSError: besides, as `read_bytes`; and with EFBIG if the text takes more memory than that, which it can where
-            it has characters beyond U+00FF: all of its characters take 2 or 4 bytes then.
+          OSError: as `read_bytes`; and with EFBIG if the text takes more memory than that: with characters beyond U+00FF,
+            each of its characters takes 2 or 4 bytes.
           UnicodeDecodeError: as `bytes.decode`.
 
         """
@@ -353,17 +353,16 @@ class GuestPath:
     async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
         """Replace the content by *data*, or make the file; return how many bytes that was.
 
-        A file that is there must be a regular one, and writable, and stays the same in all else: owner, group, mode and
-        attributes, whoever writes. As a rule a new file is written beside it and takes its place. It happens as a
-        whole then or not at all, whoever reads meanwhile. Where a new file can't be the same (the old one belongs to
-        another user, has several names, a special mode or attributes, is a mount point, or its directory is not writable),
-        the content is copied into the file that is there when all of it has arrived; readers may see some of it, and a
-        full disk may leave some of it. A symbolic link stays, and what it leads to is written.
+        An existing file must be a regular one, and writable. It keeps its owner, group, mode and attributes, whoever writes.
+        As a rule a new file is written beside it and replaces it, so the change is atomic. If a new file can't be the same
+        (the old one belongs to another user, has several names, a special mode or attributes, is a mount point, or its
+        directory is not writable), the content is copied into the existing file after all of it has arrived; readers may see
+        a part of it, and a full disk may leave a part of it. A symbolic link stays, and its target is written.
 
-        Cancelled: the old content is there, or all of the new; what was written beside is removed.
+        Cancelled: the file has all of the old content or all of the new; temporary files are removed.
 
         Raises:
-          OSError: besides, with EOPNOTSUPP, at once, for a named pipe, a device or a socket: use `open`.
+          OSError: also with EOPNOTSUPP, at once, for a named pipe, a device or a socket: use `open`.
 
         """
         view = memoryview(data).cast("B")
@@ -388,7 +387,7 @@ class GuestPath:
         Args:
           data: The text.
           encoding: How it is encoded.
-          errors: What becomes of characters that *encoding* lacks.
+          errors: What to do with characters that *encoding* lacks, as for `open`.
           newline: What to write for ``\n``; None: just that.
 
         """
@@ -422,16 +421,16 @@ class GuestPath:
     ) -> GuestFile | GuestTextFile:
         r"""Open the file: ``async with await path.open("rb") as file``.
 
-        Each open file is one process in the guest for as long as it is open. Opening a named pipe waits for its
-        other end, as it does on the host.
+        Each open file is one process in the guest while it is open. Opening a named pipe waits for its other end, as on the
+        host.
 
         Args:
           mode: One of r, w, a and x, with + for both directions and b for bytes, as for `open`.
           encoding: Of text.
-          errors: What becomes of what can't be decoded or encoded.
+          errors: What to do with what can't be decoded or encoded, as for `open`.
           newline: As for `open`: None reads every kind of line end as ``\n``.
-          limit: What one line may have, in bytes or in characters of text, at least 1. A longer one is an `OSError`
-            with EFBIG, from ``async for`` and from `GuestFile.readline`: a guest's line may have no end.
+          limit: The longest line, in bytes or in characters of text, at least 1. A longer one raises `OSError` with EFBIG
+            from ``async for`` and `GuestFile.readline`: a guest's line may be endless.
 
         """
         return await open_file(
@@ -477,7 +476,7 @@ def check_guest_path(path: AnyGuestPath) -> None:
     """Refuse what is no path in the guest: the rule for every argument that is one. A path of the host's is none."""
     if isinstance(path, (Path, trio.Path)):
         raise TypeError(
-            f"{path!r} is a path on the host, where one in the guest is meant; say PurePosixPath({str(path)!r}) if that is it"
+            f"{path!r} is a path on the host, but a path in the guest is needed; if it is one, say PurePosixPath({str(path)!r})"
         )
     if not isinstance(path, (str, PurePosixPath, GuestPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a path in the guest must be str, PurePosixPath or GuestPath, not {type(path).__name__}")

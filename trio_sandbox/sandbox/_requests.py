@@ -76,13 +76,13 @@ class GuestRequests(WorkspaceRequests):
 
     @property
     def last_output(self) -> RunOutput:
-        """The end of what the last run of this task printed, and what became of it: also where `run` gave no result.
+        """The end of the output of this task's last run, and how it ended, even if `run` gave no result.
 
             with trio.move_on_after(10):
                 await sandbox.run(code)
             print(sandbox.last_output.stdout)
 
-        In a task that has run nothing in this sandbox it is that of the last run of all. If there was none, its
+        In a task that has run nothing in this sandbox it is that of the last run of any task. If there was none, its
         `RunOutput.outcome` is "unsent".
         """
         trace = self._last_of_asker.get(current_asker())
@@ -91,7 +91,7 @@ class GuestRequests(WorkspaceRequests):
         return trace.output()
 
     def recent_runs(self) -> tuple[RunOutput, ...]:
-        """Return the end of what the last runs of all tasks printed, eight at most, the oldest first: for reports of errors."""
+        """Return the ends of the outputs of the last runs of all tasks, at most eight, the oldest first, for error reports."""
         return tuple(trace.output() for trace in self._recent)
 
     @asynccontextmanager
@@ -105,23 +105,23 @@ class GuestRequests(WorkspaceRequests):
         cwd: AnyGuestPath | None = None,
         functions: Functions | None = None,
     ) -> AsyncGenerator[RunEvents]:
-        """Run *code* like `run`, and hand out what it prints and shows as it comes.
+        """Run *code* like `run`, and give its output and displays as they come.
 
             async with sandbox.stream("print('hello')") as events:
                 async for event in events:
                     ...  # OutputChunk, OutputChunk, Display, ..., and one RunResult as the last
 
-        The whole of the output may be of any size: a reader that is slow makes the run wait.
-        Leaving the block, however, stops the run as cancelling `run` does. Arguments and errors are
+        The output may be of any size: a slow reader makes the run wait. If the block exits before the end, the run is
+        stopped, as by cancelling `run`. Arguments and errors are
         those of `run`, with these exceptions:
 
         - With ``stdin=True`` the code reads what is sent to the stream `RunEvents.stdin` meanwhile.
-        - An exit code other than 0 is no error; for one, call `RunResult.check` on the last event.
+        - An exit code other than 0 raises nothing; call `RunResult.check` on the last event for that.
         - There is no limit on the output, and the result has only its end: see `RunResult.streamed`. One `Display` has at most `SandboxConfig.max_output_bytes`, or
           `OutputLimitError` is raised in its place.
-        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox, or in
-          a function that such a run calls: it would wait for itself.
-        - *functions* are called whether or not events are asked for. Leaving the block cancels them.
+        - `RuntimeError` is raised, and nothing sent, in a task that is in the block of another run of this sandbox, or in a
+          function that such a run calls, because it would wait for itself.
+        - *functions* are called even if nobody reads the events. When the block exits, they are cancelled.
         """
         if language is None:
             language = self._language
@@ -179,23 +179,22 @@ class GuestRequests(WorkspaceRequests):
     ) -> RunResult:
         """Run *code* in the sandbox's interpreter and wait for its end.
 
-        There is one interpreter of each language: variables, imports and functions persist from run to run,
-        and runs of several tasks take turns. An exception in the code is a result, not an error here, unless you
-        ask for one by *check*.
+        There is one interpreter for each language: variables, imports and functions persist from run to run, and runs of
+        several tasks take turns. An exception in the code is a result, and raises nothing here unless you say *check*.
 
         Cancelling stops the code in the guest: with SIGINT at first, which keeps the interpreter's
         state, and with SIGKILL after `Timeouts.interrupt_grace`, which ends the interpreter. The
         sandbox lives on. A task cancelled while another run holds the interpreter has sent nothing.
 
-        The caller's effective deadline goes along. The guest stops the code in the same way half a second after it,
-        if by then our event loop, being blocked, has not; the caller is cancelled as soon as it turns again.
+        The caller's effective deadline travels with the request. If the event loop is blocked when it passes, the guest
+        stops the code in the same way half a second later, and the caller is cancelled as soon as the loop turns again.
 
         Args:
           code: Source text, at most 4 MiB as UTF-8.
           language: "python", "javascript" or "shell"; None: the one that the image is for, `Sandbox.language`.
-          stdin: What the code reads from its standard input, by `input` for instance, before end of file.
-          env: Environment variables for this run, besides the interpreter's own. After it they have their old values, or are gone.
-          cwd: A directory in the guest for this run, absolute or a `GuestPath`. After it the interpreter is where it was before.
+          stdin: The code's standard input, for `input` for instance; then comes the end of the file.
+          env: Environment variables for this run, added to the interpreter's own. Afterwards they have their old values, or are gone.
+          cwd: The directory for this run, in the guest: absolute, or a `GuestPath`. Afterwards the interpreter is where it was before.
           functions: Functions of yours that the code may call by these names, at most 64: ``search("x")`` in Python, or
             ``await search.aio("x")``; ``await search("x")`` in JavaScript. Arguments and results are JSON, at most 1 MiB
             and 20,000 values each.
@@ -338,28 +337,28 @@ class GuestRequests(WorkspaceRequests):
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a process in the guest to its end, like `trio.run_process` on the host.
 
-        Output that is not captured is discarded: a guest never writes to the host's own streams.
+        Output that is not captured is discarded: the guest never writes to the host's own streams.
 
-        It returns when the process is over. What that has left behind, a daemon or a job in the background, goes on, as it
-        does after `trio.run_process`. It is not waited for, even if it holds captured output: half a second after the
-        process's end what was printed is returned, and what comes later is discarded. A terminal is hung up.
-        Cancelling, a deadline, and every error but that of *check* kill the process and all that it started.
+        It returns when the process ends. A daemon or a background job that the process started continues, as after
+        `trio.run_process`. Nobody waits for it, even if it holds captured output: half a second after the process's end the
+        output so far is returned, and later output is discarded. A terminal is hung up. Cancelling, a deadline, and every
+        error except that of *check* kill the process and everything it started.
 
         Args:
-          command: The program and its arguments; one string with *shell*. None: as of `open_process`.
-          stdin: What the process reads on its standard input.
-          capture_stdout: Whether to return what it prints to standard output.
-          capture_stderr: Whether to return what it prints to standard error.
+          command: The program and its arguments; one string with *shell*. None: as for `open_process`.
+          stdin: The process's standard input.
+          capture_stdout: Whether to return its standard output.
+          capture_stderr: Whether to return its standard error.
           stderr_to_stdout: Whether its standard error goes where its standard output goes.
-          check: Whether an exit status other than 0 is an error. The end of standard error is kept for that, captured
-            or not.
+          check: Whether an exit status other than 0 raises. The message has the end of standard error, even if it is not
+            captured.
           shell: Whether *command* is a line for the guest's /bin/sh.
           env: The whole environment; None for the guest's default one, which `environment` returns.
-          cwd: A directory in the guest, absolute or a `GuestPath`; None as of `open_process`.
-          user: A user's name or id in the guest; None as of `open_process`.
-          pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and what *capture_stdout*
-            captures is all that the terminal shows, standard error and the echo of the input included. What is typed
-            has no end; Ctrl-D, which is ``"\N{END OF TRANSMISSION}"``, at the start of a line stands for one.
+          cwd: A directory in the guest, absolute or a `GuestPath`; None: as for `open_process`.
+          user: A user's name or id in the guest; None: as for `open_process`.
+          pty: Whether the process gets a terminal, as with `open_process`: *stdin* is typed, and *capture_stdout* captures
+            all that the terminal shows, including standard error and the echo of the input. Typed input has no end; Ctrl-D,
+            which is ``"\N{END OF TRANSMISSION}"``, at the start of a line stands for one.
           task_status: For ``nursery.start(sandbox.run_process, ...)``, which returns the `GuestProcess`.
 
         Returns:
@@ -368,9 +367,9 @@ class GuestRequests(WorkspaceRequests):
         Raises:
           ProcessFailedError: if *check* and the status is not 0: a `subprocess.CalledProcessError` whose message has
             the end of standard error.
-          OutputLimitError: if it printed more than `SandboxConfig.max_output_bytes` to a captured
-            stream; it was ended, and what came is attached.
-          Exception: besides, all that `open_process` raises.
+          OutputLimitError: if it printed more than `SandboxConfig.max_output_bytes` to a captured stream; it was killed, and
+            the error has the output so far.
+          Exception: all that `open_process` raises.
 
         """
         return await run_process(
@@ -394,17 +393,16 @@ class GuestRequests(WorkspaceRequests):
         """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
 
         The connection goes over the guest's channel: the guest has no network device. It is a stream like
-        Trio's own, for h11, trio-websocket and the like, and yours to close. Slow readers make writers
-        wait, through to the server. What happens to one end happens to the other: an end of data, and a
-        reset, which raises `trio.BrokenResourceError`.
+        Trio's own, for h11, trio-websocket and the like, and yours to close. Slow readers make writers wait, all the way to
+        the server. Ends of data and resets pass from one end to the other; a reset raises `trio.BrokenResourceError`.
 
-        Cancelled: the server may have seen a connection that was closed at once.
+        Cancelled: the server may see a connection that is closed at once.
 
         Args:
           port: From 1 to 65535.
 
         Raises:
-          TypeError, ValueError: for what is no port; nothing was sent.
+          TypeError, ValueError: if *port* is not a port; nothing was sent.
           OSError: as the guest's connect(2) fails: `ConnectionRefusedError` where nobody listens, which `wait_port`
             waits for; and EMFILE if 1024 streams of all kinds are open already.
           SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.
@@ -418,11 +416,10 @@ class GuestRequests(WorkspaceRequests):
     async def wait_port(self, port: int) -> None:
         """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
 
-        It may take for ever: put a cancel scope around it. The server does not notice, and neither does
-        it notice a cancellation.
+        It may take for ever: put a cancel scope around it. The server notices neither this nor a cancellation.
 
         Raises:
-          Exception: what `open_tcp_stream` raises, but for `OSError`.
+          Exception: what `open_tcp_stream` raises, except `OSError`.
 
         """
         check_port(port, "port")
@@ -435,20 +432,19 @@ class GuestRequests(WorkspaceRequests):
 
             port = await nursery.start(sandbox.forward_port, 8000)
 
-        Every program on the host, of whichever user, can connect then. A connection that the guest
-        refuses is reset. At most 256 are carried at a time; further ones wait to be accepted.
+        Every program on the host, of any user, can connect. A connection that the guest refuses is reset. At most 256 are
+        open at a time; further ones wait.
 
-        Cancelling closes the listener and resets the connections. A virtual machine that ends, or a
-        sandbox that is left, is an error here.
+        Cancelling closes the listener and resets the connections. If the VM ends, or the sandbox's block exits, this raises.
 
         Args:
-          guest_port: From 1 to 65535. Nobody need listen there yet.
-          host_port: The same, or 0 for one that is free.
+          guest_port: From 1 to 65535. Nobody has to listen there yet.
+          host_port: From 1 to 65535, or 0 for a free one.
           task_status: Gets the host's port as soon as connections are accepted.
 
         Raises:
-          TypeError, ValueError: for what is no port; nothing was opened.
-          OSError: if the host's port can't be listened at.
+          TypeError, ValueError: if a port is not one; nothing was opened.
+          OSError: if nobody can listen at the host's port.
           SandboxClosedError: if the sandbox is closed or its VM gone, now or later.
 
         """

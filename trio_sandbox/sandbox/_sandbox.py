@@ -100,7 +100,7 @@ class Sandbox(GuestRequests):
 
     @property
     def config(self) -> SandboxConfig:
-        """What it was opened with."""
+        """The configuration it was opened with."""
         return self._config
 
     @property
@@ -114,11 +114,11 @@ class Sandbox(GuestRequests):
         return self._slot.machine.accelerator.confinement.describe()
 
     def console(self) -> str:
-        """Return the last 64 KiB at most of what the guest's kernel and agent printed to the console."""
+        """Return the end of what the guest's kernel and agent printed to the console, at most 64 KiB."""
         return self._slot.machine.console()
 
     def qmp_log(self) -> str:
-        """Return the end of what this library and QEMU said to each other, 16 KiB at most: for reports of errors."""
+        """Return the end of the conversation between this library and QEMU, at most 16 KiB, for error reports."""
         return self._slot.machine.qmp_log()
 
     def statistics(self) -> SandboxStatistics:
@@ -139,12 +139,12 @@ class Sandbox(GuestRequests):
         )
 
     def usage(self) -> Usage:
-        """Return what the sandbox has taken of the host so far: processor time, memory, disk, network.
+        """Return what the sandbox uses of the host: processor time, memory, disk, network.
 
         The host counts, so the guest can't lie. It takes a fraction of a millisecond, and can be asked at any time.
 
         Raises:
-          SandboxError: if the sandbox is none with a virtual machine, as in tests without one.
+          SandboxError: if the sandbox has no virtual machine, as in tests without one.
 
         """
         return self._lifecycle.usage()
@@ -161,16 +161,16 @@ class Sandbox(GuestRequests):
 
     @asynccontextmanager
     async def network(self, network: Network) -> AsyncGenerator[NetworkWatch]:
-        """Put another policy for the network in force, for the length of a block.
+        """Apply another network policy, for a block.
 
             async with sandbox.network(Network.allow("api.github.com")):
                 await sandbox.run(code)
 
-        Within the block it is the only policy; of blocks in one another the innermost counts. When the block exits, the
-        connections that it allowed are broken off, and the policy from before is in force again. It stays in force when
-        the sandbox is reverted or sleeps, and copies of the sandbox get it.
+        Within the block it is the only policy; in nested blocks the innermost applies. When the block exits, the connections
+        that it allowed are closed, and the policy from before applies again. It stays in force when the sandbox is reverted
+        or sleeps, and copies of the sandbox get it.
 
-        Cancelled on the way in: the policy from before is in force.
+        Cancelled while entering: the policy from before applies.
 
         Args:
           network: The policy.
@@ -179,7 +179,7 @@ class Sandbox(GuestRequests):
           What `watch_network` returns, for this block.
 
         Raises:
-          TypeError: if *network* is none.
+          TypeError: if *network* is not a `Network`.
           NetworkUnavailableError: if the guest can't have a network.
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
@@ -198,7 +198,7 @@ class Sandbox(GuestRequests):
                     print(event.host, event.port, event.outcome, event.error)
 
         There is an event for each connection, when it ends, and for each name and connection that is refused. The last 1000
-        are kept for a reader that lags behind; `NetworkWatch.lost` counts the others.
+        are kept for a slow reader; `NetworkWatch.lost` counts the others.
         """
         with self._network.watch() as watch:
             yield watch
@@ -209,30 +209,29 @@ class Sandbox(GuestRequests):
 
     @asynccontextmanager
     async def fork(self, count: int) -> AsyncGenerator[tuple[Sandbox, ...]]:
-        """Open *count* copies of the sandbox as it is now, memory, processes and files, for the length of a block.
+        """Open *count* copies of the sandbox as it is now, with memory, processes and files, for a block.
 
             async with sandbox.fork(4) as children:
                 for child in children:
                     nursery.start_soon(explore, child)
 
-        The copies are independent sandboxes, of this one and of each other: each has all methods of this one, may be
-        forked in turn, and fails by itself alone. They have host names, randomness and a clock of their own.
-        This one goes on. Its guest stands still for some 30 ms, and longer the more memory it has written to; its
-        runs and processes notice nothing else. Runs that are under way stay with it, as processes of `open_process`
-        do: in the copies a run is interrupted, and a process killed. What a run left in the background lives on.
+        The copies are sandboxes like this one, independent of it and of each other, and can be forked again. They have host
+        names, randomness and a clock of their own. This one keeps running. Its guest stands still for some 30 ms, or longer
+        the more memory it has written; its runs and processes notice nothing else. Runs and processes of `open_process` that
+        are under way stay with it: in the copies a run is interrupted, and a process killed. Background work of earlier runs
+        lives on in all.
 
-        If there is not enough memory or processor for all of them now, it waits until others are closed, as
-        `Host.open_sandbox` does. Leaving the block destroys the copies. Cancelled at any point, it leaves nothing of
-        them, and this sandbox as it is.
+        If there is not enough memory or processor for all of them, it waits its turn, as `Host.open_sandbox` does. When the
+        block exits, the copies are destroyed. Cancelled at any point, it leaves nothing of them, and this sandbox as it is.
 
         Args:
           count: How many copies, at least 1.
 
         Raises:
-          TypeError, ValueError: if *count* is no such number; nothing was done.
-          CapacityError: at once, if so many can never fit beside this one and those that it was forked from; or if the host's disk is
-            nearly full. The sandbox goes on.
-          SnapshotError: if the state can't be saved, or there is no room for a copy. The sandbox goes on, unless the
+          TypeError, ValueError: if *count* is not such a number; nothing was done.
+          CapacityError: at once, if so many can never fit beside this one and those that it was forked from; or if the
+            host's disk is nearly full. The sandbox lives on.
+          SnapshotError: if the state can't be saved, or there is no room for a copy. The sandbox lives on, unless the
             message says otherwise.
           VmBootError: if a copy did not come up; the others were destroyed.
           SandboxHibernatedError: if the sandbox hibernates.
@@ -245,15 +244,15 @@ class Sandbox(GuestRequests):
             yield children
 
     async def checkpoint(self) -> Checkpoint:
-        """Keep the state of the sandbox as it is now, memory, processes and files, for `revert` to go back to.
+        """Keep the state of the sandbox as it is now: memory, processes and files. `revert` goes back to it.
 
-        The sandbox goes on; its guest stands still for some 30 ms. There may be any number of checkpoints. Each takes
-        what the guest has of its memory on the host's disk, until it is discarded or the sandbox ends.
+        The sandbox keeps running; its guest stands still for some 30 ms. There may be any number of checkpoints. Each takes
+        as much of the host's disk as the guest uses of its memory, until it is discarded or the sandbox ends.
 
         Cancelled: there is no checkpoint.
 
         Raises:
-          SnapshotError: if the state can't be saved. The sandbox goes on, unless the message says otherwise.
+          SnapshotError: if the state can't be saved. The sandbox lives on, unless the message says otherwise.
           SandboxHibernatedError: if the sandbox hibernates.
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
@@ -263,12 +262,12 @@ class Sandbox(GuestRequests):
     async def revert(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to a checkpoint: memory, processes and files are what they were then. What came after it is lost.
 
-        You can revert any number of times, even if the VM died. Reverting wakes a sleeping sandbox. A run that was under way at the time of the checkpoint is interrupted, and
-        processes of `open_process` are not there any more. Randomness and the clock are of now; the host name and
-        the machine's id are new.
+        You can revert any number of times, even if the VM died. Reverting wakes a sleeping sandbox. A run that was under way
+        at the time of the checkpoint is interrupted, and processes of `open_process` are gone. The clock and randomness are
+        current; the host name and the machine id are new.
 
         Requests that are under way now raise `OutcomeUnknownError`, whose cause says that the sandbox was reverted.
-        Requests that come meanwhile wait, and are served by the sandbox as it is then.
+        Requests that come meanwhile wait, and are then served by the reverted sandbox.
 
         Cancelled: the sandbox was reverted, or is as it was.
 
@@ -277,7 +276,7 @@ class Sandbox(GuestRequests):
 
         Raises:
           ValueError: if there is none, or it was discarded or is another sandbox's.
-          SnapshotError: if it could not be gone on from there; the sandbox is as it was.
+          SnapshotError: if it could not be restored; the sandbox is as it was.
           SandboxClosedError: if the sandbox is closed.
 
         """
@@ -285,17 +284,17 @@ class Sandbox(GuestRequests):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """Undo all that happens in the sandbox in a block that raises, or is cancelled; keep it otherwise.
+        """Undo everything that happens in the sandbox if the block raises or is cancelled; keep it otherwise.
 
             async with sandbox.transaction():
                 await sandbox.run_process(["rm", "-r", "/home/user/work"])
                 await sandbox.run("check_everything()", check=True)
 
-        Code that fails raises nothing by itself: say ``check=True``. The block's exception passes unchanged. Blocks may be nested. They are not isolated from each other: what other
-        tasks do in the sandbox meanwhile is undone with the rest, as by `revert`.
+        Code that fails raises nothing by itself: say ``check=True``. The block's exception passes unchanged. Blocks may be nested. They
+        are not isolated: what other tasks do in the sandbox meanwhile is undone as well.
 
-        Going back goes on when cancelled, for at most `Timeouts.boot`. A sandbox that can't go back is closed, since
-        it is not what it was before the block: its next requests say so.
+        Cancelling does not stop the undoing, which takes at most `Timeouts.boot`. If it fails, the sandbox is closed, since
+        its state would be wrong; its next requests say so.
 
         Raises:
           Exception: entering the block, what `checkpoint` raises.
@@ -305,11 +304,11 @@ class Sandbox(GuestRequests):
             yield
 
     async def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
-        """Install packages of Python's that code of the sandbox can import at once, as `Image.packages` adds them to an image.
+        """Install Python packages that the sandbox's code can import at once, as `Image.packages` adds them to an image.
 
-        They are chosen and fetched on the host, so that the guest needs no network, and no code of theirs runs there. Versions
-        that the image's own steps have added stay. They go to ``/usr/local``, and belong to the guest's user. What a running
-        interpreter has imported already it keeps. An `Image` that has them is faster for more than one sandbox.
+        They are chosen and fetched on the host: the guest needs no network, and none of their code runs on the host.
+        Versions from the image's own steps stay. They go to ``/usr/local``, and belong to the guest's user. A running
+        interpreter keeps what it has already imported. For more than one sandbox an `Image` is faster.
 
         Cancelled or failed while the guest unpacks them: some of the files are there.
 
@@ -322,7 +321,7 @@ class Sandbox(GuestRequests):
           PackagesError: if they can't be chosen or fetched, or the image has no Python; nothing was sent.
           ModuleNotFoundError: if the extra ``packages`` is not installed; nothing was sent.
           ProcessFailedError: if the guest can't unpack them, for instance since its disk is full.
-          Exception: besides, what `upload` and `run_process` raise.
+          Exception: what `upload` and `run_process` raise.
 
         """
         (step,) = Image(DEFAULT_IMAGE).packages(*requirements, exclude_newer=exclude_newer).steps
@@ -342,57 +341,57 @@ class Sandbox(GuestRequests):
                     await _remove(there)
 
     async def save(self, name: str, *, replace: bool = False) -> None:
-        """Save the state of the sandbox as it is now, for ``open_sandbox(template=name)`` to go on from.
+        """Save the state of the sandbox as it is now; ``open_sandbox(template=name)`` restores it.
 
-        The sandbox goes on. What was saved is in the cache directory, and stays there until ``trio-sandbox template
-        rm`` removes it. It can be used with the same QEMU, processor, image and version of this library only, and not
-        be made again from anything else. It holds the memory of the guest, secrets in it included.
+        The sandbox keeps running. The saved state stays in the cache directory until ``trio-sandbox template rm`` removes
+        it. It works only with the same QEMU, processor, image and version of this library, and can't be made again from
+        anything else. It holds the guest's memory, including secrets in it.
 
-        Cancelled, or killed: nothing is saved, and what was saved under that name before is still there.
+        Cancelled, or killed: nothing is saved, and an older state of that name is still there.
 
         Args:
           name: 1 to 64 letters, digits, dots, hyphens and underscores of ASCII, the first a letter or digit.
-          replace: Whether it takes the place of what was saved under that name before.
+          replace: Whether to replace an older state of that name.
 
         Raises:
           TypeError, ValueError: for what can't be a name; nothing was done.
-          TemplateExistsError: if something of that name is there and *replace* is False; nothing was done.
+          TemplateExistsError: if that name is taken and *replace* is False; nothing was done.
           TemplateError: if the cache directory can't be written, or others may write to it; nothing was done.
           OSError: if there is no room for it.
-          Exception: besides, what `checkpoint` raises.
+          Exception: what `checkpoint` raises.
 
         """
         await self._lifecycle.save(name, replace=replace)
 
     async def hibernate(self) -> None:
-        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are given back.
+        """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are freed.
 
-        So is its share of `HostConfig.memory_budget_mib`, not of `HostConfig.disk_budget_mib`, so that others can be opened. Requests raise
-        `SandboxHibernatedError` until `resume`. A sandbox that fell asleep by `SandboxConfig.hibernate_after` stays
-        asleep, and is not woken up by requests any more.
+        Its share of `HostConfig.memory_budget_mib` is free for others; that of `HostConfig.disk_budget_mib` is not. Requests
+        raise `SandboxHibernatedError` until `resume`. If it fell asleep by `SandboxConfig.hibernate_after`, it stays asleep,
+        and requests no longer wake it up.
 
-        Nothing may be under way: no run, process, open file or connection, and no process or thread that an earlier
-        run left in the background. There is nothing that would be lost, then.
+        Nothing may be under way: no run, process, open file or connection, and no process or thread that an earlier run left
+        in the background. So nothing is lost.
 
         Cancelled: the sandbox is asleep, or as it was.
 
         Raises:
           trio.BusyResourceError: if something is under way; the sandbox is as it was.
-          SnapshotError: if the state can't be saved. The sandbox goes on, unless the message says otherwise.
-          OSError: if there is no room for it; the sandbox goes on.
+          SnapshotError: if the state can't be saved. The sandbox lives on, unless the message says otherwise.
+          OSError: if there is no room for it; the sandbox lives on.
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
         """
         await self._lifecycle.hibernate()
 
     async def resume(self) -> None:
-        """Wake the sandbox up: it goes on where it fell asleep. Nothing happens if it is awake.
+        """Wake the sandbox up: it continues where it fell asleep. Nothing happens if it is awake.
 
         It waits for its share of the host like `Host.open_sandbox`, first come, first served.
         Cancelled: it is awake, or still asleep.
 
         Raises:
-          SnapshotError: if it did not wake up, for want of memory that other processes hold for instance; it is still asleep.
+          SnapshotError: if it did not wake up, for instance because other processes hold the memory; it is still asleep.
           SandboxClosedError: if the sandbox is closed.
 
         """

@@ -52,7 +52,7 @@ def parse_stat(payload: bytes) -> os.stat_result:
                 break
             numbers.append(number)
     if len(numbers) != len(_STAT_RANGES):
-        raise GuestProtocolError(f"the guest sent a status that is none: {payload[:200]!r}")
+        raise GuestProtocolError(f"the guest sent something that is not a status: {payload[:200]!r}")
     status: dict[str, int | float] = dict(zip(_STAT_RANGES, numbers, strict=True))
     seconds: list[int] = []
     for name in ("st_atime", "st_mtime", "st_ctime"):

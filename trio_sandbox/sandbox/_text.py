@@ -73,8 +73,8 @@ def _check_memory(text: str, name: str) -> None:
 class GuestTextFile(trio.abc.AsyncResource):
     """A file in the guest, open for text. Made by `GuestPath.open`.
 
-    Like what `trio.open_file` gives for text modes. As for `GuestFile`, which is its `buffer`; there is no
-    `tell`, and `seek` goes to the start or the end only.
+    Like a file of `trio.open_file` in a text mode. See `GuestFile`, which is its `buffer`. There is no `tell`, and `seek`
+    goes only to the start or the end.
     """
 
     def __init__(self, buffer: GuestFile, encoding: str, errors: str, newline: str | None, limit: int) -> None:
@@ -105,7 +105,7 @@ class GuestTextFile(trio.abc.AsyncResource):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file is closed."""
         return self.buffer.closed
 
     async def _fill(self) -> bool:
@@ -119,10 +119,10 @@ class GuestTextFile(trio.abc.AsyncResource):
         return self._text[start:end]
 
     async def read(self, size: int | None = -1) -> str:
-        """Return *size* characters, fewer only at the end of the file; all that is left if negative or None.
+        """Return *size* characters, fewer only at the end of the file; all of the rest if negative or None.
 
         Raises:
-          OSError: besides, with EFBIG if all that is left takes more than `constants.MAXIMUM_READ_BYTES` of memory.
+          OSError: also with EFBIG if the rest takes more than `constants.MAXIMUM_READ_BYTES` of memory.
 
         """
         wanted = -1 if size is None else index(size)
@@ -142,10 +142,10 @@ class GuestTextFile(trio.abc.AsyncResource):
         """Return the next line with its end; ``""`` at the end of the file.
 
         Args:
-          limit: What a line may have, in characters; None: the *limit* that the file was opened with.
+          limit: The longest line, in characters; None: the *limit* that the file was opened with.
 
         Raises:
-          OSError: besides, with EFBIG if it has more. Nothing is lost: read it with a higher limit, or by `read`.
+          OSError: also with EFBIG if the line is longer. Nothing is lost: read it with a higher limit, or by `read`.
 
         """
         longest = self._limit if limit is None else check_limit(limit)
@@ -182,7 +182,7 @@ class GuestTextFile(trio.abc.AsyncResource):
         return len(text)
 
     async def flush(self) -> None:
-        """Do nothing: what was written is with the guest's kernel already."""
+        """Do nothing: the guest's kernel already has what was written."""
         await self.buffer.flush()
 
     async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

@@ -35,7 +35,7 @@ _WRITABLE_FOR_OTHERS: Final = 0o022
 @final
 @attrs.frozen
 class TransferStatistics:
-    """How far a transfer is, or what it came to."""
+    """The progress of a transfer, or its result."""
 
     files: int
     """Files and symbolic links that went over."""

@@ -70,7 +70,7 @@ async def _receive_answer(stream: ChannelStream) -> int:
     error: int
     (error,) = struct.unpack(">H", answer)
     if error and error not in errno.errorcode:
-        raise GuestProtocolError(f"the guest answered a connection with {error}, which is no error's number")
+        raise GuestProtocolError(f"the guest answered a connection with {error}, which is not an error number")
     return error
 
 

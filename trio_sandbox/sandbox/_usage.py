@@ -10,7 +10,7 @@ import attrs
 @final
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What a sandbox has taken of its host, as the host counts it. Made by `Sandbox.usage`."""
+    """What a sandbox uses of its host, as the host counts it. Made by `Sandbox.usage`."""
 
     cpu_seconds: float
     """Processor time of its QEMU since it was opened, in seconds: the guest's, and what QEMU does for it. Machines that it had before
@@ -23,4 +23,4 @@ class Usage:
     network_bytes_sent: int
     """What the guest has sent to the outside since the sandbox was opened; see `Network`."""
     network_bytes_received: int
-    """What it got from there."""
+    """What it has received from there."""

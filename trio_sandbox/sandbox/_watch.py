@@ -57,10 +57,10 @@ class FileChange:
 
 @final
 class FileChanges(trio.abc.ReceiveChannel[FileChange]):
-    """The changes of what is watched, in order. Made by `Sandbox.watch`.
+    """The changes of a watched file or directory, in order. Made by `Sandbox.watch`.
 
-    What is not received waits in the guest, where the kernel keeps some thousands of changes and then
-    forgets; a change of the kind "overflow" stands for those.
+    Changes wait in the guest until you receive them. Its kernel keeps some thousands; if it drops more, you get a change of
+    the kind "overflow".
     """
 
     def __init__(self, session: FileSession, path: GuestPath) -> None:
@@ -74,10 +74,10 @@ class FileChanges(trio.abc.ReceiveChannel[FileChange]):
         """Wait for the next change. Cancelled: nothing is lost.
 
         Raises:
-          trio.EndOfChannel: if what was watched is not there any more.
+          trio.EndOfChannel: if the watched file or directory is gone.
           trio.ClosedResourceError: if this was closed.
 
-        Otherwise as methods of `GuestPath`.
+        It raises what methods of `GuestPath` raise, too.
         """
         await trio.lowlevel.checkpoint()
         while not self._pending:

@@ -1,0 +1,172 @@
+"""The programs of docs/examples do what the cookbook says."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpcore
+import pytest
+import trio
+
+from tests._leaks import HANG_LIMIT
+from tests.documented import ROOT
+from trio_sandbox import open_host
+
+pytestmark = pytest.mark.qemu
+
+EXAMPLES = ROOT / "docs" / "examples"
+
+#: What the examples without arguments print.
+PRINTED = {
+    "agent_tools": "ada 9.0\nbob 2.5\n",
+    "grader": """\
+ada: passed
+bob: AssertionError: double(4) is 6, not 8
+cyd: too slow: more than 5 seconds
+dan: ended before the tests did
+""",
+    "speculate": "works: right\n25.0\n",
+    "agent_loop": """\
+counting
+counted to more than 1: True
+The result: counted to more than 1: True
+exit code 0
+""",
+    "mcp_client": """\
+True
+1
+checkpoint 1
+reverted to checkpoint 1
+['kept']
+""",
+}
+
+#: In place of Matplotlib, which takes a minute to install and to import under emulation.
+PYPLOT = """
+def bar(names, heights):
+    bars.update(zip(names, heights))
+
+def title(text):
+    pass
+
+def savefig(path):
+    open(path, "wb").write(b"\\x89PNG" + repr(bars).encode())
+
+bars = {}
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_every_example_is_tested() -> None:
+    tested = {*PRINTED, "analysis", "web_sessions"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("name", PRINTED)
+async def test_an_example_prints_what_it_should(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with trio.fail_after(HANG_LIMIT):
+        await load(name)["main"]()
+    assert capsys.readouterr().out == PRINTED[name]
+
+
+async def test_an_answer_to_each_message_where_nothing_is_interrupted() -> None:
+    """The first answer is over before the second message comes."""
+    loop = load("agent_loop")
+    shown: list[str] = []
+    answered = trio.Event()
+
+    def show(text: str) -> None:
+        shown.append(text)
+        if text.startswith("bye"):
+            answered.set()
+
+    async def model(history: list[Any]) -> Any:
+        await trio.lowlevel.checkpoint()
+        last = history[-1]
+        return loop["Message"](*(("code", last.text) if last.role == "user" else ("assistant", f"bye {last.text!r}")))
+
+    async def messages() -> AsyncIterator[str]:
+        nonlocal answered
+        for code in ("x = 1", "print(x); 1 / 0"):
+            yield code
+            await answered.wait()
+            answered = trio.Event()
+
+    with trio.fail_after(HANG_LIMIT):
+        async with loop["open_sandbox"]("python") as sandbox:
+            await loop["converse"](sandbox, model, messages(), show)
+    assert shown[0] == "bye 'exit code 0'\n"
+    assert shown[1] == "1\n"
+    assert shown[-1].startswith("bye '1\\nTraceback")
+    assert shown[-1].endswith("exit code 1'\n")
+
+
+async def test_an_analysis_of_a_table_comes_back_as_a_picture(tmp_path: Path) -> None:
+    example = load("analysis")
+    assert repr(example["IMAGE"]).count("matplotlib") == 1
+    table = tmp_path / "sales.csv"
+    table.write_text("month,sales\nMay,3\nJune,5\n")
+    with trio.fail_after(HANG_LIMIT):
+        async with example["open_sandbox"]("python") as sandbox:
+            await sandbox.path("matplotlib").mkdir()
+            await sandbox.path("matplotlib/__init__.py").write_text("rcParams = {'backend': 'agg'}\n")
+            await sandbox.path("matplotlib/pyplot.py").write_text(PYPLOT)
+            assert await example["analyse"](sandbox, table, example["CODE"], tmp_path / "plot.png") == "'June'"
+    assert (tmp_path / "plot.png").read_bytes() == b"\x89PNG{'May': 3, 'June': 5}"
+
+
+async def ask(address: str, user: str, code: str) -> dict[str, Any]:
+    """Have the service run code."""
+    async with httpcore.AsyncConnectionPool() as pool:
+        response = await pool.request("POST", f"{address}/run/{user}", content=code.encode())
+        return {"status": response.status, **json.loads(response.content)}
+
+
+async def test_each_user_of_the_web_service_has_a_sandbox() -> None:
+    service = load("web_sessions")
+    with trio.fail_after(HANG_LIMIT):
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(service["serve_sessions"], "127.0.0.1:0")
+            assert (await ask(address, "ada", "x = 1"))["exit_code"] == 0
+            assert (await ask(address, "ada", "print(x)"))["stdout"] == "1\n"
+            assert "NameError" in (await ask(address, "bob", "print(x)"))["stderr"]
+            assert (await ask(address, "", "1"))["status"] == 400
+            assert (await ask(address, "ada", "#" * 200_000))["status"] == 400
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_sessions_of_the_web_service_end_and_begin_anew() -> None:
+    service = load("web_sessions")
+    run: Callable[..., Awaitable[tuple[int, dict[str, Any]]]] = service["run_code"]
+    names: dict[str, Any] = run.__globals__
+    with trio.fail_after(HANG_LIMIT):
+        async with open_host() as host, trio.open_nursery() as nursery:
+            sessions = service["Sessions"](host, nursery)
+            names["CLOSE_AFTER"] = 0
+            async with sessions.use("ada") as sandbox, sessions.use("ada") as same:
+                assert same is sandbox
+                assert await run(sessions, "ada", "x = 1") == (200, {"exit_code": 0, "stdout": "", "stderr": ""})
+                assert host.statistics().sandboxes_open == 1  # others use it, so that it is not idle
+            while host.statistics().sandboxes_open:
+                await trio.sleep(0.01)
+            names["CLOSE_AFTER"] = 3600
+            assert "NameError" in str((await run(sessions, "ada", "x"))[1]["stderr"])
+            async with sessions.use("ada") as sandbox:
+                pid = sandbox.statistics().qemu_pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+            status, said = await run(sessions, "ada", "1")
+            assert (status, "retry" in said) == (503, True)
+            assert (await run(sessions, "ada", "print(2)"))[1]["stdout"] == "2\n"
+            names["RUN_SECONDS"] = 1
+            assert "stopped after 1 seconds" in str(await run(sessions, "ada", "while True: pass"))
+            nursery.cancel_scope.cancel(reason="the test is over")
