@@ -31,6 +31,7 @@ from trio_sandbox._stored_json import parse_json
 from trio_sandbox.cli import _arguments
 from trio_sandbox.client import Machine
 from trio_sandbox.client._functions import BadCallError, CallDecoder, parse_arguments
+from trio_sandbox.client._json import has_more_values
 from trio_sandbox.client._messages import parse_message
 from trio_sandbox.guest.agent.network import dns, packets
 from trio_sandbox.guest.trees import TreeReader
@@ -378,6 +379,22 @@ def _json(value: object) -> bytes:
 
 
 _FINISHED = {"exit_code": 0, "value": "1", "restarted": False, "state_kept": True, "expired": False, "oom": False}
+
+
+def count_values(value: Any) -> int:
+    """Return how many commas and brackets it has as JSON, at the least."""
+    if type(value) not in (dict, list, tuple):
+        return 0
+    members: list[Any] = list(value.values() if type(value) is dict else value)
+    return max(len(members), 1) + sum(map(count_values, members))
+
+
+def _calls(data: bytes) -> None:
+    for call in CallDecoder().feed(data):
+        count = count_values(parse_arguments(call.arguments))
+        assert has_more_values(call.arguments, count - 1), "what takes long to read is known before"
+
+
 _CALL = b'7 search [["x"],{"limit":[1,null,true,2.5]}]\n'
 _MANIFEST = Manifest(name="tiny", digest="ab", created=12.5, files={}, details={"virtual_size": 1}).to_json().encode()
 _FILE = {"size": 3, "sha256": "cd"}
@@ -554,9 +571,7 @@ PARSERS: dict[str, Parser] = {
             _json({"mounted": 1}),
         ),
     ),
-    "calls of functions": Parser(
-        lambda data: [parse_arguments(call.arguments) for call in CallDecoder().feed(data)], (BadCallError,), (_CALL,)
-    ),
+    "calls of functions": Parser(_calls, (BadCallError,), (_CALL,)),
     "a status": Parser(parse_stat, (GuestProtocolError,), (_STATUS,)),
     "an error": Parser(lambda data: str(parse_error(data, "x")), (GuestProtocolError,), (b"2\0/x", b"18\0/x\0/y")),
     "a path": Parser(lambda data: str(parse_path(data)), (GuestProtocolError,), (b"/home/user", b"../x")),

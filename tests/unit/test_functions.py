@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from tests._parsers import count_values
 from trio_sandbox.client._functions import (
     BadCallError,
     Call,
@@ -208,13 +209,6 @@ def test_arguments_that_would_take_long_to_read(values: str) -> None:
 def test_what_is_within_a_text_does_not_count(text: str) -> None:
     arguments = json.dumps([[text, *([1] * 1000)], {"a,b": text}])
     check_arguments(arguments.encode())
-
-
-def count_values(each: Any) -> int:
-    if type(each) not in (dict, list):
-        return 0
-    members: list[Any] = list(each.values() if type(each) is dict else each)
-    return max(len(members), 1) + sum(map(count_values, members))
 
 
 @given(json_values)
