@@ -87,7 +87,13 @@ if TYPE_CHECKING:
         open_host as open_host,
         open_sandbox as open_sandbox,
     )
-    from .machines import AdmissionStatistics as AdmissionStatistics, WarmStatistics as WarmStatistics
+    from .machines import (
+        AdmissionStatistics as AdmissionStatistics,
+        SavedSandbox as SavedSandbox,
+        WarmStatistics as WarmStatistics,
+        remove_saved_sandbox as remove_saved_sandbox,
+        saved_sandboxes as saved_sandboxes,
+    )
     from .network import (
         NetworkEvent as NetworkEvent,
         NetworkStatistics as NetworkStatistics,

@@ -84,7 +84,10 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
     ),
     "machines": (
         "AdmissionStatistics",
+        "SavedSandbox",
         "WarmStatistics",
+        "remove_saved_sandbox",
+        "saved_sandboxes",
     ),
     "network": (
         "NetworkEvent",

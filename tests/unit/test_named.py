@@ -14,7 +14,15 @@ from pathlib import Path
 import attrs
 import pytest
 
-from trio_sandbox import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
+from trio_sandbox import (
+    SavedSandbox,
+    TemplateError,
+    TemplateExistsError,
+    TemplateUnusableError,
+    UnknownTemplateError,
+    remove_saved_sandbox,
+    saved_sandboxes,
+)
 from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
 from trio_sandbox.qemu import make_marked
 
@@ -320,3 +328,31 @@ def test_a_template_keeps_its_files_while_another_name_begins_alike(store: Named
     assert store.names() == ["a.b", "ab"]
     assert store.find("ab").devices.exists()
     assert store.find("a.b").devices.exists()
+
+
+def test_a_program_lists_and_removes_without_a_host(
+    store: NamedTemplateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert saved_sandboxes(tmp_path) == ()
+    save(store)
+    save(store, "damaged")
+    (store.find("damaged").directory / "devices").write_text("changed")
+    damaged, mine = saved_sandboxes(tmp_path)
+    found = store.find("mine")
+    assert mine == SavedSandbox(
+        name="mine", image="python", memory_mib=1, vcpus=2, created=found.created, size_bytes=found.size_bytes
+    )
+    assert damaged.name == "damaged"
+    assert "is damaged: changed since it was saved" in damaged.problem
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "trio-sandbox").symlink_to(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "home"))
+    assert saved_sandboxes() == (damaged, mine)
+    assert remove_saved_sandbox("damaged") > 0
+    assert saved_sandboxes(os.fspath(tmp_path)) == (mine,)
+    with pytest.raises(UnknownTemplateError, match="there are: mine"):
+        remove_saved_sandbox("damaged", tmp_path)
+    with pytest.raises(ValueError, match="name"):
+        remove_saved_sandbox("../mine", tmp_path)
+    with pytest.raises(TypeError, match="cache_dir"):
+        saved_sandboxes(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

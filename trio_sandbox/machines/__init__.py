@@ -16,6 +16,11 @@ from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
 from ._progress_log import ProgressLog as ProgressLog
+from ._saved import (
+    SavedSandbox as SavedSandbox,
+    remove_saved_sandbox as remove_saved_sandbox,
+    saved_sandboxes as saved_sandboxes,
+)
 from ._templates import (
     Template as Template,
     TemplateStore as TemplateStore,
