@@ -20,10 +20,13 @@ class SavedSandbox:
     """A sandbox that `Sandbox.save` has saved, for ``open_sandbox(template=name)`` to go on from."""
 
     name: str
+    """What it was saved as."""
     image: str = ""
     """The name of the image that it stands on, as ``trio-sandbox image list`` shows it; that stays for as long as this does."""
     memory_mib: int = 0
+    """Its RAM, in MiB."""
     vcpus: int = 0
+    """Its virtual CPUs."""
     created: float = 0.0
     """When it was saved, in Unix seconds."""
     size_bytes: int = 0
