@@ -146,6 +146,15 @@ def integrations(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fleet(session: nox.Session) -> None:
+    """Try sandboxes on the nodes of a Ray cluster, which is on this machine; with arguments: pytest with them."""
+    install_system_packages(session)
+    session.install("-e.[cli,ray]", *group("tests"))
+    session.run("pytest", "-o", "python_files=on_*.py", *(session.posargs or ("tests/fleet",)))
+    session.run("python", "tests/fleet/example.py")
+
+
+@nox.session(default=False)
 def machines(session: nox.Session) -> None:
     """Try the two commands on fresh machines: Debian 12 and 13, as root and as a user; ``-- --suite trixie --user [COMMAND]``."""
     session.install("pip")  # it tells where packages come from here
@@ -162,10 +171,14 @@ FLAKE8_ASYNC = (
     "--disable=ASYNC114,ASYNC119,ASYNC128",
     "--transform-async-generator-decorators=open_block",
 )
-#: In the guest and in the gateway, besides: nobody but the agent calls the agent's functions, and a checkpoint that nobody
-#: needs costs each run, and each piece of what is relayed, a turn of the scheduler (910 to 913).
-FLAKE8_ASYNC_INNER = ("--enable=ASYNC", "--disable=ASYNC114,ASYNC128,ASYNC91")
-INNER = ("trio_sandbox/guest", "trio_sandbox/network")
+#: In the guest, in the gateway and in a fleet's nodes, besides: nobody but the agent calls the agent's functions, and a checkpoint
+#: that nobody needs costs each run, and each piece of what is relayed, a turn of the scheduler (910 to 913).
+FLAKE8_ASYNC_INNER = (
+    "--enable=ASYNC",
+    "--disable=ASYNC114,ASYNC119,ASYNC128,ASYNC91",
+    "--transform-async-generator-decorators=open_block",
+)
+INNER = ("trio_sandbox/guest", "trio_sandbox/network", "trio_sandbox/fleet")
 #: In tests and in the pytest plugin, besides: fixtures are generators (119, 900, 911), fakes have the signatures of what they
 #: stand for (109, 124), nobody who waits for a test cares where its checkpoints are (910 to 913), and a test may hold its own
 #: event loop up, or look again and again at what tells nobody when it changes (110, 230, 232).

@@ -126,7 +126,14 @@ def find_attribute_docstrings(public: str) -> None:
             found.tagorder.update({tag: len(found.tagorder) + order for tag, order in written.tagorder.items()})
 
 
-PUBLIC = ("trio_sandbox", "trio_sandbox.aio", "trio_sandbox.blocking", "trio_sandbox.qemu", "trio_sandbox.testing")
+PUBLIC = (
+    "trio_sandbox",
+    "trio_sandbox.aio",
+    "trio_sandbox.blocking",
+    "trio_sandbox.fleet",
+    "trio_sandbox.qemu",
+    "trio_sandbox.testing",
+)
 
 
 def setup(app: Sphinx) -> None:

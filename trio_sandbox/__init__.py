@@ -27,15 +27,20 @@ if TYPE_CHECKING:
         CapacityError as CapacityError,
         ConfinementRequiredError as ConfinementRequiredError,
         DeadlinePassedError as DeadlinePassedError,
+        DrainingError as DrainingError,
+        FleetError as FleetError,
         GuestProtocolError as GuestProtocolError,
         HardwareRequiredError as HardwareRequiredError,
         ImageBuildError as ImageBuildError,
         ImageCorruptError as ImageCorruptError,
         ImageError as ImageError,
         ImageMissingError as ImageMissingError,
+        LinkError as LinkError,
+        LinkProtocolError as LinkProtocolError,
         MissingProgramError as MissingProgramError,
         MountError as MountError,
         NetworkUnavailableError as NetworkUnavailableError,
+        NodeLostError as NodeLostError,
         OciError as OciError,
         OutcomeUnknownError as OutcomeUnknownError,
         OutputLimitError as OutputLimitError,
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
         WarmupError as WarmupError,
         WheelMissingError as WheelMissingError,
         WorkspaceConflictError as WorkspaceConflictError,
+        WrongNodeError as WrongNodeError,
     )
     from ._image import Image as Image
     from ._network import Network as Network, NetworkRule as NetworkRule

@@ -27,6 +27,12 @@
     ├── SandboxClosedError           the sandbox was closed before the request was sent
     ├── SandboxHibernatedError       the sandbox was put to sleep; the request was not sent
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
+    ├── FleetError                   a fleet could not be opened
+    │   ├── LinkError                a node can't be connected to
+    │   │   └── WrongNodeError       whoever answers at its address is another
+    │   ├── LinkProtocolError        a node, or its user, broke the protocol
+    │   ├── DrainingError            the node opens no more sandboxes
+    │   └── NodeLostError            a node, or the way to it, is gone
     ├── MountError                   a directory of `SandboxConfig.mounts` could not be mounted
     ├── DeadlinePassedError          the guest stopped it by itself, at a deadline that was moved meanwhile
     ├── WarmupError                  `SandboxConfig.warmup` failed
@@ -223,6 +229,44 @@ class OutcomeUnknownError(SandboxError):
 
     retry_safe = False
     """False: it may have had its effect."""
+
+
+class FleetError(SandboxError):
+    """A fleet could not be opened; the message says why, and nothing is left of it. Or one of its nodes failed, as the subclasses say."""
+
+
+class LinkError(FleetError):
+    """A node of a fleet can't be connected to; the message says why. Nothing was asked of it."""
+
+
+class WrongNodeError(LinkError):
+    """Whoever answered at a node's address has another certificate than that node. Nothing was said to it."""
+
+
+class LinkProtocolError(FleetError):
+    """A node of a fleet, or its user, said what no other side of this version says."""
+
+    retry_safe = False
+    """False: it may have had its effect."""
+
+
+class DrainingError(FleetError):
+    """The node is being drained. Nothing was started; try again, and another node may do it."""
+
+
+class NodeLostError(FleetError):
+    """A node of a fleet, or the way to it, is gone, and with it the sandboxes that it had; others go on.
+
+    It is the cause of what requests raise, which know more: `SandboxClosedError` for what was not sent, `OutcomeUnknownError` for what was.
+    """
+
+    retry_safe = False
+    """False: it may have had its effect."""
+
+    def __init__(self, message: str, *, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+        """The node's name."""
 
 
 class DeadlinePassedError(SandboxError):

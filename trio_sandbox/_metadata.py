@@ -19,15 +19,20 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "CapacityError",
         "ConfinementRequiredError",
         "DeadlinePassedError",
+        "DrainingError",
+        "FleetError",
         "GuestProtocolError",
         "HardwareRequiredError",
         "ImageBuildError",
         "ImageCorruptError",
         "ImageError",
         "ImageMissingError",
+        "LinkError",
+        "LinkProtocolError",
         "MissingProgramError",
         "MountError",
         "NetworkUnavailableError",
+        "NodeLostError",
         "OciError",
         "OutcomeUnknownError",
         "OutputLimitError",
@@ -54,6 +59,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "WarmupError",
         "WheelMissingError",
         "WorkspaceConflictError",
+        "WrongNodeError",
     ),
     "_image": ("Image",),
     "_network": (
@@ -110,7 +116,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
 #: The same by name.
 ORIGINS: Final = {name: module for module, names in PUBLIC.items() for name in names}
 #: Modules that ``import trio_sandbox`` is enough for.
-ROOMS: Final = ("aio", "blocking", "constants", "qemu", "testing")
+ROOMS: Final = ("aio", "blocking", "constants", "fleet", "qemu", "testing")
 
 
 def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:

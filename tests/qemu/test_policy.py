@@ -24,6 +24,7 @@ from trio_sandbox import (
 from trio_sandbox.host import Host
 from trio_sandbox.qemu import Confinement, Vm
 from trio_sandbox.qemu._confinement import prove_landlock
+from trio_sandbox.sandbox import Lifecycle
 
 pytestmark = pytest.mark.qemu
 
@@ -161,7 +162,8 @@ async def test_nothing_goes_on_from_memory_that_was_written_to(host: Host) -> No
     async with host.open_sandbox() as sandbox:
         await sandbox.run("x = 1")
         checkpoint = await sandbox.checkpoint()
-        memory = checkpoint._snapshot.config.memory_file  # pyright: ignore[reportPrivateUsage]
+        life = cast("Lifecycle[Sandbox]", sandbox._lifecycle)  # pyright: ignore[reportPrivateUsage]
+        memory = life._checkpoints[checkpoint].config.memory_file  # pyright: ignore[reportPrivateUsage]
         assert memory is not None
         os.chmod(memory, 0o600)
         with memory.open("r+b") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
 import re
 import shlex
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 from tests.documented import ROOT, Block, blocks
 from tests.unit.test_exports import PUBLIC
 from trio_sandbox.cli import build_parser
+from trio_sandbox.fleet._ray import SLOTS
 
 #: Types of news fragments, and what a fragment's file is called.
 FRAGMENT = re.compile(r"(\d+|\+[\w-]+)\.(?P<type>\w+)\.md")
@@ -49,6 +51,8 @@ def test_a_documented_command_can_be_typed(command: str) -> None:
             assert session in sessions()
         case ["python3", "-m", "venv", ".v"] | [".v/bin/pip", "install", "nox"]:
             pass
+        case ["ray", "start", ("--head" | "--address"), *_, "--resources", resources]:
+            assert set(json.loads(resources)) == {SLOTS}
         case _:
             pytest.fail(f"no rule says how to check {command!r}")
 

@@ -16,7 +16,7 @@ PUBLIC: dict[str, str] = {
         AdmissionStatistics BalloonError CapacityError Checkpoint ConfinementRequiredError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics Image ImageBuildError ImageCorruptError ImageError ImageMissingError
-        MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError Progress QMPClosedError
+        MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch NodeLostError DrainingError FleetError LinkError LinkProtocolError WrongNodeError OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics SavedSandbox
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError
@@ -25,6 +25,9 @@ PUBLIC: dict[str, str] = {
     "trio_sandbox.aio": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
         NetworkWatch RunEvents Sandbox open_host open_sandbox
+    """,
+    "trio_sandbox.fleet": """
+        FleetConfig FleetHost FleetStatistics NodeStatistics open_ray_host
     """,
     "trio_sandbox.blocking": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host

@@ -349,6 +349,11 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
         return self._now(lambda: self._inner.config)
 
     @property
+    def node(self) -> str | None:
+        """The name of the node that its VM is on, if a fleet has opened it; None for a VM on this machine. See `trio_sandbox.fleet`."""
+        return self._now(lambda: self._inner.node)
+
+    @property
     def accelerator(self) -> str:
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
         return self._now(lambda: self._inner.accelerator)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from .._errors import GuestProtocolError, OutcomeUnknownError, SandboxClosedError
+from .._errors import GuestProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
 from .._quote import quote_guest
 from ..qemu import Accelerator
 from ..wire import Channel, ChannelStream, StreamHandler, StreamLimitError, StreamResetError, WireError
@@ -105,15 +105,19 @@ async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
         # The channel breaks a moment before QEMU's exit is seen, and the exit tells more.
         with trio.move_on_after(EXIT_PATIENCE, shield=True):
             await vm.wait_ended()
-        raise _ended(what) from (vm.failure or cause or exc)
+        raise _ended(vm, what) from (vm.failure or cause or exc)
     except trio.ClosedResourceError as exc:
         if vm.failure is not None:  # it was ended, and its channel closed before those who wait had their turn
-            raise _ended(what) from vm.failure
+            raise _ended(vm, what) from vm.failure
         raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
 
 
-def _ended(what: str) -> OutcomeUnknownError:
-    return OutcomeUnknownError(f"the virtual machine ended during {what}, which may have had its effect")
+def _ended(vm: Machine, what: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(f"the virtual machine{_where(vm)} ended during {what}, which may have had its effect")
+
+
+def _where(vm: Machine) -> str:
+    return f" on node {vm.failure.node}" if isinstance(vm.failure, NodeLostError) else ""
 
 
 def check_open(vm: Machine, what: str) -> None:
@@ -125,7 +129,7 @@ def check_open(vm: Machine, what: str) -> None:
     """
     # The channel fails a moment before the machine's end is known.
     if gone := vm.failure or vm.guest.failure:
-        raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine is gone") from gone
+        raise SandboxClosedError(f"{what} was not sent: the sandbox's virtual machine{_where(vm)} is gone") from gone
     if vm.closed:
         raise SandboxClosedError(f"{what} was not sent: the sandbox's block has exited; open another sandbox")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from .._metadata import mark_public
 from ._file import GuestFile as GuestFile
-from ._lifecycle import Checkpoint as Checkpoint, Lifecycle as Lifecycle
+from ._life import Checkpoint as Checkpoint, ImageFacts as ImageFacts, Life as Life, find_checkpoint as find_checkpoint
+from ._lifecycle import Lifecycle as Lifecycle
 from ._network import SandboxNetwork as SandboxNetwork
 from ._open import BinaryMode as BinaryMode, TextMode as TextMode
 from ._path import GuestPath as GuestPath
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics
 from ._slot import Slot as Slot
 from ._text import GuestTextFile as GuestTextFile
+from ._transaction import transaction as transaction
 from ._transfer import TransferStatistics as TransferStatistics
 from ._usage import Usage as Usage
 from ._watch import ChangeKind as ChangeKind, FileChange as FileChange, FileChanges as FileChanges

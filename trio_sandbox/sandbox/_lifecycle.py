@@ -41,8 +41,10 @@ from ..machines import (
 from ..network import Gateway
 from ..qemu import Snapshot, Vm, allocated_bytes
 from ._idle import check_idle, count_streams
+from ._life import Checkpoint, find_checkpoint
 from ._network import SandboxNetwork
 from ._slot import Slot
+from ._transaction import transaction
 from ._usage import Usage
 
 #: What a fork is to its user: a sandbox of its own.
@@ -52,29 +54,6 @@ _log = logging.getLogger("trio_sandbox.sandbox")
 
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
-
-
-@final
-class Checkpoint:
-    """An earlier state of a sandbox, for `Sandbox.revert`. Made by `Sandbox.checkpoint`."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._discarded = False
-
-    def __repr__(self) -> str:
-        return f"<trio_sandbox.Checkpoint: {'discarded' if self._discarded else 'kept'}>"
-
-    @property
-    def discarded(self) -> bool:
-        """Whether it was discarded: the sandbox can't go back to it any more."""
-        return self._discarded
-
-    def discard(self) -> None:
-        """Free its space on the host's disk; the end of the sandbox does so, too. Doing it again does nothing."""
-        if not self._discarded:
-            self._discarded = True
-            self._snapshot.discard()
 
 
 @final
@@ -135,7 +114,7 @@ class Lifecycle(Generic[Child]):
         self._open_child = open_child
         self._beside = beside
         self._changing = trio.Lock()
-        self._checkpoints: list[Checkpoint] = []
+        self._checkpoints: dict[Checkpoint, Snapshot] = {}
         self._asleep: Snapshot | None = None
         self._by_call = False
         self._closed = False
@@ -176,9 +155,10 @@ class Lifecycle(Generic[Child]):
     async def checkpoint(self) -> Checkpoint:
         """What `Sandbox.checkpoint` does."""
         async with self._awake("a checkpoint"):
-            checkpoint = Checkpoint(await self._snapshot("a checkpoint"))
-        self._checkpoints = [kept for kept in self._checkpoints if not kept.discarded]
-        self._checkpoints.append(checkpoint)
+            snapshot = await self._snapshot("a checkpoint")
+        checkpoint = Checkpoint(snapshot.discard)
+        self._checkpoints = {each: kept for each, kept in self._checkpoints.items() if not each.discarded}
+        self._checkpoints[checkpoint] = snapshot
         return checkpoint
 
     async def revert(self, checkpoint: Checkpoint | None) -> None:
@@ -197,18 +177,7 @@ class Lifecycle(Generic[Child]):
             self.reverts += 1
 
     def _wanted(self, checkpoint: Checkpoint | None) -> Snapshot:
-        if checkpoint is None:
-            kept = [each for each in self._checkpoints if not each.discarded]
-            if not kept:
-                raise ValueError("there is nothing to revert to: call `await sandbox.checkpoint()` first")
-            checkpoint = kept[-1]
-        elif not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"`checkpoint` must be what `Sandbox.checkpoint` returned, not {checkpoint!r}")
-        elif checkpoint.discarded:
-            raise ValueError("this checkpoint was discarded")
-        elif checkpoint not in self._checkpoints:
-            raise ValueError("this checkpoint is another sandbox's")
-        return checkpoint._snapshot  # pyright: ignore[reportPrivateUsage]
+        return self._checkpoints[find_checkpoint(checkpoint, self._checkpoints)]
 
     async def _replace(self, snapshot: Snapshot) -> None:
         """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
@@ -231,29 +200,8 @@ class Lifecycle(Generic[Child]):
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """What `Sandbox.transaction` does."""
-        checkpoint = await self.checkpoint()
-        try:
-            try:
-                yield
-            except BaseException:
-                with trio.move_on_after(self._timeouts.boot, shield=True):
-                    await self._go_back(checkpoint)
-                raise
-        finally:
-            checkpoint.discard()
-
-    async def _go_back(self, checkpoint: Checkpoint) -> None:
-        reverted = False
-        try:
-            await self.revert(checkpoint)
-            reverted = True
-        except SandboxError as exc:
-            _log.warning("a transaction could not be reverted: %s", exc)
-        finally:
-            if not reverted:
-                # Whoever goes on must not take the state for the one before.
-                self._vm.retire("a transaction in it failed, and it could not be reverted")
-        await trio.lowlevel.checkpoint()
+        async with transaction(self, self._timeouts.boot):
+            yield
 
     # --- Being saved ---
 

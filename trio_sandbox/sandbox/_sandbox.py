@@ -18,9 +18,9 @@ from .._errors import PackagesError, SandboxError, SnapshotError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._image_steps import PackagesStep
 from .._network import Network
-from ..image import BuiltImage, PackageInstaller
+from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
-from ._lifecycle import Checkpoint, Lifecycle
+from ._life import Checkpoint, ImageFacts, Life
 from ._network import SandboxNetwork
 from ._path import GuestPath
 from ._requests import GuestRequests
@@ -69,14 +69,16 @@ class Sandbox(GuestRequests):
         image: AnyImage,
         config: SandboxConfig,
         timeouts: Timeouts,
-        lifecycle: Lifecycle[Sandbox] | None = None,
-        built: BuiltImage | None = None,
+        lifecycle: Life[Sandbox] | None = None,
+        built: ImageFacts | None = None,
         network: SandboxNetwork | None = None,
         installer: PackageInstaller | None = None,
         staging: Path | None = None,
+        node: str | None = None,
     ) -> None:
         language, command = ("python", ()) if built is None else (built.language, built.command)
         super().__init__(slot, config, timeouts, language, command)
+        self._node = node
         self._installer = installer
         self._staging = staging
         self._lifecycle_or_none = lifecycle
@@ -102,6 +104,11 @@ class Sandbox(GuestRequests):
     def config(self) -> SandboxConfig:
         """The configuration it was opened with."""
         return self._config
+
+    @property
+    def node(self) -> str | None:
+        """The name of the node that its VM is on, if a fleet has opened it; None for a VM on this machine. See `trio_sandbox.fleet`."""
+        return self._node
 
     @property
     def accelerator(self) -> str:
@@ -154,7 +161,7 @@ class Sandbox(GuestRequests):
         return self._own_network or self._lifecycle.network
 
     @property
-    def _lifecycle(self) -> Lifecycle[Sandbox]:
+    def _lifecycle(self) -> Life[Sandbox]:
         if self._lifecycle_or_none is None:
             raise SnapshotError("the state of this sandbox's machine can't be saved")
         return self._lifecycle_or_none

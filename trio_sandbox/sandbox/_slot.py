@@ -51,11 +51,15 @@ class Slot:
         self.home.check(what)
         while self._gate is not None:
             await self._gate(what)
+        self.note_request()
+        return self.machine  # noqa: ASYNC910 - a run is too short for one more checkpoint
+
+    def note_request(self) -> None:
+        """Note that a request has the machine, or more of one that somebody else has resolved."""
         self.last_request = trio.current_time()
         if self._requested is not None:
             self._requested.set()
             self._requested = None
-        return self.machine  # noqa: ASYNC910 - a run is too short for one more checkpoint
 
     async def wait_request(self) -> None:
         """Wait until a request asks for the machine."""

@@ -295,8 +295,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
                 await self._reader.wait()
         finally:
             self._receiving = False
-        # Taken after the last checkpoint, so that a cancellation loses nothing; it may have been reset there.
-        self._is_receivable()
+        self._is_receivable()  # again, after the last checkpoint, where it may have been reset; a cancellation loses nothing
         return self._take_received(max_bytes)
 
     @trio.lowlevel.enable_ki_protection
@@ -327,6 +326,11 @@ class ChannelStream(trio.abc.HalfCloseableStream):
     def has_news(self) -> bool:
         """Whether `receive_some` would return, or raise, at once."""
         return self._closed or bool(self._buffer) or self._ended or self._is_broken
+
+    @property
+    def reset_reason(self) -> str | None:
+        """Why the peer gave the stream up; None if it did not."""
+        return self._reset
 
     @property
     def is_given_up(self) -> bool:

@@ -36,7 +36,12 @@ class NoSuchPipeError(Exception):
 
 @final
 class ParkedPipes:
-    """Service "pipe": streams that the host opened for the input or output of a process to come."""
+    """Service "pipe": streams that the host opened for the input or output of a process to come.
+
+        {"service": "pipe", "name": int}
+
+    A request names a stream by its id, or by the name in its header, which a host gives that passes on the streams of another.
+    """
 
     def __init__(self) -> None:
         self._parked: dict[int, tuple[ChannelStream, trio.Event]] = {}
@@ -47,14 +52,16 @@ class ParkedPipes:
         if len(self._parked) >= _PARKED_LIMIT:
             stream.reset(f"more than {_PARKED_LIMIT} pipes wait for a process")
             return
+        name = header.get("name")
+        number = name if isinstance(name, int) else stream.id
         done = trio.Event()
-        self._parked[stream.id] = stream, done
+        self._parked[number] = stream, done
         self._arrived.set()
         self._arrived = trio.Event()
         try:
             await stream.wait_given_up()
         finally:
-            parked = self._parked.pop(stream.id, None) is not None
+            parked = self._parked.pop(number, None) is not None
         if not parked:
             await done.wait()
 

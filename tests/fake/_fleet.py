@@ -1,0 +1,160 @@
+"""Nodes in this process, over real TCP and TLS, whose sandboxes have agents in this process as guests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import trio
+
+from tests._leaks import HANG_LIMIT
+from trio_sandbox import HostConfig, HostStatistics, Image, Sandbox, SandboxConfig
+from trio_sandbox.fleet import FleetConfig, FleetHost
+from trio_sandbox.fleet._host import open_fleet
+from trio_sandbox.fleet._links import NodeAddress
+from trio_sandbox.fleet._members import Members
+from trio_sandbox.fleet._node import Node, serve_node
+from trio_sandbox.machines import AdmissionStatistics, WarmStatistics
+
+from ._guest import FakeMachine
+from ._sandbox import open_local_sandbox
+
+
+@attrs.define(eq=False)
+class LocalHost:
+    """What a node needs of a host; its sandboxes are real, and confined to nothing."""
+
+    memory_mib: int = 10_000
+    machines: list[FakeMachine] = attrs.field(factory=list[FakeMachine])
+    """The machines of the sandboxes that were opened, whether they are there still or not."""
+    open: int = 0
+    prepared: list[object] = attrs.field(factory=list[object])
+    failure: Exception | None = None
+    """What the next opening raises."""
+    waiting: int = 0
+    gate: trio.Event | None = None
+    """What the next opening waits for."""
+
+    @asynccontextmanager
+    async def open_sandbox(
+        self, image: str | Image, config: SandboxConfig | None = None, *, template: str | None = None
+    ) -> AsyncGenerator[Sandbox]:
+        if self.gate is not None:
+            self.waiting += 1
+            try:
+                await self.gate.wait()
+            finally:
+                self.waiting -= 1
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        async with open_local_sandbox(config) as (sandbox, machine):
+            self.machines.append(machine)
+            self.open += 1
+            try:
+                yield sandbox
+            finally:
+                self.open -= 1
+
+    async def prepare(self, image: str | Image) -> None:
+        await trio.lowlevel.checkpoint()
+        self.prepared.append(image)
+
+    def statistics(self) -> HostStatistics:
+        admission = AdmissionStatistics(
+            memory_mib_reserved=0,
+            memory_mib_budget=self.memory_mib,
+            vcpus_reserved=0,
+            vcpu_budget=8,
+            tasks_waiting=0,
+        )
+        return HostStatistics(self.open, len(self.machines), admission, WarmStatistics())
+
+
+@attrs.define(eq=False)
+class Wire:
+    """What is between a node and its user: it passes bytes on, until it is cut."""
+
+    to: int
+    """The port that it leads to."""
+    port: int = 0
+    ends: list[list[trio.SocketStream]] = attrs.field(factory=list[list[trio.SocketStream]])
+    """The two ends of each connection, in the order in which they came."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listener.socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self.carry, [listener])
+
+    async def carry(self, user: trio.SocketStream) -> None:
+        node = await trio.open_tcp_stream("127.0.0.1", self.to)
+        self.ends.append([user, node])
+        async with user, node, trio.open_nursery() as nursery:
+            nursery.start_soon(self.pass_on, user, node)
+            await self.pass_on(node, user)
+            nursery.cancel_scope.cancel()
+
+    async def pass_on(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await sink.send_all(data)
+            await sink.send_eof()
+
+    async def cut(self, connection: int | None = None) -> None:
+        """Have both sides see the end of a connection, or of all."""
+        for ends in self.ends if connection is None else [self.ends[connection]]:
+            for end in ends:
+                await trio.aclose_forcefully(end)
+
+
+@attrs.define(eq=False)
+class FakeNode:
+    """A node that runs in this process."""
+
+    host: LocalHost
+    address: NodeAddress
+    node: Node
+    wire: Wire
+    """The way to it."""
+
+
+@attrs.define(eq=False)
+class Fleet:
+    """A fleet, and the nodes that it has."""
+
+    host: FleetHost
+    members: Members
+    nodes: dict[str, FakeNode] = attrs.field(factory=dict[str, FakeNode])
+
+
+@asynccontextmanager
+async def open_fake_fleet(
+    *names: str, fleet: FleetConfig | None = None, slots: int | None = None, **hosts: LocalHost
+) -> AsyncGenerator[Fleet]:
+    """Yield a fleet of the nodes of those names; bounded, for a test that hangs to fail."""
+    with trio.fail_after(HANG_LIMIT):
+        async with trio.open_nursery() as nursery:
+            config = fleet or FleetConfig(end_timeout=10)
+            async with open_fleet(HostConfig(), config) as (host, members):
+                opened = Fleet(host, members)
+                for name in names:
+                    fake = await start_node(nursery, name, hosts.get(name) or LocalHost())
+                    opened.nodes[name] = fake
+                    await members.join(fake.address, slots)
+                yield opened
+            # Without its user each node ends by itself; a wire does not.
+            for fake in opened.nodes.values():
+                await fake.node.left.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def start_node(nursery: trio.Nursery, name: str, host: LocalHost) -> FakeNode:
+    """Start a node, which ends with its user."""
+    address, node = await nursery.start(partial(serve_node, host, name, lease=4, patience=HANG_LIMIT))
+    wire = Wire(address.port)
+    await nursery.start(wire.serve)
+    return FakeNode(host, attrs.evolve(address, port=wire.port), node, wire)

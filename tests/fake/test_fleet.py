@@ -1,0 +1,397 @@
+"""Sandboxes of a fleet: nodes in this process, over real TCP and TLS, and agents without virtual machines."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from tests._leaks import nothing_left, wait_until
+from trio_sandbox import (
+    CapacityError,
+    DrainingError,
+    HostConfig,
+    Image,
+    ImageBuildError,
+    LinkError,
+    NodeLostError,
+    OutcomeUnknownError,
+    SandboxClosedError,
+    SandboxConfig,
+    VmDiedError,
+    WarmupError,
+    WrongNodeError,
+)
+from trio_sandbox.fleet import FleetConfig
+from trio_sandbox.fleet._host import open_fleet
+from trio_sandbox.fleet._links import connect
+from trio_sandbox.sandbox import Sandbox
+
+from ._fleet import Fleet, LocalHost, open_fake_fleet, start_node
+
+# --- Who ends what ---
+
+
+async def test_a_run_on_a_node() -> None:
+    with nothing_left():
+        async with open_fake_fleet("one") as fleet:
+            async with fleet.host.open_sandbox("python") as sandbox:
+                assert sandbox.node == "one"
+                assert (await sandbox.run("x = 6\nprint(x * 7)")).stdout == "42\n"
+                assert (await sandbox.run("x")).value == "6"
+                assert fleet.nodes["one"].host.open == 1
+            assert fleet.nodes["one"].host.open == 0, "leaving the block waits for the end"
+            with pytest.raises(SandboxClosedError, match="block has exited"):
+                await sandbox.run("x")
+            assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+async def test_leaving_the_fleet_ends_all_of_it() -> None:
+    with nothing_left():
+        async with open_fake_fleet("one", "two") as fleet:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(hold_sandbox, fleet)
+                await wait_until(lambda: fleet.host.statistics().sandboxes_open == 3)
+                nursery.cancel_scope.cancel()
+        assert [node.host.open for node in fleet.nodes.values()] == [0, 0]
+        with pytest.raises(SandboxClosedError, match="block has exited"):
+            async with fleet.host.open_sandbox():
+                pass
+
+
+async def hold_sandbox(fleet: Fleet) -> None:
+    async with fleet.host.open_sandbox():
+        await trio.sleep_forever()
+
+
+async def test_a_node_and_its_user_that_lose_each_other() -> None:
+    """As when either of them is killed: a connection ends, and nothing is said."""
+    async with open_fake_fleet("one", "two") as fleet:
+        one = fleet.nodes["one"]
+        async with (
+            fleet.host.open_sandbox() as first,
+            fleet.host.open_sandbox() as second,
+            trio.open_nursery() as nursery,
+        ):
+            lost, kept = (first, second) if first.node == "one" else (second, first)
+            nursery.start_soon(expect_lost, lost)
+            await wait_until(lambda: lost.statistics().runs == 1)
+            await one.wire.cut()
+            await one.node.left.wait()
+            assert one.host.open == 0, "the node has ended what it had"
+            with pytest.raises(
+                SandboxClosedError, match="was not sent: the sandbox's virtual machine on node one is gone"
+            ) as info:
+                await lost.run("1")
+            assert isinstance(info.value.__cause__, NodeLostError)
+            assert info.value.__cause__.node == "one"
+            assert info.value.retry_safe
+            assert (await kept.run("print('here')")).stdout == "here\n"
+            async with fleet.host.open_sandbox() as other:
+                assert other.node == "two"
+        states = {node.name: node.lost for node in fleet.host.statistics().nodes}
+        assert states == {"one": True, "two": False}
+
+
+async def expect_lost(sandbox: Sandbox) -> None:
+    with pytest.raises(OutcomeUnknownError, match="the virtual machine on node one ended during a run") as info:
+        await sandbox.run("import time; time.sleep(1000)")
+    assert isinstance(info.value.__cause__, NodeLostError)
+    assert not info.value.retry_safe
+
+
+async def test_the_connection_of_one_machine_that_ends_costs_that_machine() -> None:
+    async with (
+        open_fake_fleet("one") as fleet,
+        fleet.host.open_sandbox() as first,
+        fleet.host.open_sandbox() as second,
+    ):
+        one = fleet.nodes["one"]
+        await one.wire.cut(1)  # the first is the user's
+        with pytest.raises((OutcomeUnknownError, SandboxClosedError), match="node one"):
+            await first.run("1")
+        await wait_until(lambda: isinstance(one.host.machines[0].failure, VmDiedError))
+        assert (await second.run("print(2)")).stdout == "2\n"
+
+
+async def test_a_machine_that_dies_says_why() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        machine = fleet.nodes["one"].host.machines[0]
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                with pytest.raises(OutcomeUnknownError, match="the virtual machine ended during a run") as info:
+                    await sandbox.run("import time; time.sleep(1000)")
+                assert isinstance(info.value.__cause__, VmDiedError)
+                assert "of old age" in str(info.value.__cause__)
+
+            nursery.start_soon(run)
+            await wait_until(lambda: sandbox.statistics().runs == 1)
+            machine.retire("of old age")
+        with pytest.raises(SandboxClosedError, match="is gone") as info:
+            await sandbox.run("1")
+        assert isinstance(info.value.__cause__, VmDiedError)
+        assert sandbox.statistics().qemu_pid is None
+
+
+async def test_a_machine_that_is_given_up_here_is_ended_there() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        machine = fleet.nodes["one"].host.machines[0]
+        sandbox._slot.machine.retire("its guest is not ours")  # pyright: ignore[reportPrivateUsage]
+        await wait_until(lambda: machine.failure is not None)
+        with pytest.raises(SandboxClosedError) as info:
+            await sandbox.run("1")
+        assert "its guest is not ours" in str(info.value.__cause__)
+
+
+# --- Being opened ---
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImageBuildError("no mmdebstrap"),
+        WarmupError("it failed"),
+        CapacityError("the disk is full"),
+        OSError(28, "full"),
+    ],
+)
+async def test_what_opening_raises_there_is_raised_here(error: Exception) -> None:
+    host = LocalHost(failure=error)
+    async with open_fake_fleet("one", one=host) as fleet:
+        with pytest.raises(type(error)) as info:
+            async with fleet.host.open_sandbox():
+                pass
+        assert str(info.value) == str(error)
+        assert info.value.__notes__ == ["on node one"]
+        assert (await fleet.host.run("print(1)")).stdout == "1\n", "its share was given back"
+
+
+async def test_cancelled_while_it_is_opened() -> None:
+    host = LocalHost(gate=trio.Event())
+    async with open_fake_fleet("one", one=host) as fleet:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hold_sandbox, fleet)
+                await wait_until(lambda: host.waiting == 1)
+                scope.cancel()
+        await wait_until(lambda: host.waiting == 0)
+        host.gate = None
+        assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+async def test_a_node_that_is_lost_while_it_opens_a_sandbox() -> None:
+    host = LocalHost(gate=trio.Event())
+    async with open_fake_fleet("one", one=host) as fleet, trio.open_nursery() as nursery:
+
+        async def expect_unknown() -> None:
+            with pytest.raises(OutcomeUnknownError, match="node one was lost during opening a sandbox"):
+                await hold_sandbox(fleet)
+
+        nursery.start_soon(expect_unknown)
+        await wait_until(lambda: host.waiting == 1)
+        await fleet.nodes["one"].wire.cut()
+    assert host.waiting == 0
+
+
+async def test_waiting_for_room() -> None:
+    host = LocalHost(memory_mib=800)  # for two
+    async with open_fake_fleet("one", one=host) as fleet, trio.open_nursery() as nursery:
+        opened: list[str] = []
+
+        async def use(name: str) -> None:
+            async with fleet.host.open_sandbox():
+                opened.append(name)
+                await ends[name].wait()
+
+        ends = {name: trio.Event() for name in "abcd"}
+        for name in "abcd":
+            nursery.start_soon(use, name)
+            await wait_until(lambda: len(opened) + fleet.host.statistics().tasks_waiting == "abcd".index(name) + 1)  # noqa: B023
+        assert opened == ["a", "b"]
+        ends["b"].set()
+        await wait_until(lambda: len(opened) == 3)
+        assert opened == ["a", "b", "c"]
+        for end in ends.values():
+            end.set()
+    assert opened == ["a", "b", "c", "d"]
+
+
+async def test_what_never_fits_is_refused_at_once() -> None:
+    async with open_fake_fleet("one", "two") as fleet:
+        with pytest.raises(CapacityError, match="never fits on a node of this fleet: one has 10000 MiB"):
+            async with fleet.host.open_sandbox(memory_mib=20_000):
+                pass
+        assert [node.host.machines for node in fleet.nodes.values()] == [[], []]
+
+
+async def test_a_node_that_joins_later_takes_who_waits() -> None:
+    async with open_fake_fleet("one", slots=1) as fleet, trio.open_nursery() as nursery:
+        async with fleet.host.open_sandbox():
+            nursery.start_soon(hold_sandbox, fleet)
+            await wait_until(lambda: fleet.host.statistics().tasks_waiting == 1)
+            two = await start_node(nursery, "two", LocalHost())
+            await fleet.members.join(two.address)
+            await wait_until(lambda: two.host.open == 1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_drained() -> None:
+    async with open_fake_fleet("one", "two", slots=2) as fleet, fleet.host.open_sandbox() as kept:
+        draining = fleet.nodes[str(kept.node)]
+        draining.node.draining = True
+        await wait_until(lambda: any(node.draining for node in fleet.host.statistics().nodes))
+        async with fleet.host.open_sandbox() as first, fleet.host.open_sandbox() as second:
+            assert kept.node not in (first.node, second.node)
+        assert (await kept.run("print(1)")).stdout == "1\n", "what is there goes on"
+
+
+async def test_a_node_that_has_begun_to_drain_starts_nothing() -> None:
+    async with open_fake_fleet("one") as fleet:
+        fleet.nodes["one"].node.draining = True
+        with pytest.raises((DrainingError, CapacityError)) as info:
+            await hold_sandbox(fleet)
+        assert info.value.retry_safe
+
+
+async def test_what_a_node_can_not_have(tmp_path: Path) -> None:
+    async with open_fake_fleet("one") as fleet:
+        with pytest.raises(ValueError, match="no `mounts`"):
+            async with fleet.host.open_sandbox(mounts={"/data": tmp_path}):
+                pass
+        with pytest.raises(ValueError, match="an image with `files`"):
+            async with fleet.host.open_sandbox(Image("python").files({"/opt": tmp_path})):
+                pass
+        assert fleet.nodes["one"].host.machines == []
+
+
+async def test_images_are_prepared_everywhere() -> None:
+    async with open_fake_fleet("one", "two") as fleet:
+        image = Image("python").packages("idna")
+        await fleet.host.prepare(image)
+        assert [node.host.prepared for node in fleet.nodes.values()] == [[image], [image]]
+
+
+async def test_what_a_node_says_of_a_sandbox() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox(memory_mib=512) as sandbox:
+        assert sandbox.accelerator == "tcg"
+        assert sandbox.config.memory_mib == 512
+        await wait_until(lambda: sandbox.console() == "no console")
+        assert sandbox.statistics().qemu_pid == fleet.nodes["one"].host.machines[0].pid
+        (node,) = fleet.host.statistics().nodes
+        assert (node.name, node.sandboxes_open, node.lost) == ("one", 1, False)
+        await wait_until(lambda: fleet.host.statistics().nodes[0].host.sandboxes_open == 1)  # type: ignore[union-attr]
+
+
+# --- Who may connect ---
+
+
+async def test_who_is_not_the_node_is_told_nothing() -> None:
+    async with trio.open_nursery() as nursery:
+        true, false = [await start_node(nursery, "one", LocalHost()) for _ in range(2)]
+        address = attrs.evolve(true.address, port=false.address.port)
+        async with open_fleet(HostConfig(), FleetConfig()) as (_, members):
+            with pytest.raises(WrongNodeError, match="nothing was said to it"):
+                await members.join(address)
+            await members.join(true.address)
+        assert not false.node.connected.is_set()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("secret", [b"x" * 32, b"x", b""])
+async def test_a_wrong_secret_opens_nothing(secret: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_fake_fleet("one") as fleet:
+        address = fleet.nodes["one"].address
+        with caplog.at_level(logging.WARNING, "trio_sandbox.fleet"):
+            async with await connect(address, secret, lease=4) as stream:
+                if len(secret) < 32:
+                    await stream.transport_stream.send_eof()
+                with pytest.raises(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
+                    raise trio.BrokenResourceError
+        warnings = ["a connection with a wrong secret was broken off"] if len(secret) == 32 else []
+        assert [record.message for record in caplog.records] == warnings
+        assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+async def test_a_secret_is_good_once() -> None:
+    async with open_fake_fleet("one") as fleet:
+        address = fleet.nodes["one"].address
+        async with open_fleet(HostConfig(), FleetConfig()) as (_, thief):
+            with pytest.raises(LinkError):
+                await thief.join(address)
+        assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+async def test_nobody_is_there() -> None:
+    async with trio.open_nursery() as nursery:
+        node = await start_node(nursery, "one", LocalHost())
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        await listener.aclose()
+        async with open_fleet(HostConfig(), FleetConfig()) as (_, members):
+            with pytest.raises(LinkError, match="node one can't be reached"):
+                await members.join(attrs.evolve(node.address, port=port))
+        nursery.cancel_scope.cancel()
+
+
+# --- Bounds ---
+
+
+async def test_a_slow_reader_stops_its_writer_and_nobody_else() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        flood = ["sh", "-c", "head -c 50000000 /dev/zero; echo done >&2"]
+        async with sandbox.open_process(flood, stdin=False) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            machine = fleet.nodes["one"].host.machines[0]
+            for _ in range(10):
+                await sandbox.run_process(["sleep", "0.02"])  # it goes on meanwhile
+            assert machine.guest.statistics().bytes_received < 4_000_000, "both wires and the guest keep little"
+            assert process.returncode is None
+            size = 0
+            async for data in process.stdout:
+                size += len(data)
+            assert size == 50_000_000
+            assert await process.stderr.receive_some() == b"done\n"
+
+
+async def test_input_that_nobody_reads_waits() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        async with sandbox.open_process(["sleep", "1000"]) as process:
+            assert process.stdin is not None
+            with trio.move_on_after(1):
+                await process.stdin.send_all(bytes(50_000_000))
+                pytest.fail("nobody read it")
+            machine = fleet.nodes["one"].host.machines[0]
+            assert machine.guest.statistics().bytes_sent < 4_000_000
+
+
+async def test_many_streams_at_once() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        outputs: list[bytes] = []
+
+        async def echo(number: int) -> None:
+            done = await sandbox.run_process(["cat"], stdin=b"%d" % number * 1000, capture_stdout=True)
+            outputs.append(done.stdout)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(echo, number)
+        assert sorted(outputs) == sorted(b"%d" % number * 1000 for number in range(20))
+
+
+async def test_an_error_of_the_guest_is_the_same() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox("python", SandboxConfig()) as sandbox:
+        with pytest.raises(FileNotFoundError):
+            await sandbox.run_process(["no-such-program"])
+        with pytest.raises(subprocess.CalledProcessError):
+            await sandbox.run_process(["false"])
+        with pytest.raises(ConnectionRefusedError):
+            await sandbox.open_tcp_stream(1)

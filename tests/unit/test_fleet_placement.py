@@ -1,0 +1,139 @@
+"""Which node gets a sandbox, and who waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from trio_sandbox import SandboxConfig, constants
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of
+
+
+def placement(*nodes: tuple[str, int], policy: str = "spread", slots: int = 100) -> Placement:
+    made = Placement(policy)  # type: ignore[arg-type]
+    for name, memory in nodes:
+        made.add(name, Demand(memory, 8, slots))
+    return made
+
+
+def ask(placement: Placement, memory: int = 1, **more: object) -> Claim:
+    claim = Claim(Demand(memory, 1), **more)  # type: ignore[arg-type]
+    placement.submit(claim)
+    placement.settle()
+    return claim
+
+
+def test_a_sandbox_takes_its_memory_and_that_of_qemu() -> None:
+    demand = demand_of(SandboxConfig(memory_mib=512, vcpus=2))
+    assert demand == Demand(512 + constants.VM_OVERHEAD_MIB, 2, 1)
+
+
+@pytest.mark.parametrize(("policy", "nodes"), [("spread", ["b", "a", "b"]), ("pack", ["a", "a", "b"])])
+def test_where_sandboxes_go(policy: str, nodes: list[str]) -> None:
+    fleet = placement(("a", 20), ("b", 25), policy=policy)
+    assert [ask(fleet, 10).node for _ in nodes] == nodes
+
+
+def test_who_packs_prefers_a_node_that_has_the_template() -> None:
+    fleet = placement(("a", 20), ("b", 30), policy="pack")
+    fleet.close("a")
+    assert ask(fleet, 5, template="x").node == "b"
+    fleet.add("a", Demand(20, 8, 100))
+    assert [ask(fleet, 5, template=key).node for key in "xxy"] == ["b", "b", "b"], "b has the least left by now"
+    assert [ask(fleet, 5, template=key).node for key in "xxy"] == ["b", "b", "a"]
+
+
+def test_who_spreads_prefers_it_among_equals() -> None:
+    fleet = placement(("a", 10), ("b", 10))
+    for key in "xy":
+        ask(fleet, 5, template=key)
+    assert [ask(fleet, 5, template=key).node for key in "yx"] == ["b", "a"]
+
+
+def test_first_come_first_served() -> None:
+    fleet = placement(("a", 10), ("b", 10))
+    held = [ask(fleet, 8), ask(fleet, 8)]
+    large, small = ask(fleet, 10), ask(fleet, 2)
+    assert (large.node, small.node) == (None, None), "a small one does not overtake"
+    fleet.withdraw(held[1])
+    assert fleet.settle() == [large, small]
+    assert (large.node, small.node) == ("b", "a")
+
+
+def test_who_gives_up_waiting_lets_others_on() -> None:
+    fleet = placement(("a", 10))
+    ask(fleet, 8)
+    large, small = ask(fleet, 10), ask(fleet, 2)
+    fleet.withdraw(large)
+    assert fleet.settle() == [small]
+    fleet.withdraw(large)
+    assert fleet.waiting == ()
+
+
+@pytest.mark.parametrize("what", ["memory", "vcpus", "slots"])
+def test_what_never_fits(what: str) -> None:
+    fleet = placement(("a", 10), ("b", 20), slots=3)
+    demand = {"memory": Demand(21, 1), "vcpus": Demand(1, 9), "slots": Demand(1, 1, 4)}[what]
+    claim = Claim(demand)
+    fleet.submit(claim)
+    assert fleet.settle() == [claim]
+    assert claim.error is not None
+    assert "b has 20 MiB, 8 vCPUs and room for 3 sandboxes" in str(claim.error)
+    assert fleet.waiting == ()
+
+
+def test_what_never_fits_does_not_wait_for_its_turn() -> None:
+    fleet = placement(("a", 10))
+    ask(fleet, 10)
+    first, impossible = ask(fleet, 5), ask(fleet, 11)
+    assert first.node is None
+    assert impossible.error is not None
+    assert fleet.waiting == (first,)
+
+
+def test_slots_run_out_before_memory_does() -> None:
+    fleet = placement(("a", 100), slots=2)
+    claims = [ask(fleet) for _ in range(3)]
+    assert [claim.node for claim in claims] == ["a", "a", None]
+
+
+def test_a_node_that_is_drained_gets_nothing_more() -> None:
+    fleet = placement(("a", 10), ("b", 8))
+    fleet.close("a")
+    held = ask(fleet, 8)
+    assert held.node == "b"
+    waiting, impossible = ask(fleet, 8), ask(fleet, 9)
+    assert waiting.node is None
+    assert impossible.error is not None
+    fleet.close("b")
+    assert fleet.settle() == [waiting]
+    assert "no node is there" in str(waiting.error)
+
+
+def test_a_node_that_is_lost_gives_its_share_to_nobody() -> None:
+    fleet = placement(("a", 10))
+    held = ask(fleet, 10)
+    waiting = ask(fleet, 10)
+    fleet.add("b", Demand(10, 8, 1))
+    assert fleet.settle() == [waiting]
+    assert waiting.node == "b"
+    fleet.remove("a")
+    fleet.withdraw(held)
+    later = ask(fleet, 10)
+    assert (later.node, later.error) == (None, None)
+    fleet.withdraw(waiting)
+    assert fleet.settle() == [later]
+
+
+def test_copies_count_where_they_are() -> None:
+    fleet = placement(("a", 10), ("b", 9))
+    fleet.take("a", Demand(2, 1) * 3)
+    assert ask(fleet, 4).node == "b"
+    fleet.give_back("a", Demand(2, 1) * 3)
+    assert ask(fleet, 10).node == "a"
+
+
+def test_only_some_nodes_will_do() -> None:
+    fleet = placement(("a", 10), ("b", 99))
+    assert ask(fleet, 10, nodes=frozenset("a")).node == "a"
+    lost = ask(fleet, 1, nodes=frozenset("c"))
+    assert "c is not there" in str(lost.error)

@@ -1,0 +1,138 @@
+"""The process of a node: Trio in a thread of its own, with a host, for as long as its user is there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from .._config import HostConfig
+from .._errors import NodeLostError
+from ..host import HostStatistics, open_host
+from ._config import FleetConfig
+from ._links import NodeAddress
+from ._messages import Answered, Failure, encode
+from ._node import Node, serve_node
+
+_log = logging.getLogger("trio_sandbox.fleet")
+
+#: Seconds that an end of this node may take, when somebody else than its user wants it.
+_END_PATIENCE: Final = 30.0
+
+
+@final
+class NodeProcess:
+    """What Ray runs on each node: an actor, whose methods are called in other threads than the one that Trio runs in.
+
+    Args:
+      name: What to call the node.
+      address: Where it is to listen.
+      config: How its host works.
+      fleet: How the fleet works.
+
+    """
+
+    def __init__(self, name: str, address: str, config: HostConfig, fleet: FleetConfig) -> None:
+        self._name = name
+        self._address = address
+        self._config = config
+        self._fleet = fleet
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._node: Node | None = None
+        self._scope = trio.CancelScope()
+        self._where: NodeAddress | None = None
+        self._failure: BaseException | None = None
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="trio-sandbox", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._serve)
+        except BaseException as exc:  # noqa: ASYNC103, BLE001 - outside of Trio; whoever waits for the start, or asks later, is told
+            self._failure = exc
+            _log.exception("node %s ended", self._name)
+        finally:
+            self._started.set()
+            self._ended.set()
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with self._scope:
+            async with open_host(self._config) as host, trio.open_nursery() as nursery:
+                self._where, self._node = await nursery.start(self._serve_node, host)
+                self._started.set()
+
+    async def _serve_node(self, host: Any, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:
+        await serve_node(
+            host,
+            self._name,
+            address=self._address,
+            lease=self._fleet.lease,
+            patience=self._fleet.start_timeout,
+            task_status=task_status,
+        )
+
+    # --- What Ray calls ---
+
+    def start(self) -> bytes:
+        """Wait until the node is there, and return a message: an `Answered` with its address, or a `Failure`.
+
+        In our own words, since not every exception survives being raised through Ray.
+        """
+        self._started.wait()
+        if isinstance(self._failure, Exception):
+            return encode(Failure(self._failure))
+        if self._where is None:
+            return encode(Failure(NodeLostError(f"node {self._name} has ended already", node=self._name)))
+        return encode(Answered(self._where))
+
+    def status(self) -> NodeReport:
+        """Return what the node is like now."""
+        host = None if self._node is None or self._ended.is_set() else self._call(self._node.statistics)
+        return NodeReport(self._name, host, self._node is not None and self._node.draining)
+
+    def drain(self, seconds: float | None) -> int:
+        """Open no more sandboxes, wait until there are none, and end the node; past the deadline with those that are left.
+
+        Returns:
+          How many sandboxes were left, and ended with it.
+
+        """
+        if self._node is None or self._ended.is_set():
+            return 0
+        try:
+            left: int = trio.from_thread.run(self._node.drain, seconds, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):  # noqa: ASYNC103 - this thread is none of Trio's
+            return 0  # noqa: ASYNC104 - its user went meanwhile, and it with it
+        self.stop()
+        return left
+
+    def stop(self) -> None:
+        """End the node, and all that it has."""
+        if not self._ended.is_set():
+            self._call(self._scope.cancel)
+        self._ended.wait(_END_PATIENCE)
+
+    def _call(self, function: Any) -> Any:
+        try:
+            return trio.from_thread.run_sync(function, trio_token=self._token)
+        except trio.RunFinishedError:
+            return None
+
+
+@final
+@attrs.frozen
+class NodeReport:
+    """What a node's process says of it."""
+
+    name: str
+    """What it is called."""
+    host: HostStatistics | None
+    """Numbers about its host; None: it has ended."""
+    draining: bool
+    """Whether it opens no more sandboxes."""

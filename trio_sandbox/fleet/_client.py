@@ -1,0 +1,264 @@
+"""A node, as its user sees it: requests go over one connection, and what is kept there is kept as long as a block here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, final
+
+import trio
+
+from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
+from .._nurseries import open_services
+from ..host import HostStatistics
+from ..wire import Channel, ChannelError, Role, StreamResetError
+from ._links import MessageStream, NodeAddress, connect, open_link
+from ._messages import Answered, Ask, Ended, Failure, NodeStatus, Opened, OpenedTogether, Status
+
+_log = logging.getLogger("trio_sandbox.fleet")
+
+#: Seconds for a node's event loop to answer a ping, before the node is taken for lost. Its kernel is asked more often.
+SILENCE: Final = 30.0
+
+
+@final
+class NodeClient:
+    """One node. Made by `open_node`.
+
+    Args:
+      address: Where it is.
+      lease: See `FleetConfig.lease`.
+      end_timeout: See `FleetConfig.end_timeout`.
+
+    """
+
+    def __init__(self, address: NodeAddress, *, lease: float, end_timeout: float) -> None:
+        self.address: NodeAddress = address
+        self.lease: float = lease
+        self.failure: NodeLostError | None = None
+        """Why it is lost; None while it is not."""
+        self.statistics: HostStatistics | None = None
+        """What it last said of its host."""
+        self.draining: bool = False
+        """Whether it opens no more sandboxes."""
+        self.on_news: Callable[[], object] = lambda: None
+        """Called when one of these has changed."""
+        self._end_timeout = end_timeout
+        self._link: Channel | None = None
+        self._lost = trio.Event()
+        self._known = trio.Event()
+        self._silence: Exception | None = None  # why it does not say what it is like
+        self._hears: dict[tuple[type[object], int], Callable[[Any], object]] = {}
+        self._unheard: dict[tuple[type[object], int], object] = {}  # the newest of what nobody listens to, yet
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.address.name
+
+    async def wait_lost(self) -> NodeLostError | None:
+        """Wait until it is lost, and return why; None: its block was left."""
+        await self._lost.wait()
+        return self.failure
+
+    def hear(self, kind: type[object], number: int, function: Callable[[Any], object]) -> None:
+        """Have *function* called with each message of a kind that is about the sandbox, or machine, of that number."""
+        self._hears[kind, number] = function
+        if (message := self._unheard.pop((kind, number), None)) is not None:
+            function(message)
+
+    def ignore(self, kind: type[object], number: int) -> None:
+        """Have nobody called any more. Again is no error."""
+        self._hears.pop((kind, number), None)
+
+    # --- Requests ---
+
+    def _open(self, what: str) -> MessageStream:
+        if self.failure is not None:
+            raise SandboxClosedError(f"{what} was not sent: node {self.name} is lost") from self.failure
+        assert self._link is not None
+        try:
+            return MessageStream(self._link.open_stream({}))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise SandboxClosedError(f"{what} was not sent: node {self.name} is lost") from exc
+
+    async def request(self, message: object, what: str) -> Any:
+        """Ask for something, and return the answer.
+
+        Cancelled: the node gives it up, as the same function does that is cancelled there.
+
+        Raises:
+          SandboxClosedError: if the node is lost; nothing was sent.
+          OutcomeUnknownError: if it is lost meanwhile.
+          Exception: what it raised there.
+
+        """
+        messages = self._open(what)
+        try:
+            async with self._failures(what):
+                await messages.send(message)
+                answer = await messages.receive()
+        finally:
+            messages.give_up()
+        return self._unwrap(answer)
+
+    def request_soon(self, services: trio.Nursery, message: object, what: str) -> None:
+        """Ask for something that nobody waits for."""
+
+        async def ask() -> None:
+            try:
+                await self.request(message, what)
+            except Exception as exc:  # noqa: BLE001 - there is nobody to raise it to
+                _log.info("%s on node %s failed: %s", what, self.name, exc)
+
+        services.start_soon(ask)
+
+    async def ask(self, sandbox: int, operation: str, *arguments: object) -> Any:
+        """Call a method of a sandbox's keeper. Errors are those of `request`."""
+        return await self.request(Ask(sandbox, operation, arguments), f"{operation} of a sandbox")
+
+    @asynccontextmanager
+    async def hold(self, message: object, what: str) -> AsyncGenerator[Any]:
+        """Ask for something that is kept for the block, and yield what it is. Errors are those of `request`.
+
+        When the block is left the node gives it up, and that is waited for, `FleetConfig.end_timeout` at most. A failure to
+        do so is raised, if nothing else is. Cancelled on the way in: nothing is kept.
+        """
+        messages = self._open(what)
+        ended = trio.Event()
+        last: list[object] = []
+        about: set[tuple[type[object], int]] = set()
+
+        async def listen(*, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            try:
+                while (heard := await messages.receive()) is not None:
+                    if isinstance(heard, (Answered, Failure)):
+                        last.append(heard)
+                    else:
+                        self._dispatch(heard, about)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # the node is lost: whoever uses what was kept is told
+            except LinkProtocolError as exc:
+                last.append(Failure(exc))
+            ended.set()
+
+        try:
+            async with self._failures(what):
+                await messages.send(message)
+                answer = await messages.receive()
+            kept = self._unwrap(answer, kept=True)
+            async with open_services("a block of a node") as services:
+                await services.start(listen)
+                try:
+                    yield kept
+                finally:
+                    with trio.move_on_after(self._end_timeout, shield=True) as patience:
+                        if await _end(messages):
+                            await ended.wait()
+                    if patience.cancelled_caught:
+                        _log.warning("node %s did not end %s within %g s", self.name, what, self._end_timeout)
+            if last:
+                self._unwrap(last[0])
+        finally:
+            messages.give_up()
+            for key in about:
+                self._unheard.pop(key, None)
+
+    def _dispatch(self, heard: object, ours: set[tuple[type[object], int]]) -> None:
+        match heard:
+            case Ended(machine=number) | Status(sandbox=number):
+                key = type(heard), number
+            case _:
+                raise LinkProtocolError(f"node {self.name} said {heard!r:.100}")
+        ours.add(key)
+        if (function := self._hears.get(key)) is not None:
+            function(heard)
+        else:
+            self._unheard[key] = heard
+
+    @asynccontextmanager
+    async def _failures(self, what: str) -> AsyncGenerator[None]:
+        try:
+            yield
+        except StreamResetError as exc:
+            raise OutcomeUnknownError(f"node {self.name} gave {what} up: {exc.reason}") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise OutcomeUnknownError(f"node {self.name} was lost during {what}, which may have had its effect") from (
+                self.failure or exc
+            )
+
+    def _unwrap(self, answer: object, *, kept: bool = False) -> Any:
+        """Return the value of an answer, or what is kept; raise what it raised there."""
+        match answer:
+            case Failure(error):
+                error.add_note(f"on node {self.name}")
+                raise error
+            case Answered(value) if not kept:
+                return value
+            case Opened() | OpenedTogether() | NodeStatus() if kept:
+                return answer
+            case _:
+                raise LinkProtocolError(f"node {self.name} answered a request with {answer!r:.100}")
+
+    # --- The connection ---
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, and keep the connection until it is lost or this is cancelled.
+
+        Raises:
+          LinkError, WrongNodeError: if it does not come about.
+
+        """
+        stream = await connect(self.address, self.address.secret, lease=self.lease)
+        try:
+            async with open_link(stream, Role.HOST, None, silence=SILENCE) as link:
+                self._link = link
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch)
+                    await self._known.wait()
+                    if self.statistics is None:
+                        raise LinkError(f"node {self.name} did not say what it has: {self._silence or link.failure}")
+                    task_status.started()
+                    failure = await link.wait_closed()
+                    self.lose(f"the connection to it ended: {failure}")
+                    nursery.cancel_scope.cancel(reason="the node is lost")
+                await trio.sleep_forever()  # the channel stays, failed, for those that ask it why
+        except ChannelError as exc:
+            raise LinkError(f"the connection to node {self.name} did not come about: {exc}") from exc
+        finally:
+            self._lost.set()
+
+    def lose(self, why: str) -> None:
+        """Take it for lost. Again is no error."""
+        if self.failure is None:
+            self.failure = NodeLostError(f"node {self.name} is lost: {why}", node=self.name)
+            _log.warning("%s", self.failure)
+            self._lost.set()
+            self.on_news()
+
+    async def _watch(self) -> None:
+        try:
+            messages = self._open("watching")
+            await messages.send("watch")
+            while (heard := await messages.receive()) is not None:
+                status = self._unwrap(heard, kept=True)
+                self.statistics, self.draining = status.statistics, status.draining
+                self._known.set()
+                self.on_news()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the connection's end says so
+        except Exception as exc:  # noqa: BLE001 - what its host raised when it was asked
+            self._silence = exc
+            _log.warning("node %s says no more what it is like: %s", self.name, exc)
+        self._known.set()
+
+
+async def _end(messages: MessageStream) -> bool:
+    """Say that what is kept is needed no more; False if nobody hears it."""
+    try:
+        await messages.end()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return False
+    return True

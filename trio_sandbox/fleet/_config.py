@@ -1,0 +1,27 @@
+"""How a fleet works: frozen values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from .._checks import check_seconds, one_of
+
+
+@attrs.frozen(kw_only=True)
+class FleetConfig:
+    """How a fleet works; every field has a default that suits most."""
+
+    placement: Literal["spread", "pack"] = attrs.field(default="spread", validator=one_of("spread", "pack"))
+    """Where a sandbox is opened that fits on several nodes: "spread" takes the node with the most memory left, and of equal ones one that
+    has opened the same image and configuration, so that it need not boot; "pack" takes such a node first, and then the one with the
+    least memory left."""
+    lease: float = attrs.field(default=4.0, validator=check_seconds)
+    """Seconds that the network between two machines may be silent, before each side takes the other for lost: a node then ends the
+    sandboxes that it has for this program, and this program says of them that the node is lost. The kernels of both machines ask
+    each other, so a program that is busy is not lost. A program that ends, however, is noticed at once."""
+    start_timeout: float = attrs.field(default=60.0, validator=check_seconds)
+    """Seconds for a node to open its host and be connected to."""
+    end_timeout: float = attrs.field(default=30.0, validator=check_seconds)
+    """Seconds for a node to end a sandbox whose block is left. Past it the block is left all the same; the node goes on ending it."""

@@ -1,0 +1,238 @@
+"""A host whose sandboxes are on many nodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Unpack, final
+
+import attrs
+import trio
+
+from .._checks import to_path
+from .._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
+from .._entries import Home, open_block
+from .._errors import SandboxClosedError
+from .._image import DEFAULT_IMAGE, AnyImage, Image
+from .._image_steps import FilesStep
+from .._nurseries import Services, hide_nursery, open_services
+from .._oci_reference import is_oci, parse_oci
+from .._results import RunResult
+from ..client import Functions
+from ..image import image_for_script
+from ..machines import check_image
+from ..network import Gateway, HostResolver, find_proxy, read_trust
+from ..sandbox import Sandbox
+from ._client import NodeClient
+from ._config import FleetConfig
+from ._life import RemoteLife
+from ._machine import RemoteMachine
+from ._members import FleetStatistics, Member, Members
+from ._messages import Open, Opened, Prepare
+
+
+@final
+class FleetHost:
+    """Opens sandboxes on the nodes of a fleet. Made by `open_ray_host`."""
+
+    def __init__(self, config: HostConfig, members: Members, background: trio.Nursery) -> None:
+        self._config = config
+        self._members = members
+        self._background = background
+        self._home = Home()
+        self._resolver = HostResolver()
+        self._proxy = find_proxy(config.proxy)
+        self._trust = read_trust(config.ca_certificates)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._members.clients)} nodes"
+        return f"<trio_sandbox.fleet.FleetHost: {state}>"
+
+    def statistics(self) -> FleetStatistics:
+        """Return numbers about the fleet as it is now."""
+        return self._members.statistics()
+
+    async def prepare(self, image: str | Image = DEFAULT_IMAGE) -> None:
+        """Make sure that *image* is in the store of every node, building it there if need be, on all at once.
+
+        Arguments and errors are those of `Host.prepare`, where a node raises one. A node that is lost meanwhile is no error.
+        """
+        self._home.check("FleetHost.prepare()")
+        wanted = self._check_travels(check_image(image))
+        self._check_open()
+        failures: list[Exception] = []
+
+        async def prepare(client: NodeClient) -> None:
+            try:
+                await client.request(Prepare(wanted), f"preparing image {wanted!r}")
+            except Exception as exc:  # noqa: BLE001 - the first is raised outside, in no group
+                if client.failure is None:
+                    failures.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for client in self._members.clients:
+                nursery.start_soon(prepare, client)
+        if failures:
+            raise failures[0]
+
+    @open_block
+    async def open_sandbox(
+        self,
+        image: str | Image = DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        **fields: Unpack[SandboxFields],
+    ) -> AsyncGenerator[Sandbox]:
+        """Start a virtual machine on a node and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
+
+        If no node has room for it now, it waits until others are closed or a node joins; tasks are served in the order of their
+        calls. `Sandbox.node` says where it is. Cancelled at any point, on the way in or out, it leaves nothing on the node.
+
+        Its connections to the outside (`SandboxConfig.network`) are made from here, not from its node. Nothing is tried again: when
+        the node is lost, requests raise `SandboxClosedError` or `OutcomeUnknownError` that name it, and other sandboxes go on.
+
+        Args:
+          image: What the guest's code sees: the name of an image, or an `Image`.
+          config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+          **fields: Fields of a `SandboxConfig`, in place of *config*.
+
+        Raises:
+          ValueError: if *config* has `mounts`, or *image* files of this machine, which a node does not have; nothing was started.
+          CapacityError: at once, if it never fits on a node that is there; or what `Host.open_sandbox` raises of it on the node.
+          SandboxClosedError: if the fleet's block was left, or the node is lost before it was asked; nothing was started.
+          OutcomeUnknownError: if the node is lost while it opens the sandbox, which ends with it.
+          Exception: besides, what `Host.open_sandbox` raises on the node.
+
+        """
+        self._home.check("the fleet")
+        self._check_open()
+        wanted = self._check_travels(check_image(image))
+        config = sandbox_config(config, fields) or SandboxConfig()
+        if config.mounts:
+            raise ValueError(
+                "a sandbox of a fleet has no `mounts`: its node does not have the directories of this machine. Nothing was started; "
+                "use `Sandbox.upload`"
+            )
+        gateway = Gateway(
+            config.network,
+            self._resolver,
+            connect_timeout=self._config.timeouts.connect,
+            proxy=self._proxy,
+            trust=self._trust,
+        )
+        # What the node does not need to know: connections are made, and idleness is noticed, here.
+        there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
+        async with (
+            self._members.placed(wanted, config) as member,
+            member.client.hold(Open(wanted, there, None), "opening a sandbox") as opened,
+            open_services("open_sandbox()") as services,
+            self._adopt(member, services, opened, config, gateway) as sandbox,
+        ):
+            with self._members.counted(member):
+                yield sandbox
+
+    @asynccontextmanager
+    async def _adopt(
+        self, member: Member, services: Services, opened: Opened, config: SandboxConfig, gateway: Gateway
+    ) -> AsyncGenerator[Sandbox]:
+        """Yield the sandbox of a machine that a node has opened."""
+        client = member.client
+        machine = RemoteMachine(client, opened.offer)
+        await services.start(machine.serve)
+
+        @asynccontextmanager
+        async def open_child(inner: Services, child: Opened, gateway: Gateway) -> AsyncGenerator[Sandbox]:
+            async with self._adopt(member, inner, child, config, gateway) as sandbox:
+                yield sandbox
+
+        life: RemoteLife[Sandbox] = RemoteLife(
+            client,
+            opened,
+            services,
+            machine,
+            config=config,
+            timeouts=self._config.timeouts,
+            gateway=gateway,
+            background=self._background,
+            open_child=open_child,
+            hold_shares=lambda count: self._members.shares(client, config, count),
+        )
+        try:
+            if gateway.network:
+                await life.network.switch(machine)
+            if config.hibernate_after is not None:
+                await services.start(life.serve_idleness, config.hibernate_after)
+            yield Sandbox(life.slot, opened.image, config, self._config.timeouts, life, opened, node=client.name)
+        finally:
+            life.close()
+
+    async def run(
+        self,
+        code: str,
+        *,
+        image: str | Image = DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        functions: Functions | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
+    ) -> RunResult:
+        """Run *code* in a virtual machine of its own, on a node, that is gone when this returns.
+
+        Arguments, result and errors are those of `open_sandbox` and `Sandbox.run`. Cancelling destroys the virtual machine.
+        """
+        async with self.open_sandbox(image, config, **fields) as sandbox:
+            return await sandbox.run(code, functions=functions, check=check)
+
+    async def run_script(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: str | Image = DEFAULT_IMAGE,
+        config: SandboxConfig | None = None,
+        functions: Functions | None = None,
+        check: bool = False,
+        **fields: Unpack[SandboxFields],
+    ) -> RunResult:
+        """Run a file of Python's, of this machine, as `Host.run_script` does, on a node. Errors are those of both."""
+        self._home.check("FleetHost.run_script()")
+        source = importlib.util.decode_source(await trio.Path(to_path(path, "path", "file")).read_bytes())
+        wanted = image_for_script(check_image(image), source)
+        return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SandboxClosedError("the fleet's block has exited; open another")
+
+    def _check_travels(self, image: AnyImage) -> AnyImage:
+        name, steps = (image.name, image.steps) if isinstance(image, Image) else (image, ())
+        if is_oci(name) and parse_oci(name).path is not None:
+            raise ValueError(
+                f"{name!r} can't be used on a fleet: its nodes do not have the files of this machine. Nothing was started; push the "
+                "image to a registry that the nodes reach, and name that: docker://NAME:TAG"
+            )
+        if any(isinstance(step, FilesStep) for step in steps):
+            raise ValueError(
+                "an image with `files` can't be used on a fleet: its nodes do not have the files of this machine. Nothing was started; "
+                "use `Sandbox.upload`, or build it on each node"
+            )
+        return image
+
+    def _close(self) -> None:
+        self._closed = True
+
+
+@asynccontextmanager
+async def open_fleet(config: HostConfig, fleet: FleetConfig) -> AsyncGenerator[tuple[FleetHost, Members]]:
+    """Yield a fleet, and its nodes, which are none yet; when the block exits, all of them are let go."""
+    async with open_services("a fleet") as services:
+        members = Members(fleet, services)
+        with hide_nursery("a fleet"):
+            async with trio.open_nursery() as background:
+                host = FleetHost(config, members, background)
+                try:
+                    yield host, members
+                finally:
+                    host._close()  # pyright: ignore[reportPrivateUsage]
+                    background.cancel_scope.cancel(reason="the fleet's block was left")

@@ -1,0 +1,182 @@
+"""One sandbox of a node, for a user who is elsewhere: its machines are offered, and its methods are called."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, final
+
+import trio
+
+from .._errors import LinkProtocolError, SandboxClosedError, SandboxError
+from ..client import Machine
+from ..sandbox import Checkpoint, Sandbox
+from ..wire import Role
+from ._links import open_link
+from ._messages import Ended, Offer, Opened, Status
+from ._relay import Relay
+from ._security import Secrets
+
+#: Seconds for the news of a machine's end to be written, before its link is closed, which tells less.
+_NEWS_PATIENCE: Final = 5.0
+
+
+@final
+class Keeper:
+    """Keeps one sandbox.
+
+    Args:
+      number: Of the sandbox on this node.
+      sandbox: It.
+      secrets: Where secrets of machines come from.
+      numbers: Numbers for machines, which are unique on this node.
+      tell: Sends a message to the sandbox's user.
+
+    """
+
+    def __init__(
+        self,
+        number: int,
+        sandbox: Sandbox,
+        secrets: Secrets,
+        numbers: itertools.count[int],
+        tell: Callable[[object], Awaitable[object]],
+    ) -> None:
+        self.number: int = number
+        self.sandbox: Sandbox = sandbox
+        self._slot = sandbox._slot  # pyright: ignore[reportPrivateUsage]
+        self._secrets = secrets
+        self._numbers = numbers
+        self._tell = tell
+        self._changing = trio.Lock()
+        self._machines: dict[int, Machine] = {}
+        self._checkpoints: dict[int, Checkpoint] = {}
+        self._operations: dict[str, Callable[..., Awaitable[object]]] = {
+            "machine": self._machine,
+            "checkpoint": self._checkpoint,
+            "discard": self._discard,
+            "revert": self._revert,
+            "hibernate": sandbox.hibernate,
+            "resume": sandbox.resume,
+            "save": self._save,
+        }
+
+    def opened(self) -> Opened:
+        """Return what its user is told first."""
+        sandbox = self.sandbox
+        command = sandbox._command  # pyright: ignore[reportPrivateUsage]
+        return Opened(self.number, sandbox.image, sandbox.config, sandbox.language, command, self._offer())
+
+    def _offer(self) -> Offer:
+        machine = self._slot.machine
+        number = next((number for number, known in self._machines.items() if known is machine), None)
+        if number is None:
+            number = next(self._numbers)
+            self._machines = {number: machine}
+        self._secrets.revoke(number)
+        return Offer(number, self._secrets.issue(number), machine.accelerator, machine.pid)
+
+    def owns(self, machine: int) -> bool:
+        """Tell whether the machine of that number is this sandbox's."""
+        return machine in self._machines
+
+    def status(self) -> Status:
+        """Return what it is like now."""
+        sandbox = self.sandbox
+        numbers = sandbox.statistics()
+        try:
+            usage = sandbox.usage()
+        except SandboxError:
+            usage = None  # a test's sandbox has no machine of its own
+        return Status(
+            sandbox=self.number,
+            usage=usage,
+            clock_error=numbers.clock_error,
+            last_pause=numbers.last_pause,
+            console=sandbox.console(),
+            qmp_log=sandbox.qmp_log(),
+        )
+
+    # --- What its user asks for ---
+
+    async def ask(self, operation: str, arguments: tuple[Any, ...]) -> object:
+        """Do what its user asks for, one thing at a time.
+
+        Raises:
+          LinkProtocolError: if there is no such operation.
+          Exception: what it raises.
+
+        """
+        function = self._operations.get(operation)
+        if function is None:
+            raise LinkProtocolError(f"a sandbox has no operation {operation!r:.40}")
+        async with self._changing:
+            return await function(*arguments)
+
+    async def _machine(self) -> Offer | None:
+        await trio.lowlevel.checkpoint()
+        return None if self.sandbox.statistics().hibernated else self._offer()
+
+    async def _checkpoint(self) -> int:
+        checkpoint = await self.sandbox.checkpoint()
+        number = next(self._numbers)
+        self._checkpoints[number] = checkpoint
+        return number
+
+    async def _discard(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if (checkpoint := self._checkpoints.pop(number, None)) is not None:
+            checkpoint.discard()
+
+    async def _revert(self, number: int) -> None:
+        checkpoint = self._checkpoints.get(number)
+        if checkpoint is None:
+            raise LinkProtocolError(f"a sandbox has no checkpoint {number!r:.40}")
+        await self.sandbox.revert(checkpoint)
+
+    async def _save(self, name: str, replace: bool) -> None:
+        await self.sandbox.save(name, replace=replace)
+
+    # --- Its machines ---
+
+    async def serve_machine(self, number: int, stream: trio.abc.Stream) -> None:
+        """Relay what a connection and the machine of that number say to each other, until one of them ends.
+
+        A machine whose user is gone is ended: nobody could use it any more.
+        """
+        machine = self._machines[number]
+        relay = Relay(machine.guest, self._slot.note_request)
+        ended = False
+        try:
+            async with open_link(stream, Role.GUEST, relay.accept_user, silence=float("inf")) as link:
+                relay.user = link
+                machine.guest_handler = relay.accept_guest
+                async with trio.open_nursery() as nursery:
+
+                    async def wait_link() -> None:
+                        await link.wait_closed()
+                        nursery.cancel_scope.cancel(reason="the link is closed")
+
+                    nursery.start_soon(wait_link)
+                    failure = await machine.wait_ended()
+                    ended = True
+                    if failure is not None:
+                        # First the news: when the link closes, whoever waits on it asks why.
+                        with trio.move_on_after(_NEWS_PATIENCE):
+                            await self._tell(Ended(number, failure))
+                    nursery.cancel_scope.cancel(reason="the machine has ended")
+        finally:
+            machine.guest_handler = None
+            if not ended and not machine.closed:
+                machine.retire("the connection of who used it is gone")
+
+    def close(self) -> None:
+        """Let nobody connect any more."""
+        for number in self._machines:
+            self._secrets.revoke(number)
+        self._machines = {}
+
+
+def gone(number: int) -> SandboxClosedError:
+    """Return the error for a sandbox that a node does not have any more."""
+    return SandboxClosedError(f"sandbox {number} of this node is closed; nothing was done")

@@ -1,0 +1,183 @@
+"""Connections between a node and its user: TCP, TLS 1.3, a secret, and then a channel as between a host and a guest.
+
+The user is the channel's host and the node its guest. So a stream of the user's has the same meaning, credit and end on both wires.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import attrs
+import trio
+
+from .._errors import LinkError, LinkProtocolError
+from ..wire import Channel, ChannelStream, Role, StreamHandler, open_channel
+from ._messages import Decoder, encode
+from ._security import SECRET_BYTES, Identity, check_fingerprint, client_context
+
+#: Seconds for a peer to prove who it is.
+PATIENCE: Final = 10.0
+#: Connections that may be proving who they are at a time.
+_MOST_STRANGERS: Final = 64
+#: Seconds of silence after which the kernel asks whether the peer is there, and between two questions.
+_PROBE: Final = 1
+#: What is said first on every channel of a fleet.
+_HELLO: Final = {"fleet": 1}
+
+
+@attrs.frozen
+class NodeAddress:
+    """Where a node listens, and how to be sure that it is that node. It travels by whatever has started the node."""
+
+    name: str
+    """What to call it, in messages to people."""
+    host: str
+    port: int
+    fingerprint: bytes
+    """SHA-256 of its certificate."""
+    secret: bytes = attrs.field(repr=False)
+    """What its user has to say, once."""
+
+
+def _watch_silence(sock: trio.socket.SocketType, lease: float) -> None:
+    """Have the kernel give a connection up whose peer's kernel says nothing any more."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, round(lease)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(lease * 1000)))
+
+
+async def connect(address: NodeAddress, secret: bytes, *, lease: float) -> trio.SSLStream[trio.SocketStream]:
+    """Connect to a node and say *secret*; cancelled, it leaves nothing.
+
+    Raises:
+      LinkError: if it can't be reached, or breaks the connection off.
+      WrongNodeError: if it is another; nothing was said.
+
+    """
+    try:
+        tcp = await trio.open_tcp_stream(address.host, address.port)
+    except OSError as exc:
+        raise LinkError(f"node {address.name} can't be reached at {address.host}, port {address.port}: {exc}") from exc
+    try:
+        _watch_silence(tcp.socket, lease)
+        tls = trio.SSLStream(tcp, client_context())
+        try:
+            with trio.fail_after(PATIENCE):
+                await tls.do_handshake()
+                certificate: bytes | None = tls.getpeercert(binary_form=True)
+                check_fingerprint(certificate, address.fingerprint)
+                await tls.send_all(secret)
+        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as exc:
+            why = f"no answer within {PATIENCE:g} s" if isinstance(exc, trio.TooSlowError) else exc.__cause__ or exc
+            raise LinkError(f"the connection to node {address.name} did not come about: {why}") from exc
+    except BaseException:
+        await trio.aclose_forcefully(tcp)
+        raise
+    return tls
+
+
+@asynccontextmanager
+async def open_link(
+    stream: trio.abc.Stream, role: Role, handler: StreamHandler | None, *, silence: float
+) -> AsyncGenerator[Channel]:
+    """Run a channel over a connection for a block; the user is the host, the node the guest. Errors are those of `open_channel`."""
+    async with open_channel(stream, role=role, hello=_HELLO, handler=handler, silence_timeout=silence) as channel:
+        if channel.peer_hello.get("fleet") != _HELLO["fleet"]:
+            raise LinkProtocolError(f"the other side of a link introduced itself with {channel.peer_hello!r:.200}")
+        yield channel
+
+
+async def serve_links(
+    listener: trio.SocketListener,
+    identity: Identity,
+    serve: Callable[[trio.abc.Stream, bytes], Awaitable[object]],
+    *,
+    lease: float,
+    handlers: trio.Nursery,
+) -> None:
+    """Accept connections until cancelled, and have *serve* care for each, given what came as its secret.
+
+    Strangers cost little: few at a time, for some seconds, and nothing is read of them but a secret's length.
+    """
+    strangers = trio.CapacityLimiter(_MOST_STRANGERS)
+
+    async def welcome(tcp: trio.SocketStream) -> None:
+        try:
+            async with strangers:
+                _watch_silence(tcp.socket, lease)
+                tls = trio.SSLStream(tcp, identity.context, server_side=True)
+                with trio.fail_after(PATIENCE):
+                    secret = await _receive_secret(tls)
+        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError, OSError):
+            await trio.aclose_forcefully(tcp)
+            return
+        try:
+            await serve(tls, secret)
+        finally:
+            await trio.aclose_forcefully(tls)
+
+    await trio.serve_listeners(welcome, [listener], handler_nursery=handlers)
+
+
+async def _receive_secret(stream: trio.abc.Stream) -> bytes:
+    secret = b""
+    while len(secret) < SECRET_BYTES:
+        data = await stream.receive_some(SECRET_BYTES - len(secret))
+        if not data:
+            break
+        secret += bytes(data)
+    return secret
+
+
+# --- Messages on one stream of a link ---
+
+
+class MessageStream:
+    """Messages over one stream of a channel, and their end.
+
+    Args:
+      stream: Owned from now on.
+
+    """
+
+    def __init__(self, stream: ChannelStream) -> None:
+        self._stream = stream
+        self._decoder = Decoder()
+        self._received: list[object] = []
+        self._sending = trio.Lock()
+
+    async def send(self, message: object) -> None:
+        """Send a message; cancelled in the middle, the stream is of no use any more. Errors are those of the stream."""
+        data = encode(message)
+        async with self._sending:
+            await self._stream.send_all(data)
+
+    async def end(self) -> None:
+        """Say that no more messages come."""
+        async with self._sending:
+            await self._stream.send_eof()
+
+    def give_up(self) -> None:
+        """Let the other side know that nobody waits any more; after both have ended that is no news. Again is no error."""
+        self._stream.close()
+
+    async def receive(self) -> object | None:
+        """Return the next message; None at the end.
+
+        Raises:
+          LinkProtocolError: if what came is none.
+          Exception: besides, what the stream raises.
+
+        """
+        while not self._received:
+            data = await self._stream.receive_some()
+            if not data:
+                return None
+            self._received = self._decoder.feed(bytes(data))
+        return self._received.pop(0)

@@ -1,0 +1,186 @@
+"""The nodes of a fleet, and who gets which."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import final
+
+import attrs
+import trio
+
+from .._config import SandboxConfig
+from .._image import AnyImage
+from .._nurseries import Services
+from ..host import HostStatistics
+from ._client import NodeClient
+from ._config import FleetConfig
+from ._links import NodeAddress
+from ._placement import Claim, Demand, Placement, demand_of
+
+_log = logging.getLogger("trio_sandbox.fleet")
+
+#: Sandboxes on a node for which nobody has said how many there may be.
+_UNLIMITED = 10**6
+
+
+@final
+@attrs.frozen
+class NodeStatistics:
+    """Numbers about one node of a fleet."""
+
+    name: str
+    """What it is called."""
+    sandboxes_open: int
+    """Sandboxes that this program has open there now."""
+    draining: bool
+    """Whether it opens no more."""
+    lost: bool
+    """Whether it is gone, and its sandboxes with it."""
+    host: HostStatistics | None
+    """What the node last said of its host; a second old at most while it is not lost."""
+
+
+@final
+@attrs.frozen
+class FleetStatistics:
+    """Numbers about a fleet."""
+
+    sandboxes_open: int
+    """Sandboxes that are open now, copies aside."""
+    sandboxes_opened: int
+    """Sandboxes that were opened since the fleet was, copies aside."""
+    tasks_waiting: int
+    """Tasks that wait for room on a node."""
+    nodes: tuple[NodeStatistics, ...]
+    """The nodes that have joined, in their order; those that are lost included."""
+
+
+@final
+@attrs.define(eq=False)
+class Member:
+    """One node of a fleet."""
+
+    client: NodeClient
+    open: int = 0
+    """Sandboxes that are open there."""
+
+
+@final
+class Members:
+    """The nodes that have joined, and the sandboxes that are placed on them.
+
+    Args:
+      fleet: How the fleet works.
+      services: Those of its block.
+
+    """
+
+    def __init__(self, fleet: FleetConfig, services: Services) -> None:
+        self._fleet = fleet
+        self._services = services
+        self._members: dict[str, Member] = {}
+        self._placement = Placement(fleet.placement)
+        self._waiting: dict[Claim, trio.Event] = {}
+        self._open = self._opened = 0
+
+    def statistics(self) -> FleetStatistics:
+        """Return numbers about the fleet as it is now."""
+        return FleetStatistics(
+            self._open,
+            self._opened,
+            len(self._placement.waiting),
+            tuple(
+                NodeStatistics(
+                    name,
+                    member.open,
+                    member.client.draining,
+                    member.client.failure is not None,
+                    member.client.statistics,
+                )
+                for name, member in self._members.items()
+            ),
+        )
+
+    async def join(self, address: NodeAddress, slots: int | None = None) -> None:
+        """Have one more node, which is connected to; at most *slots* sandboxes are placed there.
+
+        Raises:
+          LinkError, WrongNodeError: if it can't be connected to.
+
+        """
+        client = NodeClient(address, lease=self._fleet.lease, end_timeout=self._fleet.end_timeout)
+        await self._services.start(client.serve)
+        statistics = client.statistics
+        assert statistics is not None
+        budget = statistics.admission
+        self._members[client.name] = Member(client)
+        self._placement.add(
+            client.name, Demand(budget.memory_mib_budget, budget.vcpu_budget, _UNLIMITED if slots is None else slots)
+        )
+        client.on_news = lambda: self._hear(client)
+        self._settle()
+        _log.info("node %s has joined", client.name)
+
+    def lose(self, name: str, why: str) -> None:
+        """Take a node for lost, as whoever supervises it says. Again, or of none, is no error."""
+        if (member := self._members.get(name)) is not None:
+            member.client.lose(why)
+
+    def _hear(self, client: NodeClient) -> None:
+        if client.failure is not None:
+            self._placement.remove(client.name)
+        elif client.draining:
+            self._placement.close(client.name)
+        self._settle()
+
+    def _settle(self) -> None:
+        for claim in self._placement.settle():
+            self._waiting[claim].set()
+
+    @asynccontextmanager
+    async def placed(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Member]:
+        """Wait for a node with room, first come, first served, and hold that for the block."""
+        claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
+        decided = self._waiting[claim] = trio.Event()
+        try:
+            self._placement.submit(claim)
+            self._settle()
+            await decided.wait()
+            if claim.error is not None:
+                raise claim.error
+            assert claim.node is not None
+            yield self._members[claim.node]
+        finally:
+            self._placement.withdraw(claim)
+            del self._waiting[claim]
+            self._settle()
+
+    @contextmanager
+    def counted(self, member: Member) -> Generator[None]:
+        """Count one sandbox of a node as open, for a block."""
+        member.open += 1
+        self._open += 1
+        self._opened += 1
+        try:
+            yield
+        finally:
+            member.open -= 1
+            self._open -= 1
+
+    @property
+    def clients(self) -> list[NodeClient]:
+        """The nodes that are not lost."""
+        return [member.client for member in self._members.values() if member.client.failure is None]
+
+    @asynccontextmanager
+    async def shares(self, client: NodeClient, config: SandboxConfig, count: int) -> AsyncGenerator[None]:
+        demand = demand_of(config) * count
+        await trio.lowlevel.checkpoint()
+        self._placement.take(client.name, demand)
+        try:
+            yield
+        finally:
+            self._placement.give_back(client.name, demand)
+            self._settle()

@@ -1,0 +1,287 @@
+"""What a node and its user say to each other: values in, bytes out, and back. No I/O.
+
+A message is four bytes of length, big-endian, and a pickle. Only values of ours, of a few plain kinds and exceptions can be in it: an
+unpickler that is asked for anything else refuses. Nothing of a guest's is ever a message: what a guest says stays bytes in a stream.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import struct
+from typing import Any, Final
+
+import attrs
+
+from .._config import SandboxConfig
+from .._errors import LinkProtocolError, SandboxError
+from .._image import AnyImage
+from ..host import HostStatistics
+from ..qemu import Accelerator
+from ..sandbox import Usage
+
+_LENGTH: Final = struct.Struct(">I")
+#: Bytes that one message may have: a configuration with a long warm-up, or 64 KiB of a console, fits many times.
+MAX_MESSAGE: Final = 8 * 2**20
+#: Exceptions behind an exception that travel with it, one being the cause of the other.
+_MOST_CAUSES: Final = 8
+#: What may be in a message besides the classes of this library and exceptions.
+_PLAIN: Final = {
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("pathlib", "Path"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("datetime", "date"),
+    ("datetime", "datetime"),
+    ("datetime", "timezone"),
+    ("datetime", "timedelta"),
+}
+
+
+# --- What is asked ---
+
+
+@attrs.frozen
+class Open:
+    """Open a sandbox, and keep it until the stream that this came on ends."""
+
+    image: AnyImage
+    config: SandboxConfig | None
+    template: str | None
+
+
+@attrs.frozen
+class Fork:
+    """Open copies of a sandbox, and keep them until the stream that this came on ends."""
+
+    sandbox: int
+    count: int
+
+
+@attrs.frozen
+class Prepare:
+    """See to it that an image is there."""
+
+    image: AnyImage
+
+
+@attrs.frozen
+class Ask:
+    """Call a method of one sandbox's keeper, and answer with what it returns."""
+
+    sandbox: int
+    operation: str
+    arguments: tuple[Any, ...] = ()
+
+
+# --- What is answered ---
+
+
+@attrs.frozen
+class Offer:
+    """A machine that is there to be connected to."""
+
+    machine: int
+    """Its number on that node."""
+    secret: bytes = attrs.field(repr=False)
+    """What who connects has to say, once."""
+    accelerator: Accelerator
+    pid: int
+
+
+@attrs.frozen
+class Opened:
+    """A sandbox is open."""
+
+    sandbox: int
+    """Its number on that node."""
+    image: AnyImage
+    config: SandboxConfig
+    language: str
+    command: tuple[str, ...]
+    """What the image runs unless it is told otherwise."""
+    offer: Offer
+
+
+@attrs.frozen
+class OpenedTogether:
+    """All sandboxes that were asked for are open."""
+
+    sandboxes: tuple[Opened, ...]
+
+
+@attrs.frozen
+class Ended:
+    """A machine has ended by itself."""
+
+    machine: int
+    failure: Exception
+
+
+@attrs.frozen(kw_only=True)
+class Status:
+    """What a sandbox is like now; said when it has changed, once a second at most."""
+
+    sandbox: int
+    usage: Usage | None
+    clock_error: float | None
+    last_pause: float | None
+    console: str | None
+    """The end of its console; None: as said before."""
+    qmp_log: str
+
+
+@attrs.frozen
+class Answered:
+    """What was asked for is done."""
+
+    value: Any = None
+
+
+@attrs.frozen
+class Failure:
+    """What was asked for failed."""
+
+    error: Exception
+
+
+@attrs.frozen
+class NodeStatus:
+    """What a node is like now; said once a second, if it has changed."""
+
+    statistics: HostStatistics
+    draining: bool
+
+
+# --- Bytes ---
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, BaseException):
+            return _rebuild, _describe(obj)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, name: str, /) -> Any:
+        if module_name == __name__ and name == _rebuild.__name__:
+            return _rebuild
+        if "." not in name:
+            if (module_name, name) in _PLAIN:
+                return getattr(importlib.import_module(module_name), name)
+            root = module_name.partition(".")[0]
+            if root in ("trio_sandbox", "trio", "builtins"):
+                found = getattr(importlib.import_module(module_name), name, None)
+                ours = root == "trio_sandbox" and getattr(found, "__module__", "").partition(".")[0] == root
+                if isinstance(found, type) and (ours or issubclass(found, Exception)):
+                    return found
+        raise LinkProtocolError(f"a message has a {module_name}.{name} in it, which is none of ours")
+
+
+def encode(message: object) -> bytes:
+    """Return the bytes of a message.
+
+    Raises:
+      ValueError: if it is too large.
+
+    """
+    buffer = io.BytesIO()
+    buffer.write(_LENGTH.pack(0))
+    _Pickler(buffer, protocol=5).dump(message)
+    length = buffer.tell() - _LENGTH.size
+    if length > MAX_MESSAGE:
+        raise ValueError(f"a message to another node is {length} bytes long, and may have {MAX_MESSAGE}")
+    buffer.seek(0)
+    buffer.write(_LENGTH.pack(length))
+    return buffer.getvalue()
+
+
+class Decoder:
+    """Makes messages of the bytes of a stream, however they are cut."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Take bytes, and return the messages that are whole now.
+
+        Raises:
+          LinkProtocolError: if they are no messages.
+
+        """
+        self._buffer += data
+        messages: list[Any] = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_MESSAGE:
+                raise LinkProtocolError(f"a message of {length} bytes, and {MAX_MESSAGE} are allowed")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            messages.append(_decode(body))
+        return messages
+
+
+def decode_all(data: bytes) -> list[Any]:
+    """Return the messages that bytes are, all of them whole. Errors are those of `Decoder.feed`."""
+    return Decoder().feed(data)
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return _Unpickler(io.BytesIO(body)).load()
+    except LinkProtocolError:
+        raise
+    except Exception as exc:
+        raise LinkProtocolError(f"a message that can't be read: {exc!r:.200}") from exc
+
+
+def _describe(error: BaseException, depth: int = 0) -> tuple[object, ...]:
+    """Return what `_rebuild` takes: an exception of ours or of Python's as it is, any other as what it says."""
+    kind, args, state = type(error), error.args, dict(getattr(error, "__dict__", {}))
+    if isinstance(error, OSError) and error.filename is not None:
+        args = (error.errno, error.strerror, error.filename)
+    root = kind.__module__.partition(".")[0]
+    known = root == "trio_sandbox" or (root in ("builtins", "trio") and isinstance(error, Exception))
+    if not known or not _travels((args, state)):
+        kind, args, state = SandboxError, (f"{kind.__name__}: {error}",), {}
+    notes = state.pop("__notes__", [])
+    cause = error.__cause__ if depth < _MOST_CAUSES else None
+    return kind, args, state, list(notes), None if cause is None else _Described(_describe(cause, depth + 1))
+
+
+@attrs.frozen
+class _Described:
+    parts: tuple[Any, ...]
+
+
+def _travels(value: object) -> bool:
+    try:
+        _decode(encode(value)[_LENGTH.size :])
+    except Exception:  # noqa: BLE001 - whatever an exception of somebody else's holds
+        return False
+    return True
+
+
+def _rebuild(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], notes: list[str], cause: _Described | None
+) -> BaseException:
+    """Make an exception without calling its constructor, whose arguments are not those that it keeps."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseException)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LinkProtocolError(f"{kind!r:.100} is no exception")
+    error = kind.__new__(kind, *args)
+    if isinstance(error, OSError):
+        OSError.__init__(error, *args)  # its parts are not in what it says its arguments are
+    else:
+        error.args = args
+    error.__dict__.update(state)
+    for note in notes:
+        error.add_note(note)
+    if cause is not None:
+        error.__cause__ = _rebuild(*cause.parts)
+    return error

@@ -1,0 +1,279 @@
+"""A fleet on Ray: it starts a process on each node of its cluster, and says which nodes there are.
+
+Ray is asked seldom, and by other threads: when a fleet is opened, when a node joins, and once a second which are alive. What sandboxes and
+their user say to each other never goes through it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from .._config import HostConfig
+from .._entries import open_block
+from .._errors import FleetError, SandboxError
+from .._nurseries import hide_nursery
+from ._actor import NodeProcess
+from ._config import FleetConfig
+from ._host import FleetHost, open_fleet
+from ._links import NodeAddress
+from ._members import Members
+from ._messages import Failure, decode_all
+from ._security import check_extra
+
+_log = logging.getLogger("trio_sandbox.fleet")
+
+#: Where our actors have their names.
+NAMESPACE: Final = "trio-sandbox"
+#: The custom resource of Ray's that says how many sandboxes a node may have.
+SLOTS: Final = "trio_sandbox"
+#: Seconds between two looks which nodes there are.
+_LOOK: Final = 1.0
+#: Calls of one actor that are served at a time: one may wait for a drain, and others are to be answered.
+_CONCURRENCY: Final = 8
+#: Seconds for the processes of nodes to end by themselves.
+_END_PATIENCE: Final = 30.0
+
+
+def import_ray() -> Any:
+    """Return the module `ray`.
+
+    Raises:
+      ModuleNotFoundError: if it, or what links need, is not installed.
+
+    """
+    check_extra()
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError as exc:
+        raise ModuleNotFoundError(
+            "a fleet needs Ray, which is not installed; nothing was started. Install the extra: pip install 'trio-sandbox[ray]'",
+            name=exc.name,
+        ) from None
+
+
+async def result(reference: Any) -> Any:
+    """Wait for the result of a call of Ray's; cancelled, the call goes on."""
+    done, token = trio.Event(), trio.lowlevel.current_trio_token()
+    future = reference.future()
+
+    def tell(_: object) -> None:
+        try:
+            token.run_sync_soon(done.set)
+        except trio.RunFinishedError:
+            pass  # nobody waits any more
+
+    future.add_done_callback(tell)
+    await done.wait()
+    return future.result()
+
+
+@final
+@attrs.frozen
+class RayNode:
+    """A node of Ray's."""
+
+    id: str
+    name: str
+    """What to call it: its host's name, and the beginning of its id, as there may be several on one host."""
+    address: str
+    slots: int | None
+    """How many sandboxes it may have; None: nobody has said."""
+
+
+def alive_nodes(ray: Any) -> list[RayNode]:
+    """Return the nodes that can have sandboxes: all, or those with the resource `SLOTS` if any has that."""
+    nodes = [
+        RayNode(
+            id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']}-{node['NodeID'][:8]}",
+            address=node["NodeManagerAddress"],
+            slots=int(node["Resources"][SLOTS]) if SLOTS in node["Resources"] else None,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    with_slots = [node for node in nodes if node.slots is not None]
+    return with_slots or nodes
+
+
+@asynccontextmanager
+async def _connected(ray: Any, address: str | None) -> AsyncGenerator[None]:
+    """Be connected to Ray for a block: as the program is already, or for as long as that."""
+    if ray.is_initialized():
+        if address is not None:
+            raise ValueError(
+                "this program is connected to Ray already: leave `address` out, or call ray.shutdown() first"
+            )
+        await trio.lowlevel.checkpoint()
+        yield
+        return
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    try:
+        # It can't be cancelled, and would leave half of a cluster.
+        await trio.to_thread.run_sync(
+            partial(ray.init, address=address or "local", log_to_driver=False, namespace=NAMESPACE, **options)
+        )
+    except (ConnectionError, RuntimeError, OSError) as exc:
+        raise FleetError(f"Ray could not be {'started' if address is None else 'connected to'}: {exc}") from exc
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(ray.shutdown)
+
+
+@final
+class _Supervisor:
+    """Has a process of ours on each node of Ray's, and the fleet know of it."""
+
+    def __init__(self, ray: Any, config: HostConfig, fleet: FleetConfig) -> None:
+        self._ray = ray
+        self._config = config
+        self._fleet = fleet
+        self._user = secrets.token_hex(4)
+        self._actors: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
+
+    async def start_all(self, members: Members) -> None:
+        """Start a process on each node that is there now.
+
+        Raises:
+          Exception: what the first raised, if none could be started.
+
+        """
+        failures: list[Exception] = []
+
+        async def start(node: RayNode) -> None:
+            try:
+                await self._start(node, members)
+            except Exception as exc:  # noqa: BLE001 - raised if no node has come about
+                failures.append(exc)
+                _log.warning("node %s could not be started, and others go on: %s", node.name, exc)
+
+        nodes = await trio.to_thread.run_sync(alive_nodes, self._ray)
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(start, node)
+        if failures and len(failures) == len(nodes):
+            raise failures[0]
+
+    async def _start(self, node: RayNode, members: Members) -> None:
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        self._names[node.id] = node.name
+        actor = (
+            self._ray.remote(NodeProcess)
+            .options(
+                name=f"{node.id}:{self._user}",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_restarts=0,
+                max_concurrency=_CONCURRENCY,
+                scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
+            )
+            .remote(node.name, node.address, self._config, self._fleet)
+        )
+        self._actors[node.id] = actor
+        try:
+            with trio.fail_after(self._fleet.start_timeout):
+                (answer,) = decode_all(await result(actor.start.remote()))
+        except trio.TooSlowError as exc:
+            raise FleetError(f"node {node.name} did not start within {self._fleet.start_timeout:g} s") from exc
+        except self._ray.exceptions.RayError as exc:
+            raise FleetError(f"node {node.name} did not start: {exc}") from exc
+        if isinstance(answer, Failure):
+            answer.error.add_note(f"on node {node.name}")
+            raise answer.error
+        where: NodeAddress = answer.value
+        await members.join(where, node.slots)
+
+    async def watch(self, members: Members) -> None:
+        """Look which nodes there are, until cancelled: have those that are new join, and say which are gone."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(_LOOK)
+                nodes = await trio.to_thread.run_sync(alive_nodes, self._ray, abandon_on_cancel=True)
+                for gone in self._names.keys() - {node.id for node in nodes}:
+                    members.lose(self._names[gone], "Ray says that it is gone")
+                for node in nodes:
+                    if node.id not in self._names:
+                        self._names[node.id] = node.name
+                        nursery.start_soon(self._join_later, node, members)
+
+    async def _join_later(self, node: RayNode, members: Members) -> None:
+        try:
+            await self._start(node, members)
+        except (SandboxError, OSError) as exc:
+            _log.warning("node %s has joined Ray, and no sandboxes can be opened there: %s", node.name, exc)
+
+    async def stop(self) -> None:
+        """Have all processes end, and kill those that do not."""
+        with trio.move_on_after(_END_PATIENCE, shield=True):
+            async with trio.open_nursery() as nursery:
+                for actor in self._actors.values():
+                    nursery.start_soon(self._stop, actor)
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+
+    async def _stop(self, actor: Any) -> None:
+        try:
+            await result(actor.stop.remote())
+        except self._ray.exceptions.RayError as exc:
+            _log.debug("a node's process was gone already: %s", exc)
+
+
+@open_block
+async def open_ray_host(
+    address: str | None = None, config: HostConfig | None = None, fleet: FleetConfig | None = None
+) -> AsyncGenerator[FleetHost]:
+    """Open a host on each node of a Ray cluster, and yield all of them as one; leaving the block ends every sandbox on every node.
+
+    Each node has a process of this block's own (an actor, which takes no processors of Ray's), with an ordinary host of *config*:
+    its budgets, directories and images are those of that node. Nodes that join Ray later join here, too. A node that is lost costs
+    its own sandboxes. If this program is killed, its nodes notice at once, and end what they have.
+
+    If a node of Ray's has the custom resource ``trio_sandbox``, only such nodes are used, each for at most so many sandboxes.
+
+    Args:
+      address: Of Ray's cluster, "auto" for the one of this machine; None: the one that this program is connected to already, or
+        else one of its own, which ends with the block.
+      config: How the host of each node works; the default is `HostConfig()`. `HostConfig.progress` is not told of what nodes do.
+      fleet: How the fleet works; the default is `FleetConfig()`.
+
+    Raises:
+      ModuleNotFoundError: if the extra ``ray`` is not installed; nothing was started.
+      TypeError: if *config* or *fleet* is something else; nothing was started.
+      ValueError: if this program is connected to Ray already, and *address* is given; nothing was started.
+      FleetError: if Ray can't be started or connected to, or no node starts in time.
+      Exception: what `open_host` raises on the nodes, if it does so on all of them; where it does so on some, a warning is logged.
+
+    """
+    config, fleet = config or HostConfig(), fleet or FleetConfig()
+    if not isinstance(config, HostConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`config` must be a HostConfig, not {config!r:.100}")
+    if not isinstance(fleet, FleetConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`fleet` must be a FleetConfig, not {fleet!r:.100}")
+    ray = import_ray()
+    there = attrs.evolve(config, progress=HostConfig().progress)
+    async with _connected(ray, address):
+        supervisor = _Supervisor(ray, there, fleet)
+        try:
+            async with open_fleet(config, fleet) as (host, members):
+                await supervisor.start_all(members)
+                with hide_nursery("open_ray_host()"):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(supervisor.watch, members)
+                        try:
+                            yield host
+                        finally:
+                            nursery.cancel_scope.cancel(reason="the fleet's block was left")
+        finally:
+            await supervisor.stop()  # noqa: ASYNC102 - it shields itself, and is bounded
