@@ -121,6 +121,20 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Choose the packages of the image `data` anew, and write their lock; more arguments are uv's, ``-- --upgrade-package pandas``."""
+    session.install("uv")
+    path = HERE / "trio_sandbox" / "image" / "pylock.data.toml"
+    session.run(
+        *("uv", "pip", "compile", "--python-version", "3.13", "--python-platform", "x86_64-manylinux_2_40"),
+        *("--only-binary", ":all:", "--format", "pylock.toml", "--no-header", "--output-file", str(path)),
+        *(session.posargs or ("--upgrade",)),
+        str(path.with_name("data.in")),
+    )
+    path.write_text(public_addresses(path.read_text("utf-8")), "utf-8")
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Do thousands of operations, and look for what is lost, hangs or grows; ``-- --minutes N --seed S [PART ...]``."""
     install_system_packages(session)
@@ -186,6 +200,11 @@ FLAKE8_ASYNC_TESTS = (
     "--enable=ASYNC",
     "--disable=ASYNC109,ASYNC110,ASYNC114,ASYNC119,ASYNC124,ASYNC128,ASYNC230,ASYNC232,ASYNC900,ASYNC91",
 )
+
+
+def public_addresses(lock: str) -> str:
+    """Return a lock in which files are where everybody finds them: a mirror's addresses are of no use to others."""
+    return re.sub(r'url = "[^"]*?/packages/', 'url = "https://files.pythonhosted.org/packages/', lock)
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -22,8 +22,14 @@ class PackagesStep:
     """The text of a pylock.toml; then there are no requirements."""
     exclude_newer: str | None = None
     """Only what was published before then counts, RFC 3339."""
+    digests: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """Only wheels with these SHA-256 digests are taken; empty: any that the index has."""
+    label: str = ""
+    """What it is called, where that says more than its packages."""
 
     def __str__(self) -> str:
+        if self.label:
+            return self.label
         return f"packages {'of a lock' if self.lock is not None else ' '.join(self.requirements)}"
 
     def call(self) -> str:

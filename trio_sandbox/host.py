@@ -23,7 +23,7 @@ from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
 from .client import Functions
-from .image import ImageStore, check_directory, default_cache_directory, image_for_script, own_caches
+from .image import ImageStore, check_directory, default_cache_directory, image_for_script, own_caches, spell_out
 from .machines import (
     Admission,
     AdmissionStatistics,
@@ -401,7 +401,7 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
     cache = config.cache_dir or default_cache_directory()
     store = ImageStore(cache)
     for image, _ in config.warm:
-        check_known(store, image)
+        check_known(store, spell_out(image))
     store.check_trusted()
     async with open_runtime(config.runtime_dir) as runtime:
         # Images that somebody else has built can be used; what we make ourselves is kept in a cache of our own then.

@@ -566,6 +566,22 @@ async def test_an_index_that_lies_is_found_out(tmp_path: Path, index: Index) -> 
     assert f"{SITE}/beta.py" in site.seen[0]
 
 
+async def test_an_image_that_comes_as_a_lock_takes_its_files_from_the_users_index(tmp_path: Path, index: Index) -> None:
+    wheel = (index.directory / "beta-2.0-py3-none-any.whl").read_bytes()
+    digest = hashlib.sha256(wheel).hexdigest()
+
+    def data(digest: str) -> Image:
+        return Image("python", steps=(PackagesStep(("beta==2.0",), digests=(digest, "0" * 64), label="data"),))
+
+    site = make_site(tmp_path)
+    built = await site.ensure(data(digest))
+    assert built.packages == {"beta": "2.0"}
+    # Another file of that version is not taken, even where one was chosen before.
+    with pytest.raises(PackagesError, match=r"beta 2\.0 is in the index with other files than those of the lock"):
+        await site.ensure(data("1" * 64))
+    assert len(site.jobs) == 1
+
+
 async def test_places_in_ones_own_directory_are_found(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,15 @@ from .._config import HostConfig
 from .._errors import SandboxError, UnknownImageError
 from .._oci_reference import is_oci
 from ..host import open_host
-from ..image import ImageStore, default_cache_directory, ensure_bootable, export_image, image_for_program, import_images
+from ..image import (
+    LOCKED,
+    ImageStore,
+    default_cache_directory,
+    ensure_bootable,
+    export_image,
+    image_for_program,
+    import_images,
+)
 from ..machines import Dependents
 from ..qemu import open_runtime
 from ._progress import open_progress
@@ -50,9 +58,9 @@ async def build(
 ) -> None:
     """Build *names* and the system disk, as far as they are missing, and say where they are.
 
-    With *packages* that takes virtual machines, and so a whole host.
+    With *packages*, and for images that are packages on another one, that takes virtual machines, and so a whole host.
     """
-    if packages:
+    if packages or any(name in LOCKED for name in names):
         with open_progress(quiet=quiet) as show:
             async with open_host(HostConfig(cache_dir=cache_dir, progress=show)) as host:
                 for name in names:

@@ -311,7 +311,7 @@ def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python
         "--image",
         default=image,
         metavar="NAME",
-        help=f"what is seen inside: python or node (default: {image or 'one that has the language'})",
+        help=f"what is seen inside: python, node or data (default: {image or 'one that has the language'})",
     )
     parser.add_argument(
         "--memory",

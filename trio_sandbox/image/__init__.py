@@ -10,6 +10,7 @@ from ._installer import PackageInstaller as PackageInstaller
 from ._layer import LAYER_MARK as LAYER_MARK, LayerJob as LayerJob, RunLayer as RunLayer
 from ._layers import ensure_layers as ensure_layers
 from ._lock import try_lock as try_lock, try_lock_directory as try_lock_directory
+from ._locked import LOCKED as LOCKED, spell_out as spell_out
 from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe

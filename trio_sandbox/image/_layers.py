@@ -148,6 +148,7 @@ class Planner:
             [step.requirements, step.exclude_newer, target.python, target.platform],
             [[pin.name, pin.version] for pin in pins],
             choice_of(os.environ),
+            *([step.digests] if step.digests else ()),
         )
         name = choice_name(PYLOCK, digest)
         lock = await self._once(name, step, parse_lock, lambda at: resolve(step, pins, target, at, self._environment))

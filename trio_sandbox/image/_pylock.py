@@ -45,6 +45,21 @@ class Lock:
         value["packages"] = [each for each in value["packages"] if _pin(each) not in installed]
         return _lock(value)
 
+    def only(self, digests: AbstractSet[str]) -> Lock:
+        """Return it with no other wheels than those of *digests*.
+
+        Raises:
+          PackagesError: if a package has none of them.
+
+        """
+        value = tomllib.loads(self.text)
+        for package in value["packages"]:
+            package["wheels"] = [each for each in package.get("wheels", ()) if each["hashes"]["sha256"] in digests]
+            if not package["wheels"]:
+                pin = _pin(package)
+                raise PackagesError(f"{pin.name} {pin.version} is in the index with other files than those of the lock")
+        return _lock(value)
+
 
 def parse_lock(text: str, directory: Path | None = None) -> Lock:
     """Read a lock.

@@ -32,6 +32,7 @@ from ._entry import (
 from ._layer import LAYER_MARK, LayerRecipe
 from ._leases import Leases, last_used, mark_used
 from ._lock import open_lock
+from ._locked import LOCKED
 from ._manifest import MANIFEST_NAME, Manifest, read_manifest
 from ._recipe import Recipe
 from ._recipes import IMAGES
@@ -87,7 +88,8 @@ class ImageStore:
 
         """
         if name not in self._recipes and not (LAYER_MARK in name and self._find(name)):
-            raise UnknownImageError(f"there is no image {name!r}; there are: {', '.join(self.known_names())}")
+            known = sorted({*self._recipes, *LOCKED} - {name})
+            raise UnknownImageError(f"there is no image {name!r}; there are: {', '.join(known)}")
 
     async def ensure(
         self,

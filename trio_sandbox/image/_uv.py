@@ -160,7 +160,8 @@ async def resolve(
     (directory / _CONSTRAINTS).write_text("".join(constraints), "utf-8")
     arguments = compile_arguments(target, constrained=bool(constraints), exclude_newer=step.exclude_newer)
     await _run(arguments, directory, environment)
-    return parse_lock((directory / _LOCK).read_text("utf-8"), directory)
+    lock = parse_lock((directory / _LOCK).read_text("utf-8"), directory)
+    return lock.only(frozenset(step.digests)) if step.digests else lock
 
 
 async def unpack(

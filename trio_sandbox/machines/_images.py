@@ -23,6 +23,7 @@ from ..image import (
     are_there,
     ensure_bootable,
     ensure_layers,
+    spell_out,
 )
 from ..network import Gateway
 from ._admission import Admission
@@ -163,6 +164,7 @@ class HostImages:
         )
 
     async def _make(self, image: AnyImage, *, build: bool) -> Disks:
+        image = spell_out(image)
         base = image if isinstance(image, str) else image.name
         built, system = await ensure_bootable(
             self._store, base, build=build, progress=self._progress, environment=self._environment
