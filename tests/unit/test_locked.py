@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,3 @@ def test_only_files_of_the_lock_are_taken() -> None:
     assert digests[1] not in fewer.text
     with pytest.raises(PackagesError, match="x 1 is in the index with other files than those of the lock"):
         lock.only({"c" * 64})
-
-
-def test_a_mirrors_addresses_do_not_get_into_the_lock() -> None:
-    public_addresses = runpy.run_path(str(DIRECTORY.parent.parent / "noxfile.py"))["public_addresses"]
-    mirrored = 'wheels = [{ url = "https://mirror.example/pypi/packages/ab/cd/x-1.whl", size = 1 }]'
-    public = 'wheels = [{ url = "https://files.pythonhosted.org/packages/ab/cd/x-1.whl", size = 1 }]'
-    assert public_addresses(mirrored) == public_addresses(public) == public

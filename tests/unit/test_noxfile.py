@@ -136,3 +136,10 @@ def test_the_library_s_own_files_are_what_they_are_taken_for() -> None:
     assert "uidmap" in {requirement.package for requirement in _programs.REQUIREMENTS}
     assert callable(bootstrap.apt_install)
     assert isinstance(_programs.unsupported_platform(), str)
+
+
+def test_a_mirrors_addresses_do_not_get_into_a_lock() -> None:
+    public_addresses = load_noxfile().public_addresses
+    mirrored = 'wheels = [{ url = "https://mirror.example/pypi/packages/ab/cd/x-1.whl", size = 1 }]'
+    public = 'wheels = [{ url = "https://files.pythonhosted.org/packages/ab/cd/x-1.whl", size = 1 }]'
+    assert public_addresses(mirrored) == public_addresses(public) == public
