@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from trio_sandbox import open_sandbox
+from trio_sandbox import constants, open_sandbox
 from trio_sandbox.qemu import Vm
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
@@ -35,6 +36,47 @@ async def test_another_start_of_a_program_needs_no_more_translated_code() -> Non
         for _ in range(_STARTS):
             await sandbox.run_process(["/bin/true"])
         assert 0 <= await translated() - before < _MOST
+
+
+#: More code than QEMU keeps of what it has translated, and more threads that read from the disk than it has for that.
+_BUSY = """
+import ctypes, mmap, os, random, threading
+code = mmap.mmap(-1, 2**22, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(b"\\xff\\xc0" * (len(code) // 2 - 1) + b"\\xc3\\x90")  # inc eax; ...; ret
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+
+device = open("/sys/block/vdb/dev").read().split(":")
+os.mknod("/tmp/disk", 0o60600, os.makedev(*map(int, device)))
+disk = os.open("/tmp/disk", os.O_RDONLY | os.O_DIRECT)
+def read():
+    buffer = mmap.mmap(-1, 2**20)
+    for _ in range(10):
+        os.preadv(disk, [buffer], random.randrange(7000) * 2**20)
+threads = [threading.Thread(target=read) for _ in range(80)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def memory_beside_the_guests(pid: int) -> int:
+    """Give the bytes that a QEMU has for itself and has written to, but for its guest's RAM."""
+    total, is_ram = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            is_ram = line.endswith(("/memory", "/memfd:ram (deleted)"))
+        elif line.startswith("Private_Dirty:") and not is_ram:
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+async def test_qemu_takes_for_itself_what_is_reckoned_with() -> None:
+    async with open_sandbox(vcpus=2) as sandbox:
+        if sandbox.accelerator != "tcg":
+            pytest.skip("without translated code there is far less")
+        pid = sandbox.statistics().qemu_pid
+        assert pid is not None
+        await sandbox.run_process(["python3", "-c", _BUSY], user="root", check=True)
+        assert 64 * 2**20 < memory_beside_the_guests(pid) <= constants.VM_OVERHEAD_MIB * 2**20
 
 
 async def test_the_interpreter_runs_from_the_agents_python_for_as_long_as_it_is_the_same() -> None:
