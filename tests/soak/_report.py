@@ -162,7 +162,7 @@ class Report:
     def holds(self) -> bool:
         measured: list[Gauge | Series | Latencies] = [*self.gauges.values(), *self.series.values()]
         measured += self.latencies.values()
-        return not self.failures and all(what.is_flat for what in measured)
+        return bool(self.operations.total()) and not self.failures and all(what.is_flat for what in measured)
 
     def to_json(self) -> dict[str, Any]:
         gauges = {name: {**attrs.asdict(gauge), "is_flat": gauge.is_flat} for name, gauge in self.gauges.items()}
@@ -188,6 +188,8 @@ class Report:
         lines += _columns([(f"  {name}", *cells) for name, *cells in self.figures()])
         lines += [f"  {note}" for note in self.notes]
         lines += [f"  FAILURE: {failure}" for failure in self.failures]
+        if not total:
+            lines.append("  FAILURE: it did nothing in its time")
         return "\n".join(lines)
 
     def figures(self) -> Iterator[tuple[str, str, str, str, str]]:

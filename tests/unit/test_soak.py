@@ -112,6 +112,11 @@ def test_a_report_s_tables() -> None:
     assert written["latencies"]["runs"] == {"samples": 10, "first": 10, "last": 10, "is_flat": True}
 
 
+def test_a_part_that_did_nothing_does_not_hold() -> None:
+    assert not Report("runs", 7).holds
+    assert "it did nothing in its time" in str(Report("runs", 7))
+
+
 def test_a_report_says_what_grew_and_what_failed() -> None:
     report = Report("runs", 7)
     report.operations["prints (python)"] += 3
