@@ -120,6 +120,7 @@ async def test_compiling_that_is_cancelled_leaves_no_process(tmp_path: Path) -> 
 @pytest.mark.parametrize(("magic", "done"), [(MAGIC, False), ("00000000", True), ("", True)])
 async def test_the_guest_compiles_where_its_python_is_another(tmp_path: Path, magic: str, done: bool) -> None:
     (tmp_path / "python3").symlink_to(sys.executable)
-    script = check_magic(magic, "echo compiling").replace("python3", str(tmp_path / "python3"))
+    (tmp_path / "magic").write_text(magic)
+    script = check_magic(str(tmp_path / "magic"), "echo compiling").replace("python3", str(tmp_path / "python3"))
     result = await trio.run_process(["/bin/sh", "-e", "-c", script], capture_stdout=True)
     assert (result.stdout == b"compiling\n") is done

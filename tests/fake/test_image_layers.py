@@ -68,6 +68,7 @@ class Site:
     progress: list[Progress] = attrs.field(factory=list[Progress])
 
     async def run(self, job: LayerJob, report: Callable[[str, float | None], object]) -> None:
+        await job.work.fill()
         self.jobs.append(job)
         report("working", None)
         await self.before(job)
@@ -432,7 +433,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Index]:
         yield index
 
 
-SITE = "/run/image-step/usr/local/lib/python3.13/dist-packages"
+SITE = "/run/image-step/content/usr/local/lib/python3.13/dist-packages"
 
 
 async def test_packages_are_chosen_for_the_image_and_unpacked(tmp_path: Path, index: Index) -> None:
@@ -442,7 +443,7 @@ async def test_packages_are_chosen_for_the_image_and_unpacked(tmp_path: Path, in
     assert {name for name in files if name.endswith(".py")} == {
         f"{SITE}/{name}.py" for name in ("alpha", "beta", "native")
     }
-    assert files["/run/image-step/usr/local/bin/alpha"].startswith("#!/usr/bin/python3\n")
+    assert files["/run/image-step/content/usr/local/bin/alpha"].startswith("#!/usr/bin/python3\n")
     assert built.manifest.details["packages"] == {"alpha": "1.0", "beta": "2.0", "native": "1.0"}
     assert "compileall" in site.jobs[0].work.script
     assert [step.message for step in site.progress] == [

@@ -10,9 +10,10 @@ from typing import cast
 
 import attrs
 import pytest
+import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left
-from trio_sandbox import ImageBuildError, Network, Timeouts
+from trio_sandbox import ImageBuildError, Network, PackagesError, Timeouts
 from trio_sandbox.constants import BUILD_MEMORY_MIB
 from trio_sandbox.image import LayerJob
 from trio_sandbox.image._layer import Work
@@ -96,6 +97,28 @@ async def test_a_cancelled_build_leaves_no_machine(tmp_path: Path) -> None:
 
         assert await cancel_at_every_step(build, check=lambda: None) > 5
     assert workshop.told[-2:] == ["booting a machine", "working"]
+
+
+async def test_what_can_not_be_fetched_is_raised_as_it_is(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    async with open_workshop(tmp_path) as workshop:
+        booting = trio.Event()
+
+        async def fetch() -> None:
+            await booting.wait()
+            raise PackagesError("no such wheel")
+
+        def report(message: str, fraction: float | None) -> None:
+            if message == "booting a machine":
+                booting.set()
+
+        job = workshop.job("none", trees={"/run/image-step": tree})
+        job = attrs.evolve(job, work=attrs.evolve(job.work, fill=fetch))
+        gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
+        with nothing_left(), pytest.raises(PackagesError, match="no such wheel"):
+            await workshop.builder.build(job, gateway, report)
+    assert not (tmp_path / "mounts").exists()
 
 
 async def test_what_a_machine_has_is_known_before(tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ from ._layers import ensure_layers as ensure_layers
 from ._lock import try_lock as try_lock, try_lock_directory as try_lock_directory
 from ._locked import LOCKED as LOCKED, spell_out as spell_out
 from ._mmdebstrap import examine_building as examine_building
-from ._mounts_disk import Place as Place, check_directory as check_directory, open_mounts_disk as open_mounts_disk
+from ._mounts_disk import (
+    Place as Place,
+    check_directory as check_directory,
+    fill_mounts_disk as fill_mounts_disk,
+    open_empty_mounts_disk as open_empty_mounts_disk,
+    open_mounts_disk as open_mounts_disk,
+)
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._recipes import IMAGES as IMAGES, images_with as images_with
 from ._script_image import image_for_program as image_for_program, image_for_script as image_for_script

@@ -32,9 +32,9 @@ _USUAL: Final = (0, 1)
 _MAGIC: Final = "import importlib.util as u; print(u.MAGIC_NUMBER.hex(), end='')"
 
 
-def check_magic(magic: str, script: str) -> str:
-    """Return a shell script that does *script* where byte code of *magic* is of no use to the guest's Python."""
-    return f'[ "$(python3 -I -S -c "{_MAGIC}")" = {magic} ] || {{ {script}; }}' if magic else script
+def check_magic(file: str, script: str) -> str:
+    """Return a shell script that does *script* where byte code of the magic number in *file* is of no use to the guest's Python."""
+    return f'[ "$(python3 -I -S -c "{_MAGIC}")" = "$(cat {file})" ] || {{ {script}; }}'
 
 
 async def compile_tree(

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
@@ -69,22 +70,29 @@ class PackagesContent:
         return ["packages", 1, _COPY, _COMPILE, self.missing.text, attrs.astuple(self.target)]
 
     async def prepare(self, context: BuildContext) -> Work:
-        """Fetch and unpack them."""
+        """Say what is fetched and unpacked while the machine boots."""
         details = {"packages": {pin.name: pin.version for pin in self.lock.pins}, "pylock": self.memo}
-        tree, downloads = context.staging / "tree", context.staging / "packages"
+        tree = context.staging / "tree"
         tree.mkdir()
         await trio.lowlevel.checkpoint()
         if not self.missing.pins:
             return Work(script=":", details=details)
+        compiling = check_magic(f"{_PLACE}/magic", _COMPILE.format(site=f"/{self.target.site}"))
+        script = f"{_COPY} {_PLACE}/content/. /\n{compiling}\n"
+        return Work(script=script, trees={_PLACE: tree}, fill=partial(self._fill, context, tree), details=details)
+
+    async def _fill(self, context: BuildContext, tree: Path) -> None:
+        """Fetch and unpack them, and note by which Python they were compiled."""
+        content, downloads = tree / "content", context.staging / "packages"
+        content.mkdir()
         downloads.mkdir()
         context.report(f"fetching {len(self.missing.pins)} packages", None)
         unpacked = downloads / "unpacked"
         await unpack(self.missing, self.target, downloads, unpacked, context.environment, context.report)
-        await trio.to_thread.run_sync(arrange, unpacked, tree, self.target)
+        await trio.to_thread.run_sync(arrange, unpacked, content, self.target)
         context.report("compiling them", None)
-        magic = await compile_tree(self.system, tree, self.target, downloads, context.environment)
-        script = f"{_COPY} {_PLACE}/. /\n{check_magic(magic, _COMPILE.format(site=f'/{self.target.site}'))}\n"
-        return Work(script=script, trees={_PLACE: tree}, details=details)
+        magic = await compile_tree(self.system, content, self.target, downloads, context.environment)
+        (tree / "magic").write_text(magic, "ascii")
 
 
 @final
@@ -105,22 +113,26 @@ class NpmContent:
         return ["npm", 1, _COPY, [attrs.astuple(package) for package in missing], cleared, self.lock.wanted]
 
     async def prepare(self, context: BuildContext) -> Work:
-        """Fetch and unpack them."""
+        """Say what is fetched and unpacked while the machine boots."""
         missing, cleared = self.lock.change(self.earlier)
         details = {"npm_lock": self.memo}
-        tree, downloads = context.staging / "tree", context.staging / "packages"
+        tree = context.staging / "tree"
         tree.mkdir()
-        downloads.mkdir()
         await trio.lowlevel.checkpoint()
         if not missing:
             return Work(script=":", details=details)
+        places = " ".join(shlex.quote(f"/{place}") for place in cleared)
+        script = f"{f'rm -rf {places}; ' if places else ''}{_COPY} {_PLACE}/. /"
+        return Work(script=script, trees={_PLACE: tree}, fill=partial(self._fill, context, tree), details=details)
+
+    async def _fill(self, context: BuildContext, tree: Path) -> None:
+        missing, _ = self.lock.change(self.earlier)
+        downloads = context.staging / "packages"
+        downloads.mkdir()
         context.report(f"fetching {len(missing)} packages", None)
         archives = await fetch_npm(missing, downloads, context.environment)
         context.report("unpacking them", None)
         await trio.to_thread.run_sync(unpack_npm, missing, archives, self.lock.wanted, tree)
-        places = " ".join(shlex.quote(f"/{place}") for place in cleared)
-        script = f"{f'rm -rf {places}; ' if places else ''}{_COPY} {_PLACE}/. /"
-        return Work(script=script, trees={_PLACE: tree}, details=details)
 
 
 @final

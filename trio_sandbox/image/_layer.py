@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol, final
 
 import attrs
+import trio
 
 from .._network import Network
 from ._recipe import BuildContext, digest_of
@@ -31,6 +32,8 @@ class Work:
     """Run by ``sh -e`` as root, in /."""
     trees: Mapping[str, Path] = attrs.field(factory=dict[str, Path])
     """Directories of the host's, by where the script finds copies of them."""
+    fill: Callable[[], Awaitable[None]] = attrs.field(default=trio.lowlevel.checkpoint, eq=False)
+    """Makes the directories complete; the machine may boot meanwhile."""
     network: Network = attrs.field(factory=Network.none)
     """What the script may reach."""
     details: Mapping[str, object] = attrs.field(factory=dict[str, object])

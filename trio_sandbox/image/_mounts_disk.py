@@ -9,8 +9,8 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -119,16 +119,33 @@ async def open_mounts_disk(
       MissingProgramError: if a program is not installed.
 
     """
-    places = await _make(mounts, path, environment, report, owner)
+    with open_empty_mounts_disk(path):
+        yield await fill_mounts_disk(mounts, path, environment=environment, report=report, owner=owner)
+
+
+@contextmanager
+def open_empty_mounts_disk(path: Path) -> Generator[None]:
+    """Make the disk *path*, which reads as zeros; remove it at the block's end.
+
+    A machine may have it already when `fill_mounts_disk` fills it: its kernel looks at it when it mounts something.
+    """
+    with open(path, "xb", buffering=0, opener=_open_private) as disk:
+        disk.truncate(MOUNTS_DISK_BYTES)  # a hole
     try:
-        yield places
+        yield
     finally:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 (one file)
+        path.unlink(missing_ok=True)
 
 
-async def _make(
-    mounts: Mapping[str, Path], path: Path, environment: Mapping[str, str], report: Report, owner: tuple[int, int]
+async def fill_mounts_disk(
+    mounts: Mapping[str, Path],
+    path: Path,
+    *,
+    environment: Mapping[str, str],
+    report: Report,
+    owner: tuple[int, int] = _OWNER,
 ) -> list[Place]:
+    """Copy directories to the empty disk *path*; arguments and errors as `open_mounts_disk`. Cancelled, it leaves a part of them there."""
     surveys: list[_Survey] = []
     room = MOUNTS_DISK_BYTES
     for source in mounts.values():
@@ -138,18 +155,13 @@ async def _make(
     _check_room(path.parent, sum(survey.blocks for survey in surveys) * _BLOCK)
     places: list[Place] = []
     offset = 0
-    with open(path, "x+b", buffering=0, opener=_open_private) as disk:  # noqa: ASYNC230 (an empty file)
-        try:
-            disk.truncate(MOUNTS_DISK_BYTES)  # noqa: ASYNC232 (a hole)
-            fd = disk.fileno()  # noqa: ASYNC232 (no call at all)
-            for (target, source), survey in zip(mounts.items(), surveys, strict=True):
-                places.append(Place(target, offset, survey.size))
-                offset += survey.size
-                await _copy(fd, places[-1], source, survey, environment, report)
-                await _hand_over(fd, places[-1], source, survey, environment, owner)
-        except BaseException:
-            path.unlink()  # noqa: ASYNC240 (one file)
-            raise
+    with open(path, "r+b", buffering=0) as disk:  # noqa: ASYNC230 (an empty file)
+        fd = disk.fileno()  # noqa: ASYNC232 (no call at all)
+        for (target, source), survey in zip(mounts.items(), surveys, strict=True):
+            places.append(Place(target, offset, survey.size))
+            offset += survey.size
+            await _copy(fd, places[-1], source, survey, environment, report)
+            await _hand_over(fd, places[-1], source, survey, environment, owner)
     return places  # noqa: ASYNC910 (there is a mount)
 
 

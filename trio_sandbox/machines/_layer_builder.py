@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from typing import Final, final
 
 import attrs
+import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import (
@@ -20,10 +21,11 @@ from .._errors import (
     SandboxClosedError,
     VmError,
 )
+from .._nurseries import hide_nursery
 from .._quote import quote_lines
 from ..client import ask, open_process, process_request
 from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
-from ..image import LayerJob, Place, open_mounts_disk
+from ..image import LayerJob, Place, fill_mounts_disk, open_empty_mounts_disk
 from ..network import Gateway
 from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
 from ._description import describe_machine
@@ -98,27 +100,35 @@ class LayerBuilder:
 
     async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
         machine = describe_machine(job.image, job.system, self.config, overlay=job.overlay, balloon=False)
-        async with AsyncExitStack() as stack:
-            places = list[Place]()
-            if job.work.trees:
-                disk = open_mounts_disk(job.work.trees, job.mounts, environment=self._environment, report=report)
-                places = await stack.enter_async_context(disk)
+        trees = job.work.trees
+        places: list[Place] = []
+        filled = trio.Event()
+
+        async def fill() -> None:
+            await job.work.fill()
+            if trees:
+                places.extend(await fill_mounts_disk(trees, job.mounts, environment=self._environment, report=report))
+            filled.set()
+
+        with ExitStack() as stack, hide_nursery("LayerBuilder.build()"):
+            if trees:
+                stack.enter_context(open_empty_mounts_disk(job.mounts))
                 machine = attrs.evolve(machine, mounts=job.mounts)
-            await self._overlays.acquire(job.image.top, job.overlay)
-            report("booting a machine", None)
-            vm = await stack.enter_async_context(
-                self._machines.open_vm(
-                    machine,
-                    guest_handler=gateway.handler,
-                    guest_certificates=gateway.certificates,
-                )
-            )
-            if places:
-                await mount(vm, places, patience=self._timeouts.boot)
-            report("working", None)
-            await self._run(vm, job.work.script, gateway.environment)
-            report("freezing its disk", None)
-            await self._seal(vm)
+            # What the machine finds on its third disk is made while it boots.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fill)
+                await self._overlays.acquire(job.image.top, job.overlay)
+                report("booting a machine", None)
+                async with self._machines.open_vm(
+                    machine, guest_handler=gateway.handler, guest_certificates=gateway.certificates
+                ) as vm:
+                    await filled.wait()
+                    if places:
+                        await mount(vm, places, patience=self._timeouts.boot)
+                    report("working", None)
+                    await self._run(vm, job.work.script, gateway.environment)
+                    report("freezing its disk", None)
+                    await self._seal(vm)
 
     async def _run(self, vm: Vm, script: str, variables: Mapping[str, str]) -> None:
         request = process_request(["/bin/sh", "-e", "-c", script], env=None, cwd="/", user=_ROOT)
