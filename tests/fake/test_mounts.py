@@ -220,7 +220,7 @@ async def test_lost_and_found_that_is_no_directory(disks: Path, tmp_path: Path, 
         (source / "lost+found").touch()
     else:
         (source / "lost+found").symlink_to("sub")
-    with pytest.raises(MountError, match=r"lost\+found: it is no directory.*rename it; nothing was started"):
+    with pytest.raises(MountError, match=r"lost\+found: it is not a directory.*rename it; nothing was started"):
         async with Maker(disks).open({"/data": source}):
             pytest.fail("it has been made")
     assert os.listdir(disks) == []

@@ -178,7 +178,7 @@ def test_a_stored_choice_says_which_kind_it_is() -> None:
     assert is_choice(name, stored)
     assert not is_choice(name, f"{stored} ")
     assert not is_choice("../x", stored)
-    with pytest.raises(PackagesError, match="no lock of packages"):
+    with pytest.raises(PackagesError, match="not a lock of packages"):
         is_choice(choice_name(PYLOCK, "a" * 64), stored)
 
 
