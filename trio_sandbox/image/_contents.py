@@ -38,7 +38,7 @@ _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
 _COMPILE: Final = f"python3 -m compileall -q -j 0 -x '{TESTS}' {{site}} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
 #: What apt is told: to fail where anything failed, to wait for no answer, to write without waiting for the disk, which is sealed in the end.
 _APT: Final = (
-    "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o APT::Update::Error-Mode=any -o APT::Sandbox::User=root -o Acquire::Languages=none "
+    "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o APT::Update::Error-Mode=any -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::EnableSrvRecords=false "
     "-o Acquire::Retries=2 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-unsafe-io"
 )
 _APT_UPDATE: Final = f"{_APT} update\n"
