@@ -295,8 +295,13 @@ class Interpreter:
 
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
-        run = self._run
-        match take_report(self._control, self._number):
+        run, report = self._run, take_report(self._control, self._number)
+        if not isinstance(report, Mark):
+            if run is not None:
+                return report
+            self._refuse(report)
+            return None
+        match report:
             case Mark.NOTHING:
                 pass
             case Mark.CLOSED:
@@ -316,13 +321,16 @@ class Interpreter:
             case Mark.NOT_BEGUN:
                 self._dying = True
                 self._not_begun = True
-            case End() | Display() | OSError() as message if run is not None:
-                return message
-            case Display() as display:
-                display.close()  # a thread of a past run's
             case _:
                 self.kill()  # our worker says no such thing
         return None
+
+    def _refuse(self, message: _Message) -> None:
+        """Take what is said of a run that is over."""
+        if isinstance(message, Display):
+            message.close()  # a thread of the run's
+        else:
+            self.kill()  # our worker says no such thing
 
     async def _read_out(self, run: Run, output: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Send what the pipes hold now, which is all that the run printed so far, and return the last of it unsent."""
