@@ -41,13 +41,16 @@ def listing(directory: str) -> Listing:
     for root, directories, files in os.walk(directory):
         for name in directories + files:
             path = os.path.join(root, name)
-            mode = stat.filemode(os.lstat(path).st_mode)
             content = ""
-            if mode[0] == "-":
-                with open(path, "rb") as file:
-                    content = hashlib.sha256(file.read()).hexdigest()[:16]
-            elif mode[0] == "l":
-                content = os.readlink(path)
+            try:
+                mode = stat.filemode(os.lstat(path).st_mode)
+                if mode[0] == "-":
+                    with open(path, "rb") as file:
+                        content = hashlib.sha256(file.read()).hexdigest()[:16]
+                elif mode[0] == "l":
+                    content = os.readlink(path)
+            except FileNotFoundError:
+                continue  # it is being removed
             found[os.path.relpath(path, directory)] = [mode, content]
     return found
 

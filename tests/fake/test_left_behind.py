@@ -101,8 +101,11 @@ async def test_cancelling_kills_it_all(sandbox: Sandbox, tmp_path: Path) -> None
 
 
 async def test_a_deadline_and_too_much_output_kill_it_all(sandbox: Sandbox, tmp_path: Path) -> None:
-    with trio.move_on_after(0.3) as scope:
-        await start(sandbox, tmp_path / "deadline", "sleep 1000")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start, sandbox, tmp_path / "deadline", "sleep 1000")
+            await left(tmp_path / "deadline")
+            scope.deadline = trio.current_time()
     assert scope.cancelled_caught
     with pytest.raises(OutputLimitError):
         await start(sandbox, tmp_path / "output", "cat /dev/zero")
