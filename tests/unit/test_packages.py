@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import sys
 import tomllib
 from base64 import urlsafe_b64encode
@@ -87,6 +88,29 @@ def test_what_is_there_is_left_out() -> None:
     found = parse_lock(lock(wheels=[WHEEL]))
     assert found.without({Pin("some-tool", "1.0")}).pins == ()
     assert found.without({Pin("some-tool", "1.1")}) == found
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        {"version": "1.0\n--index-url https://example.org"},
+        {"version": "1.0 @ file:///etc/passwd"},
+        {"version": "--pre"},
+        {"name": "x\n--find-links /srv"},
+        {"name": "-r /etc/passwd"},
+        {"name": "x[y]"},
+        {"name": ""},
+    ],
+)
+def test_a_strangers_lock_tells_uv_nothing_but_names_and_versions(package: dict[str, str]) -> None:
+    text = lock(wheels=[WHEEL], **package)
+    for value in package.values():
+        text = text.replace(repr(value), json.dumps(value))  # in which a line end is one
+    with pytest.raises(PackagesError, match="which can't be one"):
+        parse_lock(text)
+    assert parse_lock(lock(wheels=[WHEEL], version="1!2.0.post1+local.3-x")).pins == (
+        Pin("some-tool", "1!2.0.post1+local.3-x"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from .._errors import PackagesError, WheelMissingError
 
 #: Nobody's lock has more.
 _MOST_PACKAGES: Final = 10_000
+#: Of a package, and its version (PEP 508, PEP 440): they go to uv as a line of a file, in which more would be an option of uv's.
+_NAME: Final = re.compile("[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_VERSION: Final = re.compile("([A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]+")
 
 
@@ -100,6 +103,10 @@ def _pin(package: Mapping[str, Any]) -> Pin:
 def _check_package(package: Mapping[str, Any], directory: Path | None) -> None:
     """Make sure that a package is wheels with digests, so that nothing of it is ever built; make paths absolute."""
     pin = _pin(package)
+    if not _NAME.fullmatch(pin.name) or not _VERSION.fullmatch(pin.version):
+        raise PackagesError(
+            f"the lock has a package {pin.name!r:.100} of the version {pin.version!r:.100}, which can't be one"
+        )
     archive = package.get("archive")
     wheels = [archive] if archive and _is_wheel(archive) else package.get("wheels")
     if not wheels or "directory" in package or "vcs" in package:
