@@ -12,8 +12,8 @@ def median(values):
     return sorted(values)[len(values) // 2]
 
 def test():
-    assert median([3, 1, 2]) == 2
-    assert median([4, 1, 3, 2]) == 2.5
+    assert median([9, 1, 2]) == 2
+    assert median([9, 1, 3, 2]) == 2.5
 """
 
 #: What a model proposes.

@@ -96,8 +96,11 @@ def make_app(sessions: Sessions) -> Callable[..., Awaitable[None]]:
     """Make the application (ASGI). Yours would find the user by a login, not by the path."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
+        while scope["type"] == "lifespan":  # the server starts and stops
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
         code, more = b"", True
         while more and len(code) <= MAXIMUM_CODE:
             message = await receive()
