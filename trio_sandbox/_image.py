@@ -73,21 +73,20 @@ class Image:
 
     @classmethod
     def oci(cls, reference: str) -> Image:
-        """Return a container image (OCI, Docker), to be added to like any other.
+        """Return a container image (OCI, Docker). You can add to it like to any other.
 
             Image.oci("docker://python:3.13-slim")
 
-        It is fetched by skopeo, once: a tag means later what it meant then, until the image is removed from the store. Files are looked at
-        each time, and fetched again when they have changed. Code runs as the image's user, in its directory and with its variables.
-        There is nothing of ours in the image, and so a run needs the interpreter in it: python3 (3.11 or newer), node or bash. Programs
-        run in images that have nothing else.
+        skopeo fetches it once: later a tag means the same image, until you remove that from the store. Files are checked
+        each time, and fetched again if they have changed. Code runs as the image's user, in its directory and with its
+        variables. A run needs an interpreter in the image: python3 (3.11 or newer), node or bash. Programs need nothing.
 
         Args:
           reference: ``docker://NAME:TAG`` or ``docker://NAME@sha256:DIGEST`` of a registry; ``oci:DIR``, ``oci-archive:FILE`` or
-            ``docker-archive:FILE`` on this machine, each with ``:TAG`` where there are several.
+            ``docker-archive:FILE`` on this machine, each with ``:TAG`` if there are several.
 
         Raises:
-          TypeError, ValueError: if it can't be the name of one.
+          TypeError, ValueError: if it is not such a name.
 
         """
         return cls(str(parse_oci(reference)))
@@ -130,16 +129,16 @@ class Image:
     def npm(self, *requirements: str) -> Image:
         """Add packages of Node.js from the npm registry, which JavaScript in the guest finds wherever it is.
 
-        npm on the host chooses them, and fetches them with their digests checked. They are unpacked and nothing of theirs is run, their
-        install scripts neither. What was chosen once stays, as with `packages`; packages of earlier steps keep their versions. The
-        registry, proxy and credentials are those of npm's configuration.
+        npm on the host chooses and fetches them, and their digests are checked. They are unpacked, and none of their code
+        runs, not even install scripts. Chosen versions stay, as with `packages`; packages of earlier steps keep their
+        versions. The registry, proxy and credentials come from npm's configuration.
 
         Args:
-          *requirements: Names in the registry, with a version, a range or a tag behind ``@`` or without: ``"zod"``,
+          *requirements: Names in the registry, optionally with ``@`` and a version, a range or a tag: ``"zod"``,
             ``"typescript@5"``, ``"@types/node@^20"``.
 
         Raises:
-          TypeError, ValueError: if a requirement is none, or there is none at all.
+          TypeError, ValueError: if something is not a requirement, or there is none at all.
 
         """
         for each in requirements:
@@ -149,19 +148,19 @@ class Image:
         return self._with(NpmStep(requirements))
 
     def apt(self, *names: str, network: Network | None = None) -> Image:
-        """Add Debian packages, with what they depend on, installed by apt as root in a virtual machine of the image as it is by then.
+        """Add Debian packages and their dependencies. apt installs them as root, in a VM of the image so far.
 
-        Recommended packages are not installed unless they are named. No service is started. As with a script, another network makes another
-        layer, and newer packages do not.
+        Recommended packages are installed only if you name them. No service is started. As with a script, another network
+        makes another layer, but newer packages do not.
 
         Args:
-          *names: Packages, ``"graphviz"``; of one version, ``"graphviz=2.42.4-3"``; or the absolute paths of ``.deb`` files that an
-            earlier step has put there.
-          network: What apt may reach. None: Debian's own servers, by name. With `Network.none()` it reaches nothing and asks for no
-            lists of packages, which does for files.
+          *names: Packages, ``"graphviz"``, optionally of one version, ``"graphviz=2.42.4-3"``; or the absolute paths of
+            ``.deb`` files that an earlier step has added.
+          network: What apt may reach. None: Debian's own servers, by name. With `Network.none()` it reaches nothing and
+          fetches no lists of packages, which is enough for files.
 
         Raises:
-          TypeError, ValueError: if a name can't be one, there is none at all, or the network has secrets, which would stay in the layer.
+          TypeError, ValueError: if a name is not valid, if there is none, or if the network has secrets, which would stay in the layer.
 
         """
         for each in names:

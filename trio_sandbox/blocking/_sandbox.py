@@ -144,7 +144,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         user: str | int | None = None,
         progress: Callable[[TransferStatistics], object] | None = None,
     ) -> TransferStatistics:
-        """Copy a directory of the host's into the guest, as `upload` does, to be worked on there and to be brought back by `pull`.
+        """Copy a directory into the guest, as `upload` does, for work there that `pull` brings back.
 
         See `trio_sandbox.Sandbox.push`.
         """
@@ -161,7 +161,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         exclude: Iterable[str] = (".git",),
         max_bytes: int = 2147483648,
     ) -> tuple[WorkspaceChange, ...]:
-        """Bring back what was changed in a directory of the guest's since `push`, or since the last `pull`: added, changed, removed.
+        """Bring back the changes of a directory in the guest since `push` or the last `pull`: files added, changed, removed.
 
         See `trio_sandbox.Sandbox.pull`.
         """
@@ -262,7 +262,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         user: str | int | None = None,
         pty: bool | Terminal = False,
     ) -> AbstractContextManager[GuestProcess]:
-        """Start a process in the guest; leaving the block kills it and every descendant of it.
+        """Start a process in the guest, for a block. When the block exits, the process is killed with all its descendants.
 
         See `trio_sandbox.Sandbox.open_process`.
         """

@@ -77,7 +77,7 @@ class RunEvents:
         return self
 
     async def __anext__(self) -> OutputChunk | Display | RunResult:
-        """Wait for the next event. Cancelled: nothing is lost; leaving the block is what stops the run."""
+        """Wait for the next event. Cancelled: nothing is lost. The run stops when the block exits."""
         if self._over:
             raise StopAsyncIteration
         try:

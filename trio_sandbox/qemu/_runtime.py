@@ -281,7 +281,7 @@ async def open_runtime(base: Path | None = None) -> AsyncGenerator[Runtime]:
     block, even by SIGKILL, the reaper kills every process that was started with
     `Runtime.environment` and removes the directory; that takes well under two seconds.
 
-    Cancelled or not, leaving the block removes the directory and ends the reaper. Processes are
+    When the block exits, cancelled or not, the directory is removed and the reaper ends. Processes are
     their owners' to end before that. Directories in *base* that earlier owners left when they were
     killed together with their reapers are removed on the way in.
 

@@ -103,7 +103,7 @@ class VmManager:
     ) -> AsyncGenerator[Vm]:
         """Boot a virtual machine and own it for the block.
 
-        Leaving the block, however, kills QEMU and reaps it; the machine's files stay. Cancelled at any
+        When the block exits for any reason, QEMU is killed and reaped; the machine's files stay. Cancelled at any
         point, on the way in or out, it leaves nothing either. Inside, a cancellation reaches the body
         first: its cleanup can still talk to QEMU and the agent.
 

@@ -244,7 +244,7 @@ class GuestRequests(WorkspaceRequests):
         user: str | int | None = None,
         pty: bool | Terminal = False,
     ) -> AsyncGenerator[GuestProcess]:
-        """Start a process in the guest; leaving the block kills it and every descendant of it.
+        """Start a process in the guest, for a block. When the block exits, the process is killed with all its descendants.
 
         A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM. The effective deadline
         with which the block is entered goes along: see `run`. Here the guest kills at once.
@@ -262,7 +262,7 @@ class GuestRequests(WorkspaceRequests):
             and *stderr*, whatever these say; a `Terminal` also gives its size and kind.
 
         Raises:
-          TypeError, ValueError: for arguments that can't be a process; nothing was sent.
+          TypeError, ValueError: for wrong arguments; nothing was sent.
           OSError: if the guest could not start it, with the guest's errno: `FileNotFoundError`,
             `PermissionError` and so on.
           SandboxClosedError: if the sandbox is closed or its VM gone; nothing was sent.

@@ -42,13 +42,13 @@ class WorkspaceRequests(FileRequests):
         user: str | int | None = None,
         progress: Callable[[TransferStatistics], object] | None = None,
     ) -> TransferStatistics:
-        """Copy a directory of the host's into the guest, as `upload` does, to be worked on there and to be brought back by `pull`.
+        """Copy a directory into the guest, as `upload` does, for work there that `pull` brings back.
 
-        What is in it is remembered, so that `pull` and `diff` know what was changed in the guest and what on the host.
+        Its content is remembered, so that `pull` and `diff` know what changed in the guest and what on the host.
 
         Args:
-          local: The directory; a link here is followed, and none below.
-          remote: What to call it in the guest. Its directory must be there, and it must not, or be empty.
+          local: The directory. If it is a link, it is followed; links below are not.
+          remote: Its new path in the guest. The directory above must exist; it must not exist itself, or must be empty.
           user: Who does that in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
           progress: As that of `upload`.
 
@@ -56,7 +56,7 @@ class WorkspaceRequests(FileRequests):
           What went over.
 
         Raises:
-          NotADirectoryError: if *local* is no directory; nothing was sent.
+          NotADirectoryError: if *local* is not a directory; nothing was sent.
           OSError: besides, as `upload`.
           Exception: besides, what methods of `GuestPath` raise.
 
@@ -78,38 +78,39 @@ class WorkspaceRequests(FileRequests):
         exclude: Iterable[str] = _LEFT_ALONE,
         max_bytes: int = DEFAULT_MAX_PULL_BYTES,
     ) -> tuple[WorkspaceChange, ...]:
-        """Bring back what was changed in a directory of the guest's since `push`, or since the last `pull`: added, changed, removed.
+        """Bring back the changes of a directory in the guest since `push` or the last `pull`: files added, changed, removed.
 
             await sandbox.push("project", "project")
             await sandbox.run_process(["make", "-C", "project"])
             for change in await sandbox.pull("project", "project"):
                 print(change)
 
-        All of the directory is copied out of the guest and compared, and only then changes are made on the host, each file as a whole. Contents count, and
-        whether a file is executable. On the host a file keeps its other permissions; new ones are as the umask says. What was not pushed before
-        counts as added on both sides: nothing on the host is removed, and a file that differs is a conflict.
+        The whole directory is copied out of the guest and compared. Only then are changes made on the host, each file as a
+        whole. Contents are compared, and whether a file is executable. Existing files keep their other permissions; new ones
+        follow the umask. What was not pushed counts as added on both sides: nothing on the host is removed, and a file that
+        differs is a conflict.
 
-        A change is a conflict, too, where the same path was changed on the host meanwhile; where a directory goes that has something in it which is only on
-        the host; and for a link that may lead out of the directory, which is never made.
+        It is also a conflict if the same path changed on the host meanwhile, if a directory was removed that has something
+        in it only on the host, and if a link may lead out of the directory; such a link is never made.
 
-        Whatever the guest answers, nothing but the inside of *local* is written, no link is followed there, and nothing is executed. What the
-        files contain is the guest's choice all the same: look at `diff` before you run or build anything of it.
+        Whatever the guest answers, only the inside of *local* is written, no link is followed there, and nothing is
+        executed. But the guest chooses what the files contain: look at `diff` before you run or build anything.
 
-        Cancelled while changes are made: they are made to their end. Failed meanwhile: some of them are, and a second call does the rest.
+        Cancelled while changes are made: all of them are made. Failed meanwhile: some are made, and a second call does the rest.
 
         Args:
           remote: The directory in the guest.
-          local: The directory on the host, which must be there; a link here is followed, and none below.
+          local: The directory on the host, which must exist. If it is a link, it is followed; links below are not.
           user: Who reads it in the guest; None for the unprivileged user 1000, or the user of a `GuestPath`.
-          dry_run: Only return what would be done.
-          on_conflict: "raise": nothing is done if there is a conflict. "skip": what is none is done. "overwrite": what was changed on both sides is
-            taken from the guest; all other conflicts are skipped.
-          exclude: Names of files and directories that are left alone wherever they are. A repository is left alone by default, since a hook or a
-            setting in it is a program that git executes on the host.
+          dry_run: Change nothing; return the changes.
+          on_conflict: "raise": change nothing if there is a conflict. "skip": make the other changes. "overwrite": if both
+            sides changed, take the guest's version; skip all other conflicts.
+          exclude: Names of files and directories to leave alone, wherever they are. By default repositories are left alone,
+            since hooks and settings in them are programs that git runs on the host.
           max_bytes: What the guest's directory may have, holes included, with 4096 bytes for each file, link and directory.
 
         Returns:
-          The changes by path; what has a `WorkspaceChange.conflict` was not done.
+          The changes by path. One with a `WorkspaceChange.conflict` was not made.
 
         Raises:
           WorkspaceConflictError: if there are conflicts, and *on_conflict* is "raise".

@@ -38,7 +38,7 @@ _INSTRUCTIONS: Final = (
 async def open_server(
     open_sandbox: Callable[[], AbstractAsyncContextManager[Sandbox]], *, idle: float = IDLE, limit: int = SESSIONS
 ) -> AsyncGenerator[MCPServer]:
-    """Yield a server whose tools work in sandboxes, one for each session; leaving the block closes them.
+    """Yield a server whose tools work in sandboxes, one for each session. When the block exits, they are closed.
 
         async with open_host() as host, open_server(partial(host.open_sandbox, "python")) as server:
             await server.run_stdio_async()
