@@ -18,7 +18,7 @@ import trio
 from ..._errors import OciError
 from ..._nurseries import hide_nursery
 from ..._oci_reference import OciReference
-from ...qemu import run_owned
+from ...qemu import require_program, run_owned
 from ._unpack import MOST_BYTES
 
 _OUTPUT_BYTES: Final = 16 * 2**10
@@ -59,7 +59,15 @@ async def fetch(
             if size > MOST_BYTES:
                 raise OciError(f"the container image {reference} is too large: more than {MOST_BYTES >> 30} GiB")
 
-    argv = ["prlimit", f"--fsize={MOST_BYTES}", "skopeo", "--override-os", "linux", "--override-arch", "amd64"]
+    argv = [
+        "prlimit",
+        f"--fsize={MOST_BYTES}",
+        require_program("skopeo"),
+        "--override-os",
+        "linux",
+        "--override-arch",
+        "amd64",
+    ]
     argv += ["--tmpdir", os.fspath(temporary), "copy", str(reference), f"dir:{directory}"]
     with hide_nursery("the fetching of a container image"):
         async with trio.open_nursery() as nursery:

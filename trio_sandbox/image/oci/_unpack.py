@@ -16,7 +16,7 @@ import trio
 import trio.from_thread
 
 from ..._errors import OciError
-from ...qemu import run_owned
+from ...qemu import require_program, run_owned
 from ._manifest import Layer, check_digest
 
 #: Bytes that the layers of an image may have, unpacked, in all.
@@ -116,7 +116,7 @@ def _gunzip(path: Path, target: Path, room: int, name: str) -> None:
 async def _run_zstd(path: Path, target: Path, room: int, name: str, environment: Mapping[str, str]) -> None:
     # A program that writes a file of more is killed.
     process = await run_owned(
-        ["prlimit", f"--fsize={room}", "zstd", "-d", "-q", "--no-progress", "-o", target, path],
+        ["prlimit", f"--fsize={room}", require_program("zstd"), "-d", "-q", "--no-progress", "-o", target, path],
         environment={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **environment},
     )
     if process.returncode != 0:
