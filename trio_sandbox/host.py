@@ -143,7 +143,7 @@ class Host:
         Raises:
           UnknownImageError: if nothing of that name can be built.
           ImageMissingError: if it is missing and `HostConfig.build_images` is False.
-          ImageBuildError: if building failed; of packages, as `PackagesError` and `WheelMissingError` say.
+          ImageBuildError: if building failed; of packages, as `PackagesError` and `WheelMissingError` say, and of a container image, as `OciError` says.
           ImageCorruptError: if the stored files are not what was built.
           MissingProgramError: if a program needed for building is not installed.
           ModuleNotFoundError: if the image has packages to be chosen, and the extra ``packages`` is not installed.

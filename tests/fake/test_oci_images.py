@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests._oci import Member, archive, directory, member, write_fetched
-from trio_sandbox import Image, OciError
-from trio_sandbox.image import ImageStore
+from trio_sandbox import Image, ImageError, OciError
+from trio_sandbox.image import ImageStore, export_image
 from trio_sandbox.image.oci import OciRecipe, _recipe
 from trio_sandbox.image.oci._ext4 import UNIT, write_file_system
 from trio_sandbox.image.oci._merge import Merger
@@ -181,6 +181,9 @@ async def test_a_second_build_finds_the_first(tmp_path: Path) -> None:
     assert (stored.name, stored.step, stored.current) == (built.name, "oci:/test", True)
     await store.prune()
     assert built.path.exists()
+    for name in (built.name, "oci:/test"):
+        with pytest.raises(ImageError, match="can't be exported"):
+            await export_image(store, name, tmp_path / "exported")
     assert await store.remove("oci:/test") > 0
     assert not store.list()
 

@@ -199,3 +199,16 @@ def test_what_may_be_reached() -> None:
     assert policy("--network", "open", "--network", "a.org:1") == Network.open(NetworkRule("a.org", port=1))
     with pytest.raises(SystemExit):
         policy("--network", "10.0.0.1")
+
+
+def test_names_of_container_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parse = build_parser().parse_args
+    assert parse(["run", "--image", "oci-archive:app.tar:v1", "f"]).image == f"oci-archive:{tmp_path}/app.tar:v1"
+    assert parse(["image", "rm", "oci:app", "node"]).names == [f"oci:{tmp_path}/app", "node"]
+    assert parse(["image", "build"]).names == ["python"]
+    with pytest.raises(SystemExit):
+        parse(["shell", "--image", "docker:debian"])
+    assert "write it as in 'docker://debian:12-slim'" in capsys.readouterr().err

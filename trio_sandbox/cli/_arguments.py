@@ -52,6 +52,16 @@ def _mebibytes(text: str, refusal: str) -> int:
     return int(match[1]) * {"M": 1, "G": 1024}[unit]
 
 
+def image_name(text: str) -> str:
+    """Read an image's name. Paths in the names of container images become absolute."""
+    from .._oci_reference import is_oci, parse_oci
+
+    try:
+        return str(parse_oci(text)) if is_oci(text) else text
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
 def network_rule(text: str) -> NetworkRule | None:
     """Read a host that may be reached, maybe with a port; None for "open", which is every public host."""
     from .._network import NetworkRule

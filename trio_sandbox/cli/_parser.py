@@ -18,6 +18,7 @@ from ._arguments import (
     disk_mib,
     download,
     guest_directory,
+    image_name,
     measures,
     memory_mib,
     network_rule,
@@ -246,7 +247,9 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     actions = image.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     build = actions.add_parser("build", help="build images now, not when they are first used")
-    build.add_argument("names", nargs="*", default=["python"], metavar="NAME", help="image names (default: python)")
+    build.add_argument(
+        "names", type=image_name, nargs="*", default=["python"], metavar="NAME", help="image names (default: python)"
+    )
     _add_packages(build, "to build them with")
     _add_quiet(build)
     _add_cache_dir(build)
@@ -254,7 +257,7 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     export = actions.add_parser(
         "export", help="write an image, with all layers below it, to a file for another machine"
     )
-    export.add_argument("name", metavar="NAME", help="image name, as list shows it")
+    export.add_argument("name", type=image_name, metavar="NAME", help="image name, as list shows it")
     export.add_argument("file", type=Path, metavar="FILE", help="the new file")
     _add_cache_dir(export)
 
@@ -264,7 +267,7 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     _add_cache_dir(importing)
 
     inspect = actions.add_parser("inspect", help="print all that is known of an image and what it stands on, as JSON")
-    inspect.add_argument("name", metavar="NAME", help="image name")
+    inspect.add_argument("name", type=image_name, metavar="NAME", help="image name")
     _add_cache_dir(inspect)
 
     listing = actions.add_parser("list", help="list what is in the cache")
@@ -272,7 +275,7 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     _add_cache_dir(listing)
 
     remove = actions.add_parser("rm", help="remove images from the cache, and the layers on them")
-    remove.add_argument("names", nargs="+", metavar="NAME", help="image names or digests")
+    remove.add_argument("names", type=image_name, nargs="+", metavar="NAME", help="image names or digests")
     _add_cache_dir(remove)
 
     prune = actions.add_parser("prune", help="remove what interrupted builds and older versions left")
@@ -309,9 +312,10 @@ def _fill_template(template: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python", templates: bool = True) -> None:
     parser.add_argument(
         "--image",
+        type=image_name,
         default=image,
         metavar="NAME",
-        help=f"what is seen inside: python, node or data (default: {image or 'one that has the language'})",
+        help=f"what is seen inside: python, node, data, or a container image such as docker://debian:12 (default: {image or 'one that has the language'})",
     )
     parser.add_argument(
         "--memory",

@@ -17,6 +17,7 @@ import trio
 
 from .._config import Progress
 from .._errors import ImageCorruptError, ImageError, ImageMissingError, PackagesError
+from .._oci_reference import is_oci
 from .._private import make_private_directory, write_new_file
 from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
@@ -49,6 +50,8 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
       OSError: if the file is there, or can't be written.
 
     """
+    if is_oci(name):
+        raise _unmoved(name)
     image = await store.ensure(name, build=False)
     await trio.to_thread.run_sync(_check_new, target)
     with store.hold(image.entries) as held, ExitStack() as stack:
@@ -57,9 +60,7 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
         manifests = [read_manifest(entry) for entry in image.entries]
         disks = [stack.enter_context(_open(entry / IMAGE_NAME)) for entry in image.entries]
         if is_container(manifests[0]):
-            raise ImageError(
-                f"{name} is a container image: have skopeo copy {manifests[0].details.get('step')} to an archive, and use that on the other machine"
-            )
+            raise _unmoved(name)
         for manifest, disk in zip(manifests, disks, strict=True):
             _check_movable(manifest, disk)
         locks = dict(_locks_of(store, manifests))
@@ -76,6 +77,12 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
                 temporary.unlink(missing_ok=True)
                 raise
             return file.tell()
+
+
+def _unmoved(name: str) -> ImageError:
+    return ImageError(
+        f"{name} is a container image, or stands on one, and can't be exported: skopeo copies those to archives, which can be used elsewhere"
+    )
 
 
 def _check_movable(manifest: Manifest, disk: BinaryIO) -> None:

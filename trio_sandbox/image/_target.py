@@ -40,7 +40,10 @@ def find_target(image: str, packages: Mapping[str, object]) -> Target:
     python = re.match(r"(\d+\.\d+)\b", str(packages.get("python3-minimal", "")))
     glibc = re.match(r"2\.(\d+)\b", str(packages.get("libc6", "")))
     if python is None or glibc is None:
-        raise PackagesError(f"packages can't be added to the image {image!r}: it has no Python that is known")
+        raise PackagesError(
+            f"packages can't be added to the image {image!r}: it has no Python of ours. In a container image have its own pip do it: "
+            'Image.oci(...).script("pip install ...", network=...)'
+        )
     minor = next((each for each in _GLIBC_MINORS if each <= int(glibc[1])), None)
     if minor is None:
         raise PackagesError(
