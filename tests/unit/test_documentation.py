@@ -70,6 +70,19 @@ def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
     assert f"$ {did[0]}" in readme
 
 
+def test_links_of_the_readme_lead_to_files_and_headings() -> None:
+    """Sphinx does not build the README; those of the other pages are checked where it has."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    links = re.findall(r"\]\((?!https://)([^)#]+)(?:#([^)]+))?\)", text)
+    assert len(links) > 20
+    for target, fragment in links:
+        assert (ROOT / target).is_file(), target
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / target).read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert fragment in anchors, f"{target}#{fragment}"
+
+
 def test_every_public_name_is_in_the_reference_once() -> None:
     directives = re.compile(r"^\.\. auto(?:class|function|exception):: trio_sandbox\.(\w+)(?:\(\))?$", re.MULTILINE)
     pages = (ROOT / "docs" / "reference").glob("*.md")
