@@ -385,7 +385,7 @@ def count_values(value: Any) -> int:
     """Return how many commas and brackets it has as JSON, at the least."""
     if type(value) not in (dict, list, tuple):
         return 0
-    members: list[Any] = list(value.values() if type(value) is dict else value)
+    members: list[Any] = list(cast("Any", value).values() if type(value) is dict else value)
     return max(len(members), 1) + sum(map(count_values, members))
 
 
