@@ -13,8 +13,9 @@ from tests._debian import make_deb
 from tests._index import Index, make_wheel, serve_index
 from tests._leaks import HANG_LIMIT
 from tests._registry import serve_registry
-from trio_sandbox import Image, ImageBuildError, Network, NetworkRule, open_host
-from trio_sandbox.image import ImageStore, default_cache_directory
+from trio_sandbox import Image, ImageBuildError, Network, NetworkRule, open_host, saved_sandboxes
+from trio_sandbox.image import ImageStore, default_cache_directory, export_image
+from trio_sandbox.image._archive import read_archive
 from trio_sandbox.image._bytecode import compile_tree
 from trio_sandbox.image._target import Target
 from trio_sandbox.machines import NamedTemplateStore
@@ -117,6 +118,12 @@ async def test_what_is_added_is_there(tmp_path: Path, index: Index) -> None:
                 ).stdout == "1.0 2.0\n"
                 done = await sandbox.run_process(["sh", "-c", "gamma; ls /tmp; pip check"], capture_stdout=True)
                 assert done.stdout == b"gamma 1.0\nNo broken requirements found.\n"
+            # What QEMU has written is such that another machine takes it.
+            (saved,) = [each for each in saved_sandboxes() if each.name == "layered"]
+            await export_image(ImageStore(default_cache_directory()), saved.image, tmp_path / "image.tar")
+            with (tmp_path / "image.tar").open("rb") as file:
+                layers = [layer.manifest.name for layer in read_archive(file).layers]
+            assert (len(layers), layers[0], layers[-1]) == (5, "python", saved.image)
             with pytest.raises(ImageBuildError, match=r"ended with status 3:\n\| its own words"):
                 await host.prepare(image.script("echo its own words >&2; exit 3"))
         finally:
