@@ -84,10 +84,17 @@ async def test_an_image_with_a_python(tmp_path: Path) -> None:
 async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None:
     write_layout(
         tmp_path / "image",
-        archive(*busybox("sh", "cat", "id", "pwd", "mkdir")),
-        config={"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["id -u; pwd; cat /made"]},
+        archive(*busybox("sh", "cat", "cp", "id", "pwd", "mkdir", "stat")),
+        config={
+            "Entrypoint": ["/bin/sh", "-c"],
+            "Cmd": ["id -u; pwd; cat /opt/tool/made; stat -c '%a %u' /opt/tool/made"],
+        },
     )
-    image = Image.oci(f"oci:{tmp_path}/image").script("mkdir -p /etc; echo made > /made")
+    tool = tmp_path / "tool"
+    tool.mkdir()
+    (tool / "made").write_text("made\n")
+    (tool / "made").chmod(0o775)
+    image = Image.oci(f"oci:{tmp_path}/image").files({"/opt/tool": tool})
     async with removing(image.name), open_host(HostConfig(templates=False)) as host:
         with pytest.raises(WarmupError, match="no interpreter"):
             async with host.open_sandbox(image, warmup="1"):
@@ -95,7 +102,7 @@ async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None
         async with host.open_sandbox(image) as sandbox:
             assert sandbox.language == ""
             own = await sandbox.run_process(capture_stdout=True)
-            assert own.stdout == b"0\n/\nmade\n"
+            assert own.stdout == b"0\n/\nmade\n775 0\n"
             with pytest.raises(RunRefusedError, match="has no interpreter"):
                 await sandbox.run("1")
             await sandbox.path("file").write_text("written")

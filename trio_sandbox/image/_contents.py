@@ -34,6 +34,8 @@ _PLACE: Final = "/run/image-step"
 _VARIABLES: Final = "/etc/environment"
 #: Copies what is below one directory into another; what is there besides stays. Everything becomes root's.
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
+#: The same by a cp that does not know how, as container images have it: it forgets times, and which files were one.
+_PLAIN_COPY: Final = 'copy() { (umask 0; exec cp -RP "$@"); }'
 #: What the guest does where the host could not. A file that can't be compiled is nothing unusual, and is status 1.
 _COMPILE: Final = f"python3 -m compileall -q -j 0 -x '{TESTS}' {{site}} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
 #: What apt is told: to fail where anything failed, to wait for no answer, to write without waiting for the disk, which is sealed in the end.
@@ -177,7 +179,7 @@ class FilesContent:
         """Take copies, and make sure that they are of what was looked at."""
         context.report("copying files", None)
         trees: dict[str, Path] = {}
-        lines: list[str] = []
+        lines = [f'copy() {{ {_COPY} "$@"; }}; cp --version > /dev/null 2>&1 || {_PLAIN_COPY}']
         for number, ((target, source), digest) in enumerate(self._each()):
             tree = context.staging / f"tree{number}"
             tree.mkdir()
@@ -189,9 +191,7 @@ class FilesContent:
             trees[place] = tree
             parent, name = os.path.split(target)
             # What is a directory on both sides is merged.
-            lines.append(
-                f"mkdir -p {shlex.quote(parent)}; {_COPY} -T {place}/content {shlex.quote(f'{parent}/{name}')}"
-            )
+            lines.append(f"mkdir -p {shlex.quote(parent)}; copy -T {place}/content {shlex.quote(f'{parent}/{name}')}")
         return Work(script="\n".join(lines), trees=trees)  # noqa: ASYNC910 - there is a file at least
 
 
