@@ -25,8 +25,8 @@ from ._world import World, open_world, wait_for_none
 
 #: Seconds for one behaviour, on the slowest machine, and for what must be gone after the last.
 _PATIENCE, _CLEAN_BOUND = 60.0, 10.0
-#: Seconds that the neighbour is watched, without anything and with each behaviour. A request may end before that.
-_WATCHED = 4.0
+#: Seconds that the neighbour is watched, without anything and with each behaviour: all of them fit into three minutes. A request may end before that.
+_WATCHED = 3.0
 #: Milliseconds that a turn of the event loop may take, and that a slower neighbour may add to what is twice as long.
 _LONGEST_TURN, _ALLOWANCE = 5.0, 2.0
 #: How often a behaviour is met when the neighbour was slow: other programs make it slow, too, but not each time.
