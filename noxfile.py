@@ -164,7 +164,8 @@ def fleet(session: nox.Session) -> None:
     """Try sandboxes on the nodes of a Ray cluster, which is on this machine; with arguments: pytest with them."""
     install_system_packages(session)
     session.install("-e.[cli,ray]", *group("tests"))
-    session.run("pytest", "-o", "python_files=on_*.py", *(session.posargs or ("tests/fleet",)))
+    # Ray warns of much that is its own affair.
+    session.run("pytest", "-W", "default", "-o", "python_files=on_*.py", *(session.posargs or ("-rP", "tests/fleet")))
     session.run("python", "tests/fleet/example.py")
 
 

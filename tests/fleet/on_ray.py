@@ -1,0 +1,184 @@
+"""A fleet on a Ray cluster of three nodes, all on this machine: ``nox -s fleet``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests._leaks import wait_until
+from trio_sandbox import CapacityError, HostConfig, NodeLostError, OutcomeUnknownError, Sandbox, SandboxClosedError
+from trio_sandbox.fleet import FleetConfig, FleetHost, open_ray_host
+from trio_sandbox.fleet._ray import NAMESPACE, import_ray
+
+#: What each node's host may take, so that a few of them fit on a small machine.
+CONFIG = HostConfig(memory_budget_mib=1500, vcpu_budget=4)
+FLEET = FleetConfig(start_timeout=120)
+
+
+@contextmanager
+def cluster_of(nodes: int) -> Generator[Any]:
+    """Yield a cluster whose head has no sandboxes, and each of *nodes* others at most three."""
+    cluster = importlib.import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1, resources={"trio_sandbox": 3})
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Generator[Any]:
+    with cluster_of(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def host(cluster: Any) -> AsyncGenerator[FleetHost]:
+    async with open_ray_host(cluster.address, CONFIG, FLEET) as host:
+        yield host
+
+
+def qemu_of(sandbox: Sandbox) -> int:
+    pid = sandbox.statistics().qemu_pid
+    assert pid is not None
+    return pid
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_sandboxes_on_two_nodes(host: FleetHost, tmp_path: Path) -> None:
+    assert [node.lost for node in host.statistics().nodes] == [False, False]
+    async with host.open_sandbox() as first, host.open_sandbox() as second:
+        assert first.node != second.node
+        for sandbox in (first, second):
+            assert (await sandbox.run("print(6 * 7)")).stdout == "42\n"
+            await sandbox.path("greeting").write_text("hello")
+            await sandbox.download("greeting", tmp_path / str(sandbox.node))
+            assert (tmp_path / str(sandbox.node)).read_text() == "hello"
+            done = await sandbox.run_process(["cat"], stdin=b"through", capture_stdout=True)
+            assert done.stdout == b"through"
+        pids = [qemu_of(sandbox) for sandbox in (first, second)]
+        assert all(map(is_there, pids))
+    assert not any(map(is_there, pids)), "leaving the blocks waits for their ends"
+
+
+async def test_the_life_of_a_sandbox(host: FleetHost) -> None:
+    async with host.open_sandbox() as sandbox:
+        await sandbox.run("x = 1")
+        checkpoint = await sandbox.checkpoint()
+        await sandbox.run("x = 2")
+        await sandbox.revert(checkpoint)
+        assert (await sandbox.run("x")).value == "1"
+        async with sandbox.fork(1) as (child,):
+            assert child.node == sandbox.node
+            await child.run("x = 3")
+            assert [(await each.run("x")).value for each in (sandbox, child)] == ["1", "3"]
+        await sandbox.hibernate()
+        await sandbox.resume()
+        assert (await sandbox.run("x")).value == "1"
+
+
+async def test_what_never_fits(host: FleetHost) -> None:
+    with pytest.raises(CapacityError, match="never fits on a node"):
+        async with host.open_sandbox(memory_mib=2000):
+            pass
+
+
+async def expect_lost(sandbox: Sandbox) -> None:
+    with pytest.raises(OutcomeUnknownError, match=f"on node {sandbox.node} ended during") as info:
+        await sandbox.run("import time; time.sleep(1000)")
+    assert isinstance(info.value.__cause__, NodeLostError)
+
+
+async def test_our_process_on_a_node_is_killed(host: FleetHost) -> None:
+    ray = import_ray()
+    async with (
+        host.open_sandbox() as first,
+        host.open_sandbox() as second,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(expect_lost, first)
+        await wait_until(lambda: first.statistics().runs == 1)
+        pid = qemu_of(first)
+        names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+        assert first.node is not None
+        (name,) = [name for name in names if name.startswith(first.node.rpartition("-")[2])]
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        await wait_until(lambda: not is_there(pid))
+        assert (await second.run("print('here')")).stdout == "here\n"
+        with pytest.raises(SandboxClosedError, match=first.node):
+            await first.run("1")
+
+
+async def test_a_node_of_rays_is_killed() -> None:
+    with cluster_of(2) as cluster:
+        async with open_ray_host(cluster.address, CONFIG, FLEET) as host:
+            async with (
+                host.open_sandbox() as first,
+                host.open_sandbox() as second,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(expect_lost, first)
+                await wait_until(lambda: first.statistics().runs == 1)
+                pid = qemu_of(first)
+                assert first.node is not None
+                beginning = first.node.rpartition("-")[2]
+                (node,) = [node for node in cluster.worker_nodes if node.node_id.startswith(beginning)]
+                await trio.to_thread.run_sync(lambda: cluster.remove_node(node, allow_graceful=False))
+                await wait_until(lambda: not is_there(pid))
+                assert (await second.run("print('here')")).stdout == "here\n"
+            # A node that joins later has sandboxes as well.
+            cluster.add_node(num_cpus=1, resources={"trio_sandbox": 3})
+            await wait_until(lambda: sum(not node.lost for node in host.statistics().nodes) == 2)
+            async with host.open_sandbox() as third, host.open_sandbox() as fourth:
+                assert third.node != fourth.node
+
+
+DRIVER = """
+    import sys, trio
+    from trio_sandbox import HostConfig
+    from trio_sandbox.fleet import FleetConfig, open_ray_host
+
+    async def main():
+        config = HostConfig(memory_budget_mib=1500, vcpu_budget=4)
+        async with open_ray_host(sys.argv[1], config, FleetConfig(start_timeout=120)) as host:
+            async with host.open_sandbox() as first, host.open_sandbox() as second:
+                print(first.statistics().qemu_pid, second.statistics().qemu_pid, flush=True)
+                await trio.sleep_forever()
+
+    trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+async def test_a_program_that_ends_takes_its_sandboxes_along(cluster: Any, end: signal.Signals) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            pids = list(map(int, (await trio.to_thread.run_sync(driver.stdout.readline)).split()))
+            assert len(pids) == 2
+            assert all(map(is_there, pids))
+            began = trio.current_time()
+            os.kill(driver.pid, end)
+            await wait_until(lambda: not any(map(is_there, pids)))
+            print(f"after {end.name} its sandboxes were gone within {trio.current_time() - began:.1f} s")
+        finally:
+            driver.kill()
