@@ -17,8 +17,16 @@ import pytest
 import trio
 
 from tests._leaks import wait_until
-from trio_sandbox import CapacityError, HostConfig, NodeLostError, OutcomeUnknownError, Sandbox, SandboxClosedError
-from trio_sandbox.fleet import FleetConfig, FleetHost, open_ray_host
+from trio_sandbox import (
+    CapacityError,
+    FleetError,
+    HostConfig,
+    NodeLostError,
+    OutcomeUnknownError,
+    Sandbox,
+    SandboxClosedError,
+)
+from trio_sandbox.fleet import FleetConfig, FleetHost, drain_node, open_ray_host, read_reports
 from trio_sandbox.fleet._ray import NAMESPACE, import_ray
 
 #: What each node's host may take, so that a few of them fit on a small machine.
@@ -149,6 +157,28 @@ async def test_a_node_of_rays_is_killed() -> None:
             await wait_until(lambda: sum(not node.lost for node in host.statistics().nodes) == 2)
             async with host.open_sandbox() as third, host.open_sandbox() as fourth:
                 assert third.node != fourth.node
+
+
+async def test_a_node_is_drained(host: FleetHost) -> None:
+    async with host.open_sandbox() as kept, trio.open_nursery() as nursery:
+        assert kept.node is not None
+        reports = await trio.to_thread.run_sync(read_reports)
+        assert [report.host.sandboxes_open for report in reports if report.host and report.name == kept.node] == [1]
+        left: list[int] = []
+
+        async def drain() -> None:
+            left.append(await trio.to_thread.run_sync(lambda: drain_node(str(kept.node), timeout=2)))
+
+        nursery.start_soon(drain)
+        await wait_until(lambda: any(node.draining for node in host.statistics().nodes))
+        async with host.open_sandbox() as other:
+            assert other.node != kept.node
+            await wait_until(lambda: left == [1])
+            assert (await other.run("print('here')")).stdout == "here\n"
+        with pytest.raises(SandboxClosedError, match=kept.node):
+            await kept.run("1")
+        with pytest.raises(FleetError, match="no fleet has a node 'nowhere'; there are: "):
+            await trio.to_thread.run_sync(lambda: drain_node("nowhere"))
 
 
 DRIVER = """

@@ -61,6 +61,13 @@ examples:
   trio-sandbox image prune --to 20G
 """
 
+FLEET = """\
+examples:
+  trio-sandbox fleet status
+  trio-sandbox fleet --address head:6379 status --json
+  trio-sandbox fleet drain worker-3f9a61c2 --timeout 600
+"""
+
 TEMPLATE = """\
 examples:
   trio-sandbox template list

@@ -57,6 +57,8 @@ def _find_command(name: str) -> Callable[[argparse.Namespace], int]:
             from ._bench import bench as command
         case "doctor":
             from ._doctor import doctor as command
+        case "fleet":
+            from ._fleet import fleet as command
         case "image":
             from ._image import image as command
         case "mcp":

@@ -83,6 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _fill_image(commands.add_parser("image", help="build, list and remove images", epilog=_examples.IMAGE))
+    _fill_fleet(
+        commands.add_parser(
+            "fleet",
+            help="list and drain the nodes of fleets",
+            description="List and drain the nodes of the fleets on a Ray cluster. Needs the extra ray.",
+            epilog=_examples.FLEET,
+        )
+    )
     _fill_template(commands.add_parser("template", help="list and remove saved machines", epilog=_examples.TEMPLATE))
     return parser
 
@@ -287,6 +295,22 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
         "What an open sandbox, a template or a saved sandbox stands on stays",
     )
     _add_cache_dir(prune)
+
+
+def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
+    fleet.add_argument(
+        "--address", default="auto", metavar="HOST:PORT", help="of the Ray cluster (default: the one of this machine)"
+    )
+    actions = fleet.add_subparsers(dest="action", required=True, metavar="ACTION")
+    status = actions.add_parser("status", help="say what each node has, for each program that uses it")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    drain = actions.add_parser(
+        "drain", help="have a node open no more sandboxes, wait until it has none, and end our process there"
+    )
+    drain.add_argument("node", metavar="NODE", help="the node's name, as `status` says it")
+    drain.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", help="end sandboxes that are left then (default: wait)"
+    )
 
 
 def _fill_template(template: argparse.ArgumentParser) -> None:

@@ -1,0 +1,57 @@
+"""What `trio-sandbox fleet` prints, and how it fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fake._fleet import LocalHost
+from trio_sandbox import FleetError
+from trio_sandbox.cli import _fleet, build_parser
+from trio_sandbox.fleet import NodeReport
+
+
+def reports(address: str) -> list[NodeReport]:
+    assert address == "auto"
+    host = LocalHost(memory_mib=2000, open=3).statistics()
+    return [
+        NodeReport("one", host, draining=False),
+        NodeReport("two", host, draining=True),
+        NodeReport("three", None, draining=True),
+    ]
+
+
+def test_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_fleet, "read_reports", reports)
+    assert _fleet.fleet(build_parser().parse_args(["fleet", "status"])) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["one", "open", "3", "0", "0", "of", "2000", "0", "of", "8"],
+        ["two", "draining", "3", "0", "0", "of", "2000", "0", "of", "8"],
+        ["three", "ended"],
+    ]
+    assert len({len(header), *map(len, lines[:2])}) == 1
+    assert _fleet.table([]) == "no fleet has a node on this cluster"
+
+
+def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_fleet, "read_reports", reports)
+    assert _fleet.fleet(build_parser().parse_args(["fleet", "status", "--json"])) == 0
+    assert '"memory_mib_budget": 2000' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [FleetError("no cluster"), ModuleNotFoundError("no ray")])
+def test_failures(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(_fleet, "drain_node", fail)
+    assert _fleet.fleet(build_parser().parse_args(["fleet", "drain", "one", "--timeout", "5"])) == 1
+    assert str(error) in capsys.readouterr().err
+
+
+def test_a_drained_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(_fleet, "drain_node", lambda *args, **options: asked.append((args, options)) or 2)
+    assert _fleet.fleet(build_parser().parse_args(["fleet", "--address", "a:1", "drain", "one", "--timeout", "5"])) == 0
+    assert asked == [(("one",), {"timeout": 5.0, "address": "a:1"})]
+    assert capsys.readouterr().out == "one is drained; 2 sandboxes were left, and ended\n"

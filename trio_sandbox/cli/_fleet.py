@@ -1,0 +1,50 @@
+"""``trio-sandbox fleet``: how the nodes of fleets on a Ray cluster are, and draining one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import attrs
+
+from .._errors import SandboxError
+from ..fleet import NodeReport, drain_node, read_reports
+from ._report import complain, complain_about
+
+
+def fleet(options: argparse.Namespace) -> int:
+    """Do what the command line says; 0, or 1 if it failed."""
+    try:
+        if options.action == "status":
+            reports = read_reports(options.address)
+            print(
+                json.dumps([attrs.asdict(report) for report in reports], indent=2) if options.json else table(reports)
+            )
+        else:
+            left = drain_node(options.node, timeout=options.timeout, address=options.address)
+            print(f"{options.node} is drained; {left} sandboxes were left, and ended")
+    except (SandboxError, OSError) as exc:
+        complain_about(exc)
+        return 1
+    except ModuleNotFoundError as exc:
+        complain(str(exc))
+        return 1
+    return 0
+
+
+def table(reports: list[NodeReport]) -> str:
+    """Give a line for each node and program that uses it."""
+    if not reports:
+        return "no fleet has a node on this cluster"
+    lines = [f"{'NODE':<32} {'STATE':<10} {'SANDBOXES':>9} {'WAITING':>8} {'MEMORY (MiB)':>16} {'VCPUS':>9}"]
+    for report in reports:
+        if report.host is None:
+            lines.append(f"{report.name:<32} ended")
+            continue
+        used = report.host.admission
+        state = "draining" if report.draining else "open"
+        memory = f"{used.memory_mib_reserved} of {used.memory_mib_budget}"
+        vcpus = f"{used.vcpus_reserved} of {used.vcpu_budget}"
+        sandboxes, waiting = report.host.sandboxes_open, used.tasks_waiting
+        lines.append(f"{report.name:<32} {state:<10} {sandboxes:>9} {waiting:>8} {memory:>16} {vcpus:>9}")
+    return "\n".join(lines)
