@@ -197,10 +197,14 @@ DRIVER = """
 """
 
 
+def start_driver(address: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), address]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 async def test_a_program_that_ends_takes_its_sandboxes_along(cluster: Any, end: signal.Signals) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(DRIVER), cluster.address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+    with start_driver(cluster.address) as driver:
         try:
             assert driver.stdout is not None
             pids = list(map(int, (await trio.to_thread.run_sync(driver.stdout.readline)).split()))

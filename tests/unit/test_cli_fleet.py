@@ -51,7 +51,12 @@ def test_failures(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_drained_node(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(_fleet, "drain_node", lambda *args, **options: asked.append((args, options)) or 2)
+
+    def drain(*args: object, **options: object) -> int:
+        asked.append((args, options))
+        return 2
+
+    monkeypatch.setattr(_fleet, "drain_node", drain)
     assert _fleet.fleet(build_parser().parse_args(["fleet", "--address", "a:1", "drain", "one", "--timeout", "5"])) == 0
     assert asked == [(("one",), {"timeout": 5.0, "address": "a:1"})]
     assert capsys.readouterr().out == "one is drained; 2 sandboxes were left, and ended\n"

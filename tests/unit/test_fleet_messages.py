@@ -17,11 +17,13 @@ from trio_sandbox import (
     OutcomeUnknownError,
     SandboxConfig,
     SandboxError,
+    Usage,
     VmDiedError,
     WheelMissingError,
 )
 from trio_sandbox._errors import directory_refused
-from trio_sandbox.fleet._messages import MAX_MESSAGE, Answered, Ask, Decoder, Failure, Open, decode_all, encode
+from trio_sandbox.fleet._messages import MAX_MESSAGE, Answered, Ask, Decoder, Failure, Open, Status, decode_all, encode
+from trio_sandbox.fleet._node import without_known
 
 MESSAGES = (
     Open(Image("python").packages("idna"), SandboxConfig(memory_mib=512, warmup="import json"), None),
@@ -134,3 +136,16 @@ def test_an_error_that_is_its_own_cause_arrives() -> None:
     error.__cause__ = error
     (message,) = decode_all(encode(Failure(error)))
     assert str(message.error) == "round"
+
+
+def test_long_texts_travel_when_they_change() -> None:
+    def status(cpu: float, console: str, log: str) -> Status:
+        usage = Usage(cpu_seconds=cpu, memory_bytes=0, disk_bytes=0, network_bytes_sent=0, network_bytes_received=0)
+        return Status(sandbox=1, usage=usage, clock_error=None, last_pause=None, console=console, qmp_log=log)
+
+    last = status(1.0, "console" * 1000, "log" * 1000)
+    same = without_known(status(2.0, "console" * 1000, "log" * 1000), last)
+    assert (same.console, same.qmp_log) == (None, None)
+    assert len(encode(same)) < 400
+    other = without_known(status(2.0, "new", "log" * 1000), last)
+    assert (other.console, other.qmp_log) == ("new", None)

@@ -130,7 +130,8 @@ class Status:
     last_pause: float | None
     console: str | None
     """The end of its console; None: as said before."""
-    qmp_log: str
+    qmp_log: str | None
+    """The end of the conversation with its QEMU; None: as said before."""
 
 
 @attrs.frozen

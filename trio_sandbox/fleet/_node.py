@@ -233,8 +233,7 @@ class Node:
                 status, last = keeper.status(), before.get(keeper.number)
                 if status != last:
                     before[keeper.number] = status
-                    same = last is not None and last.console == status.console
-                    await messages.send(attrs.evolve(status, console=None) if same else status)
+                    await messages.send(status if last is None else without_known(status, last))
             await trio.sleep(_LOOK)
 
     async def _watch(self, messages: MessageStream) -> NoReturn:
@@ -245,6 +244,15 @@ class Node:
                 before = status
                 await messages.send(status)
             await trio.sleep(_LOOK)
+
+
+def without_known(status: Status, last: Status) -> Status:
+    """Return *status* without those long texts that are as they were."""
+    return attrs.evolve(
+        status,
+        console=None if status.console == last.console else status.console,
+        qmp_log=None if status.qmp_log == last.qmp_log else status.qmp_log,
+    )
 
 
 async def serve_node(
