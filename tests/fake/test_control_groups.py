@@ -167,9 +167,7 @@ async def test_a_directory_that_can_t_be_used_is_an_error(
     delegated.mkdir()
     (delegated / "cgroup.controllers").write_text("memory")
     spoil(delegated)
-    with pytest.raises(
-        SandboxError, match=r"no control group can be made in .*delegated .*cgroup=\"off\"` does|does without"
-    ):
+    with pytest.raises(SandboxError, match=r"no control group can be made in .*delegated .*cgroup=\"off\" uses none"):
         async with open_control_groups(delegated, runtime):
             pytest.fail("it can't be used")
     assert [name for name in tree.groups() if name.startswith("trio-sandbox")] == []

@@ -183,7 +183,7 @@ async def test_the_dead_are_dropped_and_the_next_is_tried(
         await quiet()
         machines.open_now[0].dead = machines.open_now[1].dead = True
         assert await use(pool, admission) == 3
-        assert "no use any more: it was killed" in caplog.text
+        assert "could not be used any more: it was killed" in caplog.text
         await trio.sleep(1)
         assert machines.numbers() == [4, 5, 6]
         for machine in machines.open_now:
