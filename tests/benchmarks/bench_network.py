@@ -30,6 +30,7 @@ with socket.create_connection(("peer.test", 80)) as sock:
 _UPLOAD = f"""
 import socket, time
 with socket.create_connection(("peer.test", 80)) as sock:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the tunnels' server does
     sock.sendall(b"r" + b" " * 20)
     piece, start = bytes({_PIECE}), time.perf_counter()
     for _ in range({_MB} * 10**6 // len(piece)):
