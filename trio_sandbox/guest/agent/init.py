@@ -91,7 +91,7 @@ def main() -> None:
     gc.disable()
     import trio
 
-    from . import agent
+    from . import agent, instruments
     from .children import Children
     from .disk import DiskService
     from .network.service import NetworkService
@@ -102,6 +102,7 @@ def main() -> None:
     random = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
 
     async def serve() -> None:
+        instruments.look_quickly()
         children = Children(sock, adopted=0 if prestarted is None else 1)
         await agent.serve(
             machine.open_port(),

@@ -146,7 +146,7 @@ class Interpreter:
             if (
                 isinstance(message, End)
                 and not self._pipes
-                and sum(len(data) for _, data in output) <= _LITTLE
+                and sum([len(data) for _, data in output]) <= _LITTLE
                 and run.finish_nowait(output, message.status, message.value, used=self._meter.used())
             ):
                 self._run = None
@@ -287,11 +287,13 @@ class Interpreter:
     def _get_ready(self) -> None:
         """Prepare for the next run, now that the host has its answer, rather than when it waits for the next one."""
         if not self._over.is_set():
-            with contextlib.suppress(OSError):
+            try:
                 self._make_pipes()
+            except OSError:
+                pass  # the next run has them made, and is told if that can't be
 
     def _has_message(self, ready: list[tuple[int, int]]) -> bool:
-        return any(descriptor == self._control.fileno() for descriptor, _ in ready)
+        return self._control.fileno() in dict(ready)
 
     def _receive(self) -> _Message | None:
         """Take a message of the worker, and return it if it is about our run: its end, or something that it shows."""
