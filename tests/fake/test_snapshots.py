@@ -158,7 +158,7 @@ async def test_a_state_that_qemu_refuses_to_write_leaves_it_no_descriptor(tmp_pa
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("stream-hangs", "nothing was copied for 0.2 s"),
+        ("stream-hangs", "nothing was copied for 0.5 s"),
         ("stream-fails", "no space"),
         ("refuses-block-stream", "no such"),
     ],
@@ -167,7 +167,7 @@ async def test_layers_that_can_not_be_merged_cost_no_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, why: str
 ) -> None:
     monkeypatch.setattr(_vm, "MOST_LAYERS", 1)
-    timeouts = Timeouts(qmp_command=0.2) if mode == "stream-hangs" else None
+    timeouts = Timeouts(qmp_command=0.5) if mode == "stream-hangs" else None
     (machine := tmp_path / "machine").mkdir()
     async with open_machine(machine, mode, timeouts=timeouts) as vm:
         for number in range(3):
