@@ -49,6 +49,8 @@ FILES: Final[dict[str, list[type]]] = {
         trio_sandbox.Checkpoint,
         trio_sandbox.NetworkWatch,
         trio_sandbox.Sandbox,
+    ],
+    "_host": [
         trio_sandbox.Host,
     ],
 }
@@ -105,7 +107,7 @@ class Writer:
                 '#: What may stand for a path in the guest.\nAnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"'
             )
         parts += [self.class_(kind) for kind in FILES[name]]
-        if name == "_sandbox":
+        if name == "_host":
             parts += [self.opener(trio_sandbox.open_host), self.opener(trio_sandbox.open_sandbox)]
         body = "\n\n\n".join(parts) + "\n"
         gap = "\n" if body.startswith("@") else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from .._metadata import fix_module_metadata
 from ._files import GuestFile as GuestFile, GuestTextFile as GuestTextFile
+from ._host import Host as Host, open_host as open_host, open_sandbox as open_sandbox
 from ._paths import FileChange as FileChange, FileChanges as FileChanges, GuestPath as GuestPath
 from ._processes import (
     GuestConnection as GuestConnection,
@@ -19,14 +20,7 @@ from ._processes import (
     GuestTerminal as GuestTerminal,
     RunEvents as RunEvents,
 )
-from ._sandbox import (
-    Checkpoint as Checkpoint,
-    Host as Host,
-    NetworkWatch as NetworkWatch,
-    Sandbox as Sandbox,
-    open_host as open_host,
-    open_sandbox as open_sandbox,
-)
+from ._sandbox import Checkpoint as Checkpoint, NetworkWatch as NetworkWatch, Sandbox as Sandbox
 
 fix_module_metadata(__name__, globals())
 del fix_module_metadata
