@@ -14,6 +14,7 @@ import trio
 from tests._leaks import cancel_at_every_step, nothing_left
 from trio_sandbox.image._bytecode import check_magic, compile_tree
 from trio_sandbox.image._target import Target
+from trio_sandbox.qemu._process import require_program
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
 TARGET = Target(f"{sys.version_info.major}.{sys.version_info.minor}", "x86_64-manylinux_2_40")
@@ -33,7 +34,7 @@ def make_system_disk(directory: Path, loader: str) -> Path:
         path.write_text(content)
         path.chmod(0o755)
     disk = directory / "system.img"
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, disk, "2048"], check=True)
+    subprocess.run([require_program("mke2fs"), "-q", "-t", "ext4", "-d", tree, disk, "2048"], check=True)
     return disk
 
 

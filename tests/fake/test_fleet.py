@@ -308,13 +308,14 @@ async def test_a_wrong_secret_opens_nothing(secret: bytes, caplog: pytest.LogCap
     async with open_fake_fleet("one") as fleet:
         address = fleet.nodes["one"].address
         with caplog.at_level(logging.WARNING, "trio_sandbox.fleet"):
-            async with await connect(address, secret, lease=4) as stream:
-                if len(secret) < 32:
-                    await stream.transport_stream.send_eof()
-                with pytest.raises(trio.BrokenResourceError):
-                    while await stream.receive_some():
-                        pass
-                    raise trio.BrokenResourceError
+            stream = await connect(address, secret, lease=4)
+            if len(secret) < 32:
+                await stream.transport_stream.send_eof()
+            with pytest.raises(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+                raise trio.BrokenResourceError
+            await trio.aclose_forcefully(stream)  # there is nobody to say goodbye to
         warnings = ["a connection with a wrong secret was broken off"] if len(secret) == 32 else []
         assert [record.message for record in caplog.records] == warnings
         assert (await fleet.host.run("print(1)")).stdout == "1\n"

@@ -368,6 +368,7 @@ async def test_a_damaged_template_is_noticed_before_anything_is_started(
 ) -> None:
     assert await site.is_clone()
     (template,) = site.store.list()
+    template.memory.chmod(0o644)
     os.truncate(template.memory, 4096)
     assert await site.is_clone()
     assert site.boots() == 2

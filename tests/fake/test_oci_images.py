@@ -19,18 +19,21 @@ from trio_sandbox.image.oci._ext4 import UNIT, write_file_system
 from trio_sandbox.image.oci._merge import Merger
 from trio_sandbox.image.oci._tar import read_entries
 from trio_sandbox.image.oci._tree import TreeError
+from trio_sandbox.qemu._process import require_program
 
 USERS = b"root:x:0:0::/root:/bin/sh\napp:x:1234:1235::/app:/bin/sh\n"
 
 
 def debugfs(disk: Path, *commands: str) -> str:
     script = "".join(f"{command}\n" for command in commands).encode()
-    result = subprocess.run(["debugfs", "-f", "-", disk], input=script, capture_output=True, check=True)
+    result = subprocess.run(
+        [require_program("debugfs"), "-f", "-", disk], input=script, capture_output=True, check=True
+    )
     return result.stdout.decode("utf-8", "replace")
 
 
 def check(disk: Path) -> None:
-    result = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, text=True, check=False)
+    result = subprocess.run([require_program("e2fsck"), "-fn", disk], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -82,7 +85,9 @@ def test_a_file_system_has_all_of_a_tree(tmp_path: Path) -> None:
     assert "Mode:  0750" in devices
     assert debugfs(disk, "ls -p /many").count("/100644/") == 300
     assert "line" in debugfs(disk, "ls -p /")
-    subprocess.run(["debugfs", "-R", f"dump /bin/tool {tmp_path}/tool", disk], check=True, capture_output=True)
+    subprocess.run(
+        [require_program("debugfs"), "-R", f"dump /bin/tool {tmp_path}/tool", disk], check=True, capture_output=True
+    )
     assert (tmp_path / "tool").read_bytes() == b"x" * 5000
 
 
@@ -102,7 +107,9 @@ def test_holes_stay_holes_and_large_files_have_trees_of_extents(tmp_path: Path) 
         ],
     )
     check(disk)
-    subprocess.run(["debugfs", "-R", f"dump /sparse {tmp_path}/sparse", disk], check=True, capture_output=True)
+    subprocess.run(
+        [require_program("debugfs"), "-R", f"dump /sparse {tmp_path}/sparse", disk], check=True, capture_output=True
+    )
     wanted = bytearray(size)
     for number, (start, length) in enumerate(parts):
         wanted[start : start + length] = content[5000 * number : 5000 * (number + 1)]

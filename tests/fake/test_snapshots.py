@@ -59,6 +59,7 @@ async def test_memory_that_somebody_has_written_to_later_is_noticed(tmp_path: Pa
         snapshot = await vm.snapshot(tmp_path / "snapshot", tmp_path / "new")
         snapshot.check_memory()
         assert snapshot.config.memory_file is not None
+        snapshot.config.memory_file.chmod(0o644)
         with snapshot.config.memory_file.open("r+b") as file:
             file.seek(2**20)
             file.write(b"PWNED")

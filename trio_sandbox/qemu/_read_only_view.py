@@ -73,7 +73,12 @@ async def open_read_only_view(
 
 
 def _resolve(directories: Iterable[Path]) -> list[Path]:
-    return [Path(os.path.realpath(directory)) for directory in directories]
+    real = [(directory, Path(os.path.realpath(directory))) for directory in directories]
+    for directory, path in real:
+        # By /proc/PID/root, as an example: no mount of ours is there.
+        if directory.exists() and not (path.exists() and path.samefile(directory)):
+            raise SandboxError(f"{directory} leads out of this mount namespace, so it can't be made read-only")
+    return [path for _, path in real]
 
 
 def _read_mounts() -> bytes:
