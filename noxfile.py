@@ -33,6 +33,7 @@ TESTS_NEED = (
     ("busybox", "busybox-static", "is the guest of confinement tests without a virtual machine"),
     ("git", "git", "reads our diffs in tests"),
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
+    ("npm", "npm", "chooses and fetches packages for JavaScript"),
     ("skopeo", "skopeo", "fetches container images"),
     ("umoci", "umoci", "is what the merging of layers is compared with"),
     ("zstd", "zstd", "unpacks some layers of container images"),
