@@ -378,7 +378,7 @@ class WorkspaceConflictError(SandboxError):
             f"{remote!r:.200} can't be brought back to {local!r:.200} as it is. on_conflict='skip' leaves these out, and 'overwrite' takes the "
             f"guest's version where both were changed:\n{shown}{more}"
         )
-        self.changes = tuple(changes)
+        self.changes: tuple[WorkspaceChange, ...] = tuple(changes)
         """All that was to be done; those with a `WorkspaceChange.conflict` can't be."""
 
 

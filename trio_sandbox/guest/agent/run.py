@@ -59,7 +59,7 @@ class Run:
         self.is_handed_on = False
         """An interpreter has ended without beginning it, so that it has another."""
         self.display_limit = display_limit
-        self.stdin_pipe = -1
+        self.stdin_pipe: int = -1
         """Our end of the pipe for what it reads, from the moment that an interpreter has it."""
         self.deadline = deadline
         self.grace = grace
