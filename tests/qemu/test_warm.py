@@ -63,7 +63,7 @@ async def test_machines_that_wait(caplog: pytest.LogCaptureFixture) -> None:
                 await assert_clock(sandbox)
             numbers = host.statistics().warm
             assert (numbers.hits, numbers.misses, numbers.dropped) == (2, 1, 2)
-            assert "no use any more: the guest did not answer" in caplog.text
+            assert "could not be used any more: the guest did not answer" in caplog.text
 
             await ready(host, 2)
             for vm in idle(host):
