@@ -316,8 +316,10 @@ async def test_a_wrong_secret_opens_nothing(secret: bytes, caplog: pytest.LogCap
                     pass
                 raise trio.BrokenResourceError
             await trio.aclose_forcefully(stream)  # there is nobody to say goodbye to
-        warnings = ["a connection with a wrong secret was broken off"] if len(secret) == 32 else []
-        assert [record.message for record in caplog.records] == warnings
+        said = {record.message for record in caplog.records}
+        # Some versions of Python's ssl take an end without a goodbye for a broken connection, of which nobody hears.
+        assert said <= {"a connection with a wrong secret was broken off"}
+        assert said or len(secret) < 32
         assert (await fleet.host.run("print(1)")).stdout == "1\n"
 
 

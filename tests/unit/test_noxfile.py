@@ -129,6 +129,7 @@ def test_the_library_s_own_files_are_what_they_are_taken_for() -> None:
         "busybox-static",
         "git",
         "nodejs",
+        "npm",
         "skopeo",
         "umoci",
         "zstd",
