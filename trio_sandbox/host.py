@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import Unpack, final
 
 import attrs
-import trio
 
-from ._checks import to_path
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import Home, open_block
 from ._errors import ConfinementRequiredError, SandboxClosedError, SandboxError
@@ -23,7 +20,15 @@ from ._nurseries import Services, open_services
 from ._programs import unsupported_platform
 from ._results import RunResult
 from .client import Functions
-from .image import ImageStore, check_directory, default_cache_directory, image_for_script, own_caches, spell_out
+from .image import (
+    ImageStore,
+    check_directory,
+    default_cache_directory,
+    image_for_script,
+    own_caches,
+    read_source,
+    spell_out,
+)
 from .machines import (
     Admission,
     AdmissionStatistics,
@@ -345,7 +350,7 @@ class Host:
 
         """
         self._home.check("Host.run_script()")
-        source = importlib.util.decode_source(await trio.Path(to_path(path, "path", "file")).read_bytes())
+        source = await read_source(path)
         wanted = image_for_script(check_image(image), source)
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,7 +10,6 @@ from typing import Unpack, final
 import attrs
 import trio
 
-from .._checks import to_path
 from .._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from .._entries import Home, open_block
 from .._errors import SandboxClosedError
@@ -21,7 +19,7 @@ from .._nurseries import Services, hide_nursery, open_services
 from .._oci_reference import is_oci, parse_oci
 from .._results import RunResult
 from ..client import Functions
-from ..image import image_for_script
+from ..image import image_for_script, read_source
 from ..machines import check_image
 from ..network import Gateway, HostResolver, find_proxy, read_trust
 from ..sandbox import Sandbox
@@ -197,7 +195,7 @@ class FleetHost:
     ) -> RunResult:
         """Run a file of Python's, of this machine, as `Host.run_script` does, on a node. Errors are those of both."""
         self._home.check("FleetHost.run_script()")
-        source = importlib.util.decode_source(await trio.Path(to_path(path, "path", "file")).read_bytes())
+        source = await read_source(path)
         wanted = image_for_script(check_image(image), source)
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 

@@ -21,7 +21,11 @@ from ._mounts_disk import (
 )
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._recipes import IMAGES as IMAGES, images_with as images_with
-from ._script_image import image_for_program as image_for_program, image_for_script as image_for_script
+from ._script_image import (
+    image_for_program as image_for_program,
+    image_for_script as image_for_script,
+    read_source as read_source,
+)
 from ._store import ImageStore as ImageStore, own_caches as own_caches
 from ._stored import (
     BuiltImage as BuiltImage,

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 
+import trio
+
+from .._checks import to_path
 from .._image import AnyImage, Image
 from .._requirements import allows, read_script
 from ._layer import LAYER_MARK
 from ._recipes import IMAGES
+
+
+async def read_source(path: str | os.PathLike[str]) -> str:
+    """Return the text of a Python file of the host's, decoded as Python does.
+
+    Raises:
+      TypeError, ValueError: if *path* can't be a file's.
+      OSError: if it can't be read.
+      SyntaxError: if it is not Python source text.
+
+    """
+    return importlib.util.decode_source(await trio.Path(to_path(path, "path", "file")).read_bytes())
 
 
 def image_for_script(image: AnyImage, source: str = "", *, more: Iterable[str] = ()) -> AnyImage:
