@@ -143,6 +143,15 @@ async def test_no_virtual_machines_inside_the_guest(sandbox: Sandbox) -> None:
 
 _TAKE_ALL = "x = []\nwhile True: x.append(bytearray(1 << 20))"
 
+#: Its child is killed for want of memory, and it itself in the same instant, by its own hand.
+_LOSE_A_CHILD = f"""
+import os
+if os.fork() == 0:
+    {_TAKE_ALL.replace(chr(10), chr(10) + "    ")}
+assert os.wait()[1] == 9
+os.kill(os.getpid(), 9)
+"""
+
 
 @pytest.mark.sandbox(memory_mib=256)
 async def test_a_run_that_was_killed_for_want_of_memory_says_so_and_no_other(sandbox: Sandbox) -> None:
@@ -152,11 +161,25 @@ async def test_a_run_that_was_killed_for_want_of_memory_says_so_and_no_other(san
         # Its children are not it, and what becomes of it later has nothing to do with that.
         (f"import subprocess, sys\nassert subprocess.run([sys.executable, '-c', {_TAKE_ALL!r}]).returncode == -9", 0, False),
         ("import os; os.kill(os.getpid(), 9)", 137, False),
-        (f"import os\nif os.fork() == 0:\n    {_TAKE_ALL.replace(chr(10), chr(10) + '    ')}\nassert os.wait()[1] == 9\nos.kill(os.getpid(), 9)", 137, False),
+        *[(_LOSE_A_CHILD, 137, False)] * 4,
         ("b'x' * (1 << 45)", 1, False),
     ):  # fmt: skip
         result = await sandbox.run(code)
         assert (result.exit_code, result.oom) == (exit_code, oom), code
+
+
+@pytest.mark.sandbox(memory_mib=256)
+async def test_a_process_that_was_killed_for_want_of_memory_says_so_and_no_other(sandbox: Sandbox) -> None:
+    take_all = f"python3 -c '{_TAKE_ALL}'"
+    for script, oom in ((f"exec {take_all}", True), (f"{take_all}; kill -9 $$", False), ("kill -9 $$", False)):
+        # With a neighbour that lives on, and one that ends at the same time.
+        async with sandbox.open_process(["sleep", "1000"]) as other:
+            async with sandbox.open_process(["sh", "-c", script]) as process:
+                assert await process.wait() == -signal.SIGKILL
+                assert process.oom is oom
+            other.send_signal(signal.SIGKILL)
+            assert await other.wait() == -signal.SIGKILL
+            assert not other.oom
 
 
 async def test_a_process_that_takes_all_there_are_leaves_others_their_share(sandbox: Sandbox) -> None:

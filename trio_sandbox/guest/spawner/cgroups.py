@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from .pressure import Pressure
@@ -69,11 +68,6 @@ class Groups:
         self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._spare: list[Group] = []
         self._made = 0
-        self.memory_events: int = -1
-        """A descriptor on which poll(2) reports as POLLPRI that the kernel may have killed for want of memory; -1 for none."""
-        with contextlib.suppress(FileNotFoundError):  # there is no memory controller here
-            self.memory_events = os.open("memory.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        self._oom_kills = self._count_oom_kills()
 
     def take(self, *, new: bool = False) -> Group:
         """Return an empty group; if *new*, one that nobody was ever in."""
@@ -92,14 +86,3 @@ class Groups:
     def watch_pressure(self, proc: int) -> Pressure:
         """Watch how long the processes in all of them wait for memory; see `Pressure`."""
         return Pressure(self._directory, proc)
-
-    def has_oom_kill_happened(self) -> bool:
-        """Whether the kernel has killed in any of them, for want of memory, since this was last asked."""
-        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
-        return self._oom_kills > before
-
-    def _count_oom_kills(self) -> int:
-        if self.memory_events < 0:
-            return 0
-        counts = dict(line.split() for line in os.pread(self.memory_events, 4096, 0).splitlines())
-        return int(counts.get(b"oom_kill", 0))

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # `typing` itself is wanted by nothing else that is imported 
 
     from .becoming import Request
     from .certificates import Certificates
+    from .oom import OomKills
     from .pressure import Pressure
     from .twin import Twin
     from .users import User
@@ -89,6 +90,8 @@ class Spawner:
         """The users' Python, if it is the same program as ours."""
         self.certificates: Certificates | None = None
         """Those that users' programs trust, where they have a root of their own."""
+        self.oom_kills: OomKills | None = None
+        """Where the kernel's log can be read. Without it, what the kernel kills for want of memory is like any other that is killed."""
         self._sock = sock
         self._default_user, self._default_group = confinement.user, confinement.group
         self._directory = confinement.directory
@@ -124,9 +127,6 @@ class Spawner:
         with contextlib.suppress(FileNotFoundError):
             self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pressure = self._watch_pressure()
-        memory_events = -1 if self._groups is None or self._proc < 0 else self._groups.memory_events
-        if memory_events >= 0:
-            self._poll.register(memory_events, select.POLLPRI)
         # Objects made so far live for ever: the collector need not touch, and so copy, their pages in every child.
         gc.collect()
         gc.freeze()
@@ -147,8 +147,6 @@ class Spawner:
                         self._child_reported(descriptor)
                     elif pressure is not None and descriptor == pressure.descriptor:
                         pressed = True
-                    elif descriptor == memory_events:
-                        self._note_oom_kills()
                     elif descriptor == agent:
                         if events & select.POLLOUT:
                             self._flush()
@@ -177,23 +175,10 @@ class Spawner:
             process.oom_killed = True
 
     def _note_oom_kills(self) -> None:
-        """Find out which of our processes the kernel has killed, if it was one of ours: it may have been a child of theirs."""
-        if self._groups is None or not self._groups.has_oom_kill_happened():
-            return
-        for process in self._by_pid.values():
-            if not process.kill_sent and self._is_dying(process.pid):
-                process.oom_killed = True
-
-    def _is_dying(self, pid: int) -> bool:
-        """Whether SIGKILL waits for it, or it has given up its memory."""
-        try:
-            status = os.open(f"{pid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
-        except OSError:
-            return False  # no descriptor is left
-        with open(status, "rb", buffering=0) as file:
-            fields = dict(line.split(b":", 1) for line in file.readall().splitlines())
-        pending = int(fields[b"SigPnd"], 16) | int(fields[b"ShdPnd"], 16)
-        return b"VmSize" not in fields or bool(pending >> (signal.SIGKILL - 1) & 1)
+        """Find out which of our processes the kernel has killed: it may have been a child of theirs."""
+        if self.oom_kills is not None:
+            for pid in self.oom_kills.find(self._by_pid):
+                self._by_pid[pid].oom_killed = True
 
     # --- Requests ---
 
@@ -378,23 +363,27 @@ class Spawner:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                # Left there for now: only as long as it is, its id says who it was.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            process = self._by_pid.get(ended.si_pid)
+            was_killed = (ended.si_code, ended.si_status) == (os.CLD_KILLED, signal.SIGKILL)
+            if was_killed and process is not None and not process.kill_sent:
+                self._note_oom_kills()
+            _, status = os.waitpid(ended.si_pid, 0)
             # Others are orphans: as process 1 of our namespace we inherit them all.
-            process = self._by_pid.pop(pid, None)
             if process is None:
                 continue
+            del self._by_pid[ended.si_pid]
             if process.failure >= 0:
                 # It may have died before exec without a word, or its word may not have been read yet.
                 self._child_reported(process.failure)
             process.reaped = True
-            returncode = os.waitstatus_to_exitcode(status)
-            was_killed = returncode == -signal.SIGKILL and not process.kill_sent
-            by_kernel = was_killed and self._groups is not None and self._groups.has_oom_kill_happened()
-            self._send("exited", process.number, returncode, by_kernel or (was_killed and process.oom_killed))
+            oom = was_killed and process.oom_killed and not process.kill_sent
+            self._send("exited", process.number, os.waitstatus_to_exitcode(status), oom)
             self._finish_if_empty(process)
 
     def _finish_if_empty(self, process: _Process) -> None:
@@ -465,8 +454,10 @@ def main(sock: socket.socket, confinement: Confinement) -> None:
     spawner = Spawner(sock, confinement)
     identity: list[int] = []
     if confinement.root is not None:
-        from . import certificates, mounts, twin
+        from . import certificates, mounts, oom, twin
 
+        with contextlib.suppress(OSError):  # a container's, in tests
+            spawner.oom_kills = oom.OomKills()
         program = twin.open_own_program()
         mounts.enter_namespaces()
         mounts.enter_root(confinement.root)
