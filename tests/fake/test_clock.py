@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import time
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,7 +14,7 @@ import trio
 import trio.testing
 
 from tests._leaks import wait_until
-from trio_sandbox.guest.agent.clock import ClockService
+from trio_sandbox.guest.agent.clock import ClockService, step_clock
 from trio_sandbox.qemu._clock import GuestClock
 from trio_sandbox.wire import ChannelStream, Role, open_channel
 
@@ -160,3 +162,31 @@ async def test_the_agent_answers_and_refuses() -> None:
         nursery.cancel_scope.cancel()
     assert answers[:2] == ["told", "told"]
     assert all("whole number" in str(answer) for answer in answers[2:])
+
+
+@pytest.mark.parametrize(
+    ("step", "time_of_it"),
+    [(1, (0, 1)), (-1, (-1, 999_999_999)), (-3600 * _SECOND, (-3600, 0)), (1_500_000_000, (1, 500_000_000))],
+)
+def test_the_kernel_adds_a_step_by_itself(
+    step: int, time_of_it: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `struct timex` of adjtimex(2) has it, on 64 bits."""
+    requests = list[bytes]()
+
+    def adjtimex(request: ctypes.Array[ctypes.c_char]) -> int:
+        requests.append(request.raw)
+        return 0
+
+    monkeypatch.setattr("trio_sandbox.guest.agent.clock._libc", types.SimpleNamespace(adjtimex=adjtimex))
+    step_clock(step)
+    (request,) = requests
+    assert len(request) == 208
+    assert int.from_bytes(request[:4], "little") == 0x0100 | 0x2000  # ADJ_SETOFFSET, ADJ_NANO
+    assert struct.unpack_from("qq", request, 72) == time_of_it
+    assert not any(request[4:72] + request[88:])
+
+
+def test_a_step_that_no_clock_can_make() -> None:
+    with pytest.raises(OverflowError, match="more than a clock can be set"):
+        step_clock(10**30)

@@ -11,7 +11,7 @@ from trio_sandbox import HostConfig, Sandbox, Timeouts
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
-_UNTIL_INTERRUPTED = "import time\nprint('go')\ntry:\n    while True: pass\nfinally: stopped = time.time()"
+_UNTIL_INTERRUPTED = "import time\ntry:\n    print('go')\n    while True: pass\nfinally: stopped = time.time()"
 
 
 @pytest.fixture
