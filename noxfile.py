@@ -31,7 +31,10 @@ IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
 #: Programs that only tests use, their Debian packages, and what for.
 TESTS_NEED = (
     ("busybox", "busybox-static", "is the guest of confinement tests without a virtual machine"),
+    ("gcc", "build-essential", "builds a static program, which resolves names by itself"),
     ("git", "git", "reads our diffs in tests"),
+    ("go", "golang-go", "builds one that brings its own resolver"),
+    ("musl-gcc", "musl-tools", "builds one with another libc"),
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
     ("npm", "npm", "chooses and fetches packages for JavaScript"),
     ("skopeo", "skopeo", "fetches container images"),

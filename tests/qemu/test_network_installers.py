@@ -281,7 +281,7 @@ def static(compiler: str, package: str, *command: str) -> object:
 @pytest.mark.parametrize(
     "command",
     [
-        static("gcc", "gcc libc6-dev", "gcc", "-static", "-w", "-o"),
+        static("gcc", "build-essential", "gcc", "-static", "-w", "-o"),
         static("musl-gcc", "musl-tools", "musl-gcc", "-static", "-o"),
         static("go", "golang-go", "go", "build", "-o"),
     ],
