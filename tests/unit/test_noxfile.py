@@ -126,8 +126,11 @@ def test_the_library_s_own_files_are_what_they_are_taken_for() -> None:
 
     needed = [_programs.Requirement(*requirement) for requirement in load_noxfile().TESTS_NEED]
     assert {requirement.package for requirement in needed} == {
+        "build-essential",
         "busybox-static",
         "git",
+        "golang-go",
+        "musl-tools",
         "nodejs",
         "npm",
         "skopeo",
