@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         RunFailedError as RunFailedError,
         RunOutput as RunOutput,
         RunResult as RunResult,
+        RunTimings as RunTimings,
     )
     from ._workspace_change import WorkspaceChange as WorkspaceChange
     from .client import (

@@ -71,6 +71,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
         "ProcessFailedError",
         "RunFailedError",
         "RunOutput",
+        "RunTimings",
         "RunResult",
     ),
     "client": (

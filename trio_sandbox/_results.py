@@ -23,6 +23,19 @@ def decode(data: bytes) -> str:
 
 
 @final
+@attrs.frozen(kw_only=True)
+class RunTimings:
+    """When what happened to a run, in seconds on the host's clock, counted from the call of `Sandbox.run` or `Sandbox.stream`."""
+
+    sent: float = 0.0
+    """When the code was sent to the guest. Before that the run waits for its turn, or for a sandbox that wakes up."""
+    first_output: float | None = None
+    """When the first of what it printed or displayed was there; None if there was nothing."""
+    ended: float = 0.0
+    """When its end was known, and all of its output was there. It is later than `sent` by `RunResult.duration`."""
+
+
+@final
 @attrs.frozen(kw_only=True, repr=False)
 class RunResult:
     """How a run ended and what it printed."""
@@ -43,6 +56,8 @@ class RunResult:
     """What it displayed; empty in the result of `Sandbox.stream`, which has delivered it already."""
     duration: float
     """Seconds on the host's clock, from sending the request to its end."""
+    timings: RunTimings = RunTimings()
+    """When the run was sent, printed something for the first time, and ended."""
     cpu_seconds: float = 0.0
     """Processor time of the code and of everything that it started, in seconds, as the guest's kernel counted it until the
     run's end. Processes that an earlier run of that language left behind count, too. A hostile guest can lie about it:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Unpack, final
 
 import attrs
 
 from ._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from ._entries import Home, open_block
-from ._errors import ConfinementRequiredError, SandboxClosedError, SandboxError
+from ._errors import SandboxClosedError, SandboxError
 from ._image import DEFAULT_IMAGE, AnyImage, Image
 from ._metadata import mark_public
 from ._network import Network
@@ -57,7 +56,6 @@ from .machines import (
 from .network import Gateway, HostResolver, Proxy, Trust, find_proxy, read_trust
 from .qemu import (
     Accelerator,
-    Confinement,
     Runtime,
     Vm,
     detect_accelerator,
@@ -66,7 +64,7 @@ from .qemu import (
     open_storage_daemon,
     open_vm_manager,
 )
-from .sandbox import Lifecycle, Sandbox
+from .sandbox import Lifecycle, ObservedSandbox, Sandbox
 
 
 @final
@@ -215,7 +213,9 @@ class Host:
         for source in config.mounts.values():
             check_directory(source)
         gateway = self._gateway(config.network)
+        observed = ObservedSandbox(wanted, config, "template" if saved is None else "saved")
         async with AsyncExitStack() as stack:
+            stack.enter_context(observed)
             with self._warm.user_opens():
                 # For as long as the sandbox is open: it needs the files when it is reverted, or wakes up. And before it has a share
                 # of the host: making a layer takes one, and whoever has one must not wait for another.
@@ -226,7 +226,12 @@ class Host:
                 services = await stack.enter_async_context(open_services("open_sandbox()"))
                 if held is None:
                     held = await hold_machine(services, self._open_machine(disks, config, saved))
-                sandbox = await stack.enter_async_context(self._keep(services, held, wanted, config, gateway))
+                    if not held.vm.restored:
+                        observed.kind = "boot"
+                else:
+                    observed.kind = "warm"
+                keeping = self._keep(services, held, wanted, config, gateway, observed)
+                sandbox = await stack.enter_async_context(keeping)
             yield sandbox
 
     def _check_open(self) -> None:
@@ -255,6 +260,7 @@ class Host:
         image: AnyImage,
         config: SandboxConfig,
         gateway: Gateway,
+        observed: ObservedSandbox,
         beside: int = 1,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine, which may be replaced by others of *services*."""
@@ -270,7 +276,9 @@ class Host:
             open_child=lambda machine, beside, gateway: self._open_copy(machine, image, config, gateway, beside),
             gateway=gateway,
             beside=beside,
+            id=observed.id,
         )
+        gateway.observe_in(observed.context)
         if gateway.network:
             await lifecycle.network.switch(held.vm)
         if config.hibernate_after is not None:
@@ -282,7 +290,8 @@ class Host:
         try:
             built, installer = self._images[image], self._images.installer(image)
             timeouts, staging = self._config.timeouts, self._runtime.directory
-            yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
+            with observed.body():
+                yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
         finally:
             lifecycle.close()
             self._open -= 1
@@ -297,10 +306,11 @@ class Host:
         beside: int,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine that goes on from that of another sandbox."""
-        async with open_services("Sandbox.fork()") as services:
-            held = await hold_machine(services, machine)
-            async with self._keep(services, held, image, config, gateway, beside) as sandbox:
-                yield sandbox
+        with ObservedSandbox(image, config, "fork") as observed:
+            async with open_services("Sandbox.fork()") as services:
+                held = await hold_machine(services, machine)
+                async with self._keep(services, held, image, config, gateway, observed, beside) as sandbox:
+                    yield sandbox
 
     def _gateway(self, network: Network) -> Gateway:
         return Gateway(
@@ -353,19 +363,6 @@ class Host:
         source = await read_source(path)
         wanted = image_for_script(check_image(image), source)
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
-
-
-def _open_templates(config: HostConfig, cache: Path, own: Path) -> TemplateStore:
-    return TemplateStore(own, budget_mib=config.template_budget_mib, shared=cache if own != cache else None)
-
-
-def _require(confinement: Confinement) -> None:
-    """Refuse a host on which QEMU is confined by less than it could be."""
-    if weaknesses := confinement.weaknesses():
-        raise ConfinementRequiredError(
-            "QEMU can't be confined as required: "
-            + "; ".join(f"{weakness} (to change that, {way_out})" for weakness, way_out in weaknesses)
-        )
 
 
 @open_block
@@ -432,8 +429,12 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             ) as machines,
         ):
             if config.confinement == "require":
-                _require(machines.confinement)
-            templates = _open_templates(config, cache, own) if config.templates else None
+                machines.confinement.require_whole()
+            templates = None
+            if config.templates:
+                templates = TemplateStore(
+                    own, budget_mib=config.template_budget_mib, shared=cache if own != cache else None
+                )
             named = NamedTemplateStore(cache)
             await remove_leftovers(store, templates, named, runtime.environment)
             launcher = Launcher(

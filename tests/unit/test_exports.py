@@ -18,7 +18,7 @@ PUBLIC: dict[str, str] = {
         HostConfig HostStatistics Image ImageBuildError ImageCorruptError ImageError ImageMissingError
         MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch NodeLostError DrainingError FleetError LinkError LinkProtocolError WrongNodeError OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
-        RunFailedError RunOutput RunRefusedError RunResult Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics SavedSandbox
+        RunFailedError RunOutput RunRefusedError RunResult RunTimings Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics SavedSandbox
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError
         VmError WarmStatistics WarmupError WheelMissingError WorkspaceChange WorkspaceConflictError open_host open_sandbox remove_saved_sandbox saved_sandboxes
     """,

@@ -30,7 +30,9 @@ BASE = (
     "_network",
     "_notebook",
     "_nurseries",
+    "_observe",
     "_oci_reference",
+    "_otel",
     "_private",
     "_programs",
     "_quote",
@@ -84,7 +86,7 @@ BOTH_SIDES = {"guest.trees"}
 
 #: Third-party modules that each layer may import. What comes with Trio is in the guest as well.
 THIRD_PARTY: dict[str, set[str]] = {
-    "base": {"attrs", "idna", "outcome", "trio"},
+    "base": {"attrs", "idna", "opentelemetry", "outcome", "trio"},
     "wire": {"outcome", "trio"},
     "guest": {"outcome", "trio"},
     "qemu": {"attrs", "outcome", "trio"},

@@ -334,6 +334,11 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         )
 
     @property
+    def id(self) -> str:
+        """A random name of its own, the same for as long as its block lasts: `sandbox_id` in spans and in records of the log."""
+        return self._now(lambda: self._inner.id)
+
+    @property
     def image(self) -> str | Image:
         """The image it was opened with: its name, or the `Image` if that has steps."""
         return self._now(lambda: self._inner.image)

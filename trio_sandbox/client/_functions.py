@@ -11,7 +11,6 @@ import contextlib
 import inspect
 import json
 import keyword
-import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -23,13 +22,14 @@ import attrs
 import trio
 
 from .._nurseries import hide_nursery
+from .._observe import part_logger, serving
 from .._rate import Rate
 from ..constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES, MAXIMUM_FUNCTIONS
 from ..wire import ChannelStream
 from ._failures import STREAM_GONE
 from ._json import has_more_values
 
-_log = logging.getLogger("trio_sandbox")
+_log = part_logger("functions")
 
 Functions: TypeAlias = Mapping[str, Callable[..., object]]
 
@@ -224,12 +224,17 @@ class HostFunctions:
 
     Args:
       functions: What `check_functions` returned.
+      sandbox_id: Whose run it is, for the log.
+      run_id: The same.
 
     """
 
-    def __init__(self, functions: dict[str, Callable[..., object]]) -> None:
+    def __init__(
+        self, functions: dict[str, Callable[..., object]], sandbox_id: str | None = None, run_id: str | None = None
+    ) -> None:
         self.names: list[str] = list(functions)
         self._functions = functions
+        self._ids = sandbox_id, run_id
         self._rate = Rate(CALLS_PER_SECOND, CALLS_AT_ONCE)
         self._slots = trio.Semaphore(CALLS_AT_ONCE)
         self._sending = trio.Lock()
@@ -250,7 +255,8 @@ class HostFunctions:
         """Serve the calls that come on *stream* for a block; leaving it cancels those that are underway, and waits for them."""
         with hide_nursery("Sandbox.stream()"):
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._serve, stream, self._nursery)
+                with serving(*self._ids):
+                    self._nursery.start_soon(self._serve, stream, self._nursery)
                 try:
                     yield
                 finally:

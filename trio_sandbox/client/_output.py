@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import trio
+
 from .._quote import quote_lines
-from .._results import RunOutput, decode
+from .._results import RunOutput, RunTimings, decode
 from ..constants import OUTPUT_TAIL_BYTES
 
 Outcome = Literal["unsent", "running", "ended", "stopped", "refused", "broken"]
@@ -35,8 +37,14 @@ class Tail:
 class RunTrace:
     """What is known of one run, from the request to its end; the run itself writes it, and nobody else."""
 
-    def __init__(self, language: str) -> None:
+    def __init__(self, language: str, asked_at: float | None = None) -> None:
         self.language = language
+        self.asked_at = asked_at
+        """When the run was asked for, on Trio's clock; None: when it was sent."""
+        self.sent_at: float | None = None
+        """When the guest was sent it; None: not yet."""
+        self.first_output_at: float | None = None
+        """When the first of what it printed or showed was there; None: not yet."""
         self.outcome: Outcome = "unsent"
         self.exit_code: int | None = None
         self.stdout: Tail = Tail()
@@ -46,6 +54,20 @@ class RunTrace:
         """Say what became of it, unless that is known already."""
         if self.outcome in ("unsent", "running"):
             self.outcome = outcome
+
+    def note_output(self) -> None:
+        """Note that it has printed or shown something."""
+        if self.first_output_at is None:
+            self.first_output_at = trio.current_time()
+
+    def timings(self, sent_at: float, ended_at: float) -> RunTimings:
+        """Return when it was sent, and the rest of what happened, counted from when it was asked for."""
+        asked_at = sent_at if self.asked_at is None else self.asked_at
+        return RunTimings(
+            sent=sent_at - asked_at,
+            first_output=None if self.first_output_at is None else self.first_output_at - asked_at,
+            ended=ended_at - asked_at,
+        )
 
     def output(self) -> RunOutput:
         """Return it as it is now."""

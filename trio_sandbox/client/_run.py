@@ -70,7 +70,7 @@ class RunEvents:
         self._memory_mib = memory_mib
         self._result: RunResult | None = None  # that is known, and comes after a last word of ours
         self._display: tuple[Shown, bytearray] | None = None  # some of whose bytes are still to come
-        self._sent_at = trio.current_time()
+        self._sent_at = trace.sent_at = trio.current_time()
         self._over = False
 
     def __aiter__(self) -> RunEvents:
@@ -115,9 +115,11 @@ class RunEvents:
         if self._display is not None:
             return self._rest_of_display(*self._display, tag, payload)
         if tag == STDOUT:
+            self._trace.note_output()
             self._trace.stdout.add(payload)
             return OutputChunk("stdout", payload)
         if tag == STDERR:
+            self._trace.note_output()
             self._trace.stderr.add(payload)
             return OutputChunk("stderr", payload)
         if tag != JSON:
@@ -140,7 +142,7 @@ class RunEvents:
     def _end(self, message: Finished) -> OutputChunk | RunResult:
         """Return the result, or the last word of a run that was killed for want of memory, which the result follows."""
         self._trace.end("ended")
-        word = b""
+        now, word = trio.current_time(), b""
         if message.oom:
             word = out_of_memory_line("code", self._memory_mib)
             self._trace.stderr.add(word)
@@ -149,7 +151,8 @@ class RunEvents:
             stdout_bytes=bytes(self._trace.stdout),
             stderr_bytes=bytes(self._trace.stderr),
             value=message.value,
-            duration=trio.current_time() - self._sent_at,
+            duration=now - self._sent_at,
+            timings=self._trace.timings(self._sent_at, now),
             restarted=message.restarted,
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
@@ -174,6 +177,7 @@ class RunEvents:
         return RunRefusedError(reason, errno=failed.errno)
 
     def _start_of_display(self, shown: Shown) -> Display | None:
+        self._trace.note_output()
         if shown.size > self._display_limit:
             # The guest knows the limit, and sends nothing of it.
             raise OutputLimitError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -14,6 +13,7 @@ import trio
 from .._config import Progress
 from .._errors import ImageCorruptError, ImageError, ImageMissingError, SandboxError, UnknownImageError
 from .._nurseries import hide_nursery
+from .._observe import part_logger
 from .._oci_reference import is_oci
 from ._build import BuildRequest, build_entry, open_staging
 from ._entry import (
@@ -41,7 +41,7 @@ from ._stored import BuiltImage, StoredImage, SystemDisk, default_cache_director
 from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRecipe
 from .oci import OciRecipe
 
-_log = logging.getLogger("trio_sandbox.image")
+_log = part_logger("image")
 
 
 def _ignore_progress(progress: Progress) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import final
@@ -12,8 +11,9 @@ import trio
 
 from .. import Checkpoint, Sandbox, SandboxError
 from .._nurseries import Services, open_services
+from .._observe import part_logger
 
-_log = logging.getLogger("trio_sandbox.integrations")
+_log = part_logger("integrations")
 
 
 @final

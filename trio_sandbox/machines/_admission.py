@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -15,11 +14,12 @@ import trio
 from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
+from .._observe import measure, part_logger, span
 from ._budget import Limit, cpu_limit, disk_room, disk_shortage, memory_limit
 from ._claims import NOTHING, Budget, Claim, Resources
 from ._ledger import Ledger, LedgerEntry, reckon
 
-_log = logging.getLogger("trio_sandbox.admission")
+_log = part_logger("admission")
 
 #: Seconds between two looks at what other processes have given out, while that holds somebody up.
 _LOOK: Final = 0.2
@@ -249,6 +249,12 @@ class Admission:
 
     async def _wait_granted(self, claim: Claim) -> None:  # noqa: ASYNC910 - what it waits for is one
         """Submit *claim*, and wait for its turn; whoever does is to withdraw it in any case."""
+        with span("admit", memory_mib=claim.amount.memory_mib):
+            began = trio.current_time()
+            await self._wait_turn(claim)
+            measure("admission.duration", trio.current_time() - began)
+
+    async def _wait_turn(self, claim: Claim) -> None:  # noqa: ASYNC910 - as above
         self._budget.submit(claim)
         self._settle()
         if claim.granted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Final, final
@@ -14,6 +13,7 @@ from .._config import Progress
 from .._errors import ImageError, ImageMissingError, TemplateUnusableError
 from .._image import AnyImage, Image
 from .._network import Network
+from .._observe import part_logger, span
 from ..image import (
     BuiltImage,
     ImageStore,
@@ -31,7 +31,7 @@ from ._dependents import Dependents
 from ._layer_builder import LayerBuilder, Report
 from ._named import NamedTemplate
 
-_log = logging.getLogger("trio_sandbox.image")
+_log = part_logger("image")
 
 #: How often an image is looked for that is removed again before it can be held, and the seconds between: a removal holds its lock for some
 #: milliseconds.
@@ -101,7 +101,8 @@ class HostImages:
         """
         async with self._ensuring.setdefault(image, trio.Lock()):
             if image not in self._ready or not are_there(*self._ready[image]):
-                self._ready[image] = await self._make(image, build=build and self._build)
+                with span("image"):
+                    self._ready[image] = await self._make(image, build=build and self._build)
             return self._ready[image]
 
     @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import shutil
@@ -28,6 +27,7 @@ from .._errors import (
     VmError,
     WarmupError,
 )
+from .._observe import part_logger, span
 from .._private import make_new_directory
 from .._quote import quote_lines
 from ..client import NO_INTERPRETER, RunTrace, ask, code_request, collect, open_run
@@ -52,7 +52,7 @@ from ._mounts import mount
 from ._named import NamedTemplate
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
 
-_log = logging.getLogger("trio_sandbox.templates")
+_log = part_logger("templates")
 
 #: What a machine has in its directory: the overlay that it starts with, and others.
 _OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
@@ -420,7 +420,7 @@ class Launcher:
         wanted = new_template(
             key, image=image.name, memory_mib=config.memory_mib, vcpus=config.vcpus, warmup=config.warmup
         )
-        with templates.make(wanted) as staged:
+        with span("template"), templates.make(wanted) as staged:
             report("booting a machine")
             original = attrs.evolve(
                 machine,

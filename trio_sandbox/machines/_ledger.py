@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import logging
 import os
 import re
 import secrets
@@ -28,10 +27,11 @@ from weakref import WeakSet
 
 import attrs
 
+from .._observe import part_logger
 from .._private import make_new_directory
 from .._stored_json import Fields, parse_json
 
-_log = logging.getLogger("trio_sandbox.admission")
+_log = part_logger("admission")
 
 #: Where everybody may make directories: in memory, if there is such a place.
 _BASES: Final = (Path("/dev/shm"), Path("/var/tmp"))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import trio
 
+from .._observe import part_logger
 from ..image import ImageStore
 from ._named import NamedTemplateStore
 from ._templates import TemplateStore
 
-_log = logging.getLogger("trio_sandbox.templates")
+_log = part_logger("templates")
 
 
 async def remove_leftovers(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import final
 
 from .._config import Progress
+from .._observe import part_logger
 
-_log = logging.getLogger("trio_sandbox.progress")
+_log = part_logger("progress")
 
 
 @final

@@ -12,7 +12,6 @@ import errno
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from typing import Final, final
 import attrs
 
 from .._errors import UnknownTemplateError
+from .._observe import part_logger
 from .._private import check_trusted, make_private_directory, write_new_file
 from .._stored_json import Fields, read_json
 from ..constants import MAXIMUM_REQUEST_BYTES
@@ -39,7 +39,7 @@ from ..qemu import (
     remove_marked,
 )
 
-_log = logging.getLogger("trio_sandbox.templates")
+_log = part_logger("templates")
 
 #: Changes with whatever a template's files mean, so that no other version's are used.
 _FORMAT: Final = 1

@@ -6,7 +6,6 @@ the processors that they hold makes them go. Nothing here knows what a machine i
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
@@ -20,11 +19,12 @@ from .._config import SandboxConfig
 from .._errors import SandboxError
 from .._image import AnyImage
 from .._nurseries import Services, open_services
+from .._observe import part_logger
 from ._admission import Admission
 from ._claims import NOTHING, Resources
 from ._machines import HeldMachine
 
-_log = logging.getLogger("trio_sandbox.warm")
+_log = part_logger("warm")
 
 #: Seconds before another try to open what could not be opened; twice as many each time, up to the second number.
 _BACKOFF: Final = (1.0, 60.0)

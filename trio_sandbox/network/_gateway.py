@@ -10,11 +10,11 @@ so a name that no rule allows never leaves this process. Until there is an answe
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from contextvars import Context
 from enum import IntEnum
 from functools import partial
 from ipaddress import ip_address
@@ -23,6 +23,7 @@ from typing import Final, TypeVar, final
 import trio
 
 from .._network import Network, NetworkRule, StreamFactory, is_host_name
+from .._observe import part_logger
 from .._rate import Rate
 from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
@@ -37,7 +38,7 @@ from ._termination import Termination
 from ._trust import Trust
 from ._vault import Vault, bundle_environment
 
-_log = logging.getLogger("trio_sandbox.network")
+_log = part_logger("network")
 
 #: Streams that a guest may have open to us. Its agent keeps within that: a guest with more has another agent.
 _MOST_STREAMS: Final = 512
@@ -138,6 +139,10 @@ class Gateway:
     def handler(self) -> StreamHandler | None:
         """What serves the streams that a guest opens; None while nothing may be reached."""
         return self.handle if self.network else None
+
+    def observe_in(self, context: Context) -> None:
+        """Tell of decisions in *context*, that of the sandbox, whoever carries them out."""
+        self._journal.context = context
 
     @property
     def certificates(self) -> str:

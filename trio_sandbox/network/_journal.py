@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from typing import Final, final
 
 import trio
 
+from .._observe import add_span, measure, part_logger
 from ._connections import EventQueue, NetworkEvent, NetworkStatistics, NetworkWatch, Outcome
 
-_log = logging.getLogger("trio_sandbox.network")
+_log = part_logger("network")
 
 #: Seconds between two warnings of one refusal, and how many different ones are told in that time: a guest must not fill a
 #: log by asking for ever new names.
@@ -57,6 +58,8 @@ class Journal:
     """Counts and tells what becomes of a sandbox's lookups and connections."""
 
     def __init__(self) -> None:
+        self.context: Context = copy_context()
+        """What decisions are told in."""
         self.open: int = 0
         """Connections that exist now."""
         self.connections: int = 0
@@ -93,6 +96,20 @@ class Journal:
 
     def tell(self, event: NetworkEvent) -> None:
         """Count *event*, log it, and hand it to who watches."""
+        self.context.run(self._tell, event)
+        for events in self._watches:
+            events.put(event)
+
+    def _tell(self, event: NetworkEvent) -> None:
+        # Neither the name nor the address: the guest chooses them, and could write in them.
+        add_span(
+            "network",
+            event.duration,
+            outcome=event.outcome,
+            bytes_sent=event.bytes_sent,
+            bytes_received=event.bytes_received,
+        )
+        measure("network.decisions", outcome=event.outcome)
         where = event.host if event.port is None else f"{event.host}:{event.port}"
         if event.outcome in ("closed", "reset"):
             _log.info(
@@ -110,8 +127,6 @@ class Journal:
         else:
             self._refused += 1
             self._warn(where, event)
-        for events in self._watches:
-            events.put(event)
 
     def _warn(self, where: str, event: NetworkEvent) -> None:
         now = trio.current_time()

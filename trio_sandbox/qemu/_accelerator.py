@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import trio
 
 from .._config import Timeouts
 from .._errors import HardwareRequiredError
+from .._observe import part_logger
 from .._private import make_private_directory
 from .._stored_json import Fields, read_json
 from ._build import QemuBuild, inspect_qemu, locate_qemu
@@ -23,7 +23,7 @@ from ._confinement import Confinement, kvm_access, prove_confinement
 from ._machine import AcceleratorName, base_argv
 from ._process import InheritedFds, describe_exit, minimal_environment, run_owned
 
-_log = logging.getLogger("trio_sandbox.accelerator")
+_log = part_logger("accelerator")
 
 _KVM: Final = Path("/dev/kvm")
 _CACHE_FILE: Final = "accelerator.json"

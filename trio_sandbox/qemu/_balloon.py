@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, final
@@ -11,11 +10,12 @@ import trio
 
 from .._config import Timeouts
 from .._errors import BalloonError, QMPClosedError, QMPCommandError, QMPError
+from .._observe import part_logger
 from ..constants import BALLOON_INFLATE_TARGET_MIB, BALLOON_SPARE_MIB
 from ._qmp import QMPChannel
 from ._qmp_codec import QMPEvent
 
-_log = logging.getLogger("trio_sandbox.balloon")
+_log = part_logger("balloon")
 
 _MIB: Final = 2**20
 #: Where the balloon is among QEMU's objects; see `machine_argv`.

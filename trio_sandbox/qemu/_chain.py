@@ -8,7 +8,6 @@ Source: ``block-core.json`` and ``job.json`` of QEMU's ``qapi``.
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +16,12 @@ from typing import Any, Final, final
 import trio
 
 from .._errors import QMPCommandError, QMPError
+from .._observe import part_logger
 from ._machine import DiskNode
 from ._qmp import QMPChannel
 from ._qmp_codec import QMPEvent
 
-_log = logging.getLogger("trio_sandbox.snapshot")
+_log = part_logger("snapshot")
 
 #: With so many layers under its disk a machine's next snapshot begins with making them one. Each costs QEMU some memory and
 #: each read of what is in none of them a look, and each takes what the guest has overwritten since of the host's disk.

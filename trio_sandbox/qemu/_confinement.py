@@ -8,7 +8,6 @@ everywhere, QEMU's own seccomp filter, is in `_machine`.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import signal
@@ -23,13 +22,14 @@ from typing import Final, final
 import attrs
 import trio
 
-from .._errors import SandboxError
+from .._errors import ConfinementRequiredError, SandboxError
+from .._observe import part_logger
 from . import _landlock_main
 from ._jail import Jail
 from ._limits import Limits
 from ._process import InheritedFds, describe_exit, minimal_environment, require_program, run_owned
 
-_log = logging.getLogger("trio_sandbox.confinement")
+_log = part_logger("confinement")
 
 #: User ids that neither distributions nor systemd hand out (see "Users, Groups, UIDs and GIDs on
 #: systemd Systems"), so that one can be had for each VM.
@@ -143,6 +143,19 @@ class Confinement:
                 )
             )
         return found
+
+    def require_whole(self) -> None:
+        """Refuse a host on which QEMU is confined by less than it could be.
+
+        Raises:
+          ConfinementRequiredError: if it is; the message says what to change.
+
+        """
+        if weaknesses := self.weaknesses():
+            raise ConfinementRequiredError(
+                "QEMU can't be confined as required: "
+                + "; ".join(f"{weakness} (to change that, {way_out})" for weakness, way_out in weaknesses)
+            )
 
     def choose_uid(self) -> int | None:
         """Return a user id for something short; None: ours."""

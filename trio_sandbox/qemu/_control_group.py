@@ -9,7 +9,6 @@ Source: the kernel's admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -22,10 +21,11 @@ import trio
 from .. import constants
 from .._cgroups import ROOT, own_groups
 from .._errors import SandboxError
+from .._observe import part_logger
 from ._process import InheritedFds, describe_exit, minimal_environment, run_owned
 from ._runtime import Runtime
 
-_log = logging.getLogger("trio_sandbox.confinement")
+_log = part_logger("confinement")
 
 _CONTROLLERS: Final = ("cpu", "memory")
 #: The weight of all machines of a host together; that of a group is 100 unless told otherwise.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 from typing import Final, final
 
 import attrs
 
+from .._observe import part_logger
 from ._machine import MachineConfig
 from ._process import require_program
 from ._qcow2 import Qcow2FormatError, read_qcow2_info
 
-_log = logging.getLogger("trio_sandbox.confinement")
+_log = part_logger("confinement")
 
 #: How much the kernel prefers everybody else's threads, our event loop's first of all. A busy guest has a third of its weight.
 _NICE: Final = 5

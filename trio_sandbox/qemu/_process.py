@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import socket
@@ -16,10 +15,11 @@ import trio
 
 from .._errors import MissingProgramError, SandboxError
 from .._nurseries import hide_nursery
+from .._observe import part_logger
 from .._programs import FOR_CONTAINERS, REQUIREMENTS, find_program
 from ._reaping import Gate, is_ended, reap
 
-_log = logging.getLogger("trio_sandbox.process")
+_log = part_logger("process")
 
 #: Bytes of output kept unless asked otherwise: enough for the message that explains a failure.
 _TAIL_BYTES: Final = 16 * 2**10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import re
 import secrets
@@ -20,12 +19,13 @@ import trio
 from .._entries import open_block
 from .._errors import SandboxError
 from .._nurseries import open_services
+from .._observe import part_logger
 from .._private import make_new_directory
 from . import _reaper_main
 from ._owned import is_marked, mark, remove_marked
 from ._process import InheritedFds, describe_exit
 
-_log = logging.getLogger("trio_sandbox.runtime")
+_log = part_logger("runtime")
 
 #: A socket's path may have 107 bytes; this leaves names of up to 14 bytes inside the directory.
 _LONGEST_DIRECTORY: Final = 92

@@ -13,7 +13,6 @@ with Xen but that it was the first to want the state without the RAM.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
@@ -27,6 +26,7 @@ import attrs
 import trio
 
 from .._errors import QMPCommandError, QMPError, SnapshotError
+from .._observe import part_logger
 from .._quote import quote_guest
 from ..wire import Channel, ChannelStream, StreamResetError, receive_all, receive_up_to
 from ._machine import WRITABLE, DiskNode, MachineConfig, added_overlay, lock_disk
@@ -35,7 +35,7 @@ from ._qmp import QMPChannel
 from ._ram import FROZEN_MODE, PrivateRam, copy_data
 from ._read_only_view import ReadOnlyView
 
-_log = logging.getLogger("trio_sandbox.snapshot")
+_log = part_logger("snapshot")
 
 #: RAMs that are copied at a time.
 _COPIES: Final = 2

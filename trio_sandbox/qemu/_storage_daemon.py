@@ -9,7 +9,6 @@ it never parses what a guest wrote.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import secrets
 import socket
@@ -26,12 +25,13 @@ from .._config import Timeouts
 from .._entries import open_block
 from .._errors import QemuStorageDaemonError, QMPClosedError, QMPCommandError, QMPError
 from .._nurseries import open_services
+from .._observe import part_logger
 from ._process import InheritedFds, OwnedProcess, describe_exit, minimal_environment, run_owned
 from ._qcow2 import FileIdentity, Qcow2FormatError, Qcow2Info, Qcow2InfoCache
 from ._qmp import QMPChannel, open_qmp
 from ._runtime import private_directory
 
-_log = logging.getLogger("trio_sandbox.storage_daemon")
+_log = part_logger("storage_daemon")
 
 #: Creations that the daemon works on at a time; more wait their turn, first come, first served.
 #: It works on one after the other anyway. This many have fewer events under way than a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
@@ -27,6 +26,7 @@ from .._errors import (
     VmError,
 )
 from .._nurseries import Services, run_in_own_task
+from .._observe import part_logger, span
 from ..wire import (
     Channel,
     ChannelError,
@@ -54,7 +54,7 @@ from ._read_only_view import ReadOnlyView
 from ._snapshot import MonitorLostError, SavedState, Snapshot, Taking, hold_still, note_full_disk
 from ._usage import cpu_seconds, own_memory
 
-_log = logging.getLogger("trio_sandbox.snapshot")
+_log = part_logger("snapshot")
 
 #: Seconds for the news of QEMU's end to come, after one of its sockets was found closed.
 _NEWS_SECONDS: Final = 2.0
@@ -103,6 +103,8 @@ class Vm:
         has its side of the network on before users' processes go on."""
         self.guest_certificates: str = ""
         """What its programs are to trust then besides their image's certificates, as PEM; told by the hello only."""
+        self.restored: bool = False
+        """Whether it goes on from a state, and has not booted."""
 
     def __repr__(self) -> str:
         if self._failure is not None:
@@ -425,19 +427,23 @@ class Vm:
     ) -> None:
         """Start QEMU, load its state if there is one, and wait for the agent's hello."""
         qmp_socket, guest_socket = sockets
+        self.restored = saved is not None
         try:
-            with trio.fail_after(self._timeouts.boot):
-                process: OwnedProcess = await services.start(self._run_qemu, argv, environment, inherited)
-                self._process = process
-                await services.start(self._console.serve)
-                self._qmp = await services.start(self._serve_qmp, qmp_socket)
+            with trio.fail_after(self._timeouts.boot), span("restore" if self.restored else "boot", hostname=hostname):
+                with span("qemu"):
+                    process: OwnedProcess = await services.start(self._run_qemu, argv, environment, inherited)
+                    self._process = process
+                    await services.start(self._console.serve)
+                    self._qmp = await services.start(self._serve_qmp, qmp_socket)
                 # It is itself by now, whatever it was started by.
                 self._pid = find_qemu(self._accelerator.confinement, process.pid)
                 prefer_as_victim(self._pid)
                 if saved is not None:
-                    await self._load(saved)
+                    with span("load"):
+                        await self._load(saved)
                 marker = None if saved is None else saved.marker
-                self._guest = await services.start(self._serve_guest, guest_socket, hostname, marker)
+                with span("hello"):
+                    self._guest = await services.start(self._serve_guest, guest_socket, hostname, marker)
                 await services.start(self.clock.serve, self._guest)
         except WireError as exc:
             raise _protocol_error(exc) from exc

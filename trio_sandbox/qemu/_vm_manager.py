@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -17,6 +16,7 @@ from .._config import Timeouts
 from .._entries import open_block
 from .._errors import SandboxClosedError, SandboxError, VmBootError
 from .._nurseries import open_services
+from .._observe import part_logger
 from .._private import make_new_directory
 from ..wire import StreamHandler
 from ._accelerator import Accelerator
@@ -34,7 +34,7 @@ from ._runtime import Runtime
 from ._snapshot import SavedState
 from ._vm import Vm
 
-_log = logging.getLogger("trio_sandbox.confinement")
+_log = part_logger("confinement")
 
 
 @final

@@ -7,6 +7,7 @@ from ._file import GuestFile as GuestFile
 from ._life import Checkpoint as Checkpoint, ImageFacts as ImageFacts, Life as Life, find_checkpoint as find_checkpoint
 from ._lifecycle import Lifecycle as Lifecycle
 from ._network import SandboxNetwork as SandboxNetwork
+from ._observed import ObservedSandbox as ObservedSandbox
 from ._open import BinaryMode as BinaryMode, TextMode as TextMode
 from ._path import GuestPath as GuestPath
 from ._sandbox import Sandbox as Sandbox, SandboxStatistics as SandboxStatistics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import (
@@ -25,6 +24,7 @@ from .._errors import (
     SnapshotError,
 )
 from .._nurseries import Services, hide_nursery
+from .._observe import part_logger
 from ..client import check_open
 from ..image import BuiltImage
 from ..machines import (
@@ -50,7 +50,7 @@ from ._usage import Usage
 #: What a fork is to its user: a sandbox of its own.
 Child = TypeVar("Child")
 
-_log = logging.getLogger("trio_sandbox.sandbox")
+_log = part_logger("sandbox")
 
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
@@ -73,6 +73,7 @@ class Lifecycle(Generic[Child]):
         what decides on its connections.
       gateway: What decides on the guest's connections.
       beside: How many sandboxes like this one there are, itself included, that are open for as long as it.
+      id: The sandbox's own.
 
     """
 
@@ -90,8 +91,9 @@ class Lifecycle(Generic[Child]):
         open_child: Callable[[AbstractAsyncContextManager[Vm], int, Gateway], AbstractAsyncContextManager[Child]],
         gateway: Gateway,
         beside: int = 1,
+        id: str | None = None,  # noqa: A002 - as of `Slot`
     ) -> None:
-        self.slot: Slot = Slot(held.vm)
+        self.slot: Slot = Slot(held.vm, id)
         self.network: SandboxNetwork = SandboxNetwork(self.slot, gateway, timeouts.kill)
         """What the guest may reach."""
         self.reverts: int = 0

@@ -15,6 +15,7 @@ import trio
 from .._config import SandboxConfig, Timeouts
 from .._entries import asker_of, current_asker
 from .._errors import RunRefusedError
+from .._observe import span
 from .._results import RunOutput, RunResult
 from ..client import (
     NO_INTERPRETER,
@@ -36,6 +37,7 @@ from ..client import (
     takes_input,
 )
 from ._arguments import command_texts, path_text
+from ._observed import run_span
 from ._path import AnyGuestPath
 from ._slot import Slot
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
@@ -63,6 +65,7 @@ class GuestRequests(WorkspaceRequests):
         self._command = tuple(command)
         self._interpreter = trio.Lock()
         self._functions: HostFunctions | None = None  # of the last run that had the interpreter, which alone sets this
+        self._asked = 0  # runs, those that were not started included
         self._runs = 0
         self._processes = 0
         # Whose run is "the last" is a question of who asks: tasks may run code side by side.
@@ -143,28 +146,33 @@ class GuestRequests(WorkspaceRequests):
                 "a run of this sandbox calls this function, and what is to run would wait for its end; nothing was sent. "
                 "Use Sandbox.run_process(), or another sandbox"
             )
-        trace = self._last_of_asker[asker] = RunTrace(language)
-        async with self._interpreter:
-            vm = await self._slot.resolve("the run")
-            if more := self._slot.environment():
-                request["env"] = {**more, **(env or {})}
-            self._recent.append(trace)
-            limit = self._config.max_output_bytes
-            grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
-            self._functions = calls = HostFunctions(callable_functions) if callable_functions else None
-            async with open_run(
-                vm,
-                request,
-                trace,
-                stdin=stdin,
-                functions=calls,
-                display_limit=limit,
-                memory_mib=self._config.memory_mib,
-                grace=grace,
-                patience=patience,
-            ) as events:
-                self._runs += 1
-                yield events
+        trace = self._last_of_asker[asker] = RunTrace(language, trio.current_time())
+        self._asked += 1
+        run_id = f"{self._slot.id}.{self._asked}"
+        with run_span(trace, self._slot.id, run_id, code):
+            async with self._interpreter:
+                vm = await self._slot.resolve("the run")
+                if more := self._slot.environment():
+                    request["env"] = {**more, **(env or {})}
+                self._recent.append(trace)
+                limit = self._config.max_output_bytes
+                grace, patience = self._timeouts.interrupt_grace, self._timeouts.kill
+                self._functions = calls = (
+                    HostFunctions(callable_functions, self._slot.id, run_id) if callable_functions else None
+                )
+                async with open_run(
+                    vm,
+                    request,
+                    trace,
+                    stdin=stdin,
+                    functions=calls,
+                    display_limit=limit,
+                    memory_mib=self._config.memory_mib,
+                    grace=grace,
+                    patience=patience,
+                ) as events:
+                    self._runs += 1
+                    yield events
 
     async def run(
         self,
@@ -306,7 +314,7 @@ class GuestRequests(WorkspaceRequests):
         vm = await self._slot.resolve(f"the process {argv[0]!r}")
         if env is None and (more := self._slot.environment()):
             request["more_env"] = dict(more)
-        async with open_process(
+        opened = open_process(
             vm,
             request,
             stdin=stdin,
@@ -315,9 +323,15 @@ class GuestRequests(WorkspaceRequests):
             terminal=(pty if isinstance(pty, Terminal) else Terminal()) if pty else None,
             patience=self._timeouts.kill,
             leaves=leaves,
-        ) as process:
-            self._processes += 1
-            yield process
+        )
+        with span("process", sandbox_id=self._slot.id) as observed:
+            async with opened as process:
+                self._processes += 1
+                try:
+                    yield process
+                finally:
+                    if process.returncode is not None:
+                        observed.set(exit_status=process.returncode)
 
     async def run_process(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import date
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
 from ._life import Checkpoint, ImageFacts, Life
 from ._network import SandboxNetwork
+from ._observed import operation
 from ._path import GuestPath
 from ._requests import GuestRequests
 from ._slot import Slot
@@ -94,6 +95,11 @@ class Sandbox(GuestRequests):
         elif self._slot.machine.closed:
             state = "closed"
         return f"<trio_sandbox.Sandbox {self._image!r}, {self._config.memory_mib} MiB: {state}>"
+
+    @property
+    def id(self) -> str:
+        """A random name of its own, the same for as long as its block lasts: `sandbox_id` in spans and in records of the log."""
+        return self._slot.id
 
     @property
     def image(self) -> str | Image:
@@ -245,7 +251,9 @@ class Sandbox(GuestRequests):
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
         """
-        async with self._lifecycle.fork(count) as children:
+        async with AsyncExitStack() as stack:
+            with operation("fork", self.id):
+                children = await stack.enter_async_context(self._lifecycle.fork(count))
             for child in children:
                 child._bases.update(self._bases)
             yield children
@@ -264,7 +272,8 @@ class Sandbox(GuestRequests):
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
         """
-        return await self._lifecycle.checkpoint()
+        with operation("checkpoint", self.id):
+            return await self._lifecycle.checkpoint()
 
     async def revert(self, checkpoint: Checkpoint | None = None) -> None:
         """Go back to a checkpoint: memory, processes and files are what they were then. What came after it is lost.
@@ -287,7 +296,8 @@ class Sandbox(GuestRequests):
           SandboxClosedError: if the sandbox is closed.
 
         """
-        await self._lifecycle.revert(checkpoint)
+        with operation("revert", self.id):
+            await self._lifecycle.revert(checkpoint)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
@@ -368,7 +378,8 @@ class Sandbox(GuestRequests):
           Exception: what `checkpoint` raises.
 
         """
-        await self._lifecycle.save(name, replace=replace)
+        with operation("save", self.id):
+            await self._lifecycle.save(name, replace=replace)
 
     async def hibernate(self) -> None:
         """Put the sandbox to sleep: its state goes to the host's disk, and its process and memory are freed.
@@ -389,7 +400,8 @@ class Sandbox(GuestRequests):
           SandboxClosedError: if the sandbox is closed or its VM gone.
 
         """
-        await self._lifecycle.hibernate()
+        with operation("hibernate", self.id):
+            await self._lifecycle.hibernate()
 
     async def resume(self) -> None:
         """Wake the sandbox up: it continues where it fell asleep. Nothing happens if it is awake.
@@ -402,7 +414,8 @@ class Sandbox(GuestRequests):
           SandboxClosedError: if the sandbox is closed.
 
         """
-        await self._lifecycle.resume()
+        with operation("resume", self.id):
+            await self._lifecycle.resume()
 
 
 async def _remove(path: GuestPath) -> None:

@@ -8,6 +8,7 @@ from typing import final
 import trio
 
 from .._entries import Home
+from .._observe import new_id
 from ..client import Machine
 
 #: Waits until the slot may have a machine again, or raises why it has none; told what the request is, for messages.
@@ -20,9 +21,16 @@ class Slot:
 
     A request asks it for the machine once, when it starts, and stays with that one: a failure of a machine
     that was replaced since is that one's.
+
+    Args:
+      machine: The machine that is in it at first.
+      id: The sandbox's own, if it has one already.
+
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, id: str | None = None) -> None:  # noqa: A002 - that is what it is
+        self.id: str = new_id() if id is None else id
+        """The sandbox's own name, in logs and spans, whatever its machine."""
         self.home: Home = Home()
         """The only Trio run that may use it."""
         self.machine: Machine = machine

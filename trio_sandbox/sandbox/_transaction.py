@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import trio
 
 from .._errors import SandboxError
+from .._observe import part_logger
 from ._life import Checkpoint, Life
 
-_log = logging.getLogger("trio_sandbox.sandbox")
+_log = part_logger("sandbox")
 
 
 @asynccontextmanager

@@ -1,0 +1,91 @@
+"""What the library tells OpenTelemetry, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+PREFIX = "trio_sandbox."
+
+
+class Telemetry:
+    """The program's tracers and meters for one test."""
+
+    def __init__(self, *processors: SpanProcessor) -> None:
+        self._exporter = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self.tracers = TracerProvider(shutdown_on_exit=False)
+        for processor in (SimpleSpanProcessor(self._exporter), *processors):
+            self.tracers.add_span_processor(processor)
+        self.meters = MeterProvider([self._reader], shutdown_on_exit=False)
+
+    def spans(self, name: str | None = None) -> list[ReadableSpan]:
+        """Give the spans of ours that have ended, in the order of their beginnings."""
+        ours = [each for each in self._exporter.get_finished_spans() if each.name.startswith(PREFIX)]
+        wanted = ours if name is None else [each for each in ours if each.name == PREFIX + name]
+        return sorted(wanted, key=lambda each: each.start_time or 0)
+
+    def span(self, name: str) -> ReadableSpan:
+        """Give the only span of a name."""
+        (found,) = self.spans(name)
+        return found
+
+    def path(self, span: ReadableSpan) -> list[str]:
+        """Give the names of those that a span is in, the outermost first, and its own."""
+        by_id = {each.context.span_id: each for each in self._exporter.get_finished_spans()}
+        names: list[str] = []
+        each: ReadableSpan | None = span
+        while each is not None:
+            names.insert(0, each.name.removeprefix(PREFIX))
+            each = None if each.parent is None else by_id[each.parent.span_id]
+        return names
+
+    def numbers(self, name: str) -> list[tuple[dict[str, Any], Any]]:
+        """Give the attributes and the data of each series of a number."""
+        data = self._reader.get_metrics_data()
+        return [
+            (attributes_of(point), point)
+            for resource in ([] if data is None else data.resource_metrics)
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == PREFIX + name
+            for point in metric.data.data_points
+        ]
+
+    def total(self, name: str, **attributes: object) -> float:
+        """Give the sum of a counter, or how many values a histogram has, of series with these attributes."""
+        return sum(
+            getattr(point, "count", None) or getattr(point, "value", 0)
+            for found, point in self.numbers(name)
+            if attributes.items() <= found.items()
+        )
+
+
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Give the attributes of a span or of a number, without our prefix."""
+    attributes: Mapping[str, Any] = thing.attributes or {}
+    return {name.removeprefix(PREFIX): value for name, value in attributes.items()}
+
+
+@contextmanager
+def telemetry(*processors: SpanProcessor) -> Generator[Telemetry]:
+    """Set OpenTelemetry up for a block, as a program does once."""
+    made = Telemetry(*processors)
+    with pytest.MonkeyPatch.context() as patch:
+        # There is no public way to do that twice in a process.
+        patch.setattr(trace, "_TRACER_PROVIDER", made.tracers)
+        patch.setattr(metrics._internal, "_METER_PROVIDER", made.meters)
+        try:
+            yield made
+        finally:
+            made.tracers.shutdown()
+            made.meters.shutdown()
