@@ -64,7 +64,7 @@ class Telemetry:
     def total(self, name: str, **attributes: object) -> float:
         """Give the sum of a counter, or how many values a histogram has, of series with these attributes."""
         return sum(
-            getattr(point, "count", None) or getattr(point, "value", 0)
+            float(point.count if hasattr(point, "count") else point.value)
             for found, point in self.numbers(name)
             if attributes.items() <= found.items()
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
-import time
 from collections.abc import Callable, Generator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -161,7 +160,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._spans: list[Recorded] = []
-        self._began = time.perf_counter()
+        self._began = trio.current_time()
 
     def spans(self) -> list[Recorded]:
         """Return them as they are now."""
@@ -183,7 +182,7 @@ class Recording:
         self._spans.append(Recorded(name, attributes, _depth.get(), now - began, now - ended))
 
     def _now(self) -> float:
-        return time.perf_counter() - self._began
+        return trio.current_time() - self._began
 
 
 _recording: Final[ContextVar[Recording | None]] = ContextVar("trio_sandbox._recording", default=None)
@@ -192,7 +191,7 @@ _depth: Final[ContextVar[int]] = ContextVar("trio_sandbox._depth", default=0)
 
 @contextmanager
 def record() -> Generator[Recording]:
-    """Record the spans of the block."""
+    """Record the spans of the block, which is in a Trio task."""
     recording = Recording()
     token = _recording.set(recording)
     try:

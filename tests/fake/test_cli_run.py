@@ -87,10 +87,12 @@ class FakeHost:
     config: HostConfig | None = None
     accelerator: str = "tcg"
     used: float = 10.0
+    opening: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
 
     @asynccontextmanager
     async def open(self, config: HostConfig) -> AsyncGenerator[FakeHost]:
         self.config = config
+        await self.opening()
         self.log.append("host opened")
         try:
             yield self
@@ -163,6 +165,7 @@ def request(
     timeout: float = math.inf,
     quiet: bool = False,
     timings: bool = False,
+    trace: bool = False,
     json: bool = False,
     downloads: tuple[Download, ...] = (),
 ) -> RunRequest:
@@ -175,6 +178,7 @@ def request(
         timeout=timeout,
         quiet=quiet,
         timings=timings,
+        trace=trace,
     )
 
 
@@ -314,6 +318,28 @@ async def test_timings(autojump_clock: trio.testing.MockClock, capsys: pytest.Ca
     assert [line[0] for line in lines] == steps
 
 
+async def test_a_trace_draws_the_steps_as_they_are_nested(
+    autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def wait() -> None:
+        await trio.sleep(2)
+
+    host = FakeHost([wait, OutputChunk("stdout", b"x"), wait, 0])
+    host.opening = wait
+    await run_until_signal(request(trace=True, quiet=True), open_host=host.open, write=Output().write)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rstrip("#\N{FULL BLOCK} ") for line in lines] == [
+        "  starting the host      2.000 s",
+        "  preparing the image    0.000 s",
+        "  copying files there    0.000 s",
+        "  running the code       4.000 s",
+        "    first output         2.000 s",
+        "  copying files back     0.000 s",
+        "  total                  6.000 s",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+
+
 # --- What a process of the guest's may do ---
 
 
@@ -371,6 +397,7 @@ async def test_json_is_one_line_with_what_is_known() -> None:
     assert stream == "stdout"
     assert data.endswith(b"}\n")
     assert isinstance(fields.pop("duration"), float)
+    assert set(fields.pop("timings")) == {"sent", "first_output", "ended"}
     assert fields == {
         "exit_code": 7,
         "timed_out": False,
@@ -398,6 +425,25 @@ async def test_json_of_a_program_that_was_stopped(autojump_clock: trio.testing.M
     assert await run_until_signal(request(json=True, timeout=2), open_host=host.open, write=output.write) == 124
     fields = json.loads(output.chunks[0][1])
     assert (fields["exit_code"], fields["timed_out"], fields["stdout"]) == (None, True, "before")
+
+
+async def test_json_tells_when_the_program_was_sent_printed_and_ended(autojump_clock: trio.testing.MockClock) -> None:
+    async def wait() -> None:
+        await trio.sleep(2)
+
+    host = FakeHost([wait, OutputChunk("stderr", b"first"), wait, OutputChunk("stdout", b"second"), 0])
+    host.opening = wait
+    output = Output()
+    await run_until_signal(request(json=True), open_host=host.open, write=output.write)
+    fields = json.loads(output.chunks[0][1])
+    assert fields["timings"] == {"sent": 2, "first_output": 4, "ended": 6}
+    assert fields["duration"] == 4
+
+
+async def test_json_of_a_program_that_prints_nothing_has_no_first_output() -> None:
+    output = Output()
+    await run_until_signal(request(json=True), open_host=FakeHost([0]).open, write=output.write)
+    assert json.loads(output.chunks[0][1])["timings"]["first_output"] is None
 
 
 async def test_json_has_a_limit(capsys: pytest.CaptureFixture[str]) -> None:

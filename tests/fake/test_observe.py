@@ -31,6 +31,7 @@ from trio_sandbox import (
 )
 from trio_sandbox._observe import UNSEEN, add_span, measure, part_logger, record, serving, span
 from trio_sandbox._otel import INSTRUMENTS
+from trio_sandbox.network._connections import Outcome
 from trio_sandbox.network._journal import Journal
 from trio_sandbox.sandbox import ObservedSandbox
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
@@ -247,7 +248,8 @@ async def test_decisions_about_the_network_are_told_in_the_sandboxes_span_withou
         journal = Journal()
         journal.context = observed.context
     # Whatever task carries it out.
-    for outcome in ("closed", "refused"):
+    outcomes: list[Outcome] = ["closed", "refused by policy"]
+    for outcome in outcomes:
         journal.tell(
             NetworkEvent(
                 host=SECRET,
@@ -258,7 +260,7 @@ async def test_decisions_about_the_network_are_told_in_the_sandboxes_span_withou
                 started=0.0,
                 duration=2.0,
                 bytes_sent=3,
-                bytes_received=4,  # type: ignore[arg-type]
+                bytes_received=4,
             )
         )
     closed, refused = sorted(seen.spans("network"), key=lambda each: str(attributes_of(each)["outcome"]))
@@ -267,7 +269,7 @@ async def test_decisions_about_the_network_are_told_in_the_sandboxes_span_withou
     assert closed.end_time is not None
     assert closed.start_time is not None
     assert (closed.end_time - closed.start_time) / 1e9 == pytest.approx(2)
-    assert seen.total("network.decisions", outcome="refused") == 1
+    assert seen.total("network.decisions", outcome="refused by policy") == 1
     assert nothing_secret(seen)
     assert [record.__dict__["sandbox_id"] for record in caplog.records] == [observed.id]
 

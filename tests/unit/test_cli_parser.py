@@ -32,12 +32,12 @@ def test_run_has_defaults() -> None:
 
 def test_run_takes_everything() -> None:
     options = build_parser().parse_args(
-        "run --image node --memory 1G --vcpus 2 --timeout 2.5 --accelerator tcg --no-build --timings -q "
+        "run --image node --memory 1G --vcpus 2 --timeout 2.5 --accelerator tcg --no-build --timings --trace -q "
         "--cache-dir /var/c file.py".split()
     )
     assert (options.words, options.image, options.memory, options.vcpus) == (["file.py"], "node", 1024, 2)
     assert (options.timeout, options.accelerator, options.no_build) == (2.5, "tcg", True)
-    assert (options.timings, options.quiet, options.cache_dir) == (True, True, Path("/var/c"))
+    assert (options.timings, options.trace, options.quiet, options.cache_dir) == (True, True, True, Path("/var/c"))
 
 
 @pytest.mark.parametrize(

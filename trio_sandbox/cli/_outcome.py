@@ -8,6 +8,7 @@ import attrs
 import trio
 
 from .._errors import OutputLimitError
+from .._results import RunTimings
 from ._program import Program
 from ._streams import Stream
 
@@ -18,8 +19,8 @@ class Outcome:
 
     status: int
     """The exit status of the command."""
-    duration: float
-    """Seconds."""
+    timings: RunTimings
+    """Seconds since the command began."""
     cpu_seconds: float
     """Processor time of its machine."""
     timed_out: bool = False
@@ -49,11 +50,13 @@ class Collected:
 
     def as_json(self, outcome: Outcome, program: Program, accelerator: str) -> bytes:
         """Write one line with all that is known; bytes that are no UTF-8 become U+FFFD."""
+        timings = outcome.timings
         fields = {
             "exit_code": None if outcome.timed_out else outcome.status,
             "timed_out": outcome.timed_out,
             "oom": outcome.oom,
-            "duration": round(outcome.duration, 6),
+            "duration": round(timings.ended - timings.sent, 6),
+            "timings": {name: value and round(value, 6) for name, value in attrs.asdict(timings).items()},
             "cpu_seconds": round(outcome.cpu_seconds, 6),
             "stdout": self.output["stdout"].decode("utf-8", "replace"),
             "stderr": self.output["stderr"].decode("utf-8", "replace"),

@@ -181,6 +181,9 @@ def _fill_run(run: CommandParser) -> None:
         "--json", action="store_true", help="print one JSON object in the end, with what the program printed"
     )
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
+    run.add_argument(
+        "--trace", action="store_true", help="draw on standard error what was done when, and how long it took"
+    )
     _add_quiet(run)
     _add_cache_dir(run)
 

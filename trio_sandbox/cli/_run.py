@@ -8,7 +8,7 @@ import math
 import os
 import posixpath
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,9 @@ import trio
 
 from .. import Sandbox
 from .._config import HostConfig, SandboxConfig
+from .._observe import add_span, record, span
 from .._quote import quote_guest
+from .._results import RunTimings
 from ..host import Host, open_host
 from . import _status
 from ._configs import host_config, sandbox_config
@@ -30,7 +32,8 @@ from ._program import Program, find_program
 from ._progress import ShowProgress, open_progress
 from ._report import complain
 from ._signals import end_on_signal
-from ._streams import Read, Write, read_input, write_output
+from ._streams import Read, Stream, Write, read_input, write_output
+from ._trace import draw_for
 
 #: The working directory of a workspace, in the guest.
 _WORKSPACE: Final = "/home/user/workspace"
@@ -59,6 +62,7 @@ class RunRequest:
     """Seconds that the program may run, starting and building not counted."""
     quiet: bool = False
     timings: bool = False
+    trace: bool = False
     json: bool = False
 
     def place(self, remote: str) -> str:
@@ -70,7 +74,8 @@ class RunRequest:
 class Timings:
     """How long each step took, in order."""
 
-    last: float = attrs.field(factory=trio.current_time)
+    began: float = attrs.field(factory=trio.current_time)
+    last: float = attrs.field(default=attrs.Factory(lambda self: self.began, takes_self=True))
     steps: list[tuple[str, float]] = attrs.field(factory=list[tuple[str, float]])
 
     def lap(self, step: str) -> None:
@@ -78,6 +83,13 @@ class Timings:
         now = trio.current_time()
         self.steps.append((step, now - self.last))
         self.last = now
+
+    @contextlib.contextmanager
+    def step(self, step: str) -> Generator[None]:
+        """Do a step in the block, and have a trace show it."""
+        with span(step):
+            yield
+        self.lap(step)
 
     def __str__(self) -> str:
         rows = [*self.steps, ("total", sum(duration for _, duration in self.steps))]
@@ -114,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
             timeout=options.timeout,
             quiet=options.quiet,
             timings=options.timings,
+            trace=options.trace,
             json=options.json,
         )
         for upload in request.uploads:
@@ -142,25 +155,29 @@ async def run_until_signal(
 
 async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write, read: Read) -> int:
     """Run the program and pass on its output as it comes; return the exit status."""
-    timings = Timings()
     program = request.program
     collected = Collected(request.sandbox.max_output_bytes) if request.json else None
-    with contextlib.ExitStack() as display:
+    with contextlib.ExitStack() as recorded, contextlib.ExitStack() as display:
+        recording = recorded.enter_context(record()) if request.trace else None
         show: ShowProgress = display.enter_context(open_progress(quiet=request.quiet))
-        async with open_host(attrs.evolve(request.host, progress=show)) as host:
-            timings.lap("starting the host")
-            await host.prepare(program.image)
-            timings.lap("preparing the image")
+        timings = Timings()
+        async with contextlib.AsyncExitStack() as stack:
+            with timings.step("starting the host"):
+                host = await stack.enter_async_context(open_host(attrs.evolve(request.host, progress=show)))
+            with timings.step("preparing the image"):
+                await host.prepare(program.image)
             async with host.open_sandbox(program.image, request.sandbox) as sandbox:
                 timings.lap(f"booting ({sandbox.accelerator})")
                 display.close()  # what the program prints has the terminal to itself
-                await _upload(sandbox, request)
-                timings.lap("copying files there")
-                outcome = await _run(sandbox, request, write if collected is None else collected.write, read)
-                timings.lap("running the code")
-                status = await _download(sandbox, request, outcome.status)
-                status = await _bring_back(sandbox, request, status)
-                timings.lap("copying files back")
+                with timings.step("copying files there"):
+                    await _upload(sandbox, request)
+                with timings.step("running the code"):
+                    outcome = await _run(
+                        sandbox, request, write if collected is None else collected.write, read, timings.began
+                    )
+                with timings.step("copying files back"):
+                    status = await _download(sandbox, request, outcome.status)
+                    status = await _bring_back(sandbox, request, status)
         timings.lap("closing")
     if outcome.timed_out:
         complain(f"stopped after {request.timeout:g} seconds (--timeout)")
@@ -170,6 +187,8 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write,
         await write("stdout", collected.as_json(outcome, program, sandbox.accelerator))
     if request.timings:
         print(timings, file=sys.stderr)
+    if recording is not None:
+        print(draw_for(sys.stderr, recording.spans()), file=sys.stderr)
     return status
 
 
@@ -187,22 +206,34 @@ async def _upload(sandbox: Sandbox, request: RunRequest) -> None:  # noqa: ASYNC
         await sandbox.path(request.place(request.program.name)).write_bytes(request.program.content)
 
 
-async def _run(sandbox: Sandbox, request: RunRequest, write: Write, read: Read) -> Outcome:
+async def _run(sandbox: Sandbox, request: RunRequest, write: Write, read: Read, began: float) -> Outcome:
     argv = request.program.argv
     if request.environment:
         # In the guest: what `open_process` is given would take the place of the default environment.
         argv = ("env", "--", *(f"{name}={value}" for name, value in request.environment.items()), *argv)
     given = request.program.stdin
     started, used = trio.current_time(), sandbox.usage().cpu_seconds
+    first_output: float | None = None
     ended: Ended | None = None
+
+    async def pass_on(stream: Stream, data: bytes) -> None:
+        nonlocal first_output
+        if first_output is None:
+            first_output = trio.current_time()
+            add_span("first output", first_output - started)
+        await write(stream, data)
+
     with trio.move_on_after(request.timeout):
         ended = await run_process(
-            sandbox, argv, cwd=request.workdir, write=write, read=read if given is None else _once(given)
+            sandbox, argv, cwd=request.workdir, write=pass_on, read=read if given is None else _once(given)
         )
-    duration, used = trio.current_time() - started, sandbox.usage().cpu_seconds - used
+    now, used = trio.current_time(), sandbox.usage().cpu_seconds - used
+    timings = RunTimings(
+        sent=started - began, first_output=None if first_output is None else first_output - began, ended=now - began
+    )
     if ended is None:
-        return Outcome(status=_status.TIMEOUT, duration=duration, cpu_seconds=used, timed_out=True)
-    return Outcome(status=ended.status, duration=duration, cpu_seconds=used, oom=ended.oom)
+        return Outcome(status=_status.TIMEOUT, timings=timings, cpu_seconds=used, timed_out=True)
+    return Outcome(status=ended.status, timings=timings, cpu_seconds=used, oom=ended.oom)
 
 
 def _once(data: bytes) -> Read:

@@ -429,7 +429,10 @@ class Vm:
         qmp_socket, guest_socket = sockets
         self.restored = saved is not None
         try:
-            with trio.fail_after(self._timeouts.boot), span("restore" if self.restored else "boot", hostname=hostname):
+            with (
+                trio.fail_after(self._timeouts.boot),
+                span("restore" if self.restored else "boot", accelerator=self._accelerator.name),
+            ):
                 with span("qemu"):
                     process: OwnedProcess = await services.start(self._run_qemu, argv, environment, inherited)
                     self._process = process
