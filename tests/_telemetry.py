@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util._once import Once
 
 PREFIX = "trio_sandbox."
 
@@ -74,6 +75,16 @@ def attributes_of(thing: Any) -> dict[str, Any]:
     """Give the attributes of a span or of a number, without our prefix."""
     attributes: Mapping[str, Any] = thing.attributes or {}
     return {name.removeprefix(PREFIX): value for name, value in attributes.items()}
+
+
+@contextmanager
+def of_its_own() -> Generator[None]:
+    """Let the block set OpenTelemetry up, which is possible once in a process, and undo that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((trace, "_TRACER_PROVIDER"), (metrics._internal, "_METER_PROVIDER")):
+            patch.setattr(module, name, None)
+            patch.setattr(module, f"{name}_SET_ONCE", Once())
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 import trio_sandbox
+from tests._telemetry import of_its_own
 from tests.documented import ROOT, Block, blocks
 from trio_sandbox.image import default_cache_directory
 from trio_sandbox.machines._named import NamedTemplateStore
@@ -51,7 +52,8 @@ def sections() -> dict[str, list[Block]]:
 
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in programs()])
 def test_program(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block.text, block.name, "exec", dont_inherit=True), {"__name__": "__main__"})
+    with of_its_own():
+        exec(compile(block.text, block.name, "exec", dont_inherit=True), {"__name__": "__main__"})
     check_output(block, capsys.readouterr().out)
 
 
