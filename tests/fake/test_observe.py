@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,17 @@ from trio_sandbox import (
     RunFailedError,
     RunRefusedError,
     RunTimings,
+    Sandbox,
     SandboxConfig,
     SandboxError,
+    VmBootError,
+    aio,
+    blocking,
 )
 from trio_sandbox._observe import UNSEEN, add_span, measure, part_logger, record, serving, span
 from trio_sandbox._otel import INSTRUMENTS
+from trio_sandbox.aio._door import open_root as open_aio
+from trio_sandbox.blocking._door import open_root as open_blocking
 from trio_sandbox.network._connections import Outcome
 from trio_sandbox.network._journal import Journal
 from trio_sandbox.sandbox import ObservedSandbox
@@ -39,6 +47,7 @@ from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 from ._guest import finished, open_fake_sandbox, receive_json
 from ._host import open_fake_host
 from ._sandbox import open_local_sandbox
+from .test_lifecycle import open_site
 
 #: What must never be told: code, output, names that a guest chooses.
 SECRET = "tr0ub4dor"
@@ -150,6 +159,7 @@ async def test_an_error_of_the_users_block_tells_no_more_than_its_kind(seen: Tel
     whole = seen.span("sandbox")
     assert (attributes_of(whole)["error.type"], list(whole.events)) == ("ValueError", [])
     assert seen.total("starts", outcome="ok") == 1, "it did start"
+    assert attributes_of(seen.span("teardown"))["outcome"] == "ok", "it did end well"
     assert nothing_secret(seen)
 
 
@@ -272,6 +282,26 @@ async def test_decisions_about_the_network_are_told_in_the_sandboxes_span_withou
     assert seen.total("network.decisions", outcome="refused by policy") == 1
     assert nothing_secret(seen)
     assert [record.__dict__["sandbox_id"] for record in caplog.records] == [observed.id]
+
+
+async def test_what_becomes_of_a_sandbox_is_told(seen: Telemetry, tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        sandbox = site.sandbox
+        checkpoint = await sandbox.checkpoint()
+        await sandbox.revert(checkpoint)
+        await sandbox.save("mine")
+        await sandbox.hibernate()
+        await sandbox.resume()
+        with pytest.raises(KeyError):
+            async with sandbox.transaction():
+                raise KeyError
+    told = [each for each in seen.spans() if each.parent is None and "sandbox_id" in attributes_of(each)]
+    assert [each.name.removeprefix("trio_sandbox.") for each in told] == [
+        *("checkpoint", "revert", "save", "hibernate", "resume"),
+        *("checkpoint", "revert"),  # of the transaction
+    ]
+    assert {attributes_of(each)["sandbox_id"] for each in told} == {sandbox.id}
+    assert {attributes_of(each)["outcome"] for each in told} == {"ok"}
 
 
 # --- Numbers ---
@@ -450,6 +480,21 @@ async def test_what_goes_wrong_in_a_sandboxes_start_has_its_id_and_the_users_blo
     assert ids == [None, sandbox.id, None], "before the start, in the task that starts it, and in the user's block"
 
 
+async def test_a_transaction_that_can_not_be_undone_is_told_with_its_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise VmBootError("no room")
+
+    async with open_site(tmp_path) as site:
+        with pytest.raises(KeyError):
+            async with site.sandbox.transaction():
+                site.launcher.opening = fail
+                raise KeyError
+        (told,) = [each for each in caplog.records if "could not be reverted" in each.getMessage()]
+        assert told.__dict__["sandbox_id"] == site.sandbox.id
+
+
 # --- Timings of a run ---
 
 
@@ -494,3 +539,38 @@ async def test_what_is_displayed_is_output_too_and_without_any_there_is_no_first
 
     async with open_fake_sandbox({"code": code}) as (sandbox, _):
         assert (await sandbox.run("1")).timings.first_output == expected
+
+
+# --- Through the other doors ---
+
+
+@asynccontextmanager
+async def open_observed() -> AsyncGenerator[Sandbox]:
+    with span("sandbox"):
+        async with open_local_sandbox() as (sandbox, _):
+            yield sandbox
+
+
+def test_what_is_asked_by_the_blocking_door_is_inside_the_span_of_who_asks(seen: Telemetry) -> None:
+    tracer = trace.get_tracer("the program's")
+    with tracer.start_as_current_span("trio_sandbox.outer"):
+        with open_blocking(open_observed, blocking.Sandbox) as sandbox:
+            with tracer.start_as_current_span("trio_sandbox.request"):
+                sandbox.run("1")
+    assert seen.path(seen.span("sandbox")) == ["outer", "sandbox"]
+    assert seen.path(seen.span("run")) == ["outer", "request", "run"]
+
+
+def test_what_is_asked_by_the_door_for_asyncio_is_inside_the_span_of_who_asks(seen: Telemetry) -> None:
+    tracer = trace.get_tracer("the program's")
+
+    async def ask(sandbox: aio.Sandbox, name: str) -> None:
+        with tracer.start_as_current_span(f"trio_sandbox.{name}"):
+            await sandbox.run("1")
+
+    async def main() -> None:
+        async with open_aio(open_observed, aio.Sandbox) as sandbox:
+            await asyncio.gather(ask(sandbox, "left"), ask(sandbox, "right"))
+
+    asyncio.run(main())
+    assert sorted(seen.path(each) for each in seen.spans("run")) == [["left", "run"], ["right", "run"]]

@@ -43,6 +43,7 @@ from ..qemu import Snapshot, Vm, allocated_bytes
 from ._idle import check_idle, count_streams
 from ._life import Checkpoint, find_checkpoint
 from ._network import SandboxNetwork
+from ._observed import operation
 from ._slot import Slot
 from ._transaction import transaction
 from ._usage import Usage
@@ -368,7 +369,8 @@ class Lifecycle(Generic[Child]):
                     f"{what} was not sent: the sandbox hibernates; call `await sandbox.resume()`"
                 )
             self._check_not_closed(what)
-            await self._wake_or_say_why()
+            with operation("resume", self.slot.id):
+                await self._wake_or_say_why()
 
     async def _wake_or_say_why(self) -> None:
         assert self._asleep is not None

@@ -42,6 +42,7 @@ class ObservedSandbox:
         self._phase = ExitStack()
         self._asked_at = trio.current_time()
         self._started = False
+        self._raised: BaseException | None = None  # by the user's block, and not by its start or end
 
     def __enter__(self) -> Self:
         self._span.__enter__()
@@ -53,7 +54,11 @@ class ObservedSandbox:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._phase.__exit__(kind, exc, traceback)
+        if exc is not None and exc is self._raised:
+            self._phase.close()
+        else:
+            self._phase.__exit__(kind, exc, traceback)
+        self._raised = None
         if not self._started:
             measure("starts", kind=self.kind, outcome=outcome_of(exc))
         self._span.__exit__(kind, exc, traceback)
@@ -69,6 +74,9 @@ class ObservedSandbox:
         measure("sandboxes.open")
         try:
             yield
+        except BaseException as exc:
+            self._raised = exc
+            raise
         finally:
             measure("sandboxes.open", -1)
             self._begin("teardown")

@@ -11,6 +11,7 @@ import trio
 from .._errors import SandboxError
 from .._observe import part_logger
 from ._life import Checkpoint, Life
+from ._observed import operation
 
 _log = part_logger("sandbox")
 
@@ -18,12 +19,13 @@ _log = part_logger("sandbox")
 @asynccontextmanager
 async def transaction(life: Life[Any], patience: float) -> AsyncGenerator[None]:
     """What `Sandbox.transaction` does; going back is given up after *patience* seconds."""
-    checkpoint = await life.checkpoint()
+    with operation("checkpoint", life.slot.id):
+        checkpoint = await life.checkpoint()
     try:
         try:
             yield
         except BaseException:
-            with trio.move_on_after(patience, shield=True):
+            with operation("revert", life.slot.id), trio.move_on_after(patience, shield=True):
                 await _go_back(life, checkpoint)
             raise
     finally:
