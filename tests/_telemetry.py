@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 
 PREFIX = "trio_sandbox."
+#: Where OpenTelemetry keeps what a program has set.
+_TRACERS, _METERS = "opentelemetry.trace._TRACER_PROVIDER", "opentelemetry.metrics._internal._METER_PROVIDER"
 
 
 class Telemetry:
@@ -42,20 +43,34 @@ class Telemetry:
 
     def path(self, span: ReadableSpan) -> list[str]:
         """Give the names of those that a span is in, the outermost first, and its own."""
-        by_id = {each.context.span_id: each for each in self._exporter.get_finished_spans()}
         names: list[str] = []
         each: ReadableSpan | None = span
         while each is not None:
             names.insert(0, each.name.removeprefix(PREFIX))
-            each = None if each.parent is None else by_id[each.parent.span_id]
+            each = self._outer(each)
         return names
+
+    def within(self, span: ReadableSpan) -> list[ReadableSpan]:
+        """Give all of a span's trace that is ours; each must be in its own time within what it is in."""
+        found = [each for each in self.spans() if identify(each)[0] == identify(span)[0]]
+        for each in found:
+            if (outer := self._outer(each)) is not None:
+                times = [outer.start_time, each.start_time, each.end_time, outer.end_time]
+                assert times == sorted(time or 0 for time in times), f"{each.name} is not within {outer.name}"
+        return found
+
+    def _outer(self, span: ReadableSpan) -> ReadableSpan | None:
+        by_id = {identify(each)[1]: each for each in self._exporter.get_finished_spans()}
+        return None if span.parent is None else by_id[span.parent.span_id]
 
     def numbers(self, name: str) -> list[tuple[dict[str, Any], Any]]:
         """Give the attributes and the data of each series of a number."""
-        data = self._reader.get_metrics_data()
+        data: MetricsData | None = self._reader.get_metrics_data()
+        if data is None:
+            return []
         return [
             (attributes_of(point), point)
-            for resource in ([] if data is None else data.resource_metrics)
+            for resource in data.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
             if metric.name == PREFIX + name
@@ -71,6 +86,12 @@ class Telemetry:
         )
 
 
+def identify(span: ReadableSpan) -> tuple[int, int]:
+    """Give the ids of a span's trace and of itself."""
+    assert span.context is not None
+    return span.context.trace_id, span.context.span_id
+
+
 def attributes_of(thing: Any) -> dict[str, Any]:
     """Give the attributes of a span or of a number, without our prefix."""
     attributes: Mapping[str, Any] = thing.attributes or {}
@@ -81,9 +102,9 @@ def attributes_of(thing: Any) -> dict[str, Any]:
 def of_its_own() -> Generator[None]:
     """Let the block set OpenTelemetry up, which is possible once in a process, and undo that."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((trace, "_TRACER_PROVIDER"), (metrics._internal, "_METER_PROVIDER")):
-            patch.setattr(module, name, None)
-            patch.setattr(module, f"{name}_SET_ONCE", Once())
+        for name in (_TRACERS, _METERS):
+            patch.setattr(name, None)
+            patch.setattr(f"{name}_SET_ONCE", Once())
         yield
 
 
@@ -93,8 +114,8 @@ def telemetry(*processors: SpanProcessor) -> Generator[Telemetry]:
     made = Telemetry(*processors)
     with pytest.MonkeyPatch.context() as patch:
         # There is no public way to do that twice in a process.
-        patch.setattr(trace, "_TRACER_PROVIDER", made.tracers)
-        patch.setattr(metrics._internal, "_METER_PROVIDER", made.meters)
+        patch.setattr(_TRACERS, made.tracers)
+        patch.setattr(_METERS, made.meters)
         try:
             yield made
         finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast, final
 
 import attrs
 import trio
@@ -90,10 +90,13 @@ def outcome_of(exc: BaseException | None) -> str:
     """Say how a block ended that *exc* came out of."""
     if exc is None:
         return "ok"
-    rest: BaseException | None = exc
+    return "cancelled" if _is_cancellation(exc) else "error"
+
+
+def _is_cancellation(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
-        _, rest = exc.split(trio.Cancelled)
-    return "cancelled" if rest is None or isinstance(exc, (trio.Cancelled, GeneratorExit)) else "error"
+        return all(map(_is_cancellation, cast("BaseExceptionGroup[BaseException]", exc).exceptions))
+    return isinstance(exc, (trio.Cancelled, GeneratorExit))
 
 
 def span(name: str, **attributes: Value) -> Span:
@@ -156,37 +159,40 @@ class Recorded:
 
 @final
 class Recording:
-    """The spans of a block and of the tasks that were started in it, in the order of their beginnings."""
+    """The spans of a block and of the tasks that were started in it."""
 
     def __init__(self) -> None:
         self._spans: list[Recorded] = []
         self._began = trio.current_time()
 
     def spans(self) -> list[Recorded]:
-        """Return them as they are now."""
+        """Return them as they are now, in the order of their beginnings; none comes before one that it is in."""
         return sorted(self._spans, key=lambda each: each.began)
 
     def begin(self, name: str, attributes: dict[str, Value]) -> End:
-        recorded = Recorded(name, attributes, _depth.get(), self._now())
+        outer, now = _current.get(), self._now()
+        recorded = Recorded(name, attributes, 0 if outer is None else outer.depth + 1, now)
         self._spans.append(recorded)
-        _depth.set(recorded.depth + 1)
+        _current.set(recorded)
 
         def end(_error: str | None) -> None:
             recorded.ended = self._now()
-            _depth.set(recorded.depth)
+            _current.set(outer)
 
         return end
 
     def add(self, name: str, attributes: dict[str, Value], began: float, ended: float) -> None:
-        now = self._now()
-        self._spans.append(Recorded(name, attributes, _depth.get(), now - began, now - ended))
+        outer, now = _current.get(), self._now()
+        depth, earliest = (0, 0.0) if outer is None else (outer.depth + 1, outer.began)
+        self._spans.append(Recorded(name, attributes, depth, max(now - began, earliest), now - ended))
 
     def _now(self) -> float:
         return trio.current_time() - self._began
 
 
 _recording: Final[ContextVar[Recording | None]] = ContextVar("trio_sandbox._recording", default=None)
-_depth: Final[ContextVar[int]] = ContextVar("trio_sandbox._depth", default=0)
+#: The innermost span of it that the current task is in.
+_current: Final[ContextVar[Recorded | None]] = ContextVar("trio_sandbox._current", default=None)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -99,8 +98,7 @@ async def test_a_start_from_a_template_is_told_part_by_part_as_the_tasks_are_nes
         "outcome": "ok",
     }
     assert attributes_of(second)["sandbox_id"] == sandbox.id != attributes_of(first)["sandbox_id"]
-    inside = [seen.path(each) for each in seen.spans() if each.context.trace_id == second.context.trace_id]
-    assert inside == [
+    assert [seen.path(each) for each in seen.within(second)] == [
         ["sandbox"],
         ["sandbox", "start"],
         ["sandbox", "start", "admit"],
@@ -111,10 +109,6 @@ async def test_a_start_from_a_template_is_told_part_by_part_as_the_tasks_are_nes
         ["sandbox", "run"],
         ["sandbox", "teardown"],
     ]
-    for each in seen.spans():
-        if each.parent is not None and each.context.trace_id == second.context.trace_id:
-            outer = next(other for other in seen.spans() if other.context.span_id == each.parent.span_id)
-            assert outer.start_time <= each.start_time <= each.end_time <= outer.end_time  # type: ignore[operator]
     assert nothing_secret(seen)
 
 
@@ -200,7 +194,7 @@ async def test_a_run_tells_when_its_first_output_came_and_how_it_ended(seen: Tel
     ],
 )
 async def test_a_run_that_goes_wrong_tells_how_and_nothing_of_what_it_said(
-    answer: list[Any], error: type[Exception], outcome: str, seen: Telemetry
+    answer: list[tuple[bytes, bytes] | dict[str, object]], error: type[Exception], outcome: str, seen: Telemetry
 ) -> None:
     async def code(records: RecordStream) -> None:
         await receive_json(records)
@@ -372,9 +366,12 @@ class Broken(SpanProcessor):
 async def test_an_exporter_that_fails_disturbs_nobody_and_is_told_once(
     host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(name: str, version: str) -> None:
+        raise RuntimeError("no meter")
+
     monkeypatch.setattr("trio_sandbox._otel._failures._told", float("-inf"))
     with telemetry(Broken()) as seen:
-        monkeypatch.setattr(seen.meters, "get_meter", lambda *_: 1 / 0)
+        monkeypatch.setattr(seen.meters, "get_meter", fail)
         async with host.open_sandbox("python", memory_mib=128) as sandbox:
             assert (await sandbox.run("1")).ok
     (told,) = [record for record in caplog.records if record.name == "trio_sandbox.telemetry"]
@@ -473,7 +470,11 @@ async def test_what_goes_wrong_in_a_sandboxes_start_has_its_id_and_the_users_blo
     host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = part_logger("a_part")
-    monkeypatch.setattr(Host, "_check_open", lambda _: log.warning("starting"))
+
+    def starting(self: Host) -> None:
+        log.warning("starting")
+
+    monkeypatch.setattr(Host, "_check_open", starting)
     async with host.open_sandbox("python", memory_mib=128) as sandbox:
         log.warning("the block")
     ids = [each.__dict__["sandbox_id"] for each in caplog.records]

@@ -38,8 +38,7 @@ async def test_a_restore_a_run_and_a_decision_are_spans_and_numbers(python_image
     assert SECRET in result.stdout
     whole = next(each for each in seen.spans("sandbox") if attributes_of(each)["sandbox_id"] == second.id)
     assert attributes_of(whole)["kind"] == "template"
-    inside = [each for each in seen.spans() if each.context.trace_id == whole.context.trace_id]
-    paths = [seen.path(each) for each in inside]
+    paths = [seen.path(each) for each in seen.within(whole)]
     for path in (
         ["sandbox", "start", "admit"],
         ["sandbox", "start", "restore", "qemu"],
@@ -50,10 +49,6 @@ async def test_a_restore_a_run_and_a_decision_are_spans_and_numbers(python_image
         ["sandbox", "teardown"],
     ):
         assert path in paths
-    by_id = {each.context.span_id: each for each in inside}
-    for each in inside:
-        outer = None if each.parent is None else by_id[each.parent.span_id]
-        assert outer is None or outer.start_time <= each.start_time <= each.end_time <= outer.end_time  # type: ignore[operator]
     assert SECRET not in "".join(each.to_json() for each in seen.spans())
     assert seen.total("starts", kind="template", outcome="ok") == 2
     assert seen.total("start.duration", kind="template") == 2
