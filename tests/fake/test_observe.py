@@ -393,7 +393,7 @@ async def test_a_recording_has_the_spans_of_its_block_and_of_tasks_in_it() -> No
         with span("outer"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(inner)
-            add_span("earlier", 0.0, 0.0)
+            add_span("added", 1000.0)
         unfinished = span("unfinished")
         unfinished.__enter__()
     with span("after"):
@@ -401,13 +401,14 @@ async def test_a_recording_has_the_spans_of_its_block_and_of_tasks_in_it() -> No
     found = recording.spans()
     assert [(each.name, each.depth) for each in found] == [
         ("outer", 0),
+        ("added", 1),
         ("inner", 1),
-        ("earlier", 1),
         ("unfinished", 0),
     ]
-    assert found[1].attributes == {"size": 1, "more": "x", "outcome": "ok"}
-    assert found[3].ended is None
-    outer, within = found[0], found[1]
+    outer, added, within, unfinished_one = found
+    assert within.attributes == {"size": 1, "more": "x", "outcome": "ok"}
+    assert unfinished_one.ended is None
+    assert added.began == outer.began, "it is not before what it is in"
     assert outer.ended is not None
     assert within.ended is not None
     assert outer.began <= within.began <= within.ended <= outer.ended
