@@ -391,7 +391,7 @@ async def test_a_recording_has_the_spans_of_its_block_and_of_tasks_in_it() -> No
 
     with record() as recording:
         with span("outer"):
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - the task is what is wanted
                 nursery.start_soon(inner)
             add_span("added", 1000.0)
         unfinished = span("unfinished")
