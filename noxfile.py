@@ -34,7 +34,7 @@ TESTS_NEED = (
     ("gcc", "build-essential", "builds a static program, which resolves names by itself"),
     ("git", "git", "reads our diffs in tests"),
     ("go", "golang-go", "builds one that brings its own resolver"),
-    ("musl-gcc", "musl-tools", "builds one with another libc"),
+    ("musl-gcc", "musl-tools", "builds programs with another libc"),
     ("node", "nodejs", "runs the guest's JavaScript in tests without a virtual machine"),
     ("npm", "npm", "chooses and fetches packages for JavaScript"),
     ("skopeo", "skopeo", "fetches container images"),

@@ -76,11 +76,12 @@ class SandboxError(Exception):
 
 
 class MissingProgramError(SandboxError):
-    """A program that we need is not installed; the message names its package."""
+    """A program that we need is not installed; the message names its package, and the extra of ours that brings it if there is one."""
 
-    def __init__(self, program: str, package: str) -> None:
+    def __init__(self, program: str, package: str, *, extra: str = "") -> None:
         super().__init__(
             f"{program} was not found on PATH; install the package {package} (Debian: apt-get install {package})"
+            + (f", or the extra {extra}: pip install 'trio-sandbox[{extra}]'" if extra else "")
         )
         self.program = program
         """What was looked for on PATH."""

@@ -95,8 +95,9 @@ class Image:
         """Add Python packages from the package index; needs the extra ``packages``.
 
         They are resolved on the host, for the image's Python, and only wheels are accepted: none of their code runs outside
-        a VM. Chosen versions stay until no layer uses them and ``trio-sandbox image prune`` removes the choice. Packages of
-        earlier steps keep their versions. The index, proxy and credentials come from uv's configuration.
+        a VM. A container image's ``python3`` is asked what it is, once, in a VM of that image. Chosen versions stay until no
+        layer uses them and ``trio-sandbox image prune`` removes the choice. Packages of earlier steps, and those that a
+        container image has, keep their versions. The index, proxy and credentials come from uv's configuration.
 
         Args:
           *requirements: Requirements as in ``"pandas>=2"`` (PEP 508); or files, as `Path`: a requirements file, a
@@ -129,9 +130,9 @@ class Image:
     def npm(self, *requirements: str) -> Image:
         """Add packages of Node.js from the npm registry, which JavaScript in the guest finds wherever it is.
 
-        npm on the host chooses and fetches them, and their digests are checked. They are unpacked, and none of their code
-        runs, not even install scripts. Chosen versions stay, as with `packages`; packages of earlier steps keep their
-        versions. The registry, proxy and credentials come from npm's configuration.
+        npm on the host, or else that of the extra ``npm``, chooses and fetches them, and their digests are checked. They are
+        unpacked, and none of their code runs, not even install scripts. Chosen versions stay, as with `packages`; packages of
+        earlier steps keep their versions. The registry, proxy and credentials come from npm's configuration.
 
         Args:
           *requirements: Names in the registry, optionally with ``@`` and a version, a range or a tag: ``"zod"``,

@@ -130,7 +130,11 @@ def serve(kind, stream, payload):
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
         if services[stream] == "disk":
             agent.sendall(frame(3, b"limited", stream) + frame(4, b"", stream))
-        if services[stream] == "process":
+        if services[stream] == "process" and "no-shell" in modes:
+            failed = {"errno": 2, "strerror": "No such file or directory", "filename": "/bin/sh"}
+            record = json.dumps({"failed": failed}).encode()
+            agent.sendall(frame(3, b"J" + struct.pack(">I", len(record)) + record, stream) + frame(4, b"", stream))
+        elif services[stream] == "process":
             agent.sendall(frame(5, b"no processes here", stream))
         if services[stream] == "clock":
             agent.sendall(frame(3, time.time_ns().to_bytes(8, "big"), stream) + frame(4, b"", stream))

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,9 +66,19 @@ class Site:
     before: Callable[[LayerJob], Awaitable[None]] = do_nothing
     after: Callable[[LayerJob], Awaitable[None]] = do_nothing
     progress: list[Progress] = attrs.field(factory=list[Progress])
+    answers: Mapping[str, bytes | Exception] = attrs.field(factory=dict[str, bytes | Exception])
+    """What programs print, by their names; each is asked once for an image."""
+    asked: list[str] = attrs.field(factory=list[str])
 
-    async def run(self, job: LayerJob, report: Callable[[str, float | None], object]) -> None:
+    async def run(self, job: LayerJob, report: Callable[[str, float | None], object]) -> bytes:
         await job.work.fill()
+        program = job.work.command[0]
+        if program in self.answers:
+            self.asked.append(program)
+            answer = self.answers[program]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
         self.jobs.append(job)
         report("working", None)
         await self.before(job)
@@ -82,6 +92,7 @@ class Site:
         )
         job.overlay.write_text(f"{job.image.content}\n{job.work.script}\n{sorted(self.seen[-1].items())}")
         await self.after(job)
+        return b""
 
     async def ensure(self, image: Image, *, build: bool = True) -> BuiltImage:
         base, system = await self.store.ensure_bootable(image.name, build=build)
@@ -612,7 +623,13 @@ async def test_an_image_without_python_takes_no_packages(tmp_path: Path) -> None
 
 async def packer(site: Site, image: BuiltImage) -> PackageInstaller:
     system = await site.store.ensure_system()
-    return PackageInstaller(site.store, image, system, build=True, progress=site.progress.append, environment={})
+    return PackageInstaller(
+        site.store, image, system, name="python", build=True, progress=site.progress.append, environment={}
+    )
+
+
+async def ask_nobody(command: Sequence[str]) -> bytes:
+    raise AssertionError(f"our own images are known: {command[0]}")
 
 
 def packages(*requirements: str) -> PackagesStep:
@@ -624,9 +641,10 @@ def packages(*requirements: str) -> PackagesStep:
 async def test_packages_for_a_running_machine_are_the_users(tmp_path: Path, index: Index) -> None:
     site = make_site(tmp_path)
     image = await site.ensure(Image("python").packages("beta<2"))
-    async with (await packer(site, image)).open_archive(packages("alpha")) as archive:
-        assert archive is not None
-        with tarfile.open(archive) as tar:
+    async with (await packer(site, image)).open_archive(packages("alpha"), ask_nobody) as packed:
+        assert packed is not None
+        assert packed.unpacking[0] == "tar"
+        with tarfile.open(packed.archive) as tar:
             members = tar.getmembers()
     assert {member.name for member in members if member.isfile() and ".dist-info/" not in member.name} == {
         "usr/local/bin/alpha",
@@ -645,10 +663,10 @@ async def test_what_the_image_has_is_not_installed_again(tmp_path: Path, index: 
     image = await site.ensure(Image("python").packages("alpha"))
     named = await site.store.ensure(image.name)  # as a saved sandbox knows it
     for each in (image, named):
-        async with (await packer(site, each)).open_archive(packages("beta")) as archive:
+        async with (await packer(site, each)).open_archive(packages("beta"), ask_nobody) as archive:
             assert archive is None
     with pytest.raises(PackagesError, match=r"(?s)uv says:.*beta"):
-        async with (await packer(site, image)).open_archive(packages("gamma")):
+        async with (await packer(site, image)).open_archive(packages("gamma"), ask_nobody):
             pass
 
 
@@ -658,7 +676,7 @@ async def test_packing_that_is_cancelled_leaves_nothing(tmp_path: Path, index: I
 
     async def pack() -> None:
         with nothing_left():
-            async with (await packer(site, image)).open_archive(packages("beta")):
+            async with (await packer(site, image)).open_archive(packages("beta"), ask_nobody):
                 await trio.lowlevel.checkpoint()
 
     def check() -> None:

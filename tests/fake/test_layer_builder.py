@@ -15,7 +15,7 @@ import trio
 from tests._leaks import cancel_at_every_step, nothing_left
 from trio_sandbox import ImageBuildError, Network, PackagesError, Timeouts
 from trio_sandbox.constants import BUILD_MEMORY_MIB
-from trio_sandbox.image import LayerJob
+from trio_sandbox.image import LayerJob, ProgramMissingError
 from trio_sandbox.image._layer import Work
 from trio_sandbox.machines import LayerBuilder
 from trio_sandbox.network import Gateway, HostResolver
@@ -86,6 +86,17 @@ async def test_a_machine_that_fails_is_a_build_that_failed(tmp_path: Path, mode:
             await workshop.build(mode, trees={"/run/image-step": tree})
     assert why in str(caught.value)
     assert not (tmp_path / "mounts").exists()
+
+
+async def test_an_image_without_a_shell_is_named(tmp_path: Path) -> None:
+    async with open_workshop(tmp_path) as workshop:
+        with (
+            nothing_left(),
+            pytest.raises(ImageBuildError, match="needs /bin/sh, which can't be started in the image") as caught,
+        ):
+            await workshop.build("no-shell")
+    assert "No such file or directory" in str(caught.value)
+    assert isinstance(caught.value, ProgramMissingError)
 
 
 async def test_a_cancelled_build_leaves_no_machine(tmp_path: Path) -> None:

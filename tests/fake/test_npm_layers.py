@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from tests._leaks import cancel_at_every_step, nothing_left
 from tests._registry import Registry, serve_registry
 from trio_sandbox import Image, ImageMissingError, MissingProgramError, PackagesError
-from trio_sandbox.image import BuildContext, ImageStore
+from trio_sandbox.image import BuildContext, ImageStore, ensure_layers
+from trio_sandbox.image._interpreters import node_question
+from trio_sandbox.image._stored import ImageSettings
 
 from .test_image_layers import Base, Site
 from .test_image_store import TinyRecipe
@@ -215,11 +219,58 @@ async def test_an_image_without_node_takes_no_packages(tmp_path: Path, registry:
     assert versions(site) == {"left-pad": "2.0.0"}
 
 
+@pytest.mark.parametrize("libc", ["glibc", "musl"])
+async def test_a_container_gets_what_is_for_its_c_library(tmp_path: Path, registry: Registry, libc: str) -> None:
+    for each in ("glibc", "musl"):
+        registry.add(f"for-{each}", "1.0.0", {"version.txt": each}, libc=[each], os=["linux"], cpu=["x64"])
+    registry.add("native", "1.0.0", {"version.txt": "1"}, optionalDependencies={"for-glibc": "*", "for-musl": "*"})
+    site = make_site(tmp_path)
+    facts = {"interpreter": "/opt/node", "version": "22.1.0", "architecture": "x64", "libc": libc}
+    site.answers = {"node": f"{node_question()[-1]}{json.dumps(facts)}\n".encode()}
+    base, system = await site.store.ensure_bootable("python")
+    container = attrs.evolve(base, settings=ImageSettings(user=0, group=0, directory="/"), system_packages={})
+    for _ in range(2):
+        await ensure_layers(
+            site.store,
+            Image.oci("docker://x").npm("native"),
+            container,
+            system,
+            site.run,
+            build=True,
+            progress=site.progress.append,
+            environment={},
+        )
+    assert site.asked == ["node"]
+    assert versions(site) == {"native": "1", f"for-{libc}": libc}
+    # It needs nothing of the image but its Node.js.
+    assert site.jobs[-1].work.command[:2] == ("/opt/node", "-e")
+
+
 async def test_a_host_without_npm_says_so(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("trio_sandbox._programs.SYSTEM_DIRECTORIES", ())
-    with pytest.raises(MissingProgramError, match="npm was not found on PATH; install the package npm"):
+    monkeypatch.setattr("trio_sandbox.image._npm._WHEEL", "no_such_wheel")
+    with pytest.raises(MissingProgramError, match=r"npm was not found on PATH; .* pip install 'trio-sandbox\[npm\]'"):
         await make_site(tmp_path).ensure(NODE.npm("app"))
+
+
+async def test_a_wheel_can_have_npm(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel of the extra has a place of its own for each part; here the parts are this machine's."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    assert node is not None
+    assert npm is not None
+    wheel = tmp_path / "site" / "wheel_of_node"
+    for place, part in (("bin/node", Path(node)), ("lib/node_modules/npm", Path(npm).resolve().parents[1])):
+        (wheel / place).parent.mkdir(parents=True)
+        (wheel / place).symlink_to(part)
+    (wheel / "__init__.py").write_text("raise AssertionError('nobody imports it')")
+    monkeypatch.setattr("sys.path", [os.fspath(wheel.parent), *sys.path])
+    monkeypatch.setattr("trio_sandbox.image._npm._WHEEL", wheel.name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("trio_sandbox._programs.SYSTEM_DIRECTORIES", ())
+    site = make_site(tmp_path)
+    await site.ensure(NODE.npm("left-pad"))
+    assert versions(site) == {"left-pad": "2.0.0"}
 
 
 async def test_a_build_that_is_cancelled_leaves_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,14 +10,24 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests._index import make_wheel, serve_index
 from tests._leaks import HANG_LIMIT
 from tests._oci import Member, archive, directory, member, write_layout
-from trio_sandbox import HostConfig, Image, RunRefusedError, WarmupError, open_host
+from trio_sandbox import HostConfig, Image, PackagesError, RunRefusedError, WarmupError, open_host
 from trio_sandbox.image import ImageStore, default_cache_directory
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
 _USERS = "root:x:0:0::/root:/bin/sh\napp:x:1500:1501::/home/app:/bin/sh\n"
+_HELLO = r"""
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    char here[100], given[100] = "";
+    fgets(given, sizeof given, stdin);
+    printf("%d %s %s\n", (int) getuid(), getcwd(here, sizeof here), given);
+}
+"""
 _LOOK = """
 import os, sys
 status = os.stat("/srv/data")
@@ -79,6 +90,93 @@ async def test_an_image_with_a_python(tmp_path: Path) -> None:
             assert (await sandbox.run("print(open('/home/app/file').read())")).stdout == "written\n"
             with pytest.raises(RunRefusedError, match="bash"):
                 await sandbox.run("echo", language="shell")
+
+
+_PACKAGES = """
+import os, subprocess, sys, alpha
+from importlib import metadata
+print(alpha.VERSION, alpha.__file__, os.path.exists(alpha.__cached__), os.stat(alpha.__file__).st_uid)
+print(sorted((each.name, each.version) for each in metadata.distributions()), os.access(sys.prefix, os.W_OK))
+print(subprocess.check_output(["alpha"], env={"PATH": os.environ["PATH"]}, text=True), open("/opt/venv/bin/alpha").readline(), sep="", end="")
+"""
+_FOUND = """\
+2.0 /opt/venv/lib/python3.13/site-packages/alpha.py True 0
+[('alpha', '2.0'), ('beta', '1.0')] False
+alpha 2.0
+#!/opt/venv/bin/python3
+"""
+
+
+async def test_packages_of_a_python_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual environment on PATH, which has a package already, belongs to root, and whose image has no shell, no cp and no tar."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels, "alpha", "2.0", requires=("beta",))
+    make_wheel(wheels, "alpha", "3.0", tag="cp313-cp313-musllinux_1_2_x86_64")
+    for version in ("1.0", "2.0"):
+        make_wheel(wheels, "beta", version)
+    make_wheel(wheels, "gamma", "1.0", files={"gamma-1.0.data/data/share/gamma": "data"})
+    (base,) = [
+        each for each in ImageStore(default_cache_directory()).list() if each.name == "system-base" and each.current
+    ]
+    home, site = "opt/venv", "opt/venv/lib/python3.13/site-packages"
+    upper = archive(
+        member("etc/passwd", _USERS),
+        member(f"{home}/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n"),
+        member(f"{home}/bin/python3", "/usr/bin/python3", kind="symlink"),
+        member(f"{site}/beta.py", "VERSION = '1.0'\n"),
+        member(f"{site}/beta-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: beta\nVersion: 1.0\n"),
+        member(f"{site}/beta-1.0.dist-info/RECORD", "beta.py,,\n"),
+    )
+    config = {
+        "User": "app",
+        "Env": [
+            "PATH=/opt/venv/bin",
+            "PYTHONHOME=/nowhere",
+            "PYTHONPATH=/nowhere",
+            "PYTHONDONTWRITEBYTECODE=1",
+            "PYTHONPYCACHEPREFIX=/nowhere",
+        ],
+    }
+    write_layout(tmp_path / "image", (base.path / "userland.tar").read_bytes(), upper, config=config)
+    reference = f"oci:{tmp_path}/image"
+    plain = Image.oci(reference)
+    with serve_index(wheels, monkeypatch):
+        async with removing(reference), open_host(HostConfig(templates=False)) as host:
+            async with host.open_sandbox(plain.packages("alpha")) as sandbox:
+                assert (await sandbox.run(_PACKAGES)).stdout == _FOUND
+                await sandbox.install("gamma")
+                seen = await sandbox.run("import gamma, os; print(gamma.VERSION, os.stat(gamma.__file__).st_uid)")
+                assert seen.stdout == "1.0 1500\n"
+                assert await sandbox.path("/opt/venv/share/gamma").read_text() == "data"
+                with pytest.raises(PackagesError, match=r"(?s)uv says:.*beta"):
+                    await sandbox.install("beta>=2")
+
+
+@pytest.mark.skipif(shutil.which("musl-gcc") is None, reason="needs musl-gcc (Debian: apt-get install musl-tools)")
+async def test_an_image_with_musl_and_nothing_else(tmp_path: Path) -> None:
+    """A program that musl's loader starts, and a static one: no shell, no directories, no users."""
+    source = tmp_path / "hello.c"
+    source.write_text(_HELLO)
+    loader = Path("/lib/ld-musl-x86_64.so.1").resolve().read_bytes()
+    members = [member("lib/ld-musl-x86_64.so.1", loader, mode=0o755)]
+    for name, options in (("dynamic", ()), ("static", ("-static",))):
+        command = ["musl-gcc", "-O1", *options, "-o", tmp_path / name, source]
+        await trio.run_process(command, capture_stdout=True, capture_stderr=True)
+        members.append(member(name, (tmp_path / name).read_bytes(), mode=0o755))
+    write_layout(tmp_path / "image", archive(*members), config={"Entrypoint": ["/dynamic"], "User": "4711"})
+    reference = f"oci:{tmp_path}/image"
+    async with removing(reference), open_host(HostConfig(templates=False)) as host:
+        async with host.open_sandbox(Image.oci(reference)) as sandbox:
+            for program in (None, ["/static"]):
+                done = await sandbox.run_process(program, stdin=b"input", capture_stdout=True)
+                assert done.stdout == b"4711 / input\n"
+            with pytest.raises(RunRefusedError, match="python3"):
+                await sandbox.run("1", language="python")
+            with pytest.raises(PackagesError, match=f"'{reference}': it has no python3 on its PATH"):
+                await sandbox.install("idna")
+            await sandbox.path("/tmp/made").write_text("written")
+            assert await sandbox.path("/tmp/made").read_text() == "written"
 
 
 async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ STANDARD_LIBRARY_ONLY = {
     "guest.helpers",
     # Their text is run by the image's interpreters.
     "guest.interpreters",
+    "image.in_guest",
     "qemu._reaper_main",  # runs with -I -S
 }
 

@@ -118,8 +118,14 @@ def test_what_is_for_another_platform(fields: dict[str, object], there: bool) ->
     entries = {"node_modules/x": {**ENTRY, **fields, "optional": True}, "node_modules/x/node_modules/y": ENTRY}
     assert len(parse_npm_lock(lock(entries)).packages) == (2 if there else 0)
     if not there:
-        with pytest.raises(PackagesError, match=r"x@1\.0\.0 is for (os|cpu|libc) .* only, and images are"):
+        with pytest.raises(PackagesError, match=r"x@1\.0\.0 is for (os|cpu|libc) .* only, and the image is"):
             parse_npm_lock(lock(**fields))
+
+
+@pytest.mark.parametrize(("libc", "there"), [("glibc", "node_modules/for-glibc"), ("musl", "node_modules/for-musl")])
+def test_packages_are_for_the_images_c_library(libc: str, there: str) -> None:
+    entries = {f"node_modules/for-{each}": {**ENTRY, "libc": [each], "optional": True} for each in ("glibc", "musl")}
+    assert [package.place for package in parse_npm_lock(lock(entries), libc).packages] == [there]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import sys
 import tomllib
 from base64 import urlsafe_b64encode
@@ -333,6 +334,34 @@ def test_packages_are_put_where_python_looks(tmp_path: Path) -> None:
     ]
     # What pip does to uninstall it: each path leads to a file.
     assert all((site / name).exists() for name, *_ in found if name.startswith(".."))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "scripts", "site", "way"),
+    [
+        ("opt/conda", "opt/conda/bin", "opt/conda/lib/python3.12/site-packages", "../../.."),
+        ("", "bin", "lib/python3.12/site-packages", "../../.."),
+        ("usr/local", "usr/local/bin", "usr/local/lib64/python3.12/site-packages", "../../.."),
+        ("srv", "srv/programs", "srv/modules", ".."),
+    ],
+)
+def test_packages_are_put_where_any_python_looks(
+    tmp_path: Path, prefix: str, scripts: str, site: str, way: str
+) -> None:
+    unpacked, root = tmp_path / "unpacked", tmp_path / "root"
+    for directory in ("bin", "share", "tool-1.dist-info"):
+        (unpacked / directory).mkdir(parents=True)
+    (unpacked / "bin" / "tool").write_text("#!/host/python\nimport tool\n")
+    (unpacked / "share" / "data").write_text("data")
+    (unpacked / "tool-1.dist-info" / "RECORD").write_text("bin/tool,,\nshare/data,,\n")
+    target = Target("3.12", "x", site, scripts, prefix, "/a b/python3", container=True)
+    arrange(unpacked, root, target)
+    assert (root / scripts / "tool").read_bytes() == target.first_line + b"import tool\n"
+    assert (root / prefix / "share" / "data").read_text() == "data"
+    record = (root / site / "tool-1.dist-info" / "RECORD").read_text().splitlines()
+    assert record[0].startswith(f"{way}/{os.path.basename(scripts)}/tool,sha256=")
+    assert record[1] == f"{way}/share/data,,"
+    assert {path.name for path in tmp_path.iterdir()} == {"root"}
 
 
 def test_a_hostile_record_leads_nowhere(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ _BEGINNING_OF_END = b'{"finished"'
 
 #: What a run without a language is told, in a container image that has none of ours.
 NO_INTERPRETER: Final = (
-    "the container image has no interpreter that runs are for: python3 (3.11 or newer), node or bash. run_process() and open_process() run "
+    "the container image has no interpreter of its own that runs are for: python3 (3.11 or newer), node or bash. If a step has installed one, name the "
+    "language, run(..., language=...). run_process() and open_process() run "
     "its programs; or use an image that has one"
 )
 

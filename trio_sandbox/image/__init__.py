@@ -7,7 +7,12 @@ from ._debian_image import DebianImage as DebianImage
 from ._entry import entry_name as entry_name
 from ._exchange import export_image as export_image, import_images as import_images
 from ._installer import PackageInstaller as PackageInstaller
-from ._layer import LAYER_MARK as LAYER_MARK, LayerJob as LayerJob, RunLayer as RunLayer
+from ._layer import (
+    LAYER_MARK as LAYER_MARK,
+    LayerJob as LayerJob,
+    ProgramMissingError as ProgramMissingError,
+    RunLayer as RunLayer,
+)
 from ._layers import ensure_layers as ensure_layers
 from ._lock import try_lock as try_lock, try_lock_directory as try_lock_directory
 from ._locked import LOCKED as LOCKED, spell_out as spell_out

@@ -1,33 +1,41 @@
-"""What was chosen for requirements: locks of uv's and of npm's, which the store keeps by name, each behind its own digest."""
+"""What was chosen for requirements, and for what: locks of uv's and of npm's, and what interpreters said. The store keeps them by name, each behind its own digest."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from .._private import make_private_directory, write_new_file
+from ._interpreters import parse_node, parse_python
 from ._manifest import Manifest
 from ._npm_lock import parse_npm_lock
 from ._pylock import parse_lock
 from ._recipe import digest_of
 
-PYLOCK, NPM_LOCK = "pylock", "npmlock"
-CHOICE_NAME: Final = re.compile(f"(?P<kind>{PYLOCK}|{NPM_LOCK})-[0-9a-f]{{32}}")
+PYLOCK, NPM_LOCK, PYTHON, NODE = "pylock", "npmlock", "python", "node"
+CHOICE_NAME: Final = re.compile(f"(?P<kind>{PYLOCK}|{NPM_LOCK}|{PYTHON}|{NODE})-[0-9a-f]{{32}}")
 #: Where a manifest names the choices that its layer was made by.
-_DETAILS: Final = ("pylock", "npm_lock")
+_DETAILS: Final = ("pylock", "npm_lock", "python", "node")
 
 
 class AnyLock(Protocol):
-    """A lock of either kind."""
+    """A lock of either kind, or what an interpreter said."""
 
     @property
     def text(self) -> str: ...
 
 
 L = TypeVar("L", bound=AnyLock)
+
+_PARSERS: Final[Mapping[str, Callable[[str], AnyLock]]] = {
+    PYLOCK: parse_lock,
+    NPM_LOCK: parse_npm_lock,
+    PYTHON: parse_python,
+    NODE: parse_node,
+}
 
 
 def choice_name(kind: str, digest: str) -> str:
@@ -50,7 +58,7 @@ def read_choice(path: Path, parse: Callable[[str], L]) -> L | None:
 
 
 def is_choice(name: str, stored: str) -> bool:
-    """Tell whether *stored* is the text of an undamaged lock of the kind that *name* says.
+    """Tell whether *stored* is the undamaged text of a choice of the kind that *name* says.
 
     Raises:
       PackagesError: if it is none at all.
@@ -59,7 +67,7 @@ def is_choice(name: str, stored: str) -> bool:
     match = CHOICE_NAME.fullmatch(name)
     if match is None:
         return False
-    return _parse(stored, parse_lock if match["kind"] == PYLOCK else parse_npm_lock) is not None
+    return _parse(stored, _PARSERS[match["kind"]]) is not None
 
 
 def write_choice(path: Path, lock: AnyLock) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -19,6 +19,7 @@ from .._errors import ImageBuildError
 from .._image_steps import AptStep, EnvironmentStep, FilesStep, ScriptStep
 from .._network import Network
 from ._bytecode import TESTS, check_magic, compile_tree
+from ._interpreters import ImageNode, in_guest_program
 from ._layer import Work
 from ._npm import fetch_npm
 from ._npm_lock import NpmLock
@@ -66,22 +67,35 @@ class PackagesContent:
     """The system disk, whose Python compiles them."""
     memo: str
     """The name of the stored lock; "" if the user has brought it."""
+    answer: str = attrs.field(default="", eq=False)
+    """The name of what the Python of a container image said; "" for one of ours."""
 
     def key(self) -> object:
         """Return what decides."""
-        return ["packages", 1, _COPY, _COMPILE, self.missing.text, attrs.astuple(self.target)]
+        way = self._work().program or (_COPY, _COMPILE)
+        return ["packages", 1, *way, self.missing.text, attrs.astuple(self.target)]
+
+    def _work(self) -> Work:
+        """Say what the machine does; a container image may have nothing but its Python for it."""
+        site, magic = f"/{self.target.site}", f"{_PLACE}/magic"
+        if self.target.container:
+            arguments = f"{_PLACE}/content", site, magic, TESTS
+            return Work(program=in_guest_program(self.target.interpreter, "python_place.py", *arguments))
+        return Work(script=f"{_COPY} {_PLACE}/content/. /\n{check_magic(magic, _COMPILE.format(site=site))}\n")
 
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
-        details = {"packages": {pin.name: pin.version for pin in self.lock.pins}, "pylock": self.memo}
+        packages = {pin.name: pin.version for pin in self.lock.pins}
+        details = {"packages": packages, "pylock": self.memo, "python": self.answer}
         tree = context.staging / "tree"
         tree.mkdir()
         await trio.lowlevel.checkpoint()
         if not self.missing.pins:
-            return Work(script=":", details=details)
-        compiling = check_magic(f"{_PLACE}/magic", _COMPILE.format(site=f"/{self.target.site}"))
-        script = f"{_COPY} {_PLACE}/content/. /\n{compiling}\n"
-        return Work(script=script, trees={_PLACE: tree}, fill=partial(self._fill, context, tree), details=details)
+            # A layer all the same, which does nothing.
+            nothing = Work(program=(self.target.interpreter, "-V")) if self.target.container else Work(script=":")
+            return attrs.evolve(nothing, details=details)
+        fill = partial(self._fill, context, tree)
+        return attrs.evolve(self._work(), trees={_PLACE: tree}, fill=fill, details=details)
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
         """Fetch and unpack them, and note by which Python they were compiled."""
@@ -108,24 +122,38 @@ class NpmContent:
     """Those that are there already."""
     memo: str
     """The name of the stored lock."""
+    node: ImageNode | None = attrs.field(default=None, eq=False)
+    """The Node.js of a container image; None for one of ours."""
+    answer: str = attrs.field(default="", eq=False)
+    """The name of what that said."""
 
     def key(self) -> object:
         """Return what decides."""
         missing, cleared = self.lock.change(self.earlier)
-        return ["npm", 1, _COPY, [attrs.astuple(package) for package in missing], cleared, self.lock.wanted]
+        way = self._work(cleared).program or (_COPY,)
+        return ["npm", 1, *way, [attrs.astuple(package) for package in missing], cleared, self.lock.wanted]
+
+    def _work(self, cleared: Iterable[str]) -> Work:
+        """Say what the machine does; a container image may have nothing but its Node.js for it."""
+        places = [f"/{place}" for place in cleared]
+        if self.node is not None:
+            return Work(program=in_guest_program(self.node.interpreter, "node_place.js", _PLACE, *places))
+        removal = f"rm -rf {' '.join(map(shlex.quote, places))}; " if places else ""
+        return Work(script=f"{removal}{_COPY} {_PLACE}/. /")
 
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
         missing, cleared = self.lock.change(self.earlier)
-        details = {"npm_lock": self.memo}
+        details = {"npm_lock": self.memo, "node": self.answer}
         tree = context.staging / "tree"
         tree.mkdir()
         await trio.lowlevel.checkpoint()
         if not missing:
-            return Work(script=":", details=details)
-        places = " ".join(shlex.quote(f"/{place}") for place in cleared)
-        script = f"{f'rm -rf {places}; ' if places else ''}{_COPY} {_PLACE}/. /"
-        return Work(script=script, trees={_PLACE: tree}, fill=partial(self._fill, context, tree), details=details)
+            # A layer all the same, which does nothing.
+            nothing = Work(script=":") if self.node is None else Work(program=(self.node.interpreter, "-v"))
+            return attrs.evolve(nothing, details=details)
+        fill = partial(self._fill, context, tree)
+        return attrs.evolve(self._work(cleared), trees={_PLACE: tree}, fill=fill, details=details)
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
         missing, _ = self.lock.change(self.earlier)

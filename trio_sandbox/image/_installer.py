@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import secrets
 import tarfile
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, final
 
+import attrs
 import trio
 
 from .._config import Progress
 from .._image_steps import PackagesStep
 from ._bytecode import compile_tree
+from ._interpreters import (
+    ImagePython,
+    find_answer,
+    missing_interpreter,
+    parse_python,
+    python_question,
+    unpacking_program,
+)
 from ._layers import Planner
 from ._package_tree import arrange
 from ._store import ImageStore
 from ._stored import BuiltImage, SystemDisk
 from ._uv import unpack
 
-#: The guest's user, who may change what is installed for him.
-_OWNER: Final = 1000
+#: The guest's user, who may change what is installed for him; a container image has its own.
+_OWNER: Final = (1000, 1000)
+
+#: How our own images unpack it.
+_UNPACKING: Final = ("tar", "-x", "--same-owner", "-f", "-")
+
+Ask = Callable[[Sequence[str]], Awaitable[bytes]]
+
+
+@final
+@attrs.frozen
+class PackedPackages:
+    """Packages for a guest."""
+
+    archive: Path
+    """An archive (tar), with paths relative to /."""
+    unpacking: Sequence[str]
+    """The command that unpacks it, run as root in /, from its standard input."""
 
 
 @final
@@ -32,6 +57,7 @@ class PackageInstaller:
       store: Where choices are kept, and work is done.
       image: What is there already.
       system: The disk whose Python compiles packages.
+      name: What the user calls the image.
       build: Whether packages may be chosen that were not before.
       progress: Told what is going on; must not block.
       environment: Goes into the environment of every child process.
@@ -44,10 +70,12 @@ class PackageInstaller:
         image: BuiltImage,
         system: SystemDisk,
         *,
+        name: str,
         build: bool,
         progress: Callable[[Progress], object],
         environment: Mapping[str, str],
     ) -> None:
+        self._name = name
         self._store = store
         self._image = image
         self._system = system
@@ -56,10 +84,15 @@ class PackageInstaller:
         self._environment = environment
 
     @asynccontextmanager
-    async def open_archive(self, step: PackagesStep) -> AsyncGenerator[Path | None]:
-        """Yield an archive (tar) of what is missing, with paths relative to /, for the block; None if nothing is.
+    async def open_archive(self, step: PackagesStep, ask: Ask) -> AsyncGenerator[PackedPackages | None]:
+        """Yield what is missing, packed, for the block; None if nothing is.
 
         Cancelled, it leaves nothing.
+
+        Args:
+          step: What is asked for.
+          ask: Runs a command in the sandbox and returns what it printed: a container image is asked about its Python, as that is by now.
+            `FileNotFoundError` if there is no such program.
 
         Raises:
           ImageError, ModuleNotFoundError: as `ensure_layers` does.
@@ -69,11 +102,15 @@ class PackageInstaller:
             self._store,
             self._image,
             self._system,
+            name=self._name,
+            run=None,  # a sandbox asks in its own machine
             build=self._build,
             progress=self._progress,
             environment=self._environment,
         )
-        content = await planner.plan_packages(step)
+        settings = self._image.settings
+        python = None if settings is None else await self._find_python(ask)
+        content = await planner.plan_packages(step, python)
         if not content.missing.pins:
             yield None
             return
@@ -89,21 +126,29 @@ class PackageInstaller:
             await trio.to_thread.run_sync(arrange, unpacked, tree, content.target)
             # Byte code of another version than the guest's is of no use to it, and of no harm.
             await compile_tree(self._system.disk, tree, content.target, directory, self._environment)
-            await trio.to_thread.run_sync(_pack, tree, tree / content.target.site, archive)
+            owner = _OWNER if settings is None else (settings.user, settings.group)
+            await trio.to_thread.run_sync(_pack, tree, tree / content.target.site, archive, owner)
             report("copying them into the guest", None)
-            yield archive
+            yield PackedPackages(archive, _UNPACKING if python is None else unpacking_program(python))
+
+    async def _find_python(self, ask: Ask) -> ImagePython:
+        question = python_question()
+        try:
+            said = await ask(question)
+        except FileNotFoundError as exc:
+            raise missing_interpreter(self._name, question[0]) from exc
+        return parse_python(find_answer(said, self._name))
 
 
-def _pack(tree: Path, site: Path, archive: Path) -> None:
+def _pack(tree: Path, site: Path, archive: Path, owner: tuple[int, int]) -> None:
     def own(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid = member.gid = _OWNER
+        member.uid, member.gid = owner
         member.uname = member.gname = ""
         return member
 
     # Nothing of the directories on the way is in it: they stay whose they are.
-    prefix = site.parent.parent.parent
     tops = [*site.iterdir()]
-    tops += [path for directory in prefix.iterdir() if directory.name != "lib" for path in directory.iterdir()]
+    tops += [path for path in tree.rglob("*") if site not in path.parents and (path.is_symlink() or not path.is_dir())]
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(tops):
             tar.add(path, path.relative_to(tree).as_posix(), filter=own)

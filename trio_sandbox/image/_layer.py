@@ -13,7 +13,9 @@ from typing import Final, Protocol, final
 import attrs
 import trio
 
+from .._errors import ImageBuildError
 from .._network import Network
+from ..constants import OUTPUT_TAIL_BYTES
 from ._recipe import BuildContext, digest_of
 from ._stored import IMAGE_NAME, BuiltImage, SystemDisk
 from ._uv import Report
@@ -21,6 +23,7 @@ from ._uv import Report
 #: Between the name of the image below and the layer's own digits.
 LAYER_MARK: Final = "+"
 _NAME_DIGITS: Final = 12
+SHELL: Final = "/bin/sh"
 
 
 @final
@@ -28,16 +31,25 @@ _NAME_DIGITS: Final = 12
 class Work:
     """What a virtual machine does to make a layer."""
 
-    script: str
+    script: str = ""
     """Run by ``sh -e`` as root, in /."""
+    program: tuple[str, ...] = ()
+    """Run in place of the script, with its arguments, where there may be no shell."""
     trees: Mapping[str, Path] = attrs.field(factory=dict[str, Path])
     """Directories of the host's, by where the script finds copies of them."""
     fill: Callable[[], Awaitable[None]] = attrs.field(default=trio.lowlevel.checkpoint, eq=False)
     """Makes the directories complete; the machine may boot meanwhile."""
     network: Network = attrs.field(factory=Network.none)
     """What the script may reach."""
+    most_output: int = OUTPUT_TAIL_BYTES
+    """Bytes of the end of what it prints that are kept."""
     details: Mapping[str, object] = attrs.field(factory=dict[str, object])
     """What the manifest is to say."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command line."""
+        return self.program or (SHELL, "-e", "-c", self.script)
 
 
 @final
@@ -55,7 +67,19 @@ class LayerJob:
     """The new file for the disk of `Work.trees`; of no use afterwards."""
 
 
-RunLayer = Callable[[LayerJob, Report], Awaitable[None]]
+RunLayer = Callable[[LayerJob, Report], Awaitable[bytes]]
+"""Has a job done; returns the end of what it printed. Raises `ProgramMissingError` if the image has not the program."""
+
+
+class ProgramMissingError(ImageBuildError):
+    """The image has not the program that a step of it is to run."""
+
+    def __init__(self, image: str, program: str, reason: str) -> None:
+        super().__init__(
+            f"a step of the image needs {program}, which can't be started in the image {image!r}: {reason}"
+            + (". Take an image that has a shell, or have it do the step itself" if program == SHELL else "")
+        )
+        self.program = program
 
 
 class Content(Protocol):

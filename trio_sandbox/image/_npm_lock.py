@@ -19,8 +19,8 @@ _NAME: Final = re.compile(NPM_NAME)
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+-]{0,200}")
 _SHA512: Final = re.compile(r"sha512-([A-Za-z0-9+/]{86}==)")
 _PROGRAM: Final = re.compile(r"[A-Za-z0-9._~@-]+")
-#: What a package may say that it is for, and what images are.
-_PLATFORM: Final = {"os": "linux", "cpu": "x64", "libc": "glibc"}
+#: What a package may say that it is for, and what images are; besides, they have a C library.
+_PLATFORM: Final = {"os": "linux", "cpu": "x64"}
 
 
 @final
@@ -88,8 +88,12 @@ class NpmLock:
                 )
 
 
-def parse_npm_lock(text: str) -> NpmLock:
+def parse_npm_lock(text: str, libc: str = "glibc") -> NpmLock:
     """Read a lock.
+
+    Args:
+      text: The lock's.
+      libc: The name of the C library of the image that it is for.
 
     Raises:
       PackagesError: if it is no lock, or has what does not come from a registry, has no digest, or can't run in an image.
@@ -107,7 +111,7 @@ def parse_npm_lock(text: str) -> NpmLock:
             entry = entries[place]
             if not place or entry.get("inBundle") or any(place.startswith(f"{each}/") for each in skipped):
                 continue
-            if _is_for_images(place, entry):
+            if _is_for_images(place, entry, libc):
                 packages.append(_package(place, entry))
             else:
                 skipped.append(place)
@@ -116,8 +120,8 @@ def parse_npm_lock(text: str) -> NpmLock:
         raise PackagesError(f"it is no lock of npm's (package-lock.json, version 2 or 3): {exc!r:.200}") from exc
 
 
-def _is_for_images(place: str, entry: Mapping[str, Any]) -> bool:
-    for kind, ours in _PLATFORM.items():
+def _is_for_images(place: str, entry: Mapping[str, Any], libc: str) -> bool:
+    for kind, ours in {**_PLATFORM, "libc": libc}.items():
         named: object = entry.get(kind, [])
         listed = [str(each) for each in (cast("list[object]", named) if isinstance(named, list) else [named])]
         allowed = [each for each in listed if not each.startswith("!")]
@@ -125,7 +129,7 @@ def _is_for_images(place: str, entry: Mapping[str, Any]) -> bool:
             if entry.get("optional"):
                 return False
             raise PackagesError(
-                f"{_describe(place, entry)} is for {kind} {', '.join(listed):.100} only, and images are {ours}: "
+                f"{_describe(place, entry)} is for {kind} {', '.join(listed):.100} only, and the image is {ours}: "
                 "choose another package or version"
             )
     return True

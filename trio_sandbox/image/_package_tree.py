@@ -13,6 +13,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +21,6 @@ from ._target import Target
 
 #: What does not belong beside modules, unless it is a package itself.
 _DATA: Final = ("bin", "etc", "include", "share")
-#: The way from the modules' directory to that of scripts and data, in a RECORD.
-_UP: Final = "../../../"
-_PYTHON: Final = b"#!/usr/bin/python3\n"
 #: A script's first line, and what takes its place where the path of Python is too long for one.
 _FIRST_LINE: Final = re.compile(rb"#![^\n]*\bpython[\d.]*w?\n")
 _TRAMPOLINE: Final = re.compile(rb"#!/bin/sh\n'''exec' [^\n]*\n' '''\n")
@@ -39,19 +37,20 @@ def arrange(unpacked: Path, root: Path, target: Target) -> None:
 
     """
     site = root / target.site
-    prefix = site.parent.parent.parent
     site.parent.mkdir(parents=True)
     (unpacked / ".lock").unlink(missing_ok=True)
     unpacked.rename(site)
-    moved = [name for name in _DATA if _is_directory(site / name) and not (site / name / "__init__.py").exists()]
-    for name in moved:
-        (site / name).rename(prefix / name)
-    scripts = prefix / "bin"
+    moved: dict[str, Path] = {}
+    for name in _DATA:
+        if _is_directory(site / name) and not (site / name / "__init__.py").exists():
+            moved[name] = root / target.scripts if name == "bin" else root / target.prefix / name
+            moved[name].parent.mkdir(parents=True, exist_ok=True)
+            (site / name).rename(moved[name])
     if "bin" in moved:
-        for script in scripts.iterdir():
-            _correct_script(script)
+        for script in moved["bin"].iterdir():
+            _correct_script(script, target.first_line)
     for information in sorted(site.glob("*.dist-info")):
-        _correct_record(information, moved, scripts)
+        _correct_record(information, moved)
     _open_to_all(root)
 
 
@@ -59,17 +58,20 @@ def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _correct_script(script: Path) -> None:
+def _correct_script(script: Path, first_line: bytes) -> None:
     if script.is_symlink() or not script.is_file():
         return
     content = script.read_bytes()
     for pattern in (_TRAMPOLINE, _FIRST_LINE):
         if match := pattern.match(content):
-            script.write_bytes(_PYTHON + content[match.end() :])
+            script.write_bytes(first_line + content[match.end() :])
             return
 
 
-def _correct_record(information: Path, moved: list[str], scripts: Path) -> None:
+def _correct_record(information: Path, moved: Mapping[str, Path]) -> None:
+    """Have a RECORD say where files are by now: *moved* has where directories went that were beside the modules."""
+    # The ways from the modules' directory.
+    ways = {name: os.path.relpath(place, information.parent) for name, place in moved.items()}
     origin, record = information / _ORIGIN, information / "RECORD"
     origin.unlink(missing_ok=True)
     if record.is_symlink() or not record.is_file() or record.stat().st_size > _MOST_RECORD_BYTES:
@@ -80,9 +82,9 @@ def _correct_record(information: Path, moved: list[str], scripts: Path) -> None:
             continue
         first, _, rest = row[0].partition("/")
         if first in moved and rest:
-            if first == "bin" and os.path.basename(rest) == rest and (scripts / rest).is_file():
-                row = _row(row[0], (scripts / rest).read_bytes())
-            row[0] = _UP + row[0]
+            if first == "bin" and os.path.basename(rest) == rest and (moved[first] / rest).is_file():
+                row = _row(row[0], (moved[first] / rest).read_bytes())
+            row[0] = f"{ways[first]}/{rest}"
         rows.append(row)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)

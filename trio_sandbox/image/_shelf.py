@@ -169,10 +169,10 @@ class Shelf:
         return freed
 
     def remove_notes(self) -> int:
-        """Remove the locks that no layer was made by, and what names stood for whose container images are gone."""
+        """Remove the choices that no layer was made by, and what names stood for whose container images are gone."""
         manifests = [try_to_read(entry) for entry in self.entries()]
         used = {name for manifest in manifests for name in choices_of(manifest)}
-        unused = [lock for lock in self.pylocks.glob("*lock-*") if lock.name not in used]
+        unused = [lock for lock in self.pylocks.glob("*-*") if lock.name not in used]
         stored = {str(manifest.details.get("container")) for manifest in manifests}
         unused += [note for note in self.containers.glob("container-*") if read_note(note).manifest not in stored]
         freed = sum(map(disk_usage, unused))

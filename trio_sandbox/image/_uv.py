@@ -155,11 +155,11 @@ async def resolve(
       PackagesError: if there is no such package or version, they contradict each other, or the index can't be reached.
 
     """
-    constraints = [f"{pin.name}=={pin.version}\n" for pin in pins]
+    kept = [f"{pin.name}=={pin.version}" for pin in pins]
     (directory / _REQUIREMENTS).write_text("".join(f"{each}\n" for each in step.requirements), "utf-8")
-    (directory / _CONSTRAINTS).write_text("".join(constraints), "utf-8")
-    arguments = compile_arguments(target, constrained=bool(constraints), exclude_newer=step.exclude_newer)
-    await _run(arguments, directory, environment)
+    (directory / _CONSTRAINTS).write_text("".join(f"{each}\n" for each in kept), "utf-8")
+    arguments = compile_arguments(target, constrained=bool(kept), exclude_newer=step.exclude_newer)
+    await _run(arguments, directory, environment, kept=kept)
     lock = parse_lock((directory / _LOCK).read_text("utf-8"), directory)
     return lock.only(frozenset(step.digests)) if step.digests else lock
 
@@ -202,10 +202,12 @@ async def _run(
     directory: Path,
     environment: Mapping[str, str],
     on_output: Callable[[bytes], object] | None = None,
+    *,
+    kept: Iterable[str] = (),
 ) -> None:
     process = await _start(arguments, directory, environment, on_output)
     if process.returncode != 0:
-        raise explain(process.output())
+        raise explain(process.output(), kept)
 
 
 async def _start(
@@ -223,8 +225,8 @@ async def _start(
     )
 
 
-def explain(output: str) -> PackagesError:
-    """Return the error that uv's output tells of, with its words."""
+def explain(output: str, kept: Iterable[str] = ()) -> PackagesError:
+    """Return the error that uv's output tells of, with its words; *kept* is what is there, and was not to be changed."""
     lines = [line[:_COLUMNS] for line in output.splitlines() if line.strip() and not line.startswith("warning:")]
     words = "\n".join(["uv says:", *lines[-_LINES:]])
     for pattern in _NO_WHEEL:
@@ -237,4 +239,6 @@ def explain(output: str) -> PackagesError:
         )
     if "No space left on device" in output:
         return PackagesError(f"the packages can't be unpacked: the disk is full\n{words}")
-    return PackagesError(f"the packages of the image can't be installed together as they were asked for\n{words}")
+    there = [each for each in kept if re.search(rf"(?<![\w.-]){re.escape(each)}(?![\w.+-])", output)]
+    why = f", since what the image has keeps its version: {', '.join(there)}" if there else ""
+    return PackagesError(f"the packages of the image can't be installed together as they were asked for{why}\n{words}")

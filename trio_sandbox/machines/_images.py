@@ -161,7 +161,13 @@ class HostImages:
         """Return what packs packages for sandboxes of an image that is ready."""
         built, system = self._ready[image]
         return PackageInstaller(
-            self._store, built, system, build=self._build, progress=self._progress, environment=self._environment
+            self._store,
+            built,
+            system,
+            name=image if isinstance(image, str) else image.name,
+            build=self._build,
+            progress=self._progress,
+            environment=self._environment,
         )
 
     async def _make(self, image: AnyImage, *, build: bool) -> Disks:
@@ -183,7 +189,7 @@ class HostImages:
             )
         return built, system
 
-    async def _run(self, job: LayerJob, report: Report) -> None:
+    async def _run(self, job: LayerJob, report: Report) -> bytes:
         assert self._builder is not None
         async with self._admission.admit(self._builder.config):
-            await self._builder.build(job, self._gateway(job.work.network), report)
+            return await self._builder.build(job, self._gateway(job.work.network), report)

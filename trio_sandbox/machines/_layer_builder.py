@@ -25,7 +25,7 @@ from .._nurseries import hide_nursery
 from .._quote import quote_lines
 from ..client import ask, open_process, process_request
 from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
-from ..image import LayerJob, Place, fill_mounts_disk, open_empty_mounts_disk
+from ..image import LayerJob, Place, ProgramMissingError, fill_mounts_disk, open_empty_mounts_disk
 from ..network import Gateway
 from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
 from ._description import describe_machine
@@ -77,8 +77,8 @@ class LayerBuilder:
         )
         """What a machine that makes a layer has; it is for the caller to be admitted with that."""
 
-    async def build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
-        """Make a layer: its file is complete when this returns.
+    async def build(self, job: LayerJob, gateway: Gateway, report: Report) -> bytes:
+        """Make a layer: its file is complete when this returns. Return the end of what the step printed.
 
         Cancelled or failed, it leaves no process, and files that are of no use.
 
@@ -88,17 +88,19 @@ class LayerBuilder:
           report: Told what is going on.
 
         Raises:
-          ImageBuildError: if the script fails, or the machine does; the end of what it printed is in the message.
+          ProgramMissingError: if the image has not the program that the step is.
+          ImageBuildError: if the step fails, or the machine does; the end of what it printed is in the message.
 
         """
         try:
-            await self._build(job, gateway, report)
+            said = await self._build(job, gateway, report)
         except _FAILURES as exc:
             raise ImageBuildError(f"the virtual machine that was to make the layer failed: {exc}") from exc
         # It is always opened with what it stands on, by whoever has both; a path of this machine is of no use elsewhere.
         forget_backing_file(job.overlay)
+        return said
 
-    async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> None:
+    async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> bytes:
         machine = describe_machine(job.image, job.system, self.config, overlay=job.overlay, balloon=False)
         trees = job.work.trees
         places: list[Place] = []
@@ -126,15 +128,24 @@ class LayerBuilder:
                     if places:
                         await mount(vm, places, patience=self._timeouts.boot)
                     report("working", None)
-                    await self._run(vm, job.work.script, gateway.environment)
+                    said = await self._run(vm, job, gateway.environment)
                     report("freezing its disk", None)
                     await self._seal(vm)
+        return said
 
-    async def _run(self, vm: Vm, script: str, variables: Mapping[str, str]) -> None:
-        request = process_request(["/bin/sh", "-e", "-c", script], env=None, cwd="/", user=_ROOT)
+    async def _run(self, vm: Vm, job: LayerJob, variables: Mapping[str, str]) -> bytes:
+        command = job.work.command
+        request = process_request([*command], env=None, cwd="/", user=_ROOT)
         if variables:
             request["more_env"] = dict(variables)
-        tail = BoundedTail(OUTPUT_TAIL_BYTES)
+        try:
+            return await self._collect(vm, request, job.work.most_output)
+        except OSError as exc:
+            raise ProgramMissingError(job.image.name, command[0], exc.strerror or str(exc)) from exc
+
+    async def _collect(self, vm: Vm, request: dict[str, object], most: int) -> bytes:
+        """Run a process to its end; return the end of what it printed."""
+        tail = BoundedTail(most)
         async with open_process(
             vm,
             request,
@@ -151,8 +162,9 @@ class LayerBuilder:
             status = await process.wait()
         if status != 0:
             why = "was killed for want of memory" if process.oom else f"ended with status {status}"
-            said = quote_lines(bytes(tail).decode("utf-8", "replace"))
+            said = quote_lines(bytes(tail)[-OUTPUT_TAIL_BYTES:].decode("utf-8", "replace"))
             raise ImageBuildError(f"a step of the image {why}:\n{said}" if said else f"a step of the image {why}")
+        return bytes(tail)
 
     async def _seal(self, vm: Vm) -> None:
         """Have all on the disk, and nothing more written to it."""

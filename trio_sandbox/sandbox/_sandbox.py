@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+import mmap
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import date
 from os import PathLike
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import attrs
-import trio
 
 from .._config import SandboxConfig, Timeouts
-from .._errors import PackagesError, SandboxError, SnapshotError
+from .._errors import PackagesError, SnapshotError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._image_steps import PackagesStep
 from .._network import Network
@@ -23,13 +22,9 @@ from ..network import NetworkStatistics, NetworkWatch
 from ._life import Checkpoint, ImageFacts, Life
 from ._network import SandboxNetwork
 from ._observed import operation
-from ._path import GuestPath
 from ._requests import GuestRequests
 from ._slot import Slot
 from ._usage import Usage
-
-#: Seconds for the guest to remove an archive that it has unpacked.
-_REMOVAL_PATIENCE: Final = 5.0
 
 
 @final
@@ -324,7 +319,8 @@ class Sandbox(GuestRequests):
         """Install Python packages that the sandbox's code can import at once, as `Image.packages` adds them to an image.
 
         They are chosen and fetched on the host: the guest needs no network, and none of their code runs on the host.
-        Versions from the image's own steps stay. They go to ``/usr/local``, and belong to the guest's user. A running
+        Versions from the image's own steps stay. They go to ``/usr/local``, in a container image to where its Python has
+        packages, and belong to the guest's user. A running
         interpreter keeps what it has already imported. For more than one sandbox an `Image` is faster.
 
         Cancelled or failed while the guest unpacks them: some of the files are there.
@@ -337,25 +333,25 @@ class Sandbox(GuestRequests):
           TypeError, ValueError, OSError: as `Image.packages`; nothing was sent.
           PackagesError: if they can't be chosen or fetched, or the image has no Python; nothing was sent.
           ModuleNotFoundError: if the extra ``packages`` is not installed; nothing was sent.
-          ProcessFailedError: if the guest can't unpack them, for instance since its disk is full.
-          Exception: what `upload` and `run_process` raise.
+          ProcessFailedError: if the guest can't unpack them, for instance since its disk is full, or its Python fails.
+          Exception: what `run_process` raises.
 
         """
         (step,) = Image(DEFAULT_IMAGE).packages(*requirements, exclude_newer=exclude_newer).steps
         assert isinstance(step, PackagesStep)
         if self._installer is None:
             raise PackagesError("packages can't be installed in this sandbox, which has no image of ours")
-        async with self._installer.open_archive(step) as archive:
-            if archive is None:
+
+        async def ask(command: Sequence[str]) -> bytes:
+            return (await self.run_process(command, cwd="/", capture_stdout=True)).stdout or b""
+
+        async with self._installer.open_archive(step, ask) as packed:
+            if packed is None:
                 return
-            there = self.path(f"/tmp/packages-{secrets.token_hex(8)}.tar")
-            try:
-                await self.upload(archive, there)
-                command = ["tar", "-x", "--same-owner", "-C", "/", "-f", str(there)]
-                await self.run_process(command, user="root", check=True)
-            finally:
-                with trio.move_on_after(_REMOVAL_PATIENCE, shield=True):
-                    await _remove(there)
+            with packed.archive.open("rb") as file:
+                # Not closed: it is gone with the last who looks at it.
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            await self.run_process(packed.unpacking, stdin=content, cwd="/", user="root")
 
     async def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now; ``open_sandbox(template=name)`` restores it.
@@ -416,10 +412,3 @@ class Sandbox(GuestRequests):
         """
         with operation("resume", self.id):
             await self._lifecycle.resume()
-
-
-async def _remove(path: GuestPath) -> None:
-    """Remove a file of the guest's; a guest that is gone has none."""
-    await trio.lowlevel.checkpoint()
-    with suppress(OSError, SandboxError):
-        await path.unlink(missing_ok=True)
