@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ._network import Network as Network, NetworkRule as NetworkRule
     from ._results import (
         ProcessFailedError as ProcessFailedError,
+        ProcessUsage as ProcessUsage,
         RunFailedError as RunFailedError,
         RunOutput as RunOutput,
         RunResult as RunResult,

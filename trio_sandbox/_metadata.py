@@ -69,6 +69,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
     "_workspace_change": ("WorkspaceChange",),
     "_results": (
         "ProcessFailedError",
+        "ProcessUsage",
         "RunFailedError",
         "RunOutput",
         "RunTimings",

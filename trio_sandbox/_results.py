@@ -36,6 +36,25 @@ class RunTimings:
 
 
 @final
+@attrs.frozen(kw_only=True)
+class ProcessUsage:
+    """What a process in the guest has used: `GuestProcess.usage`.
+
+    Processes that it has started and waited for count as well. The guest's kernel counts all of it, so a hostile guest can
+    lie about it: `Sandbox.usage` has what the host counts.
+    """
+
+    cpu_seconds: float
+    """Processor time, in seconds."""
+    peak_memory_bytes: int
+    """The most memory that one of them had at once, in bytes: what was resident, shared libraries included. It is some MiB
+    at least, which any process has before it executes its program."""
+    disk_written_bytes: int
+    """What they wrote to files on a disk, in bytes, in whole blocks of the file system. A block that is written again before
+    the kernel has taken it to the disk counts once."""
+
+
+@final
 @attrs.frozen(kw_only=True, repr=False)
 class RunResult:
     """How a run ended and what it printed."""
@@ -62,6 +81,13 @@ class RunResult:
     """Processor time of the code and of everything that it started, in seconds, as the guest's kernel counted it until the
     run's end. Processes that an earlier run of that language left behind count, too. A hostile guest can lie about it:
     `Sandbox.usage` has what the host counts."""
+    peak_memory_bytes: int | None = None
+    """The most memory that the interpreter had at once during the run, in bytes: what was resident, shared libraries
+    included. Python only; None for other languages. Processes that the code started don't count, except if the run ended
+    its interpreter: then it is the most that the interpreter or one that it has ever waited for had."""
+    disk_written_bytes: int | None = None
+    """What the interpreter, and processes that it started and waited for, wrote to files on a disk, in bytes, in whole blocks
+    of the file system; None as above. A block that is written again before the kernel has taken it to the disk counts once."""
     restarted: bool
     """Whether the interpreter was a new one, because an earlier run had ended the one before."""
     state_kept: bool

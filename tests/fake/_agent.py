@@ -142,7 +142,7 @@ class OpenProcess:
         return pid
 
     async def exited(self) -> int:
-        status: int = (await self.message())["exited"]
+        status: int = (await self.message())["exited"]["status"]
         assert await self.records.receive() is None
         return status
 

@@ -150,5 +150,5 @@ def finished(
     expired: bool = False,
 ) -> dict[str, Any]:
     """Return the message that ends a run."""
-    end = {"exit_code": exit_code, "value": value, "restarted": restarted, "state_kept": state_kept, "duration": 0.0}
+    end = {"exit_code": exit_code, "value": value, "restarted": restarted, "state_kept": state_kept}
     return {"finished": {**end, "expired": expired}}

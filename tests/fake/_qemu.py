@@ -152,7 +152,7 @@ def serve(kind, stream, payload):
         if "dies-warming-up" in modes:
             sys.exit(4)
         code = int("warm-up-fails" in modes)
-        finished = {"exit_code": code, "restarted": False, "state_kept": True, "expired": False, "oom": False, "duration": 0.1}
+        finished = {"exit_code": code, "restarted": False, "state_kept": True, "expired": False, "oom": False}
         record = json.dumps({"finished": finished}).encode()
         data = b"J" + struct.pack(">I", len(record)) + record
         agent.sendall(frame(3, data, stream) + frame(4, b"", stream))

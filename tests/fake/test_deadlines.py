@@ -39,7 +39,7 @@ class Guest:
         await self._hear(records)
         await records.send_json({"started": 7})
         expired = not await self._hear_to_the_end(records, {"kill": True})
-        await records.send_json({"expired" if expired else "exited": -9}, end=True)
+        await records.send_json({"exited": {"status": -9, "expired": expired}}, end=True)
 
     async def _hear(self, records: RecordStream) -> Any:
         message = await receive_json(records)
@@ -267,7 +267,8 @@ async def test_the_deadline_of_a_run_that_is_over_hits_no_other(host: Host) -> N
 async def test_a_process_is_killed_with_its_descendants_when_its_deadline_passes(host: Host) -> None:
     async with host.open_process(["sh", "-c", "sleep 1000 & sleep 1001"], deadline=0.2) as process:
         await process.started()
-        assert await process.message() == {"expired": -signal.SIGKILL}
+        end = (await process.message())["exited"]
+        assert (end["status"], end["expired"], end["oom"]) == (-signal.SIGKILL, True, False)
     async with host.open_process(["sleep", "1"], deadline=0.2) as process:
         await process.started()
         await process.records.send_json({"deadline": None})

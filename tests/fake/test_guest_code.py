@@ -577,6 +577,8 @@ for name in os.listdir('/proc/self/fd'):
         "b'S'",
         "b'D'",
         "b'D' + bytes(5)",
+        "b'D' + bytes([0, 0, 0, 2, 0])",
+        "b'V' + bytes([0, 0, 0, 2]) + bytes(12)",
         "b'F' + bytes([0, 0, 0, 2])",
         r"b'F\0\0\0\2xx'",
     ],
@@ -591,7 +593,7 @@ async def test_garbage_on_our_socket_ends_that_interpreter_only(host: Host, mess
 async def test_a_forged_end_spoils_nothing_but_the_forger(host: Host) -> None:
     await host.run(_FIND)
     # It says that it is over and goes on; its real end then is one too many.
-    result = await host.run("print('one')\ncontrol.send(b'D\\0\\0\\0\\2\\7')\nprint('two')")
+    result = await host.run("print('one')\ncontrol.send(b'D\\0\\0\\0\\2\\7' + b'\\xff' * 12)\nprint('two')")
     assert result.exit_code == 7
     assert result.stdout.startswith("one\n")
     result = await host.run("print(1)")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import trio
+
+from trio_sandbox import RunResult
 
 from ._cgroup import own_cgroup
 from ._sandbox import open_local_sandbox
@@ -19,6 +23,8 @@ BUSY = {
     "javascript": "for (let i = 0; i < 3e8; i++);",
     "shell": "for ((i = 0; i < 200000; i++)); do :; done",
 }
+#: Bytes, of which an interpreter has much less by itself.
+SIZE = 100 * 2**20
 LANGUAGES = [
     pytest.param(
         language, marks=pytest.mark.skipif(shutil.which(program) is None, reason=f"there is no {program} here")
@@ -64,4 +70,74 @@ async def test_a_run_that_ends_its_interpreter_tells_too_and_the_next_one_begins
 
 async def test_where_there_are_no_control_groups_nothing_is_counted() -> None:
     async with open_local_sandbox() as (sandbox, _):
-        assert (await sandbox.run(BUSY["python"])).cpu_seconds == 0.0
+        result = await sandbox.run(BUSY["python"])
+        assert (result.cpu_seconds, result.peak_memory_bytes, result.disk_written_bytes) == (0.0, None, None)
+
+
+def peak(result: RunResult) -> int:
+    """Return the most memory that the run's interpreter had."""
+    assert result.peak_memory_bytes is not None
+    return result.peak_memory_bytes
+
+
+async def test_a_run_tells_the_most_memory_that_its_interpreter_had_and_the_next_one_begins_anew() -> None:
+    with own_cgroup() as cgroup:
+        async with open_local_sandbox(cgroup=cgroup) as (sandbox, _):
+            idle = peak(await sandbox.run(""))
+            assert 2**20 < idle < SIZE
+            assert peak(await sandbox.run(f"x = bytearray({SIZE}); del x")) > SIZE
+            assert peak(await sandbox.run("")) < SIZE
+            # What it has already counts, and no more when it has let go of that.
+            assert peak(await sandbox.run(f"x = b'x' * {SIZE}")) > SIZE
+            assert peak(await sandbox.run("del x")) > SIZE
+            assert peak(await sandbox.run("")) < SIZE
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(3)"])
+async def test_a_run_that_ends_its_interpreter_tells_of_its_memory_too(end: str) -> None:
+    with own_cgroup() as cgroup:
+        async with open_local_sandbox(cgroup=cgroup) as (sandbox, _):
+            await sandbox.run("import os")
+            assert SIZE < peak(await sandbox.run(f"x = bytearray({SIZE}); {end}")) < 2 * SIZE
+            after = await sandbox.run("")
+            assert after.restarted
+            assert peak(after) < SIZE
+
+
+@pytest.mark.parametrize("language", [each for each in LANGUAGES if each.values != ("python",)])
+async def test_other_interpreters_don_t_tell_of_their_memory(language: str) -> None:
+    with own_cgroup() as cgroup:
+        async with open_local_sandbox(cgroup=cgroup) as (sandbox, _):
+            for code in ("", "kill -9 $$" if language == "shell" else "process.kill(process.pid, 9)"):
+                result = await sandbox.run(code, language=language)
+                assert (result.peak_memory_bytes, result.disk_written_bytes) == (None, None)
+
+
+async def test_code_may_have_a_module_of_the_name_of_what_counts_its_memory(tmp_path: Path) -> None:
+    (tmp_path / "resource.py").write_text("mine = 1")
+    async with open_local_sandbox() as (sandbox, _):
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import resource; print(resource.mine)"
+        assert (await sandbox.run(code)).stdout == "1\n"
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+async def test_a_process_tells_what_it_has_used(grouped: bool) -> None:
+    with own_cgroup() if grouped else nullcontext() as cgroup:
+        async with open_local_sandbox(cgroup=cgroup) as (sandbox, _):
+            async with sandbox.open_process(["python3", "-Ic", f"x = bytearray({SIZE})"]) as large:
+                assert large.usage is None
+                await large.wait()
+            # What it waited for counts, and nothing of others.
+            code = f"import subprocess, sys; subprocess.run([sys.executable, '-Ic', {BUSY['python']!r}])"
+            async with sandbox.open_process(["python3", "-Ic", code]) as busy:
+                await busy.wait()
+            async with sandbox.open_process(["sleep", "1000"]) as killed:
+                killed.kill()
+                await killed.wait()
+            assert large.usage is not None
+            assert busy.usage is not None
+            assert killed.usage is not None
+            assert SIZE < large.usage.peak_memory_bytes < 2 * SIZE
+            assert 0 < busy.usage.peak_memory_bytes < SIZE
+            assert 0 < killed.usage.peak_memory_bytes < SIZE
+            assert killed.usage.cpu_seconds < busy.usage.cpu_seconds

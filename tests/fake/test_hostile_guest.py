@@ -27,7 +27,7 @@ frames = st.tuples(
         st.binary(max_size=40),
         st.sampled_from(
             [
-                b'J\x00\x00\x00\x0e{"exited": -9}',
+                b'J\x00\x00\x00\x1a{"exited": {"status": -9}}',
                 b'J\x00\x00\x00\x0e{"started": 1}',
                 b"O\x00\x00\x00\x02hi",
                 b'J\x00\x00\x00\x4e{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "x": ""}}',

@@ -48,7 +48,7 @@ class ScriptedGuest:
         ]:
             with contextlib.suppress(trio.BrokenResourceError):
                 await pipe.send_eof()
-        await records.send_json({"exited": status}, end=True)
+        await records.send_json({"exited": {"status": status}}, end=True)
 
     async def listen(self, records: RecordStream, life: trio.CancelScope) -> None:
         """Take signals until one is the kill, or the host has gone."""
@@ -205,6 +205,7 @@ async def test_a_process_that_does_not_die_costs_the_machine_in_bounded_time(
                 await trio.sleep_forever()
         assert trio.current_time() - start == 6
         assert machine.failure is not None
+        assert processes[0].usage is None
         with pytest.raises(OutcomeUnknownError):
             await processes[0].wait()
 
@@ -268,7 +269,7 @@ async def test_a_machine_that_dies_leaves_the_outcome_unknown(when: str) -> None
         assert caught.value.__cause__ is machine.failure
 
 
-@pytest.mark.parametrize("message", [{"finished": 1}, {"exited": "0"}, {"started": 2}, None])
+@pytest.mark.parametrize("message", [{"finished": 1}, {"exited": {"status": "0"}}, {"started": 2}, None])
 async def test_a_guest_that_breaks_the_rules_loses_its_machine(message: dict[str, Any] | None) -> None:
     async def process(records: RecordStream) -> None:
         await receive_json(records)

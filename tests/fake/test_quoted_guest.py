@@ -129,7 +129,7 @@ ANSWERS: dict[str, Answer] = {
     "no boolean": saying({"finished": {"exit_code": 0, "restarted": HOSTILE_TEXT}}),
     "no type": saying({"display": {"mime": HOSTILE_TEXT, "size": 1, "item": 0}}),
     "no surrogates": saying({"finished": {"exit_code": 0, "value": HOSTILE}}),
-    "no status": saying({"started": 1}, {"exited": HOSTILE_TEXT}),
+    "no status": saying({"started": 1}, {"exited": {"status": HOSTILE_TEXT}}),
     "started twice": saying({"started": 1}, {"started": 2}),
     "fails after the start": saying({"started": 1}, FAILED),
     "no JSON": talk,

@@ -122,7 +122,7 @@ async def test_of_sizes_that_were_not_sent_yet_the_last_one_counts() -> None:
         await records.send_json({"started": 77})
         while (request := await receive_json(records)) != {"kill": True}:
             requests.append(request)
-        await records.send_json({"exited": -9}, end=True)
+        await records.send_json({"exited": {"status": -9}}, end=True)
         over.set()
 
     async with open_fake_sandbox({"process": serve}) as (sandbox, _):

@@ -35,7 +35,16 @@ async def test_a_run_is_answered_as_the_script_says() -> None:
     async def answer(call: Call) -> Answer:
         calls.append(call)
         picture = Display("image/png", b"x" * 100_000, 1)
-        return Answer(stdout="é\n", stderr=b"\xff", exit_code=3, value="42", displays=(picture,), cpu_seconds=0.25)
+        return Answer(
+            stdout="é\n",
+            stderr=b"\xff",
+            exit_code=3,
+            value="42",
+            displays=(picture,),
+            cpu_seconds=0.25,
+            peak_memory_bytes=2**20,
+            disk_written_bytes=512,
+        )
 
     async with open_scripted_sandbox(answer) as sandbox:
         assert isinstance(sandbox, Sandbox)
@@ -48,7 +57,7 @@ async def test_a_run_is_answered_as_the_script_says() -> None:
     assert (result.exit_code, result.stdout, result.stderr_bytes, result.value) == (3, "é\n", b"\xff", "42")
     assert result.displays == (Display("image/png", b"x" * 100_000, 1),)
     assert (result.restarted, result.state_kept) == (False, True)
-    assert result.cpu_seconds == 0.25
+    assert (result.cpu_seconds, result.peak_memory_bytes, result.disk_written_bytes) == (0.25, 2**20, 512)
 
 
 async def test_an_interpreter_that_is_gone_is_told_of_by_the_next_run() -> None:

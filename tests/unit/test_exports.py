@@ -16,7 +16,7 @@ PUBLIC: dict[str, str] = {
         AdmissionStatistics BalloonError CapacityError Checkpoint ConfinementRequiredError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
         HostConfig HostStatistics Image ImageBuildError ImageCorruptError ImageError ImageMissingError
-        MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch NodeLostError DrainingError FleetError LinkError LinkProtocolError WrongNodeError OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError Progress QMPClosedError
+        MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch NodeLostError DrainingError FleetError LinkError LinkProtocolError WrongNodeError OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError ProcessUsage Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult RunTimings Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics SavedSandbox
         SnapshotError TemplateError TemplateExistsError TemplateUnusableError Terminal Timeouts TransferStatistics UnknownImageError UnknownTemplateError Usage VmBootError VmDiedError

@@ -9,7 +9,7 @@ import trio
 
 import trio_sandbox
 
-from .. import Display, OutputChunk, RunResult
+from .. import Display, OutputChunk, ProcessUsage, RunResult
 from ._door import BlockingDoor
 
 
@@ -156,6 +156,11 @@ class GuestProcess(BlockingDoor[trio_sandbox.GuestProcess]):
     def oom(self) -> bool:
         """Whether the process was killed because the guest had no memory left; False while it runs."""
         return self._now(lambda: self._inner.oom)
+
+    @property
+    def usage(self) -> ProcessUsage | None:
+        """What the process has used; None while it runs, and if its end is not known."""
+        return self._now(lambda: self._inner.usage)
 
     def wait(self) -> int:
         """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.

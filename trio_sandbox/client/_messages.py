@@ -39,16 +39,25 @@ NO_INTERPRETER: Final = (
 
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256
-#: More than a machine can use: what all its processors do in a century.
-_MOST_MICROSECONDS = 10**18
+#: More than a machine can use: microseconds that all its processors take in a century, KiB of its memory, and blocks of its disks.
+_MOST_USED: Final = (10**18, 2**32 - 1, 2**64 - 1)
 
 #: Variables that bash sets itself and lets nobody set.
 _READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
 
 
 @attrs.frozen
+class Used:
+    """What a run or a process has used."""
+
+    microseconds: int = 0  # of processor time
+    peak_kib: int = 0  # of memory at once; 0 if neither that nor the next is counted
+    blocks_written: int = 0  # of 512 bytes
+
+
+@attrs.frozen
 class Finished:
-    """A run is over; *expired*: the guest stopped it at its deadline, without us; *oom*: killed for want of memory; *used*: microseconds."""
+    """A run is over; *expired*: the guest stopped it at its deadline, without us; *oom*: killed for want of memory."""
 
     exit_code: int
     value: str | None
@@ -56,7 +65,7 @@ class Finished:
     state_kept: bool
     expired: bool = False
     oom: bool = False
-    used: int = 0
+    used: Used = Used()
 
 
 @attrs.frozen
@@ -91,6 +100,7 @@ class Exited:
     status: int
     expired: bool = False
     oom: bool = False
+    used: Used = Used()
 
 
 @attrs.frozen
@@ -128,11 +138,13 @@ def parse_message(payload: bytes) -> Message:
         if kind == "mounted":
             return Mounted(_checked(body, int, "mounted"))
         if kind == "exited":
-            return Exited(_number(body, "exited", lowest=-64))
-        if kind == "expired":
-            return Exited(_number(body, "expired", lowest=-64), expired=True)
-        if kind == "out_of_memory":
-            return Exited(_number(body, "out_of_memory", lowest=-64), oom=True)
+            fields = _fields(body, kind)
+            return Exited(
+                _number(fields.get("status"), "status", lowest=-64),
+                expired=_checked(fields.get("expired", False), bool, "expired"),
+                oom=_checked(fields.get("oom", False), bool, "oom"),
+                used=_used(fields),
+            )
         if kind == "finished":
             fields = _fields(body, kind)
             return Finished(
@@ -142,7 +154,7 @@ def parse_message(payload: bytes) -> Message:
                 state_kept=_checked(fields.get("state_kept"), bool, "state_kept"),
                 expired=_checked(fields.get("expired", False), bool, "expired"),
                 oom=_checked(fields.get("oom", False), bool, "oom"),
-                used=_number(fields.get("used", 0), "used", lowest=0, highest=_MOST_MICROSECONDS),
+                used=_used(fields),
             )
         if kind == "display":
             fields = _fields(body, kind)
@@ -180,6 +192,15 @@ def _number(value: object, name: str, *, lowest: int, highest: int = 255) -> int
     if not lowest <= number <= highest:
         raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to {highest}, not {number!r:.80}")
     return number
+
+
+def _used(fields: dict[str, object]) -> Used:
+    numbers = cast("list[object]", _checked(fields.get("used", [0, 0, 0]), list, "used"))
+    if len(numbers) != len(_MOST_USED):
+        raise GuestProtocolError(f"the guest's field 'used' must have {len(_MOST_USED)} numbers, not {numbers!r:.80}")
+    return Used(
+        *[_number(number, "used", lowest=0, highest=most) for number, most in zip(numbers, _MOST_USED, strict=True)]
+    )
 
 
 def _value(value: object) -> str | None:

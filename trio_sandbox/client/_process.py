@@ -13,6 +13,7 @@ import trio
 
 from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownError, SandboxError
 from .._nurseries import open_services
+from .._results import ProcessUsage
 from ..wire import JSON, ChannelStream, RecordStream
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import STREAM_GONE, Machine, guest_failures, open_stream
@@ -114,6 +115,7 @@ class GuestProcess:
         self._vm = vm
         self._expired = False
         self._oom = False
+        self._usage: ProcessUsage | None = None
         self._returncode: int | None = None
         self._failure: SandboxError | None = None
         self._ended = trio.Event()
@@ -134,6 +136,11 @@ class GuestProcess:
     def oom(self) -> bool:
         """Whether the process was killed because the guest had no memory left; False while it runs."""
         return self._oom
+
+    @property
+    def usage(self) -> ProcessUsage | None:
+        """What the process has used; None while it runs, and if its end is not known."""
+        return self._usage
 
     async def wait(self) -> int:
         """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.
@@ -220,6 +227,11 @@ class GuestProcess:
                     if not isinstance(message, Exited):
                         raise GuestProtocolError(f"the guest said {message!r} of a running process")
                 self._returncode, self._expired, self._oom = message.status, message.expired, message.oom
+                self._usage = ProcessUsage(
+                    cpu_seconds=message.used.microseconds / 1e6,
+                    peak_memory_bytes=message.used.peak_kib * 1024,
+                    disk_written_bytes=message.used.blocks_written * 512,
+                )
                 nursery.cancel_scope.cancel(reason="the process is over")
         except* SandboxError as group:
             # One failure, one route: whoever waits gets it, the nursery does not.

@@ -157,7 +157,9 @@ class RunEvents:
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
             oom=message.oom,
-            cpu_seconds=message.used / 1e6,
+            cpu_seconds=message.used.microseconds / 1e6,
+            peak_memory_bytes=message.used.peak_kib * 1024 or None,
+            disk_written_bytes=message.used.blocks_written * 512 if message.used.peak_kib else None,
             streamed=True,
         )
         if not word:

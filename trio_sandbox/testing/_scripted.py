@@ -93,7 +93,11 @@ class Answer:
     displays: tuple[Display, ...] = ()
     """`RunResult.displays`; of runs only."""
     cpu_seconds: float = 0.0
-    """`RunResult.cpu_seconds`, to the microsecond; of runs only."""
+    """`RunResult.cpu_seconds`, or that of `GuestProcess.usage`, to the microsecond."""
+    peak_memory_bytes: int = 0
+    """The same of memory, to the KiB; 0 is None to a `RunResult`."""
+    disk_written_bytes: int = 0
+    """The same of what it wrote, to 512 bytes."""
     state_kept: bool = True
     """Whether the interpreter lives on; if not, the next run says that it was restarted."""
     oom: bool = False
@@ -102,6 +106,10 @@ class Answer:
 
 
 Answerer = Callable[[Call], Awaitable[Answer]]
+
+
+def _used(answer: Answer) -> list[int]:
+    return [round(answer.cpu_seconds * 1e6), answer.peak_memory_bytes // 1024, answer.disk_written_bytes // 512]
 
 
 @attrs.define(eq=False)
@@ -182,7 +190,7 @@ class _Guest:
             for piece in _pieces(display.data):
                 await records.send(DISPLAY, piece)
         end: dict[str, object] = {"exit_code": answer.exit_code, "value": answer.value, "state_kept": answer.state_kept}
-        end |= {"restarted": restarted, "oom": answer.oom, "used": round(answer.cpu_seconds * 1e6)}
+        end |= {"restarted": restarted, "oom": answer.oom, "used": _used(answer)}
         await records.send_json({"finished": end}, end=True)
 
     async def _process(self, records: RecordStream) -> None:
@@ -195,7 +203,8 @@ class _Guest:
                 with contextlib.suppress(trio.BrokenResourceError):  # nobody reads it any more
                     await pipe.send_all(data)
                     await pipe.send_eof()
-        await records.send_json({"out_of_memory" if answer.oom else "exited": answer.exit_code}, end=True)
+        exited = {"status": answer.exit_code, "oom": answer.oom, "used": _used(answer)}
+        await records.send_json({"exited": exited}, end=True)
 
     async def _ask(self, records: RecordStream, request: dict[str, Any], call: Call) -> Answer:
         """Have the test answer, unless the host stops the call first."""

@@ -42,8 +42,10 @@ class Child:
         """What the spawner is not told: nothing, its program and its directory, by the numbers that "failed" names them by."""
         self.failure: OSError | None = None
         """Why it was never executed."""
-        self.descriptor = -1
-        """Once it has started our end of its terminal, or a file with what it uses, if asked for; to be closed by who asked."""
+        self.used: tuple[int, int, int] = (0, 0, 0)
+        """What it has used, once its end is known: see the spawner's `_used`."""
+        self.descriptors: list[int] = []
+        """Once it has started our end of its terminal, or the files of a `Meter`, if asked for; to be closed by who asked."""
         self.abandoned = False
         """Nobody waits for its start any more."""
         self.on_exit: Callable[[], None] | None = None
@@ -87,9 +89,10 @@ class Child:
                 self.failure = OSError(number, strerror, self.names[subject] if isinstance(subject, int) else subject)
                 self._started.set()
                 self._empty.set()
-            case ("exited", _, int(returncode), bool(oom)):
+            case ("exited", _, int(returncode), bool(oom), (int(), int(), int()) as used):
                 self.returncode = returncode
                 self.oom_killed = oom
+                self.used = used
                 self._exited.set()
             case _:
                 self._empty.set()
@@ -163,7 +166,7 @@ class Children:
           cwd: Its working directory; None for its user's home.
           user: Name or number; None for the default user.
           descriptors: Which of ours it gets as what; 0 to 2 are /dev/null where they are not named.
-          terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.descriptor`.
+          terminal: Rows, columns and TERM of a terminal to have for its descriptors 0 to 2; see `Child.descriptors`.
           more_env: Variables besides those of its user's login.
 
         Raises:
@@ -342,7 +345,7 @@ class Children:
                 if child.abandoned:
                     os.close(descriptor)
                 else:
-                    child.descriptor = descriptor
+                    child.descriptors.append(descriptor)
             child._on_event(event)  # pyright: ignore[reportPrivateUsage]
             if event[0] in ("failed", "empty"):
                 del self._children[number]

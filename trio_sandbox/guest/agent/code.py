@@ -17,12 +17,13 @@ JSON, and the bytes as records DISPLAY that nothing comes between. There are non
 Then JSON and the end:
 
     {"finished": {"exit_code": n, "value": str | null, "restarted": bool, "state_kept": bool, "expired": bool,
-                  "oom": bool, "used": microseconds, "duration": seconds}}
+                  "oom": bool, "used": [microseconds, KiB, blocks]}}
     {"failed": {"errno": n, "strerror": str, "filename": str | null}}     nothing was run
 
 *warm_up*: it is none of the user's runs, which count those: tracebacks call it `<warm-up 1>`, and the first of theirs `<run 1>`.
 *value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
-*used*: the processor time of the interpreter and of all that it started, from the beginning of the run to its end.
+*used*: the processor time of the interpreter and of all that it started, from the beginning of the run to its end; the most memory that the
+interpreter had meanwhile, 0 if that is not counted; and how many blocks of 512 bytes it and what it waited for wrote to disks.
 *restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
 interpreter lives on. *oom*: the interpreter was killed because there was no memory left, which an exception of its code's, as `MemoryError`, is not.
 *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not

@@ -147,7 +147,9 @@ class Interpreter:
                 isinstance(message, End)
                 and not self._pipes
                 and sum([len(data) for _, data in output]) <= _LITTLE
-                and run.finish_nowait(output, message.status, message.value, used=self._meter.used())
+                and run.finish_nowait(
+                    output, message.status, message.value, used=self._meter.used(message.peak, message.written)
+                )
             ):
                 self._run = None
                 self._get_ready()
@@ -273,7 +275,8 @@ class Interpreter:
                 await run.show(await self._read_out(run, output), message)
         elif isinstance(message, End):
             self._run = None
-            used, rest = self._meter.used(), await self._rest(run, output)
+            used = self._meter.used(message.peak, message.written)
+            rest = await self._rest(run, output)
             await run.finish(rest, message.status, value=message.value, state_kept=not self._dying, used=used)
             self._get_ready()
         elif message is not None:
@@ -367,7 +370,7 @@ class Interpreter:
         """Make sure that nothing is left of it, and tell the run, or return it if it can have another interpreter."""
         child = self._child
         self._dying = True
-        used = 0
+        used = 0, 0, 0
         if child.failure is not None:
             self.failure = OSError(
                 child.failure.errno,
@@ -376,9 +379,11 @@ class Interpreter:
             )
         else:
             child.kill()
-            used = self._meter.used()
+            # A porter's end does not tell of its interpreter.
+            _, peak, written = child.used if self._language.dialect is None else (0, 0, 0)
+            used = self._meter.used(peak, written)
             await child.wait_empty()
-            used = max(used, self._meter.used())  # its group may be gone
+            used = max(self._meter.used(peak, written)[0], used[0]), *used[1:]  # its group may be gone
             await self._hear_last_words()
             if not self._ready:
                 self._hear_complaint()

@@ -1,53 +1,72 @@
-"""What the runs of an interpreter use of the processor, with all that they start: its control group counts it."""
+"""What the runs of an interpreter use, with all that they start: its control group counts the processor time, its process the rest."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from typing import final
+from typing import TypeAlias, final
 
 from .children import Child
 
 #: Seconds after the end of a run in which the next one need not find out anew what was used before it: that takes a hundredth of a run.
 _RECENTLY = 0.05
 
+#: What a run has used: microseconds of processor time; the most memory that its interpreter had, in KiB; blocks of 512 bytes
+#: that were written to disks. The second is 0 where nobody counts the last two.
+Used: TypeAlias = tuple[int, int, int]
+
 
 @final
 class Meter:
-    """Tells what each run of an interpreter has used, in microseconds; 0 where nobody counts it.
+    """Tells what each run of an interpreter has used.
 
     Args:
-      child: The interpreter's process, whose control group nobody was in before. Its `Child.descriptor` is this object's.
+      child: The interpreter's process, whose control group nobody was in before. Its `Child.descriptors` are this object's: a
+        file that tells the processor time of its group, and one that makes the most memory it had what it has now.
 
     """
 
     def __init__(self, child: Child) -> None:
         self._child = child
         self._before = self._last = 0
+        self._written = 0
         self._read_at = -math.inf
 
     def begin(self, asked_at: float) -> None:
         """Count from now on, for a run that was asked for at *asked_at* by `time.perf_counter`."""
         self._before = self._last if asked_at <= self._read_at + _RECENTLY else self._read()
+        if len(self._child.descriptors) == 2:
+            try:
+                os.write(self._child.descriptors[1], b"5")
+            except OSError:
+                pass  # it is over
 
-    def used(self) -> int:
-        """Return what was used since. A run that begins soon counts from here."""
+    def used(self, peak: int, written: int) -> Used:
+        """Return what was used since. A run that begins soon counts from here.
+
+        Args:
+          peak: The most memory that the interpreter had since `begin`, in KiB; 0 if it does not say.
+          written: Blocks that it has written since it started.
+
+        """
+        before, self._written = self._written, written
         self._last, self._read_at = self._read(), time.perf_counter()
-        return max(0, self._last - self._before)
+        if len(self._child.descriptors) != 2:
+            peak = 0
+        return max(0, self._last - self._before), peak, max(0, written - before)
 
     def close(self) -> None:
         """Count no more."""
         self._child.abandoned = True
-        if self._child.descriptor >= 0:
-            os.close(self._child.descriptor)
-            self._child.descriptor = -1
+        while self._child.descriptors:
+            os.close(self._child.descriptors.pop())
 
     def _read(self) -> int:
-        if self._child.descriptor < 0:
+        if not self._child.descriptors:
             return 0  # it has yet to start, or there are no control groups
         try:
-            text = os.pread(self._child.descriptor, 64, 0)
+            text = os.pread(self._child.descriptors[0], 64, 0)
         except OSError:
             return 0  # its group is gone
         return int(text[len("usage_usec ") : text.index(b"\n")])

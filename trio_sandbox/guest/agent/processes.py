@@ -17,8 +17,10 @@ With "terminal": {"stdio": id, "rows": n, "columns": n, "term": TERM} in the fir
 the three. The end of the stream "stdio" hangs the terminal up, and where no process has it open any more the stream ends.
 
     {"started": pid}    or {"failed": {"errno": n, "strerror": str, "filename": str}} and the end
-    {"exited": status}  as `subprocess.Popen.returncode`, and the end; in its place "expired": at the deadline, or
-                        "out_of_memory": killed for want of memory
+    {"exited": {"status": n, "expired": bool, "oom": bool, "used": [microseconds, KiB, blocks]}}    and the end
+
+*status*: as `subprocess.Popen.returncode`. *expired*: it was killed at its deadline. *oom*: it was killed for want of memory. *used*: processor
+time, memory at the most, and what was written to disks, of the process and of all that it has waited for.
 
 "exited" is sent when the process has ended, or after "kill" when none of its descendants is left either. What it
 printed may still be on its way: each pipe has an end of its own. When the host ends the stream, whatever is left is killed,
@@ -116,7 +118,7 @@ class ProcessService:
                     os.close(descriptor)
             terminal = None
             if _TERMINAL in pipes:
-                terminal = Terminal(child.descriptor, pipes[_TERMINAL], child.wait, stragglers)
+                terminal = Terminal(child.descriptors[0], pipes[_TERMINAL], child.wait, stragglers)
                 nursery.start_soon(terminal.carry)
             process = _Process(child, records, terminal, request.deadline, stragglers if request.leaves else None)
             try:
@@ -191,8 +193,9 @@ class _Process:
         if self._killed:
             await self._child.wait_empty()
         with contextlib.suppress(trio.BrokenResourceError):
-            end = "expired" if self._expired else "out_of_memory" if self._child.oom_killed else "exited"
-            await self._records.send_json({end: status}, end=True)
+            child = self._child
+            end = {"status": status, "expired": self._expired, "oom": child.oom_killed, "used": child.used}
+            await self._records.send_json({"exited": end}, end=True)
 
     async def obey(self) -> None:
         """Take requests until the host ends the stream."""

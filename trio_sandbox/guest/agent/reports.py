@@ -24,12 +24,14 @@ _BEGUN = b"B"
 """Said of a run that takes input or may call functions: nothing is sent to those before."""
 _NOT_BEGUN = b"N"
 """The interpreter ends, and nothing of the run has been done."""
-_DONE = struct.Struct(">cIB")
-"""D, and the exit status. Or V: behind it is the text of the last value, in UTF-8."""
+_DONE = struct.Struct(">cIBIQ")
+"""D, the exit status, and what its process had and wrote: see `Meter.used`. Or V: behind it is the text of the last value, in UTF-8."""
 _FAILED = struct.Struct(">cI")
 """F. Behind it is the errno, in digits."""
 _SHOWN = struct.Struct(">cII")
 """P, and the number of what is shown. Behind it is the MIME type, and with it the descriptors of a `Display`."""
+_END = struct.Struct(">BIQ")
+"""What those have behind the number."""
 #: Longer than any of these.
 _MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
 
@@ -39,6 +41,8 @@ class End(NamedTuple):
 
     status: int
     value: str | None
+    peak: int
+    written: int
 
 
 class Mark(enum.Enum):
@@ -86,11 +90,13 @@ def take_report(control: socket.socket, number: int) -> Report:
 
 
 def _parse_report_of_run(kind: bytes, rest: bytes) -> Report:
-    if kind == b"D" and len(rest) == 1:
-        return End(rest[0], None)
-    if kind == b"V" and 0 < len(rest) <= 1 + _VALUE_LIMIT:
+    if kind == b"D" and len(rest) == _END.size:
+        status, peak, written = _END.unpack(rest)
+        return End(status, None, peak, written)
+    if kind == b"V" and _END.size <= len(rest) <= _END.size + _VALUE_LIMIT:
+        status, peak, written = _END.unpack_from(rest)
         with contextlib.suppress(UnicodeDecodeError):
-            return End(rest[0], rest[1:].decode())
+            return End(status, rest[_END.size :].decode(), peak, written)
     if kind == b"F" and rest.isdigit() and len(rest) <= 3:
         return OSError(int(rest), os.strerror(int(rest)))
     if rest == b"":

@@ -13,6 +13,7 @@ from ...wire import DISPLAY, JSON, ChannelStream, RecordStream, encode_json
 from .children import shell_status
 from .displays import Display
 from .functions import FunctionPipes
+from .meter import Used
 from .pipes import feed
 from .processes import failure_fields
 
@@ -135,14 +136,14 @@ class Run:
         value: str | None = None,
         state_kept: bool,
         oom: bool = False,
-        used: int = 0,
+        used: Used = (0, 0, 0),
     ) -> None:
-        """Send the last of the output and how it ended; *used*: microseconds of processor time."""
+        """Send the last of the output and how it ended."""
         end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom, used=used)
         self.over.set()
         await self.send([*output, (JSON, end)], end=True)
 
-    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None, *, used: int) -> bool:
+    def finish_nowait(self, output: list[tuple[bytes, bytes]], status: int, value: str | None, *, used: Used) -> bool:
         """Do what `finish` does, of a run that left its interpreter as it should, if it can be done at once."""
         end = self._describe_end(status, value, state_kept=True, oom=False, used=used)
         try:
@@ -153,14 +154,14 @@ class Run:
         self.over.set()
         return True
 
-    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool, used: int) -> bytes:
+    def _describe_end(self, returncode: int, value: str | None, *, state_kept: bool, oom: bool, used: Used) -> bytes:
         # Put together by hand: a JSON encoder takes several times as long, at the end of every run.
         text = "null" if value is None else json.dumps(value)
+        cpu, peak, written = used
         return (
             f'{{"finished":{{"exit_code":{shell_status(returncode)},"value":{text},'
             f'"restarted":{_JSON[self.restarted]},"state_kept":{_JSON[state_kept]},'
-            f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},"used":{used},'
-            f'"duration":{time.perf_counter() - self.started_at:.6f}}}}}'
+            f'"expired":{_JSON[self.expired]},"oom":{_JSON[oom]},"used":[{cpu},{peak},{written}]}}}}'
         ).encode()
 
     async def fail(self, error: OSError) -> None:

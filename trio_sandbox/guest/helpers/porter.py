@@ -50,6 +50,8 @@ _SOURCE_LIMIT = 1 << 17
 _VALUE_LIMIT = 1 << 16
 _LINE_LIMIT = 2 * _VALUE_LIMIT + 100
 _PR_SET_DUMPABLE = 4
+#: Behind an exit status: how much memory the interpreter had, and what it wrote; what we can't tell.
+_UNCOUNTED = bytes(12)
 _EINVAL = 22
 _EX_SOFTWARE = 70
 #: Seconds after which a closed gate is looked at again.
@@ -407,9 +409,9 @@ class _Porter:
         except ValueError:
             text = ""
         if text:
-            self._finish(b"V", bytes([status]) + text.encode())
+            self._finish(b"V", bytes([status]) + _UNCOUNTED + text.encode())
         else:
-            self._finish(b"D", bytes([status]))
+            self._finish(b"D", bytes([status]) + _UNCOUNTED)
 
     def _can_be_told(self) -> bool:
         """Whether the interpreter still has what it was started with to read from."""

@@ -27,6 +27,7 @@ import sys
 import traceback
 from _ast import Call, Expr, Expression, Load, Module, Name, PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST, Raise
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+from _struct import Struct
 from contextvars import copy_context
 from errno import EINVAL
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -34,6 +35,14 @@ from marshal import loads
 from os import _exit, close, fstat, getpid, write
 from signal import SIGINT
 from types import CoroutineType
+
+try:
+    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+except ImportError:  # an image may have left it out
+    _can_tell_usage = False
+else:
+    _can_tell_usage = True
+    del sys.modules["resource"]  # the code may have one of that name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +98,8 @@ _DONE = b"D"
 _DONE_WITH_VALUE = b"V"
 _FAILED = b"F"
 _SYNCED = b"S"
+#: What is behind the first two of an end: the number of the run, its status, and what `_used` says.
+_pack_end = Struct(">IBIQ").pack
 
 _modules = sys.modules  # as code may put something else there
 _main = _modules["__main__"].__dict__
@@ -193,7 +204,7 @@ class _Worker:
             self._streams.disconnect()
             if surroundings is not None:
                 surroundings.restore()
-            end = self._number.to_bytes(4, "big") + bytes([status])
+            end = _pack_end(self._number, status, *_used())
             self._send(_DONE + end if value is None else _DONE_WITH_VALUE + end + value)
 
     def _receive(self) -> tuple[Any, list[int]]:
@@ -450,6 +461,14 @@ def _is_muted(last: Expr, code: str) -> bool:
     """Whether a semicolon follows the last expression."""
     line = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")[(last.end_lineno or 1) - 1]
     return line.encode("utf-8")[last.end_col_offset :].lstrip().startswith(b";")
+
+
+def _used() -> tuple[int, int]:
+    """Return the most memory that this process has had, in KiB, and how many blocks it and its children wrote; 0 where we can't tell."""
+    if not _can_tell_usage:
+        return 0, 0
+    own = getrusage(RUSAGE_SELF)
+    return own.ru_maxrss, own.ru_oublock + getrusage(RUSAGE_CHILDREN).ru_oublock
 
 
 def _serve() -> NoReturn:

@@ -14,13 +14,14 @@ Requests and events are tuples, by `messages`. The agent numbers the processes.
     ("mount", targets), descriptors           file systems on block devices, read-only; directories are made for them
     ("certificates",), descriptors            what users' programs are to trust besides, in a memory file; without one: nothing
 
-    ("started", number, pid)                  exec succeeded; with our end of its terminal, or a file with what it uses, if asked
+    ("started", number, pid)                  exec succeeded; with our end of its terminal, or the files of a `Meter`, if asked
     ("failed", number, errno, strerror, subject)   a user, a file, or a number that `becoming` has for what we don't know
     ("ready",), descriptors                   the first event: files of the users that say who this machine is,
                                               `mounts.IDENTITY_FILES`, to be written to; none where their root is ours
     ("signalled", number)                     a "signal" has been delivered, or there was nobody to take it
     ("mounted", errno, strerror, filename)    the answer to "mount" and "certificates"; 0 if nothing failed
-    ("exited", number, returncode, oom)       as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory
+    ("exited", number, returncode, oom, used) as `subprocess.Popen.returncode`; oom: the kernel killed for want of memory;
+                                              used: see `_used`
     ("empty", number)                         nothing is left in its control group; the last event of a number
 """
 
@@ -30,6 +31,7 @@ import contextlib
 import errno
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -75,7 +77,7 @@ class _Process:
         """The pipe on which the child reports what kept it from exec, or -1."""
         self.group = group
         self.wanted = wanted
-        """What the agent gets of it when it has started: our end of its terminal, or `Group.open_usage`."""
+        """What the agent gets of it when it has started: our end of its terminal, or the files of a `Meter`."""
         self.kill_sent = False
         self.oom_killed = False
         """It was killed for want of memory, by us or by the kernel."""
@@ -245,6 +247,10 @@ class Spawner:
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
+        if group is not None and "metered" in request:
+            # Its program's, too, when it has become that: the file is the process's.
+            with contextlib.suppress(OSError):  # it is over, or this kernel has no such file
+                ours.append(os.open(f"{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc))
         process = _Process(number, pid, failure, group, ours)
         self._processes[number] = self._by_pid[pid] = self._by_descriptor[failure] = process
         self._poll.register(failure, select.POLLIN)
@@ -373,7 +379,7 @@ class Spawner:
             was_killed = (ended.si_code, ended.si_status) == (os.CLD_KILLED, signal.SIGKILL)
             if was_killed and process is not None and not process.kill_sent:
                 self._note_oom_kills()
-            _, status = os.waitpid(ended.si_pid, 0)
+            _, status, usage = os.wait4(ended.si_pid, 0)
             # Others are orphans: as process 1 of our namespace we inherit them all.
             if process is None:
                 continue
@@ -383,7 +389,7 @@ class Spawner:
                 self._child_reported(process.failure)
             process.reaped = True
             oom = was_killed and process.oom_killed and not process.kill_sent
-            self._send("exited", process.number, os.waitstatus_to_exitcode(status), oom)
+            self._send("exited", process.number, os.waitstatus_to_exitcode(status), oom, _used(usage))
             self._finish_if_empty(process)
 
     def _finish_if_empty(self, process: _Process) -> None:
@@ -432,6 +438,11 @@ def _other_members(leader: int) -> list[int]:
         for pid, (state, _, _, session, *_) in find_processes()
         if int(session) == leader and pid != leader and state not in b"ZX"
     ]
+
+
+def _used(usage: resource.struct_rusage) -> tuple[int, int, int]:
+    """Return what a process and those that it has waited for used: microseconds, KiB of one at the most, blocks of 512 bytes written."""
+    return round((usage.ru_utime + usage.ru_stime) * 1e6), usage.ru_maxrss, usage.ru_oublock
 
 
 def _ignore(signum: int, frame: object) -> None:
