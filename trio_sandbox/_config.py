@@ -173,7 +173,7 @@ class HostConfig:
     weight of other groups when processors are short.
 
     "auto": in this program's own group, where that lets groups in it be counted, as the topmost does for root; else there are none. A path: in that
-    directory, which was delegated to this user (``systemd-run --user -p Delegate=yes``, for instance) and has no processes of its own. "off": none.
+    directory, which was delegated to this user (by systemd's ``Delegate=`` and ``DelegateSubgroup=``, for instance) and has no processes of its own. "off": none.
     `Sandbox.confinement` and ``trio-sandbox doctor`` tell which it is.
     """
     memory_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))

@@ -17,7 +17,7 @@ import trio
 
 from trio_sandbox import HostConfig, SandboxError, VmBootError
 from trio_sandbox.constants import VM_OVERHEAD_MIB
-from trio_sandbox.qemu import Runtime, _reaper_main, open_runtime, open_vm_manager
+from trio_sandbox.qemu import Runtime, _control_group, _reaper_main, open_runtime, open_vm_manager
 from trio_sandbox.qemu._control_group import ControlGroups, open_control_groups
 
 from ._cgroup import own_cgroup
@@ -31,6 +31,7 @@ class Tree:
     root: Path
     log: list[str] = attrs.field(factory=list[str])
     """What was written to files of groups that are gone."""
+    plain_write: Callable[[Path, str], None] = _control_group._write  # pyright: ignore[reportPrivateUsage]
 
     @property
     def top(self) -> Path:
@@ -39,15 +40,32 @@ class Tree:
     def fill(self, group: Path) -> None:
         controllers = "cpuset cpu io memory pids"
         if group != self.top:
-            controllers = (group.parent / "cgroup.subtree_control").read_text().replace("+", "")
+            controllers = (group.parent / "cgroup.subtree_control").read_text()
         files = {"cgroup.controllers": controllers, "cgroup.procs": "", "cgroup.subtree_control": ""}
         files |= {"cpu.weight": "100"} if "cpu " in f"{controllers} " else {}
-        files |= {"memory.max": "max"} if "memory" in controllers else {}
+        files |= {"memory.max": "max", "memory.swap.max": "max"} if "memory" in controllers else {}
         for name, text in files.items():
             (group / name).write_text(text)
 
     def enable(self, group: Path, controllers: str) -> None:
         (group / "cgroup.subtree_control").write_text(controllers)
+
+    def write(self, path: Path, text: str) -> None:
+        """Write to a file as the module does, with the kernel's rules: admin-guide/cgroup-v2.rst, "Controlling Controllers"."""
+        if path.name != "cgroup.subtree_control":
+            self.plain_write(path, text)
+            return
+        on = set(path.read_text().split())
+        for each in text.split():
+            sign, controller = each[0], each[1:]
+            if controller not in (path.parent / "cgroup.controllers").read_text().split():
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+            if sign == "+" and (path.parent / "cgroup.procs").read_text() and path.parent != self.top:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
+            if sign == "-" and any(controller in group.read_text() for group in path.parent.glob(f"*/{path.name}")):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
+            (on.add if sign == "+" else on.discard)(controller)
+        self.plain_write(path, " ".join(sorted(on)))
 
     def groups(self) -> list[str]:
         return sorted(path.name for path in self.top.rglob("*") if path.is_dir())
@@ -71,7 +89,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
         if len(files) < len(os.listdir(path)):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
         for file in sorted(files):
-            if file.name in ("cgroup.procs", "cgroup.subtree_control", "cpu.weight", "memory.max"):
+            if file.name in ("cgroup.procs", "cgroup.subtree_control", "cpu.weight", "memory.max", "memory.swap.max"):
                 tree.log.append(f"{file.name}: {file.read_text().strip()}")
             file.unlink()
         remove(path)
@@ -83,6 +101,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     tree.fill(tree.top)
     monkeypatch.setattr(os, "mkdir", mkdir)
     monkeypatch.setattr(os, "rmdir", rmdir)
+    monkeypatch.setattr(_control_group, "_write", tree.write)
     return tree
 
 
@@ -106,11 +125,12 @@ async def test_each_machine_gets_a_group_in_that_of_its_host(tree: Tree, runtime
                 assert done.stdout == b"$a b c\n"
         # The processor's controller is on for them, too, to share it among the machines.
         limit = (512 + 2 * VM_OVERHEAD_MIB) * 2**20
-        assert tree.log[:4] == [
+        assert tree.log[:5] == [
             "cgroup.procs: 0",
             "cgroup.subtree_control: ",
             "cpu.weight: 100",
             f"memory.max: {limit}",
+            f"memory.swap.max: {limit}",
         ]
         assert len(tree.groups()) == 1
     assert tree.groups() == []
@@ -139,7 +159,7 @@ async def test_a_directory_that_was_delegated_is_used_and_prepared(tree: Tree, r
     delegated.mkdir()
     async with open_control_groups(delegated, runtime) as groups:
         assert groups is not None
-        assert (delegated / "cgroup.subtree_control").read_text() == "+memory"
+        assert (delegated / "cgroup.subtree_control").read_text() == "memory"
         assert groups.directory.parent == delegated
         with groups.enter(256):
             pass
@@ -159,7 +179,11 @@ def _no_controllers(place: Path) -> None:
     (place / "cgroup.controllers").write_text("pids")
 
 
-@pytest.mark.parametrize("spoil", [_no_directory, _not_writable, _no_controllers])
+def _a_process(place: Path) -> None:
+    (place / "cgroup.procs").write_text("1")
+
+
+@pytest.mark.parametrize("spoil", [_no_directory, _not_writable, _no_controllers, _a_process])
 async def test_a_directory_that_can_t_be_used_is_an_error(
     tree: Tree, runtime: Runtime, spoil: Callable[[Path], None]
 ) -> None:
@@ -177,12 +201,14 @@ async def test_a_group_that_no_program_can_enter_is_none(
     tree: Tree, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree.enable(tree.top, "memory")
+    delegated = tree.top / "delegated"
     fill = tree.fill
 
     def fill_closed(group: Path) -> None:
         fill(group)
-        (group / "cgroup.procs").unlink()
-        (group / "cgroup.procs").symlink_to("/proc/self/no such file")
+        if group.parent.name == runtime.directory.name:
+            (group / "cgroup.procs").unlink()
+            (group / "cgroup.procs").symlink_to("/proc/version")
 
     def fill_no_group(tree: Tree, group: Path) -> None:
         del tree
@@ -191,6 +217,16 @@ async def test_a_group_that_no_program_can_enter_is_none(
     monkeypatch.setattr(Tree, "fill", fill_no_group)
     async with open_control_groups("auto", runtime, root=tree.root) as groups:
         assert groups is None
+    # What was switched on for them is off again, but for what others use.
+    delegated.mkdir()
+    for used in ("", "memory"):
+        (delegated / "others").mkdir(exist_ok=True)
+        (delegated / "others/cgroup.subtree_control").write_text(used)
+        with pytest.raises(SandboxError, match="a program can't enter a group there"):
+            async with open_control_groups(delegated, runtime):
+                pytest.fail("it can't be used")
+        assert (delegated / "cgroup.subtree_control").read_text() == used
+    assert tree.groups() == ["delegated", "others"]
 
 
 async def test_machines_are_started_in_them_and_say_so(tree: Tree, runtime: Runtime, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """A control group for each QEMU, where there is a place for one: what it may have of memory, and its share of the processors.
 
 The place is a directory of a cgroup v2 hierarchy that is ours to make groups in. The kernel lets no group have both processes and
-controllers for those below it, but for the topmost; so in a place that was delegated there must be no process. We never move
-the user's program, and never make groups outside of its own, whose limits hold for its machines as well.
+controllers for those below it, but for the topmost; so in a place that was delegated there must be no process (EBUSY, and for the
+processors alone, where the kernel would make it a domain of threads, EOPNOTSUPP below it). And who is not root may move a process only
+between groups below one whose ``cgroup.procs`` that user may write to, so the program must be in a group beside ours. We never move the
+user's program, and never make groups outside of its own, whose limits hold for its machines as well, unless we are told where.
 
 Source: the kernel's admin-guide/cgroup-v2.rst.
 """
@@ -64,7 +66,10 @@ class ControlGroups:
         try:
             group.mkdir()
             if "memory" in self._controllers:
-                _write(group / "memory.max", f"{(memory_mib + _MARGIN_MIB) * 2**20}")
+                limit = f"{(memory_mib + _MARGIN_MIB) * 2**20}"
+                _write(group / "memory.max", limit)
+                with suppress(FileNotFoundError):  # a kernel without swap, or that does not count it
+                    _write(group / "memory.swap.max", limit)
         except OSError as exc:
             _remove(group)
             raise SandboxError(
@@ -92,21 +97,24 @@ async def open_control_groups(
       SandboxError: if *choice* is a directory, and no group can be made in it.
 
     """
-    with ExitStack() as stack:
+    # What is switched on in a place that can be used stays on: another host may have groups there, too.
+    with ExitStack() as undoing, ExitStack() as stack:
         made: ControlGroups | None = None
         try:
             if choice != "off":
-                made = _make(
-                    _own_group(root) if choice == "auto" else choice, runtime.directory.name, enable=choice != "auto"
-                )
+                place = _own_group(root) if choice == "auto" else choice
+                counted = _counted(place) if choice == "auto" else _have_counted(place, undoing)
+                made = _make(place, runtime.directory.name, counted)
                 runtime.guard(made.directory)
                 stack.callback(runtime.release, made.directory)
                 stack.callback(_remove, made.directory)
                 await _prove(made, runtime.environment)
+                undoing.pop_all()
             else:
                 await trio.lowlevel.checkpoint()
         except (OSError, SandboxError) as exc:
             stack.close()
+            undoing.close()
             made = None
             reason = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) and exc.filename else str(exc)
             if choice != "auto":
@@ -137,13 +145,23 @@ def _own_group(root: Path) -> Path:
     raise OSError("there is no cgroup v2 hierarchy")
 
 
-def _make(place: Path, name: str, *, enable: bool) -> ControlGroups:
-    """Make a group in *place*; *enable*: have its groups counted, if they are not yet."""
-    wanted = [each for each in (place / "cgroup.controllers").read_text("ascii").split() if each in _CONTROLLERS]
-    counted = frozenset((place / "cgroup.subtree_control").read_text("ascii").split()).intersection(wanted)
-    if enable and not counted.issuperset(wanted):
-        _enable(place, wanted)
-        counted = frozenset(wanted)
+def _counted(place: Path, file: str = "cgroup.subtree_control") -> frozenset[str]:
+    """Return what of ours is counted for the groups in *place*."""
+    return frozenset((place / file).read_text("ascii").split()).intersection(_CONTROLLERS)
+
+
+def _have_counted(place: Path, undoing: ExitStack) -> frozenset[str]:
+    """Have all that can be counted for the groups in *place*, and return it; *undoing* has it as it was."""
+    counted = _counted(place)
+    missing = _counted(place, "cgroup.controllers") - counted
+    if missing:
+        _switch(place, "+", missing)
+        undoing.callback(_switch_off, place, missing)
+    return counted | missing
+
+
+def _make(place: Path, name: str, counted: frozenset[str]) -> ControlGroups:
+    """Make a group in *place*, whose own groups are counted as it is."""
     if not counted:
         raise OSError(f"neither memory nor processors are counted for groups in {place}")
     directory = place / name
@@ -151,15 +169,21 @@ def _make(place: Path, name: str, *, enable: bool) -> ControlGroups:
     try:
         if "cpu" in counted:
             _write(directory / "cpu.weight", f"{_WEIGHT}")
-        _enable(directory, sorted(counted))
+        _switch(directory, "+", counted)
     except BaseException:
         _remove(directory)
         raise
     return ControlGroups(directory, counted)
 
 
-def _enable(directory: Path, controllers: list[str]) -> None:
-    _write(directory / "cgroup.subtree_control", " ".join(f"+{each}" for each in controllers))
+def _switch(directory: Path, sign: Literal["+", "-"], controllers: frozenset[str]) -> None:
+    """Have the groups in *directory* counted ("+"), or no more ("-")."""
+    _write(directory / "cgroup.subtree_control", " ".join(f"{sign}{each}" for each in sorted(controllers)))
+
+
+def _switch_off(directory: Path, controllers: frozenset[str]) -> None:
+    with suppress(OSError):  # groups of somebody else's are counted by them
+        _switch(directory, "-", controllers)
 
 
 def _write(path: Path, text: str) -> None:
