@@ -63,6 +63,7 @@ def test_private_networks_take_a_word() -> None:
 @pytest.mark.parametrize(
     "address",
     ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254",
+     "fd00:42::42", "fd00:100::100:200", "fd00:a9fe:a9fe::1", "fd00:c1::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "::ffff:0:a9fe:a9fe",
      "fe80::1", "fe80::1%lo", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "224.0.0.1", "ff02::1",
      "255.255.255.255"],
 )  # fmt: skip
@@ -71,7 +72,9 @@ def test_what_gives_a_machines_credentials_away_is_no_private_network(address: s
     assert not may_connect(address, private="loopback")
 
 
-@pytest.mark.parametrize("address", ["64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "::127.0.0.1", "::ffff:0:7f00:1"]
+)
 def test_this_machine_in_disguise_is_ours(address: str) -> None:
     assert is_own(address)
     assert not may_connect(address, private=True)

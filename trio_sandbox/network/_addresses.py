@@ -60,14 +60,20 @@ _NEVER_IPV4 = tuple(
 _NEVER_IPV6 = tuple(
     IPv6Network(text)
     for text in (
+        "fd00:42::42/128",  # Scaleway's metadata
+        "fd00:100::100:200/128",  # Alibaba's metadata
+        "fd00:a9fe:a9fe::1/128",  # Linode's metadata
+        "fd00:c1::a9fe:a9fe/128",  # Oracle's metadata
         "fd00:ec2::/32",  # Amazon's metadata
         "fd20:ce::/32",  # Google's metadata
         "fe80::/10",
         "ff00::/8",
     )
 )
-#: Networks that take an IPv4 address in their last four bytes for where a packet goes: mapped addresses, NAT64.
-_WITH_IPV4 = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
+#: Networks that take an IPv4 address in their last four bytes for where a packet goes: mapped and translated addresses, NAT64.
+_WITH_IPV4 = tuple(
+    IPv6Network(text) for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
 _6TO4 = IPv6Network("2002::/16")
 
 Private = Literal[False, True, "loopback"]
