@@ -243,7 +243,7 @@ def test_data_in_the_smallest_pieces_comes_with_pauses_and_whole() -> None:
     assert connection.idle_frames == 0
 
 
-@pytest.mark.parametrize(("header", "in_turn"), [(b"{}", 12), (b'{"x":[%s0]}' % (b"[]," * 1300), 2)])
+@pytest.mark.parametrize(("header", "in_turn"), [(b"{}", 7), (b'{"x":[%s0]}' % (b"[]," * 1300), 2)])
 def test_streams_that_are_opened_count_by_what_they_cost(header: bytes, in_turn: int) -> None:
     connection = host()
     numbers = range(2, 402, 2)

@@ -50,6 +50,18 @@ def test_a_guest_that_leaves_others_as_long_is_not_held_up(clocks: Clocks, turn:
     assert share(clocks, Pace(), turn=turn, away=turn) == pytest.approx(0.5)
 
 
+def test_what_serves_a_guests_streams_counts_though_it_takes_turns_of_its_own(clocks: Clocks) -> None:
+    pace, began, worked = Pace(), clocks.wall, 0.0
+    for number in range(1, 1000):
+        pace.begin_turn()
+        clocks.work(0.00005)
+        pause = pace.end_turn(0, number)
+        clocks.work(0.00015)  # in a task, before the next read
+        worked += 0.0002
+        clocks.wall += pause
+    assert 0.4 < worked / (clocks.wall - began) <= 0.5
+
+
 def test_what_is_large_is_worth_its_time(clocks: Clocks) -> None:
     assert share(clocks, Pace(), turn=0.0005, away=0.0, size=131072) == pytest.approx(1.0)
     assert share(clocks, Pace(), turn=0.0005, away=0.0, size=1000) == pytest.approx(0.5, abs=0.01)

@@ -71,6 +71,7 @@ class Channel:
         self._handler = handler
         self._streams: dict[int, ChannelStream] = {}
         self._handlers: trio.Nursery | None = None
+        self._served = 0  # by tasks of theirs, so far
         self._scope = trio.CancelScope(shield=True)  # of the tasks that read and write
 
         self._peer_hello: dict[str, object] | None = None
@@ -301,10 +302,10 @@ class Channel:
                         self._dispatch(event)
                     elif pace is not None:
                         self._flush()
-                        await trio.sleep(pace.end_turn(connection.idle_frames))
+                        await trio.sleep(pace.end_turn(connection.idle_frames, self._served))
                         pace.begin_turn()
                 self._flush()
-                if pace is not None and (pause := pace.end_turn(connection.idle_frames)):
+                if pace is not None and (pause := pace.end_turn(connection.idle_frames, self._served)):
                     await trio.sleep(pause)
                 while connection.backlog > BACKLOG_LIMIT:
                     await self._drained.wait()
@@ -344,6 +345,7 @@ class Channel:
         self._streams[stream_id] = stream
         serving = self._handler(stream, header)
         if serving is not None:
+            self._served += 1
             self._handlers.start_soon(self._handle, serving, stream)
 
     async def _handle(  # noqa: ASYNC910 - the handler's checkpoints are its own affair

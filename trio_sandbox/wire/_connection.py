@@ -57,7 +57,7 @@ BACKLOG_LIMIT = 2**21
 #: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
 FRAMES_IN_TURN = 128
 #: How many other frames take as long as OPEN, which starts a task, and how many bytes of its JSON take as long as one.
-_FRAMES_OF_OPEN = 10
+_FRAMES_OF_OPEN = 20
 _JSON_OF_A_FRAME = 64
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256

@@ -19,6 +19,8 @@ IDLE_FRAMES: Final = 20_000
 IDLE_RATE: Final = 4_000
 #: Seconds of work on one guest that it need not pay back at once.
 _SHORT: Final = 0.001
+#: Seconds that a stream costs which a guest opens: what serves it has a task of its own, whose turns are counted as being away.
+_SERVED: Final = 0.0003
 #: Seconds that a byte is worth. To pass on what comes at 250 MB/s takes no longer.
 _WORTH: Final = 4e-9
 
@@ -30,6 +32,7 @@ class Pace:
     def __init__(self) -> None:
         self._room: float = IDLE_FRAMES
         self._counted = 0
+        self._served = 0
         self._debt = 0.0
         self._began = self._worth = 0.0
         self._ended = perf_counter()
@@ -39,8 +42,8 @@ class Pace:
         self._worth = size * _WORTH
         self._began = thread_time()
 
-    def end_turn(self, idle_frames: int) -> float:
-        """Say that so many frames without effect have come so far; return the seconds to stay away, which may be 0.
+    def end_turn(self, idle_frames: int, served: int = 0) -> float:
+        """Say that so many frames without effect have come so far, and streams that are served; return the seconds to stay away, which may be 0.
 
         Raises:
           WireError: if there are too many of them.
@@ -50,7 +53,8 @@ class Pace:
         # Of this thread: what other processes take from us is not the guest's fault.
         busy = thread_time() - self._began
         away = max(0.0, now - self._ended - busy)
-        self._debt = max(0.0, self._debt - away) + max(0.0, busy - self._worth)
+        self._debt = max(0.0, self._debt - away) + max(0.0, busy - self._worth) + (served - self._served) * _SERVED
+        self._served = served
         if idle_frames != self._counted or self._room < IDLE_FRAMES:
             self._room = min(self._room + (now - self._ended) * IDLE_RATE, IDLE_FRAMES) - (idle_frames - self._counted)
             self._counted = idle_frames
