@@ -20,6 +20,7 @@ import trio.testing
 from tests._leaks import cancel_at_every_step, wait_until
 from tests.documented import ROOT
 from trio_sandbox import RunResult
+from trio_sandbox._quiet_log import MOST_LINES
 from trio_sandbox.client import _functions as functions_module
 from trio_sandbox.client._functions import BadCallError, HostFunctions
 from trio_sandbox.constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES
@@ -179,6 +180,18 @@ async def test_exceptions_go_both_ways(sandbox: Sandbox, language: str, caplog: 
         assert error in result.stderr, result.stderr
         assert __file__ not in result.stderr
     assert "the function 'fail' that the code of a run has called raised an exception" in caplog.messages
+
+
+async def test_code_fills_no_log_by_calls_that_fail(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    code = f"for _ in range({MOST_LINES + 30}):\n    try: fail()\n    except Exception: pass"
+    result = await sandbox.run(code, functions={"fail": lambda: 1 / 0})
+    assert result.exit_code == 0, result.stderr
+    assert len(caplog.records) == MOST_LINES + 1
+    assert caplog.messages[-1] == "30 more were not logged: there were too many"
+    # The next run has its own.
+    caplog.clear()
+    await sandbox.run("try: fail()\nexcept Exception: pass", functions={"fail": lambda: 1 / 0})
+    assert len(caplog.records) == 1
 
 
 #: By language: code before, code with a function `name`, code after, and what that comes to.

@@ -25,6 +25,7 @@ from tests.fake.test_network_gateway import (
     receive_exactly,
 )
 from trio_sandbox import Network, NetworkRule
+from trio_sandbox._quiet_log import MOST_LINES
 from trio_sandbox._rate import Rate
 from trio_sandbox.network import (
     HostResolver,
@@ -393,6 +394,24 @@ async def test_a_function_that_returns_no_stream_ends_its_connection_only(caplog
         assert await site.refusal("bad.local") == errno.EHOSTUNREACH
     assert "which is no stream" in site.events[0].error
     assert "trio.abc.HalfCloseableStream" in caplog.text
+
+
+async def test_a_guest_fills_no_log_by_connections_whose_function_fails(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def fail() -> Any:
+        raise RuntimeError("no server today")
+
+    async with open_network(Network.allow(NetworkRule("bad.local", to=fail))) as site:
+        for _ in range(MOST_LINES + 30):
+            assert await site.refusal("bad.local") == errno.EHOSTUNREACH
+        assert len(caplog.records) == MOST_LINES
+        await trio.sleep(60)
+        await site.refusal("bad.local")
+        assert caplog.messages[-2:] == [
+            "30 more were not logged: there were too many",
+            "the function of a NetworkRule failed",
+        ]
 
 
 # --- Cancelled anywhere ---

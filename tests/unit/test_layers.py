@@ -36,6 +36,7 @@ BASE = (
     "_private",
     "_programs",
     "_quote",
+    "_quiet_log",
     "_rate",
     "_requirements",
     "_results",

@@ -23,6 +23,7 @@ import trio
 
 from .._nurseries import hide_nursery
 from .._observe import part_logger, serving
+from .._quiet_log import QuietLog
 from .._rate import Rate
 from ..constants import CALLS_AT_ONCE, CALLS_PER_SECOND, MAXIMUM_CALL_BYTES, MAXIMUM_CALL_VALUES, MAXIMUM_FUNCTIONS
 from ..wire import ChannelStream
@@ -236,6 +237,7 @@ class HostFunctions:
         self._functions = functions
         self._ids = sandbox_id, run_id
         self._rate = Rate(CALLS_PER_SECOND, CALLS_AT_ONCE)
+        self._log = QuietLog(_log)
         self._slots = trio.Semaphore(CALLS_AT_ONCE)
         self._sending = trio.Lock()
         self._parsing = trio.Lock()
@@ -261,6 +263,7 @@ class HostFunctions:
                     yield
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the run is over")
+                    self._log.tell_untold()
 
     async def _serve(  # noqa: ASYNC910 - receiving is a checkpoint
         self, stream: ChannelStream, nursery: trio.Nursery
@@ -325,7 +328,7 @@ class HostFunctions:
                 result = await result
             return f"r {encode_result(result)}"
         except Exception as exc:  # noqa: BLE001 - the guest's code is told
-            _log.warning(
-                "the function %r that the code of a run has called raised an exception", call.name, exc_info=exc
+            self._log.warning(
+                "the function %r that the code of a run has called raised an exception", call.name, cause=exc
             )
             return f"e {json.dumps(describe_exception(exc))}"

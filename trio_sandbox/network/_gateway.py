@@ -24,6 +24,7 @@ import trio
 
 from .._network import Network, NetworkRule, StreamFactory, is_host_name
 from .._observe import part_logger
+from .._quiet_log import QuietLog
 from .._rate import Rate
 from ..wire import ChannelStream, StreamHandler, WireError
 from ._addresses import may_connect
@@ -129,6 +130,7 @@ class Gateway:
         self._streams = 0
         self._spare_dials = trio.Semaphore(_SPARE_DIALS)
         self._journal = Journal()
+        self._log = QuietLog(_log)
 
     @property
     def network(self) -> Network:
@@ -369,7 +371,7 @@ class Gateway:
 
     async def _open_upstream(self, attempt: Attempt, port: int, rule: NetworkRule) -> None:
         if callable(rule.to):
-            attempt.upstream = await _call(rule.to)
+            attempt.upstream = await self._call(rule.to)
         elif rule.to is not None:
             host, port = rule.to
             attempt.upstream, attempt.address = await connect(await self._resolve_own(host), port, self._spare_dials)
@@ -380,6 +382,22 @@ class Gateway:
         else:
             vetted = await self._vet(attempt.host, rule)
             attempt.upstream, attempt.address = await connect(vetted, port, self._spare_dials)
+
+    async def _call(self, factory: StreamFactory) -> trio.abc.HalfCloseableStream:
+        try:
+            stream = await factory()
+        except OSError:
+            raise
+        except Exception as exc:
+            # The user's own function: this connection fails, and the sandbox goes on.
+            self._log.warning("the function of a NetworkRule failed", cause=exc)
+            raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to failed: {exc!r}") from exc
+        if not isinstance(stream, trio.abc.HalfCloseableStream):  # pyright: ignore[reportUnnecessaryIsInstance]
+            self._log.warning(
+                "the function of a NetworkRule returned %r, and not a trio.abc.HalfCloseableStream", stream
+            )
+            raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to returned {stream!r}, which is no stream")
+        return stream
 
     async def _resolve_own(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host that the user names, not the guest: as this machine knows it, and not vetted."""
@@ -475,18 +493,3 @@ async def _while_wanted(stream: ChannelStream, work: Callable[[], Awaitable[_T]]
         finally:
             stream.call_on_news(None)
     return None
-
-
-async def _call(factory: StreamFactory) -> trio.abc.HalfCloseableStream:
-    try:
-        stream = await factory()
-    except OSError:
-        raise
-    except Exception as exc:
-        # The user's own function: this connection fails, and the sandbox goes on.
-        _log.exception("the function of a NetworkRule failed")
-        raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to failed: {exc!r}") from exc
-    if not isinstance(stream, trio.abc.HalfCloseableStream):  # pyright: ignore[reportUnnecessaryIsInstance]
-        _log.error("the function of a NetworkRule returned %r, and not a trio.abc.HalfCloseableStream", stream)
-        raise OSError(errno.EHOSTUNREACH, f"the function of NetworkRule.to returned {stream!r}, which is no stream")
-    return stream
