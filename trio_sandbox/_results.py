@@ -83,8 +83,9 @@ class RunResult:
     `Sandbox.usage` has what the host counts."""
     peak_memory_bytes: int | None = None
     """The most memory that the interpreter had at once during the run, in bytes: what was resident, shared libraries
-    included. Python only; None for other languages. Processes that the code started don't count, except if the run ended
-    its interpreter: then it is the most that the interpreter or one that it has ever waited for had."""
+    included. Processes that the code started don't count. Where runs follow each other within a twentieth of a second, what
+    the one before has given back may still count. If the run ended its interpreter, it is the most that a Python
+    interpreter or a process that it has ever waited for had, and None for other languages."""
     disk_written_bytes: int | None = None
     """What the interpreter, and processes that it started and waited for, wrote to files on a disk, in bytes, in whole blocks
     of the file system; None as above. A block that is written again before the kernel has taken it to the disk counts once."""

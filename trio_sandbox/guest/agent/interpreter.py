@@ -88,7 +88,7 @@ class Interpreter:
         self._numbers = itertools.count(1)
         self._warm_up_numbers = itertools.count(WARM_UP + 1)
         self._number = 0
-        self._meter = Meter(child)
+        self._meter = Meter(child, ported=language.dialect is not None)
         self._interrupts: list[trio.Event] = []
         self._syncing: trio.Event | None = None
         """The worker was told to forget what SIGINT it got, and has yet to say that it has."""
@@ -379,7 +379,7 @@ class Interpreter:
             )
         else:
             child.kill()
-            # A porter's end does not tell of its interpreter.
+            # What a porter has used says little of its interpreter.
             _, peak, written = child.used if self._language.dialect is None else (0, 0, 0)
             used = self._meter.used(peak, written)
             await child.wait_empty()

@@ -32,6 +32,7 @@ _SHOWN = struct.Struct(">cII")
 """P, and the number of what is shown. Behind it is the MIME type, and with it the descriptors of a `Display`."""
 _END = struct.Struct(">BIQ")
 """What those have behind the number."""
+_END_SIZE = _END.size
 #: Longer than any of these.
 _MESSAGE_LIMIT = _DONE.size + _VALUE_LIMIT + 1
 
@@ -90,13 +91,13 @@ def take_report(control: socket.socket, number: int) -> Report:
 
 
 def _parse_report_of_run(kind: bytes, rest: bytes) -> Report:
-    if kind == b"D" and len(rest) == _END.size:
+    if kind == b"D" and len(rest) == _END_SIZE:
         status, peak, written = _END.unpack(rest)
         return End(status, None, peak, written)
-    if kind == b"V" and _END.size <= len(rest) <= _END.size + _VALUE_LIMIT:
+    if kind == b"V" and _END_SIZE <= len(rest) <= _END_SIZE + _VALUE_LIMIT:
         status, peak, written = _END.unpack_from(rest)
         with contextlib.suppress(UnicodeDecodeError):
-            return End(status, rest[_END.size :].decode(), peak, written)
+            return End(status, rest[_END_SIZE:].decode(), peak, written)
     if kind == b"F" and rest.isdigit() and len(rest) <= 3:
         return OSError(int(rest), os.strerror(int(rest)))
     if rest == b"":

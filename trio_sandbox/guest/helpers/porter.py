@@ -50,10 +50,10 @@ _SOURCE_LIMIT = 1 << 17
 _VALUE_LIMIT = 1 << 16
 _LINE_LIMIT = 2 * _VALUE_LIMIT + 100
 _PR_SET_DUMPABLE = 4
-#: Behind an exit status: how much memory the interpreter had, and what it wrote; what we can't tell.
-_UNCOUNTED = bytes(12)
 _EINVAL = 22
 _EX_SOFTWARE = 70
+#: What the agent is told of a run's end besides its number: the status, and what `_Usage.read` returns.
+_END = struct.Struct(">BIQ")
 #: Seconds after which a closed gate is looked at again.
 _GATE_PATIENCE = 0.01
 #: Seconds after which we look whether an interpreter has come back without an answer; the last holds for all later times.
@@ -102,6 +102,32 @@ def _place(descriptor: int, target: int) -> None:
     os.close(descriptor)
 
 
+class _Usage:
+    """What the kernel counts of an interpreter."""
+
+    def __init__(self, pid: int) -> None:
+        self._files: list[int] = []
+        with contextlib.suppress(OSError):  # a kernel that lacks one, or a /proc that shows none
+            for name, flags in (("clear_refs", os.O_WRONLY), ("status", os.O_RDONLY), ("io", os.O_RDONLY)):
+                self._files.append(os.open(f"/proc/{pid}/{name}", flags | os.O_CLOEXEC))
+
+    def begin(self) -> None:
+        """Have the most memory that it had be what it has now."""
+        if len(self._files) == 3:
+            with contextlib.suppress(OSError):  # it is over
+                os.write(self._files[0], b"5")
+
+    def read(self) -> tuple[int, int]:
+        """Return the most memory that it had since, in KiB, and the blocks of 512 bytes that it has written; 0 where we can't tell."""
+        try:
+            _, status, io = self._files
+            peak = os.pread(status, 4096, 0).partition(b"\nVmHWM:")[2].split(None, 1)[0]
+            written = os.pread(io, 4096, 0).partition(b"\nwrite_bytes: ")[2].split(None, 1)[0]
+            return int(peak), int(written) // 512
+        except (OSError, ValueError, IndexError):
+            return 0, 0
+
+
 class _Porter:
     def __init__(
         self,
@@ -119,6 +145,7 @@ class _Porter:
         self._theirs = theirs
         self._answers = answers
         self._files = f"/proc/{os.getpid()}/fd"
+        self._usage = _Usage(pid)
         self._ready = False
         self._unfinished = b""
         # The run, and what the interpreter may have open of it.
@@ -347,6 +374,7 @@ class _Porter:
         self._reminders = [self._dialect.probe]
         self._reset = False
         self._probes = list(_PROBING) if self._dialect.probe else []
+        self._usage.begin()
         if not self._write(self._dialect.run(self._files, self._token, order) + self._dialect.probe):
             self._give_up(_EX_SOFTWARE)
 
@@ -408,10 +436,11 @@ class _Porter:
             text = bytes.fromhex(value.decode("ascii"))[:_VALUE_LIMIT].decode("utf-8", "ignore")
         except ValueError:
             text = ""
+        end = _END.pack(status, *self._usage.read())
         if text:
-            self._finish(b"V", bytes([status]) + _UNCOUNTED + text.encode())
+            self._finish(b"V", end + text.encode())
         else:
-            self._finish(b"D", bytes([status]) + _UNCOUNTED)
+            self._finish(b"D", end)
 
     def _can_be_told(self) -> bool:
         """Whether the interpreter still has what it was started with to read from."""

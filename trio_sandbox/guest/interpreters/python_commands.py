@@ -18,12 +18,14 @@ from time import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
     from signal import pthread_sigmask
 else:
     from _signal import pthread_sigmask
 
 _audit = sys.audit
+_note_fork: Callable[[], None]
 #: What a shell exits with that can't be executed, as `waitpid` has it.
 _NO_SHELL = 127 << 8
 #: Looks, and seconds between two, whether a command that got SIGINT, too, has ended by that. `subprocess` waits as long.
@@ -37,6 +39,7 @@ def system(command: str | bytes | PathLike[str] | PathLike[bytes]) -> int:
     # A handler of the code's for SIGCHLD must not take the command's end from us, nor SIGINT come before we know its process.
     mask = pthread_sigmask(SIG_BLOCK, [SIGCHLD, SIGINT])
     try:
+        _note_fork()
         try:
             process = posix_spawn("/bin/sh", arguments, environ, setsigmask=mask)
         except OSError:
@@ -66,8 +69,10 @@ def _end(process: int) -> None:
         pass  # somebody else has waited for it
 
 
-def install() -> None:
-    """Have the code find it."""
+def install(note_fork: Callable[[], None]) -> None:
+    """Have the code find it; *note_fork*: what to call before there is another process."""
+    global _note_fork
+    _note_fork = note_fork
     system.__module__ = posix.__name__
     system.__doc__ = posix.system.__doc__  # pyright: ignore[reportDeprecated]
     os.system = posix.system = system

@@ -98,7 +98,7 @@ _DONE = b"D"
 _DONE_WITH_VALUE = b"V"
 _FAILED = b"F"
 _SYNCED = b"S"
-#: What is behind the first two of an end: the number of the run, its status, and what `_used` says.
+#: What is behind the first two of an end: the number of the run, its status, KiB, and blocks.
 _pack_end = Struct(">IBIQ").pack
 
 _modules = sys.modules  # as code may put something else there
@@ -119,7 +119,7 @@ class _Worker:
         self._identity = _identity(moved)
         self._pid = getpid()
         self._interrupts = Interrupts()
-        install_commands()
+        install_commands(self._note_fork)
         self._streams = StandardStreams(_main)
         self._sources = Sources(globals()["_program_of_spawned"])
         self._number = 0
@@ -142,7 +142,8 @@ class _Worker:
             sys.orig_argv = ["python3"]
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)  # it guards servers against who sends them numbers
-        os.register_at_fork(after_in_child=self._close_control)
+        self._has_forked = False
+        os.register_at_fork(after_in_parent=self._note_fork, after_in_child=self._close_control)
         _take_name()
         self._streams.disconnect()  # until here, what goes wrong is told on the second
 
@@ -204,8 +205,22 @@ class _Worker:
             self._streams.disconnect()
             if surroundings is not None:
                 surroundings.restore()
-            end = _pack_end(self._number, status, *_used())
+            end = self._describe_end(status)
             self._send(_DONE + end if value is None else _DONE_WITH_VALUE + end + value)
+
+    def _describe_end(self, status: int) -> bytes:
+        """Say of a run how it ended, the most memory that this process has had, and how many blocks it and its children wrote."""
+        if not _can_tell_usage:
+            return _pack_end(self._number, status, 0, 0)
+        used = getrusage(RUSAGE_SELF)
+        peak, written = used.ru_maxrss, used.ru_oublock
+        # That takes a three-hundredth of a run, and most have no children.
+        if self._has_forked or "_posixsubprocess" in _modules:
+            written += getrusage(RUSAGE_CHILDREN).ru_oublock
+        return _pack_end(self._number, status, peak, written)
+
+    def _note_fork(self) -> None:
+        self._has_forked = True
 
     def _receive(self) -> tuple[Any, list[int]]:
         space = CMSG_SPACE(8 * array.array("i").itemsize)
@@ -461,14 +476,6 @@ def _is_muted(last: Expr, code: str) -> bool:
     """Whether a semicolon follows the last expression."""
     line = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")[(last.end_lineno or 1) - 1]
     return line.encode("utf-8")[last.end_col_offset :].lstrip().startswith(b";")
-
-
-def _used() -> tuple[int, int]:
-    """Return the most memory that this process has had, in KiB, and how many blocks it and its children wrote; 0 where we can't tell."""
-    if not _can_tell_usage:
-        return 0, 0
-    own = getrusage(RUSAGE_SELF)
-    return own.ru_maxrss, own.ru_oublock + getrusage(RUSAGE_CHILDREN).ru_oublock
 
 
 def _serve() -> NoReturn:
