@@ -147,9 +147,10 @@ async def main() -> None:
     TOP.mkdir()
     if ctypes.CDLL(None, use_errno=True).mount(b"cgroup2", os.fsencode(TOP), b"cgroup2", 0, None) != 0:
         raise OSError(ctypes.get_errno(), "mount")
-    from trio_sandbox.qemu import _control_group as module
+    from trio_sandbox.qemu import _control_group
 
-    module._MARGIN_MIB = 16  # pyright: ignore[reportPrivateUsage]
+    module: Any = _control_group
+    module._MARGIN_MIB = 16
     seen: dict[str, object] = {}
     # Root in the topmost group.
     move(os.getpid(), TOP)
@@ -164,7 +165,7 @@ async def main() -> None:
     group("processors", "+cpu")
     with process_in(group("busy", parent=TOP / "processors")):
         seen["busy processors"] = await refused(module, TOP / "processors/busy")
-    group("threads", parent=group("domain"))
+    group("threads", parent=group("domain", "+cpu"))
     (TOP / "domain/threads/cgroup.type").write_text("threaded")
     seen["threads"] = await refused(module, TOP / "domain/threads")
     seen["uncounted"] = await refused(module, group("below", parent=group("above")))

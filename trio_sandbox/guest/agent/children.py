@@ -89,10 +89,10 @@ class Child:
                 self.failure = OSError(number, strerror, self.names[subject] if isinstance(subject, int) else subject)
                 self._started.set()
                 self._empty.set()
-            case ("exited", _, int(returncode), bool(oom), (int(), int(), int()) as used):
+            case ("exited", _, int(returncode), bool(oom), (int(cpu), int(peak), int(written))):
                 self.returncode = returncode
                 self.oom_killed = oom
-                self.used = used
+                self.used = cpu, peak, written
                 self._exited.set()
             case _:
                 self._empty.set()

@@ -37,11 +37,10 @@ from signal import SIGINT
 from types import CoroutineType
 
 try:
-    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+    import resource as _resource
 except ImportError:  # an image may have left it out
-    _can_tell_usage = False
+    _resource = None  # type: ignore[assignment]
 else:
-    _can_tell_usage = True
     del sys.modules["resource"]  # the code may have one of that name
 
 TYPE_CHECKING = False
@@ -210,13 +209,13 @@ class _Worker:
 
     def _describe_end(self, status: int) -> bytes:
         """Say of a run how it ended, the most memory that this process has had, and how many blocks it and its children wrote."""
-        if not _can_tell_usage:
+        if _resource is None:
             return _pack_end(self._number, status, 0, 0)
-        used = getrusage(RUSAGE_SELF)
+        used = _resource.getrusage(_resource.RUSAGE_SELF)
         peak, written = used.ru_maxrss, used.ru_oublock
         # That takes a three-hundredth of a run, and most have no children.
         if self._has_forked or "_posixsubprocess" in _modules:
-            written += getrusage(RUSAGE_CHILDREN).ru_oublock
+            written += _resource.getrusage(_resource.RUSAGE_CHILDREN).ru_oublock
         return _pack_end(self._number, status, peak, written)
 
     def _note_fork(self) -> None:
