@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Final, final
 
 import trio
+
+from ._observe import Adapter
 
 #: How many lines there may be in a minute.
 MOST_LINES: Final = 100
@@ -22,7 +23,7 @@ class QuietLog:
 
     """
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: Adapter) -> None:
         self._log = log
         self._until = -math.inf
         self._lines = self._untold = 0
