@@ -132,7 +132,7 @@ def as_somebody(work: Callable[[], object], path: Path) -> object:
             os.setresgid(SOMEBODY, SOMEBODY, SOMEBODY)
             os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
             os.write(theirs, json.dumps(work()).encode())
-        except BaseException:  # noqa: BLE001
+        except Exception:  # noqa: BLE001
             os.write(theirs, json.dumps(traceback.format_exc()).encode())
         os._exit(0)
     os.close(theirs)
