@@ -340,6 +340,14 @@ async def test_a_trace_draws_the_steps_as_they_are_nested(
     assert all(len(line) <= 80 for line in lines)
 
 
+async def test_a_start_that_fails_is_drawn_as_far_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    host = FakeHost([], prepare_error=VmBootError("no", console=""))
+    assert await run_until_signal(request(trace=True, quiet=True), open_host=host.open, write=Output().write) == 125
+    *lines, error = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["starting", "preparing", "total"]
+    assert error == "trio-sandbox: no"
+
+
 # --- What a process of the guest's may do ---
 
 

@@ -18,6 +18,7 @@ import trio.testing
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from tests._leaks import cancel_at_every_step
 from tests._telemetry import Telemetry, attributes_of, telemetry
 from trio_sandbox import (
     CapacityError,
@@ -142,6 +143,7 @@ async def test_a_start_that_fails_is_told_with_its_kind_of_error(seen: Telemetry
     assert failed.status.status_code is trace.StatusCode.ERROR
     assert attributes_of(cancelled)["outcome"] == "cancelled"
     assert cancelled.status.status_code is trace.StatusCode.UNSET
+    assert trace.get_current_span() is trace.INVALID_SPAN, "nothing is left behind"
     assert [seen.total("starts", outcome=outcome) for outcome in ("ok", "error", "cancelled")] == [0, 1, 1]
     assert seen.total("sandboxes.open") == 0
 
@@ -178,6 +180,39 @@ async def test_a_run_tells_when_its_first_output_came_and_how_it_ended(seen: Tel
     assert nothing_secret(seen)
     run, first = seen.span("run"), seen.span("first_output")
     assert run.start_time <= first.start_time <= first.end_time <= run.end_time  # type: ignore[operator]
+
+
+class Counted(SpanProcessor):
+    """Counts spans that are not over."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        self.open += 1
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.open -= 1
+
+
+async def test_wherever_a_sandbox_and_a_run_are_cancelled_all_spans_are_over_and_none_is_current() -> None:
+    counted = Counted()
+
+    async def use() -> None:
+        with ObservedSandbox("python", SandboxConfig(), "boot") as observed:
+            async with open_fake_sandbox({"code": echo}) as (sandbox, _):
+                with observed.body():
+                    await sandbox.run("1")
+
+    def check() -> None:
+        assert counted.open == 0
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        assert told.total("sandboxes.open") == 0
+
+    with telemetry(counted) as told:
+        steps = await cancel_at_every_step(use, check=check)
+        assert steps > 5
+        assert told.total("starts") == steps
 
 
 @pytest.mark.parametrize(

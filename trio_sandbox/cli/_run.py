@@ -33,7 +33,7 @@ from ._progress import ShowProgress, open_progress
 from ._report import complain
 from ._signals import end_on_signal
 from ._streams import Read, Stream, Write, read_input, write_output
-from ._trace import draw_for
+from ._trace import show_trace
 
 #: The working directory of a workspace, in the guest.
 _WORKSPACE: Final = "/home/user/workspace"
@@ -158,7 +158,8 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write,
     program = request.program
     collected = Collected(request.sandbox.max_output_bytes) if request.json else None
     with contextlib.ExitStack() as recorded, contextlib.ExitStack() as display:
-        recording = recorded.enter_context(record()) if request.trace else None
+        if request.trace:
+            recorded.callback(show_trace, recorded.enter_context(record()))  # also what comes of a start that fails
         show: ShowProgress = display.enter_context(open_progress(quiet=request.quiet))
         timings = Timings()
         async with contextlib.AsyncExitStack() as stack:
@@ -187,8 +188,6 @@ async def run_request(request: RunRequest, *, open_host: OpenHost, write: Write,
         await write("stdout", collected.as_json(outcome, program, sandbox.accelerator))
     if request.timings:
         print(timings, file=sys.stderr)
-    if recording is not None:
-        print(draw_for(sys.stderr, recording.spans()), file=sys.stderr)
     return status
 
 

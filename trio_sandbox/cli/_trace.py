@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Final, TextIO
 
-from .._observe import Recorded
+from .._observe import Recorded, Recording
 from ._report import printable
 
 #: Columns where the output is no terminal, or does not say how many it has.
@@ -48,6 +50,14 @@ def _name(each: Recorded) -> str:
     about = each.attributes.get("accelerator")
     name = each.name.replace("_", " ") if about is None else f"{each.name} ({about})"
     return printable("  " * each.depth + name)
+
+
+def show_trace(recording: Recording) -> None:
+    """Draw a recording on standard error."""
+    # Where nobody reads our standard error, there is nobody left to be told.
+    with contextlib.suppress(OSError):
+        if picture := draw_for(sys.stderr, recording.spans()):
+            print(picture, file=sys.stderr, flush=True)
 
 
 def draw_for(output: TextIO, spans: Sequence[Recorded]) -> str:
