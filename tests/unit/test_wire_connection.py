@@ -427,6 +427,41 @@ def test_unsend_tells_whether_a_part_is_gone() -> None:
     assert connection.next_write() == (b"", [])
 
 
+def test_what_goes_at_once_is_a_copy_within_one_write_and_the_credit() -> None:
+    connection = host()
+    stream_id = connection.open_stream({})
+    connection.next_write()
+    data = bytearray(b"x" * WRITE_LIMIT)
+    taken = connection.send_now(stream_id, memoryview(data))
+    assert taken == WRITE_LIMIT - HEADER_SIZE
+    assert connection.send_now(stream_id, memoryview(b"more")) == 0, "one write is full"
+    data[:] = bytes(WRITE_LIMIT)
+    assert written(connection) == [(Kind.DATA, stream_id, b"x" * taken)]
+    sent = taken
+    while size := connection.send_now(stream_id, memoryview(data)):
+        assert connection.wants_write
+        assert connection.next_write()[1] == [], "nobody waits for it"
+        sent += size
+    assert sent == INITIAL_CREDIT
+    list(connection.receive(credit(stream_id, 5)))
+    assert connection.send_now(stream_id, memoryview(b"0123456789")) == 5
+    assert written(connection) == [(Kind.DATA, stream_id, b"01234")]
+
+
+def test_nothing_goes_at_once_before_what_waits() -> None:
+    connection = host()
+    first, second = connection.open_stream({}), connection.open_stream({})
+    connection.send(first, b"first")
+    assert connection.send_now(first, memoryview(b"second")) == 0
+    assert connection.send_now(second, memoryview(b"second")) == 0, "another stream's turn comes first"
+    connection.next_write()
+    assert connection.send_now(second, memoryview(b"second")) == 6
+    connection.end(first)
+    assert connection.send_now(first, memoryview(b"after the end")) == 0
+    assert connection.send_now(99, memoryview(b"to nobody")) == 0
+    assert written(connection) == [(Kind.DATA, second, b"second"), (Kind.END, first, b"")]
+
+
 def test_credit_goes_back_as_data_is_taken() -> None:
     connection = host()
     list(connection.receive(opened(2) + frame(Kind.DATA, 2, bytes(MAX_PAYLOAD)) * 4))

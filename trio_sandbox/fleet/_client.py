@@ -13,7 +13,7 @@ from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknow
 from .._nurseries import open_services
 from ..host import HostStatistics
 from ..wire import Channel, ChannelError, Role, StreamResetError
-from ._links import MessageStream, NodeAddress, connect, open_link
+from ._links import MessageStream, NodeAddress, connect, open_link, why
 from ._messages import Answered, Ask, Ended, Failure, NodeStatus, Opened, OpenedTogether, Status
 
 _log = logging.getLogger("trio_sandbox.fleet")
@@ -221,8 +221,9 @@ class NodeClient:
                     if self.statistics is None:
                         raise LinkError(f"node {self.name} did not say what it has: {self._silence or link.failure}")
                     task_status.started()
-                    failure = await link.wait_closed()
-                    self.lose(f"the connection to it ended: {failure}")
+                    nursery.start_soon(self._wait_link, link)
+                    await self._lost.wait()
+                    stream.close()  # whoever took it for lost, it is to know
                     nursery.cancel_scope.cancel(reason="the node is lost")
                 await trio.sleep_forever()  # the channel stays, failed, for those that ask it why
         except ChannelError as exc:
@@ -230,10 +231,14 @@ class NodeClient:
         finally:
             self._lost.set()
 
-    def lose(self, why: str) -> None:
+    async def _wait_link(self, link: Channel) -> None:
+        failure = await link.wait_closed()
+        self.lose(f"the connection to it ended: {why(failure)}")
+
+    def lose(self, reason: str) -> None:
         """Take it for lost. Again is no error."""
         if self.failure is None:
-            self.failure = NodeLostError(f"node {self.name} is lost: {why}", node=self.name)
+            self.failure = NodeLostError(f"node {self.name} is lost: {reason}", node=self.name)
             _log.warning("%s", self.failure)
             self._lost.set()
             self.on_news()

@@ -15,9 +15,10 @@ import attrs
 import trio
 
 from .._errors import LinkError, LinkProtocolError
-from ..wire import Channel, ChannelStream, Role, StreamHandler, open_channel
+from ..wire import Channel, ChannelStream, PortStream, Role, StreamHandler, open_channel
 from ._messages import Decoder, encode
 from ._security import SECRET_BYTES, Identity, check_fingerprint, client_context
+from ._tls import TlsStream
 
 #: Seconds for a peer to prove who it is.
 PATIENCE: Final = 10.0
@@ -52,34 +53,49 @@ def _watch_silence(sock: trio.socket.SocketType, lease: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(lease * 1000)))
 
 
-async def connect(address: NodeAddress, secret: bytes, *, lease: float) -> trio.SSLStream[trio.SocketStream]:
-    """Connect to a node and say *secret*; cancelled, it leaves nothing.
+async def connect(address: NodeAddress, secret: bytes, *, lease: float) -> TlsStream:
+    """Connect to a node and say *secret*, within `PATIENCE` seconds; cancelled, it leaves nothing.
 
     Raises:
       LinkError: if it can't be reached, or breaks the connection off.
       WrongNodeError: if it is another; nothing was said.
 
     """
+    what = f"the connection to node {address.name}, at {address.host}, port {address.port}, did not come about"
     try:
-        tcp = await trio.open_tcp_stream(address.host, address.port)
+        with trio.fail_after(PATIENCE):
+            tcp = await _open_tcp(address)
+            stream = _take_over(tcp, client_context(), lease)
+            try:
+                await stream.do_handshake()
+                check_fingerprint(stream.peer_certificate(), address.fingerprint)
+                await stream.send_all(secret)
+            except BaseException:
+                stream.close()
+                raise
+    except trio.TooSlowError as exc:
+        raise LinkError(f"{what}: no answer within {PATIENCE:g} s") from exc
+    except (OSError, trio.BrokenResourceError) as exc:  # ssl.SSLError is an OSError
+        raise LinkError(f"{what}: {exc}") from exc
+    return stream
+
+
+async def _open_tcp(address: NodeAddress) -> trio.SocketStream:
+    try:
+        return await trio.open_tcp_stream(address.host, address.port)
     except OSError as exc:
-        raise LinkError(f"node {address.name} can't be reached at {address.host}, port {address.port}: {exc}") from exc
-    try:
-        _watch_silence(tcp.socket, lease)
-        tls = trio.SSLStream(tcp, client_context())
-        try:
-            with trio.fail_after(PATIENCE):
-                await tls.do_handshake()
-                certificate: bytes | None = tls.getpeercert(binary_form=True)
-                check_fingerprint(certificate, address.fingerprint)
-                await tls.send_all(secret)
-        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as exc:
-            why = f"no answer within {PATIENCE:g} s" if isinstance(exc, trio.TooSlowError) else exc.__cause__ or exc
-            raise LinkError(f"the connection to node {address.name} did not come about: {why}") from exc
-    except BaseException:
-        await trio.aclose_forcefully(tcp)
+        # There is one address to try, and what came of that says more.
+        if isinstance(exc.__cause__, ExceptionGroup) and isinstance(first := exc.__cause__.exceptions[0], OSError):
+            raise first from None
         raise
-    return tls
+
+
+def _take_over(
+    tcp: trio.SocketStream, context: ssl.SSLContext, lease: float, *, server_side: bool = False
+) -> TlsStream:
+    """Speak TLS over a connection, which is given up after *lease* seconds of silence."""
+    _watch_silence(tcp.socket, lease)
+    return TlsStream(PortStream(tcp.socket.detach()), context, server_side=server_side)
 
 
 @asynccontextmanager
@@ -108,19 +124,18 @@ async def serve_links(
     strangers = trio.CapacityLimiter(_MOST_STRANGERS)
 
     async def welcome(tcp: trio.SocketStream) -> None:
+        stream = _take_over(tcp, identity.context, lease, server_side=True)
         try:
-            async with strangers:
-                _watch_silence(tcp.socket, lease)
-                tls = trio.SSLStream(tcp, identity.context, server_side=True)
-                with trio.fail_after(PATIENCE):
-                    secret = await _receive_secret(tls)
-        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError, OSError):
-            await trio.aclose_forcefully(tcp)
-            return
-        try:
-            await serve(tls, secret)
+            try:
+                async with strangers:
+                    with trio.fail_after(PATIENCE):
+                        await stream.do_handshake()
+                        secret = await _receive_secret(stream)
+            except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+                return
+            await serve(stream, secret)
         finally:
-            await trio.aclose_forcefully(tls)
+            stream.close()
 
     await trio.serve_listeners(welcome, [listener], handler_nursery=handlers)
 
@@ -133,6 +148,11 @@ async def _receive_secret(stream: trio.abc.Stream) -> bytes:
             break
         secret += bytes(data)
     return secret
+
+
+def why(failure: Exception | None) -> str:
+    """Say why a channel failed, and what its connection said of that."""
+    return f"{failure}: {failure.__cause__}" if failure is not None and failure.__cause__ is not None else str(failure)
 
 
 # --- Messages on one stream of a link ---

@@ -13,7 +13,7 @@ from .._nurseries import hide_nursery
 from ..qemu import Accelerator
 from ..wire import Channel, ChannelError, ChannelStream, Role, StreamHandler
 from ._client import SILENCE, NodeClient
-from ._links import connect, open_link
+from ._links import connect, open_link, why
 from ._messages import Ended, Offer, Status
 
 _log = logging.getLogger("trio_sandbox.fleet")
@@ -111,7 +111,7 @@ class RemoteMachine:
 
     def _link_lost(self, failure: Exception | None) -> NodeLostError:
         name = self._node.name
-        lost = NodeLostError(f"the connection to a machine of node {name} ended: {failure}", node=name)
+        lost = NodeLostError(f"the connection to a machine of node {name} ended: {why(failure)}", node=name)
         return self._node.failure or lost
 
     def _accept(self, stream: ChannelStream, header: dict[str, object]) -> Awaitable[object] | None:
@@ -136,7 +136,7 @@ class RemoteMachine:
                 await self._wait_end(self._guest)
                 if self._failure is not None:
                     # Its requests find out from their streams, which break, and are not closed: that is for the block's end.
-                    await trio.aclose_forcefully(stream.transport_stream)
+                    stream.close()
                     await self._guest.wait_closed()
                 await self._left.wait()
         except ChannelError as exc:
@@ -146,7 +146,7 @@ class RemoteMachine:
             self.close()
 
     async def _wait_end(self, guest: Channel) -> None:
-        """Wait until it is given up, here or by its node, or its link is lost."""
+        """Wait until it is given up, here or by its node, or its link or its node is lost."""
         with hide_nursery("a link"):
             async with trio.open_nursery() as nursery:
 
@@ -157,6 +157,11 @@ class RemoteMachine:
                         await self._ended.wait()
                     self._fail(self._link_lost(failure))
 
+                async def wait_node() -> None:
+                    if (failure := await self._node.wait_lost()) is not None:
+                        self._fail(failure)
+
                 nursery.start_soon(wait_link)
+                nursery.start_soon(wait_node)
                 await self._ended.wait()
                 nursery.cancel_scope.cancel(reason="the machine has ended")

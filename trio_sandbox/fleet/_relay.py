@@ -7,12 +7,16 @@ writer: what is taken from one side has been taken by the other, but for as much
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import final
+from functools import partial
+from typing import Final, final
 
 import trio
 
 from .._nurseries import hide_nursery
 from ..wire import Channel, ChannelStream, StreamLimitError, StreamResetError
+
+#: Bytes of one piece from which on waking a task costs more than a write of its own.
+_LARGE: Final = 4096
 
 
 @final
@@ -96,14 +100,23 @@ async def carry(one: ChannelStream, other: ChannelStream) -> None:
 
 async def _pass_all(source: ChannelStream, sink: ChannelStream) -> None:
     """Pass on all that comes, and its end, in the same write as the last data where that is there already."""
-    data = await source.receive_some()
+    take = partial(_take_large, sink)
+    data = await source.relay(take)
     while data:
         following = _receive_nowait(source)
+        if following == b"" and source.reset_reason is not None:
+            await sink.send_and_close(data)
+            return
         await sink.send_all(data, end=following == b"")
         if following == b"":
             return
-        data = following or await source.receive_some()
+        data = following or await source.relay(take)
     await sink.send_eof()
+
+
+def _take_large(sink: ChannelStream, data: memoryview) -> int:
+    """Pass on at once, without waking a task, what is large; what is little had better travel with what follows it."""
+    return 0 if len(data) < _LARGE else sink.send_nowait(data)
 
 
 def _receive_nowait(source: ChannelStream) -> bytes | None:

@@ -12,7 +12,7 @@ from ._channel import (
     StreamHandler as StreamHandler,
     open_channel as open_channel,
 )
-from ._connection import PIECE_SIZE as PIECE_SIZE, Role as Role
+from ._connection import PIECE_SIZE as PIECE_SIZE
 from ._errors import (
     ChannelError as ChannelError,
     PeerGoneError as PeerGoneError,
@@ -21,8 +21,8 @@ from ._errors import (
     StreamResetError as StreamResetError,
     WireError as WireError,
 )
-from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, encode_json as encode_json
-from ._port import PortStream as PortStream
+from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, Role as Role, encode_json as encode_json
+from ._port import DirectStream as DirectStream, PortStream as PortStream
 from ._records import (
     DISPLAY as DISPLAY,
     JSON as JSON,

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias, final
 
 import trio
 
-from ._connection import BACKLOG_LIMIT, Connection, Role
+from ._connection import BACKLOG_LIMIT, Connection
 from ._errors import ChannelError, PeerGoneError, PeerSilentError
 from ._events import (
     CreditReceived,
@@ -25,10 +25,12 @@ from ._events import (
     ResetReceived,
     StreamOpened,
 )
+from ._framing import Role
 from ._groups import besides_broken, hide_nursery
 from ._pace import Pace
-from ._port import PortStream
-from ._stream import ChannelStream, Waiter
+from ._port import DirectStream, PortStream
+from ._stream import ChannelStream
+from ._waiter import Waiter
 
 #: Called with each stream that the peer opens, and with OPEN's header, which is not to be trusted. It is called in the task that
 #: reads and must not wait; what it returns is awaited in a task of its own, so that it can be any async function. None: it
@@ -66,6 +68,7 @@ class Channel:
 
     def __init__(self, transport: trio.abc.Stream, connection: Connection, handler: StreamHandler | None) -> None:
         self._transport = transport
+        self._direct = transport if isinstance(transport, DirectStream) else None
         self._port = transport if isinstance(transport, PortStream) else None
         self._connection = connection
         self._handler = handler
@@ -229,8 +232,8 @@ class Channel:
 
     def _flush(self) -> None:
         """Write what is queued here and now, where the transport can; saves waking the writer, and being woken by it."""
-        port = self._port
-        if port is None:
+        direct = self._direct
+        if direct is None:
             self._wake_writer()
             return
         connection = self._connection
@@ -238,7 +241,7 @@ class Channel:
             # While the writer is in the middle of a write nothing may come between; it takes this when it is through.
             while connection.wants_write and not self._writing and not self._held:
                 data = self._next_write()
-                done = port.send_nowait(data)
+                done = direct.send_nowait(data)
                 if done < len(data):
                     self._writing = True
                     self._rest = memoryview(data)[done:]
@@ -286,7 +289,7 @@ class Channel:
     @trio.lowlevel.enable_ki_protection
     async def _read(self) -> None:  # noqa: ASYNC910 - leaves only by an error of the transport, after which it ends
         connection = self._connection
-        receive = self._transport.receive_some if self._port is None else self._port.receive_view
+        receive = self._transport.receive_some if self._direct is None else self._direct.receive_view
         pace = Pace() if connection.makes_pauses else None
         try:
             while True:

@@ -7,7 +7,6 @@ being sent, and what it queues by itself is bounded as long as its user heeds `b
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from ._framing import (
     MAX_STREAMS,
     PROTOCOL_VERSION,
     Kind,
+    Role,
     check_header,
     decode_json,
     encode_json,
@@ -61,13 +61,6 @@ _FRAMES_OF_OPEN = 20
 _JSON_OF_A_FRAME = 64
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256
-
-
-class Role(enum.Enum):
-    """Which side of a channel one is; the value is the id of the first stream that it opens."""
-
-    HOST = 1
-    GUEST = 2
 
 
 class Connection:
@@ -154,6 +147,18 @@ class Connection:
         stream.close_after = close
         if stream.send_credit or not data:
             self._ready.append(stream)
+
+    def send_now(self, stream_id: int, data: memoryview) -> int:
+        """Queue a copy of as much of *data* as may go at once; return how much that is, 0 where another stream's turn comes first."""
+        stream = self._streams.get(stream_id)
+        if self._ready or stream is None or stream.done or stream.pending is not None:
+            return 0
+        size = min(len(data), stream.send_credit, WRITE_LIMIT - HEADER_SIZE - len(self._control))
+        if size <= 0:
+            return 0
+        stream.send_credit -= size
+        self._queue(Kind.DATA, stream_id, data[:size])
+        return size
 
     def is_sending(self, stream_id: int) -> bool:
         """Whether something is pending on a stream."""
@@ -282,7 +287,7 @@ class Connection:
                 stream.refusing = True
         return b"".join(parts), sent
 
-    def _queue(self, kind: Kind, stream_id: int, payload: bytes = b"", *, urgent: bool = True) -> None:
+    def _queue(self, kind: Kind, stream_id: int, payload: bytes | memoryview = b"", *, urgent: bool = True) -> None:
         self._urgent = self._urgent or urgent
         self._control += HEADER.pack(len(payload), kind, stream_id)
         self._control += payload

@@ -50,6 +50,13 @@ HEADER_SIZE = HEADER.size
 CREDIT = struct.Struct(">I")
 
 
+class Role(enum.Enum):
+    """Which side of a channel one is; the value is the id of the first stream that it opens."""
+
+    HOST = 1
+    GUEST = 2
+
+
 class Kind(enum.IntEnum):
     """What a frame means."""
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Protocol, final
 
 import trio
-from outcome import Error, Value
 
 from ._connection import Connection
 from ._errors import ChannelError, StreamResetError
+from ._waiter import Waiter
 
 
 class Owner(Protocol):
@@ -29,45 +29,6 @@ class Owner(Protocol):
     def _flush_blocking(self) -> None: ...
     def feed(self, data: bytes, /) -> None: ...
     async def wait_written(self) -> None: ...
-
-
-class Waiter:
-    """A place where at most one task waits to be woken; a lighter `trio.Event` that can be used again."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-
-    def __bool__(self) -> bool:
-        return self._task is not None
-
-    async def wait(self, on_cancel: Callable[[], object] | None = None) -> None:
-        """Wait for `wake` or `fail`. Always a checkpoint; cancelled, it is as if nobody had waited.
-
-        *on_cancel* is called at the moment of a cancellation: the task has its turn later, and others may have theirs before.
-        """
-        self._task = trio.lowlevel.current_task()
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._task = None
-            if on_cancel is not None:
-                on_cancel()
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def wake(self) -> None:
-        """Let the task that waits, if any, go on."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, Value(None))
-
-    def fail(self, error: BaseException) -> None:
-        """Raise *error* in the task that waits, if any."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task, Error(error))
 
 
 @final
@@ -178,6 +139,16 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self._reader.fail(trio.ClosedResourceError("this stream was closed here"))
         self._watcher.wake()
         return True
+
+    def send_nowait(self, data: memoryview) -> int:
+        """Send as much of *data* as can be written at once, and return how many bytes that is; for the *take* of `relay`.
+
+        Errors are those of `send_all`.
+        """
+        self._check_send()
+        size = 0 if self._sending else self._connection.send_now(self.id, data)
+        self._channel._flush()
+        return size
 
     def send_blocking(self, data: bytes) -> None:
         """Send a few bytes, and let no other task run until they are written. Call `Channel.wait_written` just before.

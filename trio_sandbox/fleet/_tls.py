@@ -1,0 +1,151 @@
+"""TLS over a socket, for a channel: what it writes is written at once, and what it reads is read in large pieces.
+
+`trio.SSLStream` does the same for anything. A channel saves by this several turns of the scheduler in each round trip, and of what is
+relayed two thirds of the time.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final, final
+
+import trio
+
+from ..wire import DirectStream, PortStream
+
+#: Bytes that are received at once.
+_READ_SIZE: Final = 2**17
+
+
+@final
+class TlsStream(DirectStream):
+    """One end of a TLS connection. Call `do_handshake` first.
+
+    An end of the connection is ``b""`` with and without TLS's goodbye: in a channel, frames say whether something is missing. None
+    is said when this is closed, either.
+
+    Args:
+      port: The socket. Owned from now on.
+      context: The TLS context.
+      server_side: Whether this is the server.
+
+    """
+
+    def __init__(self, port: PortStream, context: ssl.SSLContext, *, server_side: bool = False) -> None:
+        self._port = port
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._buffer = memoryview(bytearray(_READ_SIZE))
+        self._more = False  # some of what was read may not have been received yet
+        self._sealed = memoryview(b"")  # what the socket has yet to take
+        self._owed = 0  # how many bytes that was, before it was sealed
+
+    async def do_handshake(self) -> None:
+        """Agree on keys; cancelled, or failed, the connection is of no use any more.
+
+        Raises:
+          trio.BrokenResourceError: if the other side is gone.
+          ssl.SSLError: if it does not speak TLS as it has to.
+
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            await self._port.send_all(self._outgoing.read())
+            if done:
+                self._more = True  # what was said first may have come with the end of the handshake
+                return
+            data = await self._port.receive_view()
+            if not data:
+                raise trio.BrokenResourceError("the other side broke the connection off during the TLS handshake")
+            self._incoming.write(data)
+
+    def peer_certificate(self) -> bytes | None:
+        """Return the other side's certificate (DER), if it has shown one."""
+        return self._tls.getpeercert(binary_form=True)
+
+    # --- Sending ---
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """See `DirectStream`: all of *data* is taken, or nothing; then *data* is what has to be sent next."""
+        if not self._owed:
+            self._seal(data)
+        self._sealed = self._sealed[self._port.send_nowait(self._sealed) :]
+        if self._sealed:
+            return 0
+        done, self._owed = self._owed, 0
+        return done
+
+    def _seal(self, data: bytes | bytearray | memoryview) -> None:
+        rest = memoryview(data)
+        self._owed = len(rest)
+        try:
+            while rest:
+                rest = rest[self._tls.write(rest) :]
+        except ssl.SSLError as exc:
+            raise trio.BrokenResourceError(f"TLS failed: {exc}") from exc
+        self._sealed = memoryview(self._outgoing.read())
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send *data*; only one task at a time may. Cancelled: nothing can be sent any more."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.send_nowait(data) < len(data):
+            await self._port.wait_send_all_might_not_block()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until something can be written."""
+        await self._port.wait_send_all_might_not_block()
+
+    # --- Receiving ---
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what has come, waiting for at least one byte; ``b""`` at the end. Cancelled: nothing is lost."""
+        size = _READ_SIZE if max_bytes is None else min(max_bytes, _READ_SIZE)
+        if size < 1:
+            raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
+        return bytes(await self._receive(self._buffer[:size]))
+
+    async def receive_view(self) -> bytes | memoryview:
+        """See `DirectStream`."""
+        return await self._receive(self._buffer)
+
+    async def _receive(self, buffer: memoryview) -> memoryview:
+        if self._more:
+            await trio.lowlevel.checkpoint()
+            if size := self._open(buffer):
+                return buffer[:size]
+        while True:
+            data = await self._port.receive_view()
+            if not data:
+                return buffer[:0]
+            self._incoming.write(data)
+            if size := self._open(buffer):
+                return buffer[:size]
+
+    def _open(self, buffer: memoryview) -> int:
+        """Put what has come whole into *buffer*, and return how many bytes that are."""
+        size = 0
+        try:
+            while size < len(buffer):
+                count = self._tls.read(len(buffer) - size, buffer[size:])  # one record
+                if not count:
+                    break
+                size += count
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            pass  # the goodbye is followed by the end of the connection
+        except ssl.SSLError as exc:
+            raise trio.BrokenResourceError(f"what came is not what the other side sent: {exc}") from exc
+        self._more = size == len(buffer)
+        return size
+
+    def close(self) -> None:
+        """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""
+        self._port.close()
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint."""
+        await self._port.aclose()
