@@ -76,33 +76,65 @@ class LocalHost:
 
 @attrs.define(eq=False)
 class Wire:
-    """What is between a node and its user: it passes bytes on, until it is cut."""
+    """What is between a node and its user: it passes bytes on, until it is told to do worse."""
 
     to: int
     """The port that it leads to."""
     port: int = 0
     ends: list[list[trio.SocketStream]] = attrs.field(factory=list[list[trio.SocketStream]])
-    """The two ends of each connection, in the order in which they came."""
+    """The two ends of each connection, the user's and the node's, in the order in which they came."""
+    delay: float = 0
+    """Seconds that each piece is under way, one after the other."""
+    spoiled: set[tuple[int, int]] = attrs.field(factory=set[tuple[int, int]])
+    """Connections of which a bit of the next piece changes on its way to the user, 0, or to the node, 1."""
+    pieces: int = 0
+    """Pieces that were passed on."""
+    deaf: bool = False
+    """Whether new connections lead nowhere."""
+    ignored: int = 0
+    """How many did."""
+    flowing: trio.Event = attrs.field(factory=trio.Event)
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        self.go_on()
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.port = listener.socket.getsockname()[1]
         task_status.started()
         await trio.serve_listeners(self.carry, [listener])
 
     async def carry(self, user: trio.SocketStream) -> None:
+        if self.deaf:
+            self.ignored += 1
+            await trio.sleep_forever()
         node = await trio.open_tcp_stream("127.0.0.1", self.to)
+        number = len(self.ends)
         self.ends.append([user, node])
         async with user, node, trio.open_nursery() as nursery:
-            nursery.start_soon(self.pass_on, user, node)
-            await self.pass_on(node, user)
+            nursery.start_soon(self.pass_on, number, 1)
+            await self.pass_on(number, 0)
             nursery.cancel_scope.cancel()
 
-    async def pass_on(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    async def pass_on(self, number: int, to: int) -> None:
+        sink, source = self.ends[number][to], self.ends[number][1 - to]
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for data in source:
+                await self.flowing.wait()
+                await trio.sleep(self.delay)
+                if (number, to) in self.spoiled:
+                    self.spoiled.remove((number, to))
+                    data = data[:-1] + bytes([data[-1] ^ 1])
                 await sink.send_all(data)
+                self.pieces += 1
+            await self.flowing.wait()
             await sink.send_eof()
+
+    def stall(self) -> None:
+        """Pass nothing on, not even an end, until `go_on`."""
+        self.flowing = trio.Event()
+
+    def go_on(self) -> None:
+        """Pass on what has come, and what comes."""
+        self.flowing.set()
 
     async def cut(self, connection: int | None = None) -> None:
         """Have both sides see the end of a connection, or of all."""

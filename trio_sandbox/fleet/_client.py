@@ -81,7 +81,7 @@ class NodeClient:
         try:
             return MessageStream(self._link.open_stream({}))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise SandboxClosedError(f"{what} was not sent: node {self.name} is lost") from exc
+            raise SandboxClosedError(f"{what} was not sent: node {self.name} is lost") from (self._look() or exc)
 
     async def request(self, message: object, what: str) -> Any:
         """Ask for something, and return the answer.
@@ -186,7 +186,7 @@ class NodeClient:
             raise OutcomeUnknownError(f"node {self.name} gave {what} up: {exc.reason}") from exc
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise OutcomeUnknownError(f"node {self.name} was lost during {what}, which may have had its effect") from (
-                self.failure or exc
+                self._look() or exc
             )
 
     def _unwrap(self, answer: object, *, kept: bool = False) -> Any:
@@ -232,8 +232,14 @@ class NodeClient:
             self._lost.set()
 
     async def _wait_link(self, link: Channel) -> None:
-        failure = await link.wait_closed()
-        self.lose(f"the connection to it ended: {why(failure)}")
+        await link.wait_closed()
+        self._look()
+
+    def _look(self) -> NodeLostError | None:
+        """Return why it is lost, be it just now: of those that an end of its connection wakes any may come first."""
+        if self._link is not None and self._link.failure is not None:
+            self.lose(f"the connection to it ended: {why(self._link.failure)}")
+        return self.failure
 
     def lose(self, reason: str) -> None:
         """Take it for lost. Again is no error."""
