@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests._leaks import nothing_left, wait_until
+from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import (
     LinkError,
     NodeLostError,
@@ -18,14 +18,17 @@ from trio_sandbox import (
     Sandbox,
     SandboxClosedError,
 )
+from trio_sandbox.constants import VM_OVERHEAD_MIB
 from trio_sandbox.fleet import _client, _links, _machine
 
-from ._fleet import Fleet, open_fake_fleet
+from ._fleet import Fleet, LocalHost, open_fake_fleet
 
 #: Of a wire's ends.
 TO_USER, TO_NODE = 0, 1
 #: Numbers of connections: of the user, and of the first sandbox's machine.
 USERS, MACHINES = 0, 1
+#: Memory of a sandbox of which two, with what QEMU takes, are all that a node of these tests may have.
+HALF = LocalHost().memory_mib // 2 - VM_OVERHEAD_MIB
 
 
 @contextmanager
@@ -202,6 +205,25 @@ async def test_a_network_that_lets_no_new_connection_through(monkeypatch: pytest
         assert node.host.open == 0, "what was opened is ended"
         node.wire.deaf = False
         assert (await fleet.host.run("print(1)")).stdout == "1\n", "its share was given back"
+
+
+async def test_cancelled_at_every_step() -> None:
+    async with open_fake_fleet("one") as fleet:
+        host = fleet.nodes["one"].host
+
+        async def use() -> None:
+            async with fleet.host.open_sandbox() as sandbox:
+                await sandbox.run("1")
+
+        async def check() -> None:
+            # Opening that is given up ends there when the node hears of it.
+            await wait_until(lambda: host.open == 0)
+            numbers = fleet.host.statistics()
+            assert numbers.sandboxes_open == numbers.tasks_waiting == numbers.nodes[0].sandboxes_open == 0
+
+        assert await cancel_at_every_step(use, check=check) > 10
+        async with fleet.host.open_sandbox(memory_mib=HALF), fleet.host.open_sandbox(memory_mib=HALF):
+            pass  # all shares were given back
 
 
 # --- It changes what is said ---
