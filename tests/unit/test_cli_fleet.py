@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.fake._fleet import LocalHost
-from trio_sandbox import FleetError
+from trio_sandbox import FleetError, SavedSandbox
 from trio_sandbox.cli import _fleet, build_parser
-from trio_sandbox.fleet import NodeReport
+from trio_sandbox.fleet import NodeReport, TemplateReport
 
 
 def reports(address: str) -> list[NodeReport]:
     assert address == "auto"
     host = LocalHost(memory_mib=2000, open=3).statistics()
+    stored = (
+        (TemplateReport("3f9a61c2", "python", 256, 1),),
+        (
+            SavedSandbox(name="mine", image="python", memory_mib=512, vcpus=2),
+            SavedSandbox(name="old", problem="it is damaged"),
+        ),
+    )
     return [
-        NodeReport("one", host, draining=False),
+        NodeReport("one", host, False, *stored),
+        NodeReport("one", host, False, *stored),  # for another program
         NodeReport("two", host, draining=True),
         NodeReport("three", None, draining=True),
     ]
@@ -26,8 +36,14 @@ def test_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     header, *lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
         ["one", "open", "3", "0", "0", "of", "2000", "0", "of", "8"],
+        ["one", "open", "3", "0", "0", "of", "2000", "0", "of", "8"],
         ["two", "draining", "3", "0", "0", "of", "2000", "0", "of", "8"],
         ["three", "ended"],
+        [],
+        ["one", "has"],
+        ["template", "3f9a61c2", "python", "256", "MiB", "1", "vCPU"],
+        ["saved", "mine", "python", "512", "MiB", "2", "vCPU"],
+        ["saved", "old", "it", "is", "damaged"],
     ]
     assert len({len(header), *map(len, lines[:2])}) == 1
     assert _fleet.table([]) == "no fleet has a node on this cluster"
@@ -36,7 +52,10 @@ def test_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(_fleet, "read_reports", reports)
     assert _fleet.fleet(build_parser().parse_args(["fleet", "status", "--json"])) == 0
-    assert '"memory_mib_budget": 2000' in capsys.readouterr().out
+    one, *_ = json.loads(capsys.readouterr().out)
+    assert one["host"]["admission"]["memory_mib_budget"] == 2000
+    assert [template["image"] for template in one["templates"]] == ["python"]
+    assert [saved["name"] for saved in one["saved"]] == ["mine", "old"]
 
 
 @pytest.mark.parametrize("error", [FleetError("no cluster"), ModuleNotFoundError("no ray")])

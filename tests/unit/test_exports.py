@@ -27,7 +27,7 @@ PUBLIC: dict[str, str] = {
         NetworkWatch RunEvents Sandbox open_host open_sandbox
     """,
     "trio_sandbox.fleet": """
-        FleetConfig FleetHost FleetStatistics NodeReport NodeStatistics drain_node open_ray_host read_reports
+        FleetConfig FleetHost FleetStatistics NodeReport NodeStatistics TemplateReport drain_node open_ray_host read_reports
     """,
     "trio_sandbox.blocking": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host

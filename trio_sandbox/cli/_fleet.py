@@ -33,7 +33,7 @@ def fleet(options: argparse.Namespace) -> int:
 
 
 def table(reports: list[NodeReport]) -> str:
-    """Give a line for each node and program that uses it."""
+    """Give a line for each node and program that uses it, and then what each node has on its disk."""
     if not reports:
         return "no fleet has a node on this cluster"
     lines = [f"{'NODE':<32} {'STATE':<10} {'SANDBOXES':>9} {'WAITING':>8} {'MEMORY (MiB)':>16} {'VCPUS':>9}"]
@@ -47,4 +47,17 @@ def table(reports: list[NodeReport]) -> str:
         vcpus = f"{used.vcpus_reserved} of {used.vcpu_budget}"
         sandboxes, waiting = report.host.sandboxes_open, used.tasks_waiting
         lines.append(f"{report.name:<32} {state:<10} {sandboxes:>9} {waiting:>8} {memory:>16} {vcpus:>9}")
+    stored = {report.name: _stored(report) for report in reports}  # programs on one node share its cache
+    lines += [line for name, things in stored.items() if things for line in ("", f"{name} has", *things)]
     return "\n".join(lines)
+
+
+def _stored(report: NodeReport) -> list[str]:
+    """Give a line for each template and saved sandbox of a node."""
+    return [
+        f"  template {each.key:<24} {each.image:<16} {each.memory_mib:>6} MiB {each.vcpus:>3} vCPU"
+        for each in report.templates
+    ] + [
+        f"  saved    {each.name:<24} {each.problem or f'{each.image:<16} {each.memory_mib:>6} MiB {each.vcpus:>3} vCPU'}"
+        for each in report.saved
+    ]

@@ -10,7 +10,7 @@ straight from one to the other.
 from __future__ import annotations
 
 from .._metadata import fix_module_metadata
-from ._actor import NodeReport as NodeReport
+from ._actor import NodeReport as NodeReport, TemplateReport as TemplateReport
 from ._admin import drain_node as drain_node, read_reports as read_reports
 from ._config import FleetConfig as FleetConfig
 from ._host import FleetHost as FleetHost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Final, final
+from typing import Any, Final, NoReturn, final
 
 import attrs
 import trio
@@ -12,13 +12,18 @@ import trio
 from .._config import HostConfig
 from .._errors import NodeLostError
 from ..host import HostStatistics, open_host
+from ..image import default_cache_directory
+from ..machines import SavedSandbox, TemplateStore, saved_sandboxes
 from ._config import FleetConfig
 from ._links import NodeAddress
 from ._messages import Answered, Failure, encode
+from ._metrics import OF_A_NODE, Gauges
 from ._node import Node, serve_node
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
+#: Seconds between two looks at what has changed.
+_LOOK: Final = 1.0
 #: Seconds that an end of this node may take, when somebody else than its user wants it.
 _END_PATIENCE: Final = 30.0
 
@@ -65,6 +70,7 @@ class NodeProcess:
         with self._scope:
             async with open_host(self._config) as host, trio.open_nursery() as nursery:
                 self._where, self._node = await nursery.start(self._serve_node, host)
+                nursery.start_soon(self._tell_numbers, self._node)
                 self._started.set()
 
     async def _serve_node(self, host: Any, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:
@@ -76,6 +82,13 @@ class NodeProcess:
             patience=self._fleet.start_timeout,
             task_status=task_status,
         )
+
+    async def _tell_numbers(self, node: Node) -> NoReturn:
+        """Tell Ray's metrics how the node is."""
+        gauges = Gauges(OF_A_NODE, node=self._name)
+        while True:
+            gauges.tell(node.statistics())
+            await trio.sleep(_LOOK)
 
     # --- What Ray calls ---
 
@@ -94,7 +107,15 @@ class NodeProcess:
     def status(self) -> NodeReport:
         """Return what the node is like now."""
         host = None if self._node is None or self._ended.is_set() else self._call(self._node.statistics)
-        return NodeReport(self._name, host, self._node is not None and self._node.draining)
+        cache = self._config.cache_dir or default_cache_directory()
+        templates = TemplateStore(cache, budget_mib=self._config.template_budget_mib).list()
+        return NodeReport(
+            self._name,
+            host,
+            self._node is not None and self._node.draining,
+            tuple(TemplateReport(each.key, each.image, each.memory_mib, each.vcpus) for each in templates),
+            saved_sandboxes(cache),
+        )
 
     def drain(self, seconds: float | None) -> int:
         """Open no more sandboxes, wait until there are none, and end the node; past the deadline with those that are left.
@@ -127,6 +148,19 @@ class NodeProcess:
 
 @final
 @attrs.frozen
+class TemplateReport:
+    """A template that a node has: sandboxes of that configuration start from it there."""
+
+    key: str
+    """What ``trio-sandbox template list`` on that node calls it."""
+    image: str
+    """The name of the image."""
+    memory_mib: int
+    vcpus: int
+
+
+@final
+@attrs.frozen
 class NodeReport:
     """What a node's process says of it."""
 
@@ -136,3 +170,7 @@ class NodeReport:
     """Numbers about its host; None: it has ended."""
     draining: bool
     """Whether it opens no more sandboxes."""
+    templates: tuple[TemplateReport, ...] = ()
+    """What is in its cache: templates, the one that was used last first."""
+    saved: tuple[SavedSandbox, ...] = ()
+    """Sandboxes that were saved there, by name."""

@@ -11,13 +11,14 @@ import attrs
 import trio
 
 from .._config import SandboxConfig
+from .._errors import NodeLostError
 from .._image import AnyImage
 from .._nurseries import Services
 from ..host import HostStatistics
 from ._client import NodeClient
 from ._config import FleetConfig
 from ._links import NodeAddress
-from ._placement import Claim, Demand, Placement, demand_of
+from ._placement import Claim, Demand, Placement, Wants, demand_of
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
@@ -103,6 +104,10 @@ class Members:
             ),
         )
 
+    def wants(self) -> Wants:
+        """Return what is taken of each node, and what is waited for."""
+        return self._placement.wants()
+
     async def join(self, address: NodeAddress, slots: int | None = None) -> None:
         """Have one more node, which is connected to; at most *slots* sandboxes are placed there.
 
@@ -122,6 +127,10 @@ class Members:
         client.on_news = lambda: self._hear(client)
         self._settle()
         _log.info("node %s has joined", client.name)
+
+    def failure(self, name: str) -> NodeLostError | None:
+        """Return why a node is lost; None while it is not, or if it has never joined."""
+        return None if (member := self._members.get(name)) is None else member.client.failure
 
     def lose(self, name: str, why: str) -> None:
         """Take a node for lost, as whoever supervises it says. Again, or of none, is no error."""

@@ -54,6 +54,17 @@ class Claim:
 
 
 @final
+@attrs.frozen
+class Wants:
+    """What a fleet has, and what it would have if there were more nodes."""
+
+    taken: dict[str, int]
+    """Sandboxes that each node has, by its name."""
+    waiting: int
+    """Sandboxes that wait for room on whatever node."""
+
+
+@final
 @attrs.define(eq=False)
 class _Node:
     capacity: Demand
@@ -87,6 +98,13 @@ class Placement:
     def waiting(self) -> tuple[Claim, ...]:
         """The claims that wait, in their order."""
         return tuple(self._waiting)
+
+    def wants(self) -> Wants:
+        """Return what there is, and what is waited for. Who waits for certain nodes is not helped by others."""
+        return Wants(
+            {name: node.taken.slots for name, node in self._nodes.items()},
+            sum(claim.nodes is None for claim in self._waiting),
+        )
 
     def add(self, name: str, capacity: Demand) -> None:
         """Have one more node."""

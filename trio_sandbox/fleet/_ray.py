@@ -19,26 +19,29 @@ import trio
 
 from .._config import HostConfig
 from .._entries import open_block
-from .._errors import FleetError, SandboxError
+from .._errors import FleetError, NodeLostError, SandboxError
 from .._nurseries import hide_nursery
 from ._actor import NodeProcess
 from ._config import FleetConfig
+from ._demand import SLOTS, Demands
 from ._host import FleetHost, open_fleet
 from ._links import NodeAddress
 from ._members import Members
 from ._messages import Failure, decode_all
+from ._metrics import OF_A_FLEET, Gauges
+from ._placement import Wants
 from ._security import check_extra
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
 #: Where our actors have their names.
 NAMESPACE: Final = "trio-sandbox"
-#: The custom resource of Ray's that says how many sandboxes a node may have.
-SLOTS: Final = "trio_sandbox"
 #: Seconds between two looks which nodes there are.
 _LOOK: Final = 1.0
 #: Calls of one actor that are served at a time: one may wait for a drain, and others are to be answered.
 _CONCURRENCY: Final = 8
+#: Seconds for Ray to say what became of a process of ours.
+_ASK_PATIENCE: Final = 30.0
 #: Seconds for the processes of nodes to end by themselves.
 _END_PATIENCE: Final = 30.0
 
@@ -142,6 +145,7 @@ class _Supervisor:
         self._user = secrets.token_hex(4)
         self._actors: dict[str, Any] = {}
         self._names: dict[str, str] = {}
+        self._explained: set[str] = set()
 
     async def start_all(self, members: Members) -> None:
         """Start a process on each node that is there now.
@@ -196,7 +200,9 @@ class _Supervisor:
         await members.join(where, node.slots)
 
     async def watch(self, members: Members) -> None:
-        """Look which nodes there are, until cancelled: have those that are new join, and say which are gone."""
+        """Look which nodes there are, until cancelled: have those that are new join, and say which are gone. Tell Ray who waits."""
+        gauges, demands = Gauges(OF_A_FLEET, user=self._user), Demands(self._ray)
+        told = Wants({}, 0)
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(_LOOK)
@@ -207,6 +213,28 @@ class _Supervisor:
                     if node.id not in self._names:
                         self._names[node.id] = node.name
                         nursery.start_soon(self._join_later, node, members)
+                for node_id, name in self._names.items():
+                    if node_id not in self._explained and (failure := members.failure(name)) is not None:
+                        self._explained.add(node_id)
+                        nursery.start_soon(self._explain, self._actors[node_id], failure)
+                gauges.tell(members.statistics())
+                if any(node.slots is not None for node in nodes) and (wants := self._wants(members)) != told:
+                    told = wants
+                    await trio.to_thread.run_sync(demands.tell, wants)
+
+    async def _explain(self, actor: Any, failure: NodeLostError) -> None:
+        """Have a node's failure say what Ray knows of the end of our process there: that it was killed for want of memory, for instance."""
+        with trio.move_on_after(_ASK_PATIENCE):
+            try:
+                await result(actor.status.remote())
+            except self._ray.exceptions.RayError as exc:
+                failure.add_note(f"Ray says of our process there: {exc}")
+                _log.warning("%s; Ray says of our process there: %s", failure, exc)
+
+    def _wants(self, members: Members) -> Wants:
+        """Return what is taken and wanted, with Ray's names for the nodes; nothing where nobody waits."""
+        wants, ids = members.wants(), {name: node for node, name in self._names.items()}
+        return Wants({ids[name]: slots for name, slots in wants.taken.items()} if wants.waiting else {}, wants.waiting)
 
     async def _join_later(self, node: RayNode, members: Members) -> None:
         try:

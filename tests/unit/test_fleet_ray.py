@@ -1,0 +1,140 @@
+"""What Ray is told of a fleet: who waits, and numbers; Ray itself is played here."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import Counter
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.fake._fleet import LocalHost
+from trio_sandbox import SandboxConfig
+from trio_sandbox.fleet import FleetStatistics, NodeStatistics
+from trio_sandbox.fleet._demand import MOST_WAITING, Demands
+from trio_sandbox.fleet._metrics import OF_A_FLEET, OF_A_NODE, Gauges
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, Wants, demand_of
+
+
+@attrs.define(eq=False)
+class Groups:
+    """Placement groups: `ray.util`, and `ray` as well."""
+
+    there: list[tuple[str, int]] = attrs.field(factory=list[tuple[str, int]])
+    calls: int = 0
+
+    @property
+    def util(self) -> Groups:
+        return self
+
+    def placement_group(
+        self, bundles: list[dict[str, int]], bundle_label_selector: list[dict[str, str]] | None = None
+    ) -> tuple[str, int]:
+        ((slots,),) = [tuple(bundle.values()) for bundle in bundles]
+        assert list(bundles[0]) == ["trio_sandbox"]
+        group = (bundle_label_selector[0]["ray.io/node-id"] if bundle_label_selector else "", slots)
+        self.calls += 1
+        self.there.append(group)
+        return group
+
+    def remove_placement_group(self, group: tuple[str, int]) -> None:
+        self.calls += 1
+        self.there.remove(group)
+
+
+def test_ray_is_told_of_nothing_while_nobody_waits() -> None:
+    ray = Groups()
+    Demands(ray).tell(Wants({"a": 3, "b": 1}, 0))
+    assert ray.calls == 0
+
+
+def test_ray_is_told_who_waits_and_what_is_taken() -> None:
+    ray = Groups()
+    demands = Demands(ray)
+    demands.tell(Wants({"a": 3, "b": 1, "c": 0}, 2))
+    assert Counter(ray.there) == {("a", 3): 1, ("b", 1): 1, ("", 1): 2}
+    calls = ray.calls
+    demands.tell(Wants({"a": 3, "b": 1, "c": 0}, 2))
+    assert ray.calls == calls, "what has not changed is not told again"
+    demands.tell(Wants({"a": 2, "b": 1, "c": 1}, 3))
+    assert Counter(ray.there) == {("a", 2): 1, ("b", 1): 1, ("c", 1): 1, ("", 1): 3}
+    demands.tell(Wants({"a": 2}, 1000))
+    assert ray.there.count(("", 1)) == MOST_WAITING
+    demands.tell(Wants({"a": 2}, 0))
+    assert ray.there == []
+
+
+def test_who_waits_for_certain_nodes_is_not_helped_by_others() -> None:
+    placement = Placement("spread")
+    placement.add("one", Demand(1000, 4, 1))
+    demand = demand_of(SandboxConfig(memory_mib=256))
+    for nodes in (None, None, frozenset({"one"}), None):
+        placement.submit(Claim(demand, nodes=nodes))
+        placement.settle()
+    assert placement.wants() == Wants({"one": 1}, 2)
+
+
+# --- Metrics ---
+
+
+@attrs.define(eq=False)
+class Gauge:
+    """One of Ray's."""
+
+    name: str
+    description: str
+    tag_keys: tuple[str, ...]
+    tags: dict[str, str] = attrs.field(factory=dict[str, str])
+    told: list[float] = attrs.field(factory=list[float])
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        assert tuple(tags) == self.tag_keys
+        self.tags = tags
+
+    def set(self, value: float) -> None:
+        self.told.append(value)
+
+
+@pytest.fixture
+def gauges(monkeypatch: pytest.MonkeyPatch) -> dict[str, Gauge]:
+    made: dict[str, Gauge] = {}
+
+    def make(name: str, **options: Any) -> Gauge:
+        assert name not in made
+        made[name] = Gauge(name, **options)
+        return made[name]
+
+    for name in ("ray", "ray.util"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    module = types.ModuleType("ray.util.metrics")
+    module.Gauge = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray.util.metrics", module)
+    return made
+
+
+def test_a_node_tells_what_has_changed(gauges: dict[str, Gauge]) -> None:
+    host = LocalHost(memory_mib=2000, open=3)
+    told = Gauges(OF_A_NODE, node="one")
+    told.tell(host.statistics())
+    told.tell(host.statistics())
+    host.open = 2
+    told.tell(host.statistics())
+    assert gauges["trio_sandbox_node_sandboxes_open"].told == [3, 2]
+    assert gauges["trio_sandbox_node_memory_budget_mib"].told == [2000]
+    assert {gauge.tags["node"] for gauge in gauges.values()} == {"one"}
+    assert all(gauge.told and gauge.description for gauge in gauges.values())
+
+
+def test_a_program_tells_of_its_fleet(gauges: dict[str, Gauge]) -> None:
+    nodes = tuple(NodeStatistics(name, 1, draining=False, lost=name == "two", host=None) for name in ("one", "two"))
+    Gauges(OF_A_FLEET, user="me").tell(FleetStatistics(2, 5, 4, nodes))
+    values = {name.removeprefix("trio_sandbox_fleet_"): gauge.told for name, gauge in gauges.items()}
+    assert values == {
+        "sandboxes_open": [2],
+        "sandboxes_opened": [5],
+        "tasks_waiting": [4],
+        "nodes": [1],
+        "nodes_lost": [1],
+    }
