@@ -23,11 +23,11 @@ async def make_ends() -> tuple[TlsStream, TlsStream]:
 
 
 async def make_watched_ends() -> tuple[TlsStream, TlsStream, PortStream]:
-    """Give both ends, and the port below the server."""
+    """Give both ends, and the port below the client."""
     ours, theirs = socket.socketpair()
-    port = PortStream(theirs.detach())
-    client = TlsStream(PortStream(ours.detach()), client_context())
-    server = TlsStream(port, IDENTITY.context, server_side=True)
+    port = PortStream(ours.detach())
+    client = TlsStream(port, client_context())
+    server = TlsStream(PortStream(theirs.detach()), IDENTITY.context, server_side=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.do_handshake)
         nursery.start_soon(server.do_handshake)
@@ -99,7 +99,7 @@ async def test_a_small_reader_gets_what_it_asks_for() -> None:
 async def test_bytes_that_were_changed_on_the_way_are_not_received() -> None:
     client, server, below = await make_watched_ends()
     async with client, server:
-        below.unread(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record, sealed with no key of theirs
+        below.send_nowait(b"\x17\x03\x03\x00\x20" + bytes(32))  # a record, sealed with no key of theirs
         with pytest.raises(trio.BrokenResourceError, match="what came is not what the other side sent") as info:
             await server.receive_some()
         assert isinstance(info.value.__cause__, ssl.SSLError)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator, Generator
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trio_sandbox import (
     Sandbox,
     SandboxClosedError,
 )
-from trio_sandbox.fleet import FleetConfig, FleetHost, drain_node, open_ray_host, read_reports
+from trio_sandbox.fleet import FleetConfig, FleetHost, _client, _machine, drain_node, open_ray_host, read_reports
 from trio_sandbox.fleet._ray import NAMESPACE, import_ray
 
 #: What each node's host may take, so that a few of them fit on a small machine.
@@ -35,14 +36,15 @@ FLEET = FleetConfig(start_timeout=120)
 
 
 @contextmanager
-def cluster_of(nodes: int) -> Generator[Any]:
-    """Yield a cluster whose head has no sandboxes, and each of *nodes* others at most three."""
+def cluster_of(nodes: int, *, slots: int = 3, **settings: object) -> Generator[Any]:
+    """Yield a cluster whose head has no sandboxes, and each of *nodes* others at most *slots*; *settings* are of Ray's own system."""
     cluster = importlib.import_module("ray.cluster_utils").Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": settings},
     )
     try:
         for _ in range(nodes):
-            cluster.add_node(num_cpus=1, resources={"trio_sandbox": 3})
+            cluster.add_node(num_cpus=1, resources={"trio_sandbox": slots})
         cluster.wait_for_nodes()
         yield cluster
     finally:
@@ -69,6 +71,15 @@ def qemu_of(sandbox: Sandbox) -> int:
 
 def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def process_of(sandbox: Sandbox) -> int:
+    """Return the process id of our process on a sandbox's node."""
+    pid = qemu_of(sandbox)
+    while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+        # "pid (name) state parent ...", and a name may have spaces.
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
 
 
 async def test_sandboxes_on_two_nodes(host: FleetHost, tmp_path: Path) -> None:
@@ -115,8 +126,21 @@ async def expect_lost(sandbox: Sandbox) -> None:
     assert isinstance(info.value.__cause__, NodeLostError)
 
 
-async def test_our_process_on_a_node_is_killed(host: FleetHost) -> None:
+def kill_by_ray(sandbox: Sandbox) -> None:
+    """Kill our process on a sandbox's node as Ray does."""
     ray = import_ray()
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    (name,) = [name for name in names if name.startswith(str(sandbox.node).rpartition("-")[2])]
+    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+def kill_by_signal(sandbox: Sandbox) -> None:
+    """Kill our process on a sandbox's node as the kernel does that is out of memory."""
+    os.kill(process_of(sandbox), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [kill_by_ray, kill_by_signal])
+async def test_our_process_on_a_node_is_killed(host: FleetHost, kill: Callable[[Sandbox], None]) -> None:
     async with (
         host.open_sandbox() as first,
         host.open_sandbox() as second,
@@ -125,14 +149,138 @@ async def test_our_process_on_a_node_is_killed(host: FleetHost) -> None:
         nursery.start_soon(expect_lost, first)
         await wait_until(lambda: first.statistics().runs == 1)
         pid = qemu_of(first)
-        names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
-        assert first.node is not None
-        (name,) = [name for name in names if name.startswith(first.node.rpartition("-")[2])]
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        kill(first)
         await wait_until(lambda: not is_there(pid))
         assert (await second.run("print('here')")).stdout == "here\n"
-        with pytest.raises(SandboxClosedError, match=first.node):
+        assert first.node is not None
+        with pytest.raises(SandboxClosedError, match=first.node) as info:
             await first.run("1")
+        lost = info.value.__cause__
+        assert isinstance(lost, NodeLostError)
+        assert lost.node == first.node
+        await wait_until(lambda: hasattr(lost, "__notes__"))
+        assert "Ray says of our process there: The actor" in lost.__notes__[0]
+
+
+async def test_our_process_on_a_node_hangs(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel answers for it, so that our own pings have to find out."""
+    for module in (_client, _machine):
+        monkeypatch.setattr(module, "SILENCE", 2.0)
+    async with (
+        open_ray_host(cluster.address, CONFIG, FLEET) as host,
+        host.open_sandbox() as first,
+        host.open_sandbox() as second,
+    ):
+        process, pid = process_of(first), qemu_of(first)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            await expect_lost(first)
+            assert (await second.run("print('here')")).stdout == "here\n"
+            assert is_there(pid), "who hangs can end nothing"
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await wait_until(lambda: not is_there(pid))
+
+
+async def test_ray_kills_our_process_for_want_of_memory() -> None:
+    """Its memory monitor does so when little memory of the machine is left, whoever has taken it."""
+    used = 1 - available_bytes() / total_bytes()
+    limit = used + 2 * 2**30 / total_bytes()
+    with cluster_of(1, memory_usage_threshold=limit, memory_monitor_refresh_ms=100) as cluster:
+        async with open_ray_host(cluster.address, CONFIG, FLEET) as host, host.open_sandbox() as sandbox:
+            pid = qemu_of(sandbox)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect_lost, sandbox)
+                await wait_until(lambda: sandbox.statistics().runs == 1)
+                with taken_memory(2**31 + 2**30):
+                    await wait_until(lambda: not is_there(pid))
+            with pytest.raises(SandboxClosedError) as info:
+                await sandbox.run("1")
+            lost = info.value.__cause__
+            assert isinstance(lost, NodeLostError)
+            await wait_until(lambda: hasattr(lost, "__notes__"))
+            assert "memory" in lost.__notes__[0]
+
+
+def total_bytes() -> int:
+    return memory_of_machine("MemTotal")
+
+
+def available_bytes() -> int:
+    return memory_of_machine("MemAvailable")
+
+
+def memory_of_machine(name: str) -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields[name].split()[0]) * 1024
+
+
+@contextmanager
+def taken_memory(size: int) -> Generator[None]:
+    """Have another process take so many bytes of memory for a block."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; taken = b'x' * int(sys.argv[1]); print('taken', flush=True); input()",
+        str(size),
+    ]
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
+# --- Room ---
+
+
+async def test_who_waits_is_shown_to_rays_autoscaler() -> None:
+    with cluster_of(2, slots=1) as cluster:
+        async with open_ray_host(cluster.address, CONFIG, FLEET) as host, host.open_sandbox(), host.open_sandbox():
+            assert groups() == {}
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(hold_sandbox, host)
+                await wait_until(lambda: groups() == {"CREATED": 2, "PENDING": 2})
+                nursery.cancel_scope.cancel()
+            await wait_until(lambda: groups() == {})
+
+
+async def hold_sandbox(host: FleetHost) -> None:
+    async with host.open_sandbox():
+        await trio.sleep_forever()
+
+
+def groups() -> Counter[str]:
+    """Count the placement groups that there are by what Ray has done for them."""
+    table = import_ray().util.placement_group_table()
+    return Counter(each["state"] for each in table.values() if each["state"] != "REMOVED")
+
+
+async def test_rays_autoscaler_adds_a_node_for_who_waits() -> None:
+    cluster = importlib.import_module("ray.cluster_utils").AutoscalingCluster(
+        head_resources={"CPU": 0},
+        worker_node_types={
+            "sandboxes": {
+                "resources": {"CPU": 1, "trio_sandbox": 1},
+                "node_config": {},
+                "min_workers": 1,
+                "max_workers": 2,
+            },
+        },
+    )
+    cluster.start()
+    try:
+        async with open_ray_host("auto", CONFIG, FLEET) as host:
+            async with host.open_sandbox() as first, host.open_sandbox() as second:
+                assert first.node != second.node
+    finally:
+        cluster.shutdown()
+
+
+# --- Nodes that come and go ---
 
 
 async def test_a_node_of_rays_is_killed() -> None:

@@ -9,6 +9,7 @@ import secrets
 import ssl
 import tempfile
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final, final
 
 import attrs
@@ -83,8 +84,9 @@ def make_identity() -> Identity:
     return Identity(context, hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest())
 
 
+@cache
 def client_context() -> ssl.SSLContext:
-    """Return what a client uses. It takes any certificate: `check_fingerprint` decides."""
+    """Return what all clients use. It takes any certificate: `check_fingerprint` decides."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False

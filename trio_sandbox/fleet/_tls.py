@@ -6,6 +6,7 @@ relayed two thirds of the time.
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import Final, final
 
@@ -14,7 +15,8 @@ import trio
 from ..wire import DirectStream, PortStream
 
 #: Bytes that are received at once.
-_READ_SIZE: Final = 2**17
+_READ_SIZE: Final = 2**16
+_NOTHING: Final = memoryview(b"")
 
 
 @final
@@ -35,9 +37,8 @@ class TlsStream(DirectStream):
         self._port = port
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._buffer = memoryview(bytearray(_READ_SIZE))
         self._more = False  # some of what was read may not have been received yet
-        self._sealed = memoryview(b"")  # what the socket has yet to take
+        self._sealed = _NOTHING  # what the socket has yet to take
         self._owed = 0  # how many bytes that was, before it was sealed
 
     async def do_handshake(self) -> None:
@@ -58,10 +59,8 @@ class TlsStream(DirectStream):
             if done:
                 self._more = True  # what was said first may have come with the end of the handshake
                 return
-            data = await self._port.receive_view()
-            if not data:
+            if not await self._read():
                 raise trio.BrokenResourceError("the other side broke the connection off during the TLS handshake")
-            self._incoming.write(data)
 
     def peer_certificate(self) -> bytes | None:
         """Return the other side's certificate (DER), if it has shown one."""
@@ -76,6 +75,7 @@ class TlsStream(DirectStream):
         self._sealed = self._sealed[self._port.send_nowait(self._sealed) :]
         if self._sealed:
             return 0
+        self._sealed = _NOTHING  # an empty part of what was sent would keep all of it
         done, self._owed = self._owed, 0
         return done
 
@@ -107,40 +107,57 @@ class TlsStream(DirectStream):
         size = _READ_SIZE if max_bytes is None else min(max_bytes, _READ_SIZE)
         if size < 1:
             raise ValueError(f"`max_bytes` must be at least 1, not {max_bytes}")
-        return bytes(await self._receive(self._buffer[:size]))
+        return bytes(await self._receive(size))
 
     async def receive_view(self) -> bytes | memoryview:
         """See `DirectStream`."""
-        return await self._receive(self._buffer)
+        return await self._receive(_READ_SIZE)
 
-    async def _receive(self, buffer: memoryview) -> memoryview:
+    async def _receive(self, size: int) -> bytes | memoryview:
         if self._more:
             await trio.lowlevel.checkpoint()
-            if size := self._open(buffer):
-                return buffer[:size]
-        while True:
-            data = await self._port.receive_view()
-            if not data:
-                return buffer[:0]
-            self._incoming.write(data)
-            if size := self._open(buffer):
-                return buffer[:size]
+            if data := self._open(size):
+                return data
+        while await self._read():
+            if data := self._open(size):
+                return data
+        return b""
 
-    def _open(self, buffer: memoryview) -> int:
-        """Put what has come whole into *buffer*, and return how many bytes that are."""
-        size = 0
+    async def _read(self) -> bool:
+        """Wait for something to come, and take it; False if it is the end.
+
+        Not by `PortStream.receive_view`: of a buffer for each of thousands of connections most would be idle.
+        """
+        fd = self._port.fileno()
+        if fd < 0:
+            raise trio.ClosedResourceError("this connection was closed")
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            try:
+                data = os.read(fd, _READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
+            self._incoming.write(data)
+            return bool(data)
+
+    def _open(self, size: int) -> bytes | memoryview:
+        """Return what has come whole, *size* bytes at most."""
+        buffer, filled = memoryview(bytearray(size)), 0
         try:
-            while size < len(buffer):
-                count = self._tls.read(len(buffer) - size, buffer[size:])  # one record
+            while filled < size:
+                count = self._tls.read(size - filled, buffer[filled:])  # one record
                 if not count:
                     break
-                size += count
+                filled += count
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass  # the goodbye is followed by the end of the connection
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError(f"what came is not what the other side sent: {exc}") from exc
-        self._more = size == len(buffer)
-        return size
+        self._more = filled == size
+        # Who reads keeps it until the next comes: a part would keep all of the buffer.
+        return buffer[:filled] if filled > size // 2 else bytes(buffer[:filled])
 
     def close(self) -> None:
         """Close at once; whoever waits gets `trio.ClosedResourceError`. Doing it again does nothing."""

@@ -61,9 +61,8 @@ class PortStream(DirectStream):
         self._full = False  # the last read took all it could, so that there may be more
         self._ahead = b""  # read already, and to be received next
         self._marker = b""  # what may come again before anything else
-        self._buffer = memoryview(bytearray(READ_SIZE))
-        # A read of a port gives one page at most, but the kernel reads on for as long as each of these is filled.
-        self._pages = [self._buffer[start : start + _PAGE] for start in range(0, READ_SIZE, _PAGE)]
+        self._buffer = memoryview(b"")  # until something is read
+        self._pages: list[memoryview] = []
 
     def fileno(self) -> int:
         """Return the descriptor, or -1 after closing."""
@@ -133,6 +132,10 @@ class PortStream(DirectStream):
         return bytes(await self._read_view(size))
 
     async def _read_view(self, size: int) -> memoryview:
+        if not self._pages:
+            self._buffer = memoryview(bytearray(READ_SIZE))
+            # A read of a port gives one page at most, but the kernel reads on for as long as each of these is filled.
+            self._pages = [self._buffer[start : start + _PAGE] for start in range(0, READ_SIZE, _PAGE)]
         while True:
             if self._full:
                 await trio.lowlevel.checkpoint()
