@@ -120,7 +120,7 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure, and compare with the limits; ``-- NAME ...`` picks benchmarks, ``-- --json``."""
     install_system_packages(session)
-    session.install("-e.", *group("bench"))
+    session.install("-e.[ray]", *group("bench"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 
 
