@@ -259,27 +259,6 @@ def groups() -> Counter[str]:
     return Counter(each["state"] for each in table.values() if each["state"] != "REMOVED")
 
 
-async def test_rays_autoscaler_adds_a_node_for_who_waits() -> None:
-    cluster = importlib.import_module("ray.cluster_utils").AutoscalingCluster(
-        head_resources={"CPU": 0},
-        worker_node_types={
-            "sandboxes": {
-                "resources": {"CPU": 1, "trio_sandbox": 1},
-                "node_config": {},
-                "min_workers": 1,
-                "max_workers": 2,
-            },
-        },
-    )
-    cluster.start()
-    try:
-        async with open_ray_host("auto", CONFIG, FLEET) as host:
-            async with host.open_sandbox() as first, host.open_sandbox() as second:
-                assert first.node != second.node
-    finally:
-        cluster.shutdown()
-
-
 # --- Nodes that come and go ---
 
 
