@@ -69,8 +69,9 @@ class NodeProcess:
         self._token = trio.lowlevel.current_trio_token()
         with self._scope:
             async with open_host(self._config) as host, trio.open_nursery() as nursery:
-                self._where, self._node = await nursery.start(self._serve_node, host)
-                nursery.start_soon(self._tell_numbers, self._node)
+                self._where, node = await nursery.start(self._serve_node, host)
+                self._node = node
+                nursery.start_soon(self._tell_numbers, node)
                 self._started.set()
 
     async def _serve_node(self, host: Any, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import trio
@@ -84,10 +84,11 @@ async def _open_tcp(address: NodeAddress) -> trio.SocketStream:
     try:
         return await trio.open_tcp_stream(address.host, address.port)
     except OSError as exc:
-        # There is one address to try, and what came of that says more.
-        if isinstance(exc.__cause__, ExceptionGroup) and isinstance(first := exc.__cause__.exceptions[0], OSError):
-            raise first from None
-        raise
+        # There is one address to try as a rule, and what came of that says more.
+        first = exc.__cause__
+        while isinstance(first, BaseExceptionGroup):
+            first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
+        raise first or exc from None
 
 
 def _take_over(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from typing import Final, final
+from typing import Final, cast, final
 
 import trio
 
@@ -147,7 +147,8 @@ class TlsStream(DirectStream):
         buffer, filled = memoryview(bytearray(size)), 0
         try:
             while filled < size:
-                count = self._tls.read(size - filled, buffer[filled:])  # one record
+                # One record; into a buffer, so that the result is its size, whatever the stubs say.
+                count = cast("int", self._tls.read(size - filled, buffer[filled:]))
                 if not count:
                     break
                 filled += count
