@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -48,7 +49,7 @@ async def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="bench-fleet-") as name:
         async with open_host(config) as local, open_ray_host(config=config) as fleet:
             hosts: list[Host | FleetHost] = [local, fleet]
-            starts = await _in_turns([lambda host=host: _start(host) for host in hosts], _STARTS, warm_up=1)
+            starts = await _in_turns([partial(_start, host) for host in hosts], _STARTS, warm_up=1)
             async with AsyncExitStack() as stack:
                 sandboxes = [await stack.enter_async_context(host.open_sandbox()) for host in hosts]
                 by = f"under {sandboxes[0].accelerator}"
@@ -66,11 +67,11 @@ async def _measure(sandboxes: list[Sandbox], directory: Path, by: str) -> list[F
     down: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for samples, more in (
-            (runs, await _in_turns([lambda box=box: box.run("print(1)") for box in sandboxes], _RUNS, warm_up=5)),
-            (up, await _in_turns([lambda box=box: box.upload(large, "large") for box in sandboxes], 1)),
+            (runs, await _in_turns([partial(box.run, "print(1)") for box in sandboxes], _RUNS, warm_up=5)),
+            (up, await _in_turns([partial(box.upload, large, "large") for box in sandboxes], 1)),
             (
                 down,
-                await _in_turns([lambda box=box: box.download("large", directory / "back") for box in sandboxes], 1),
+                await _in_turns([partial(box.download, "large", directory / "back") for box in sandboxes], 1),
             ),
         ):
             for known, new in zip(samples, more, strict=True):

@@ -130,13 +130,19 @@ async def test_a_network_that_is_silent_for_ever(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("when", ["idle", "opening", "a run", "an upload", "a download", "a process"])
 async def test_a_network_that_is_cut(when: str, tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(2 * 10**6))
-    with nothing_left(tmp_path):
+    here, there = (
+        tmp_path / "here",
+        tmp_path / "there",
+    )  # whose files are in one directory with ours: it is no virtual machine
+    for directory in (here, there):
+        directory.mkdir()
+    (here / "large").write_bytes(bytes(2 * 10**6))
+    with nothing_left(here):
         async with open_fake_fleet("one", "two") as fleet:
             async with fleet.host.open_sandbox() as sandbox:
                 assert sandbox.node is not None
                 node = fleet.nodes[sandbox.node]
-                await sandbox.upload(tmp_path / "large", "there")
+                await sandbox.upload(here / "large", str(there / "large"))
                 node.wire.delay = 0.01  # so that it is in the middle of it
                 async with trio.open_nursery() as nursery:
                     before = node.wire.pieces
@@ -149,10 +155,10 @@ async def test_a_network_that_is_cut(when: str, tmp_path: Path) -> None:
                             nursery.start_soon(expect_failure, sandbox, compute_for_ever)
                             await wait_until(lambda: sandbox.statistics().runs == 1)
                         case "an upload":
-                            nursery.start_soon(expect_failure, sandbox, upload, tmp_path / "large")
+                            nursery.start_soon(expect_failure, sandbox, upload, here / "large", there / "again")
                             await wait_until(lambda: node.wire.pieces > before + 2)
                         case "a download":
-                            nursery.start_soon(expect_failure, sandbox, download, tmp_path / "new")
+                            nursery.start_soon(expect_failure, sandbox, download, there / "large", here / "new")
                             await wait_until(lambda: node.wire.pieces > before + 2)
                         case "a process":
                             nursery.start_soon(expect_failure, sandbox, run_process)
@@ -181,12 +187,12 @@ async def expect_failure(sandbox: Sandbox, use: object, *arguments: object) -> N
         await use(sandbox, *arguments)  # type: ignore[operator]
 
 
-async def upload(sandbox: Sandbox, path: Path) -> None:
-    await sandbox.upload(path, "again")
+async def upload(sandbox: Sandbox, here: Path, there: Path) -> None:
+    await sandbox.upload(here, str(there))
 
 
-async def download(sandbox: Sandbox, path: Path) -> None:
-    await sandbox.download("there", path)
+async def download(sandbox: Sandbox, there: Path, here: Path) -> None:
+    await sandbox.download(str(there), here)
 
 
 async def run_process(sandbox: Sandbox) -> None:

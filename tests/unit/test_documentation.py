@@ -14,7 +14,7 @@ import pytest
 from tests.documented import ROOT, Block, blocks
 from tests.unit.test_exports import PUBLIC
 from trio_sandbox.cli import build_parser
-from trio_sandbox.fleet._ray import SLOTS
+from trio_sandbox.fleet._demand import SLOTS
 
 #: Types of news fragments, and what a fragment's file is called.
 FRAGMENT = re.compile(r"(\d+|\+[\w-]+)\.(?P<type>\w+)\.md")
