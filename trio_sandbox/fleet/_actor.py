@@ -157,7 +157,9 @@ class TemplateReport:
     image: str
     """The name of the image."""
     memory_mib: int
+    """Its RAM, in MiB."""
     vcpus: int
+    """Its virtual CPUs."""
 
 
 @final
