@@ -123,10 +123,15 @@ def measure(name: str, value: float = 1, **attributes: Value) -> None:
 
 
 def is_observed() -> bool:
-    """Tell whether anybody may look; the one check of what must be fast."""
-    # Whoever has set OpenTelemetry up has imported it.
-    modules = sys.modules
-    return _recording.get() is not None or "opentelemetry.trace" in modules or "opentelemetry.metrics" in modules
+    """Tell whether anybody looks; the one check of what must be fast."""
+    if _recording.get() is not None:
+        return True
+    # Whoever has set OpenTelemetry up has imported it; others may have as well.
+    if "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules:
+        from ._otel import is_set_up
+
+        return is_set_up()
+    return False
 
 
 def _sinks() -> list[Sink]:

@@ -149,6 +149,18 @@ class _Meters:
 
 _meters: _Meters | None = None
 
+#: What stands in for a provider of meters where the program has set none; the first has no public name.
+_NO_METERS: Final = ("_ProxyMeterProvider", "NoOpMeterProvider")
+
+
+def is_set_up() -> bool:
+    """Tell whether the program has set OpenTelemetry up, for spans or for numbers."""
+    if tracing() is not None:
+        return True
+    with _failures.kept():
+        return type(metrics.get_meter_provider()).__name__ not in _NO_METERS
+    return False
+
 
 def measure(name: str, value: float, attributes: Mapping[str, AttributeValue]) -> None:
     """Add *value* to a number, if the program has set OpenTelemetry up."""

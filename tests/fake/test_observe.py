@@ -15,11 +15,11 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
-from opentelemetry import context, trace
+from opentelemetry import context, metrics, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from tests._leaks import cancel_at_every_step
-from tests._telemetry import Telemetry, attributes_of, telemetry
+from tests._telemetry import Telemetry, attributes_of, of_its_own, telemetry
 from trio_sandbox import (
     CapacityError,
     Host,
@@ -35,13 +35,15 @@ from trio_sandbox import (
     aio,
     blocking,
 )
-from trio_sandbox._observe import UNSEEN, add_span, measure, part_logger, record, serving, span
+from trio_sandbox._observe import UNSEEN, add_span, is_observed, measure, part_logger, record, serving, span
 from trio_sandbox._otel import INSTRUMENTS
 from trio_sandbox.aio._door import open_root as open_aio
 from trio_sandbox.blocking._door import open_root as open_blocking
+from trio_sandbox.client import RunTrace
 from trio_sandbox.network._connections import Outcome
 from trio_sandbox.network._journal import Journal
 from trio_sandbox.sandbox import ObservedSandbox
+from trio_sandbox.sandbox._observed import run_span
 from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
 
 from ._guest import finished, open_fake_sandbox, receive_json
@@ -383,8 +385,16 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 
 def test_without_a_provider_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others import OpenTelemetry's interface as well."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    assert span("run") is UNSEEN
+    with of_its_own():
+        assert span("run") is UNSEEN
+        assert not is_observed()
+        assert run_span(RunTrace("python"), "s", "s.1", "code") is UNSEEN
+        metrics.set_meter_provider(metrics.NoOpMeterProvider())
+        assert not is_observed()
+    with telemetry(), monkeypatch.context() as patch:
+        assert is_observed()
+        patch.setattr(trace, "_TRACER_PROVIDER", None)
+        assert is_observed(), "there are meters"
 
 
 class Broken(SpanProcessor):
