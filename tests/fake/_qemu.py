@@ -134,7 +134,7 @@ def serve(kind, stream, payload):
             failed = {"errno": 2, "strerror": "No such file or directory", "filename": "/bin/sh"}
             record = json.dumps({"failed": failed}).encode()
             agent.sendall(frame(3, b"J" + struct.pack(">I", len(record)) + record, stream) + frame(4, b"", stream))
-        elif services[stream] == "process":
+        elif services[stream] == "process" and "never-starts" not in modes:
             agent.sendall(frame(5, b"no processes here", stream))
         if services[stream] == "clock":
             agent.sendall(frame(3, time.time_ns().to_bytes(8, "big"), stream) + frame(4, b"", stream))

@@ -207,7 +207,8 @@ async def test_packages_for_a_running_container_are_its_users(tmp_path: Path, in
     installer = await packer(site)
     async with installer.open_archive(packages("alpha"), ask) as packed:
         assert packed is not None
-        assert packed.unpacking[0] == "/opt/venv/bin/python3"
+        assert packed.interpreter == "/opt/venv/bin/python3"
+        assert packed.unpacking("/usr/bin/python3")[:4] == ("/usr/bin/python3", "-S", "-I", "-c")
         with tarfile.open(packed.archive) as tar:
             members = tar.getmembers()
     names = {member.name for member in members}

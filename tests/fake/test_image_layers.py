@@ -643,7 +643,7 @@ async def test_packages_for_a_running_machine_are_the_users(tmp_path: Path, inde
     image = await site.ensure(Image("python").packages("beta<2"))
     async with (await packer(site, image)).open_archive(packages("alpha"), ask_nobody) as packed:
         assert packed is not None
-        assert packed.unpacking[0] == "tar"
+        assert packed.unpacking(packed.interpreter)[0] == "tar"
         with tarfile.open(packed.archive) as tar:
             members = tar.getmembers()
     assert {member.name for member in members if member.isfile() and ".dist-info/" not in member.name} == {
@@ -668,6 +668,15 @@ async def test_what_the_image_has_is_not_installed_again(tmp_path: Path, index: 
     with pytest.raises(PackagesError, match=r"(?s)uv says:.*beta"):
         async with (await packer(site, image)).open_archive(packages("gamma"), ask_nobody):
             pass
+
+
+async def test_what_goes_wrong_in_the_guest_is_raised_as_it_is(tmp_path: Path, index: Index) -> None:
+    site = make_site(tmp_path)
+    image, _ = await site.store.ensure_bootable("python")
+    with pytest.raises(PermissionError, match="not for you"):
+        async with (await packer(site, image)).open_archive(packages("beta"), ask_nobody):
+            raise PermissionError(13, "not for you")
+    assert list((tmp_path / "cache" / "staging").iterdir()) == []
 
 
 async def test_packing_that_is_cancelled_leaves_nothing(tmp_path: Path, index: Index) -> None:

@@ -99,6 +99,15 @@ async def test_an_image_without_a_shell_is_named(tmp_path: Path) -> None:
     assert isinstance(caught.value, ProgramMissingError)
 
 
+async def test_a_step_that_may_not_take_for_ever_does_not(tmp_path: Path) -> None:
+    async with open_workshop(tmp_path) as workshop:
+        job = workshop.job("never-starts")
+        job = attrs.evolve(job, work=attrs.evolve(job.work, patience=0.01))
+        gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
+        with nothing_left(), pytest.raises(ImageBuildError, match=r"/bin/sh did not end within 0\.01 s in the image"):
+            await workshop.builder.build(job, gateway, lambda message, _: None)
+
+
 async def test_a_cancelled_build_leaves_no_machine(tmp_path: Path) -> None:
     async with open_workshop(tmp_path) as workshop:
 

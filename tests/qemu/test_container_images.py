@@ -107,6 +107,18 @@ alpha 2.0
 """
 
 
+_IMPOSTOR = """#!/opt/venv/bin/python3 -I
+import json, os, sys
+if sys.argv[-1].endswith(":"):
+    places = {"site": "/home/app/site", "scripts": "/home/app/bin", "prefix": "/home/app"}
+    facts = {"implementation": "cpython", "version": "3.13", "wide": True, "threaded": False, "libc": ["glibc", "2.41"]}
+    facts |= {**places, "interpreter": "/home/app/bin/python3", "looked_for": True, "installed": []}
+    print(sys.argv[-1] + json.dumps(facts))
+else:
+    open("/home/app/who", "w").write(str(os.getuid()))
+"""
+
+
 async def test_packages_of_a_python_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A virtual environment on PATH, which has a package already, belongs to root, and whose image has no shell, no cp and no tar."""
     wheels = tmp_path / "wheels"
@@ -122,6 +134,7 @@ async def test_packages_of_a_python_and_nothing_else(tmp_path: Path, monkeypatch
     home, site = "opt/venv", "opt/venv/lib/python3.13/site-packages"
     upper = archive(
         member("etc/passwd", _USERS),
+        directory("home/app", uid=1500, gid=1501),
         member(f"{home}/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n"),
         member(f"{home}/bin/python3", "/usr/bin/python3", kind="symlink"),
         member(f"{site}/beta.py", "VERSION = '1.0'\n"),
@@ -131,7 +144,7 @@ async def test_packages_of_a_python_and_nothing_else(tmp_path: Path, monkeypatch
     config = {
         "User": "app",
         "Env": [
-            "PATH=/opt/venv/bin",
+            "PATH=/home/app/bin:/opt/venv/bin",
             "PYTHONHOME=/nowhere",
             "PYTHONPATH=/nowhere",
             "PYTHONDONTWRITEBYTECODE=1",
@@ -151,6 +164,12 @@ async def test_packages_of_a_python_and_nothing_else(tmp_path: Path, monkeypatch
                 assert await sandbox.path("/opt/venv/share/gamma").read_text() == "data"
                 with pytest.raises(PackagesError, match=r"(?s)uv says:.*beta"):
                     await sandbox.install("beta>=2")
+                # Whatever the code calls a Python is nothing that root runs.
+                await sandbox.path("/home/app/bin").mkdir()
+                await sandbox.path("/home/app/bin/python3").write_text(_IMPOSTOR)
+                await sandbox.path("/home/app/bin/python3").chmod(0o755)
+                await sandbox.install("gamma")
+                assert await sandbox.path("/home/app/who").read_text() == "1500"
 
 
 @pytest.mark.skipif(shutil.which("musl-gcc") is None, reason="needs musl-gcc (Debian: apt-get install musl-tools)")

@@ -32,9 +32,6 @@ from ._uv import unpack
 #: The guest's user, who may change what is installed for him; a container image has its own.
 _OWNER: Final = (1000, 1000)
 
-#: How our own images unpack it.
-_UNPACKING: Final = ("tar", "-x", "--same-owner", "-f", "-")
-
 Ask = Callable[[Sequence[str]], Awaitable[bytes]]
 
 
@@ -45,8 +42,12 @@ class PackedPackages:
 
     archive: Path
     """An archive (tar), with paths relative to /."""
-    unpacking: Sequence[str]
-    """The command that unpacks it, run as root in /, from its standard input."""
+    interpreter: str
+    """What the Python of a container image says that it is, which unpacks it; "" for our own images, which have a tar."""
+
+    def unpacking(self, interpreter: str) -> Sequence[str]:
+        """Return the command that unpacks it in /, from its standard input."""
+        return unpacking_program(interpreter) if interpreter else ("tar", "-x", "--same-owner", "-f", "-")
 
 
 @final
@@ -118,6 +119,7 @@ class PackageInstaller:
         def report(message: str, fraction: float | None) -> None:
             self._progress(Progress(str(step), message, fraction))
 
+        failure: OSError | None = None
         async with self._store.open_workspace(f"install-{secrets.token_hex(8)}", lambda: None) as directory:
             report(f"fetching {len(content.missing.pins)} packages", None)
             unpacked, tree, archive = directory / "unpacked", directory / "tree", directory / "packages.tar"
@@ -129,7 +131,12 @@ class PackageInstaller:
             owner = _OWNER if settings is None else (settings.user, settings.group)
             await trio.to_thread.run_sync(_pack, tree, tree / content.target.site, archive, owner)
             report("copying them into the guest", None)
-            yield PackedPackages(archive, _UNPACKING if python is None else unpacking_program(python))
+            try:
+                yield PackedPackages(archive, "" if python is None else python.interpreter)
+            except OSError as exc:
+                failure = exc  # the guest's, and not the workspace's
+        if failure is not None:
+            raise failure
 
     async def _find_python(self, ask: Ask) -> ImagePython:
         question = python_question()

@@ -24,8 +24,9 @@ from ._target import Target, find_platform
 _TEXTS: Final = Path(__file__).parent / "in_guest"
 #: Before the answer, on its line.
 _MARK: Final = "trio-sandbox-facts:"
-#: Bytes of all that is said.
+#: Bytes of all that is said, and seconds until it is said; under emulation, on a busy machine, a Python takes some to start.
 MOST_SAID: Final = 512 * 2**10
+PATIENCE: Final = 120.0
 _MOST_INSTALLED: Final = 5000
 _VERSION: Final = re.compile(r"\d{1,2}\.\d{1,3}")
 _NODE_VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,4}")
@@ -117,9 +118,10 @@ def node_question() -> tuple[str, ...]:
     return in_guest_program("node", "node_facts.js", _MARK)
 
 
-def unpacking_program(python: ImagePython) -> tuple[str, ...]:
+def unpacking_program(interpreter: str) -> tuple[str, ...]:
     """Return a program that unpacks an archive (tar) from its standard input where it is: the image may have no tar."""
-    return in_guest_program(python.interpreter, "python_unpack.py")
+    _, *command = in_guest_program(interpreter, "python_unpack.py")
+    return (interpreter, "-S", *command)  # what is installed has no say in it
 
 
 def find_answer(said: bytes, image: str) -> str:
@@ -180,16 +182,14 @@ def _python(fields: Fields, text: str) -> ImagePython:
         )
     if not values.get("looked_for"):
         raise ValueError(f"it installs packages into {fields.text('site')!r:.100}, where it does not look for them")
-    return ImagePython(
-        text,
-        version,
-        (libc, libc_version),
-        _path(fields, "interpreter"),
-        _path(fields, "site"),
-        _path(fields, "scripts"),
-        "/" if fields.text("prefix") == "/" else _path(fields, "prefix"),
-        _installed(values.get("installed")),
-    )
+    site, scripts = _path(fields, "site"), _path(fields, "scripts")
+    prefix = "/" if fields.text("prefix") == "/" else _path(fields, "prefix")
+    for other in (scripts, *(posixpath.join(prefix, name) for name in ("etc", "include", "share"))):
+        if f"{site}/".startswith(f"{other}/") or f"{other}/".startswith(f"{site}/"):
+            raise ValueError(f"its modules are in {site!r:.200}, and other files in {other!r:.200}")
+    interpreter = _path(fields, "interpreter")
+    installed = _installed(values.get("installed"))
+    return ImagePython(text, version, (libc, libc_version), interpreter, site, scripts, prefix, installed)
 
 
 def _node(fields: Fields, text: str) -> ImageNode:

@@ -6,6 +6,7 @@ that it reads there; the machine's overlay becomes the layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol, final
@@ -43,6 +44,8 @@ class Work:
     """What the script may reach."""
     most_output: int = OUTPUT_TAIL_BYTES
     """Bytes of the end of what it prints that are kept."""
+    patience: float = math.inf
+    """Seconds that it may take."""
     details: Mapping[str, object] = attrs.field(factory=dict[str, object])
     """What the manifest is to say."""
 

@@ -26,6 +26,7 @@ from ._contents import (
 )
 from ._interpreters import (
     MOST_SAID,
+    PATIENCE,
     ImageNode,
     ImagePython,
     find_answer,
@@ -174,7 +175,7 @@ class Planner:
         stage = f"image {self._name}, {step}"
 
         async def choose(directory: Path) -> L:
-            work = Work(program=question, most_output=MOST_SAID)
+            work = Work(program=question, most_output=MOST_SAID, patience=PATIENCE)
             job = LayerJob(
                 image=image, system=self._system, work=work, overlay=directory / "overlay", mounts=directory / "mounts"
             )

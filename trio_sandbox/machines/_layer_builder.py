@@ -139,9 +139,13 @@ class LayerBuilder:
         if variables:
             request["more_env"] = dict(variables)
         try:
-            return await self._collect(vm, request, job.work.most_output)
+            with trio.move_on_after(job.work.patience):
+                return await self._collect(vm, request, job.work.most_output)
         except OSError as exc:
             raise ProgramMissingError(job.image.name, command[0], exc.strerror or str(exc)) from exc
+        raise ImageBuildError(
+            f"{command[0]} did not end within {job.work.patience:g} s in the image {job.image.name!r}; it is safe to try again"
+        )
 
     async def _collect(self, vm: Vm, request: dict[str, object], most: int) -> bytes:
         """Run a process to its end; return the end of what it printed."""

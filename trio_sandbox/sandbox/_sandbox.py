@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import date
 from os import PathLike
@@ -19,6 +18,7 @@ from .._image_steps import PackagesStep
 from .._network import Network
 from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
+from ._install import install
 from ._life import Checkpoint, ImageFacts, Life
 from ._network import SandboxNetwork
 from ._observed import operation
@@ -320,8 +320,8 @@ class Sandbox(GuestRequests):
 
         They are chosen and fetched on the host: the guest needs no network, and none of their code runs on the host.
         Versions from the image's own steps stay. They go to ``/usr/local``, in a container image to where its Python has
-        packages, and belong to the guest's user. A running
-        interpreter keeps what it has already imported. For more than one sandbox an `Image` is faster.
+        packages, and belong to the guest's user. A running interpreter keeps what it has already imported. For more than one
+        sandbox an `Image` is faster.
 
         Cancelled or failed while the guest unpacks them: some of the files are there.
 
@@ -341,17 +341,7 @@ class Sandbox(GuestRequests):
         assert isinstance(step, PackagesStep)
         if self._installer is None:
             raise PackagesError("packages can't be installed in this sandbox, which has no image of ours")
-
-        async def ask(command: Sequence[str]) -> bytes:
-            return (await self.run_process(command, cwd="/", capture_stdout=True)).stdout or b""
-
-        async with self._installer.open_archive(step, ask) as packed:
-            if packed is None:
-                return
-            with packed.archive.open("rb") as file:
-                # Not closed: it is gone with the last who looks at it.
-                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            await self.run_process(packed.unpacking, stdin=content, cwd="/", user="root")
+        await install(self, self._installer, step)
 
     async def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now; ``open_sandbox(template=name)`` restores it.
