@@ -132,6 +132,7 @@ PUBLIC = (
     "trio_sandbox.blocking",
     "trio_sandbox.fleet",
     "trio_sandbox.qemu",
+    "trio_sandbox.sessions",
     "trio_sandbox.testing",
 )
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import trio
 
 import trio_sandbox
+import trio_sandbox.sessions
 from tests.unit.test_exports import PUBLIC
 
 PACKAGE = Path(trio_sandbox.__file__).parent
@@ -53,13 +54,26 @@ FILES: Final[dict[str, list[type]]] = {
     "_host": [
         trio_sandbox.Host,
     ],
+    "_sessions": [
+        trio_sandbox.sessions.Session,
+        trio_sandbox.sessions.Sessions,
+    ],
 }
+#: Functions that open what is in a file.
+OPENERS: Final[dict[str, list[Callable[..., object]]]] = {
+    "_host": [trio_sandbox.open_host, trio_sandbox.open_sandbox],
+    "_sessions": [trio_sandbox.sessions.open_sessions],
+}
+#: What each of them opens.
+OPENED: Final = {"open_host": "Host", "open_sandbox": "Sandbox", "open_sessions": "Sessions"}
 #: What a class is called in a door, where Trio's own name would say something else.
 RENAMED: Final = {"HalfCloseableStream": "GuestConnection"}
+#: What each class of a door stands for, by the name that it has there.
+ORIGINALS: Final = {RENAMED.get(kind.__name__, kind.__name__): kind for kinds in FILES.values() for kind in kinds}
 #: Each class of a door, and the file that it is in.
 DOORS: Final = {RENAMED.get(kind.__name__, kind.__name__): name for name, kinds in FILES.items() for kind in kinds}
 #: Methods that only compute with what they hold: any thread may call them.
-PURE: Final = {"GuestPath": None, "Sandbox": {"path"}}
+PURE: Final = {"GuestPath": None, "Session": None, "Sandbox": {"path"}}
 #: Methods for Trio's sake, or the library's own.
 LEFT_OUT: Final = {"start", "wait_send_all_might_not_block"}
 #: Names in annotations, and where they come from.
@@ -71,11 +85,12 @@ ORIGINS: Final[dict[str, str]] = {
     "PurePosixPath": "pathlib",
     **dict.fromkeys(["Any", "Literal", "TypeAlias", "Unpack", "cast", "final", "overload"], "typing"),
     **dict.fromkeys(PUBLIC["trio_sandbox"].split(), ".."),
+    **dict.fromkeys(["SessionEnd", "SessionsConfig", "SessionsStatistics"], "..sessions"),
     "Accelerator": "..qemu",
     **dict.fromkeys(["Functions", "Stderr"], "..client"),
     **dict.fromkeys(["BinaryMode", "ChangeKind", "OnConflict", "TextMode"], "..sandbox"),
     **dict.fromkeys(["plain", "plain_all", "start_service"], "..portal"),
-    **dict.fromkeys(["AioDoor", "BlockingDoor", "open_root"], "._door"),
+    **dict.fromkeys(["AioDoor", "BlockingDoor", "open_beside", "open_root"], "._door"),
     **{name: f".{file}" for name, file in DOORS.items()},
     "AnyGuestPath": "._paths",
 }
@@ -107,8 +122,7 @@ class Writer:
                 '#: What may stand for a path in the guest.\nAnyGuestPath: TypeAlias = "str | PurePosixPath | GuestPath"'
             )
         parts += [self.class_(kind) for kind in FILES[name]]
-        if name == "_host":
-            parts += [self.opener(trio_sandbox.open_host), self.opener(trio_sandbox.open_sandbox)]
+        parts += [self.opener(function) for function in OPENERS.get(name, [])]
         body = "\n\n\n".join(parts) + "\n"
         gap = "\n" if body.startswith("@") else ""
         head = f'"""Made by tests/generate_doors.py from the API for Trio; do not edit it."""\n\n{self.imports(name, body)}\n\n{gap}'
@@ -133,7 +147,8 @@ class Writer:
         groups: list[list[str]] = [["from __future__ import annotations"], [], [], [], []]
         groups[1] += [f"import {name}" for name in MODULES if name in used]
         groups[2] += [f"import {name}" for name in ("trio",) if name in used]
-        groups[3] += [f"import {name}" for name in ("trio_sandbox",) if name in used]
+        if "trio_sandbox" in used:
+            groups[3].append(f"import {'trio_sandbox.sessions' if file == '_sessions' else 'trio_sandbox'}")
         for origin in sorted(origins, key=lambda origin: (not origin.startswith(".."), origin)):
             groups[4 if origin.startswith(".") else 1].append(
                 import_line(origin, sorted(origins[origin], key=isort_key))
@@ -142,20 +157,23 @@ class Writer:
 
     def opener(self, function: Callable[..., object]) -> str:
         """Give one of the functions that open something."""
-        name = function.__name__
-        result = "Host" if name == "open_host" else "Sandbox"
+        path = f"{function.__module__}.{function.__name__}"
+        result = OPENED[function.__name__]
         parameters, arguments = self.parameters(inspect.signature(function), method=False)
-        head = signature(f"def {name}", parameters, f"{self.manager}[{result}]", "")
-        call = calling(f"trio_sandbox.{name}", arguments)
-        inner = f"open_root(lambda: {call}, {result})"
-        return wrap(f"{head}\n{self.doc(function.__doc__, f'trio_sandbox.{name}')}\n    return {inner}")
+        how = "open_root("
+        if arguments[:1] == ["host"]:  # it lives where that does
+            parameters[0], arguments[0] = "host: Host", "plain(host)"
+            how = "open_beside(host, "
+        head = signature(f"def {function.__name__}", parameters, f"{self.manager}[{result}]", "")
+        inner = f"{how}lambda: {calling(path, arguments)}, {result})"
+        return wrap(f"{head}\n{self.doc(function.__doc__, path)}\n    return {inner}")
 
     # --- Classes ---
 
     def class_(self, kind: type) -> str:
         """Give the class of the door that stands for *kind*."""
         name = RENAMED.get(kind.__name__, kind.__name__)
-        inner = f"trio.abc.{kind.__name__}" if kind.__module__ == "trio.abc" else f"trio_sandbox.{kind.__name__}"
+        inner = f"{kind.__module__}.{kind.__name__}"
         lines = ["@final", f"class {name}({self.door}[{inner}]):"]
         about = "A TCP connection to a server in the guest." if name == "GuestConnection" else kind.__doc__
         lines += [self.doc(about, inner), "", "    __slots__ = ()"]
@@ -196,7 +214,8 @@ class Writer:
                     key, returns(value.fget), value.fget.__doc__, read if pure else f"self._now(lambda: {read})"
                 )
             elif inspect.isfunction(value):
-                yield self.method(key, value, f"trio_sandbox.{kind.__name__}.{key}", pure=pure)
+                room = "trio_sandbox" if kind.__module__ == "trio.abc" else kind.__module__
+                yield self.method(key, value, f"{room}.{kind.__name__}.{key}", pure=pure)
 
     def property_(self, name: str, annotation: str, text: str | None, read: str) -> str:
         """Give a property."""

@@ -118,7 +118,7 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
 #: The same by name.
 ORIGINS: Final = {name: module for module, names in PUBLIC.items() for name in names}
 #: Modules that ``import trio_sandbox`` is enough for.
-ROOMS: Final = ("aio", "blocking", "constants", "fleet", "qemu", "testing")
+ROOMS: Final = ("aio", "blocking", "constants", "fleet", "qemu", "sessions", "testing")
 
 
 def fix_module_metadata(module: str, namespace: dict[str, object]) -> None:

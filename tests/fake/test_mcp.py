@@ -16,7 +16,6 @@ from mcp.types import CallToolResult, ImageContent, TextContent
 
 from tests.fake._sandbox import open_local_sandbox
 from trio_sandbox import Display, Sandbox, VmDiedError
-from trio_sandbox.integrations._sessions import open_sessions
 from trio_sandbox.integrations.mcp import check_loopback, open_server, serve_http
 from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
 
@@ -212,7 +211,9 @@ async def test_a_new_sandbox_after_a_reset_and_after_its_machine_died() -> None:
 
     async with open_server(partial(open_scripted_sandbox, answer)) as server, Client(server) as client:
         assert (await client.call_tool("run_code", {"code": "die"})).is_error
-        assert "the next call gets a new sandbox" in said(await client.call_tool("run_code", {"code": "1"}))
+        assert said(await client.call_tool("run_code", {"code": "1"})) == (
+            "alive\nnote: this is a new sandbox; the virtual machine of the earlier one has ended"
+        )
         assert said(await client.call_tool("run_code", {"code": "1"})) == "alive"
 
 
@@ -248,50 +249,36 @@ async def test_a_sandbox_that_nobody_uses_is_closed_and_the_next_call_says_so(
         assert said(await client.call_tool("run_code", {"code": "d"})) == "d"
 
 
-async def test_sessions_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    opened: list[int] = []
-
-    @asynccontextmanager
-    async def open_counted() -> AsyncGenerator[Sandbox]:
-        async with open_scripted_sandbox(scripted) as sandbox:
-            opened.append(1)
-            try:
-                yield sandbox
-            finally:
-                opened.append(-1)
-
-    async with open_sessions(open_counted, idle=1000, limit=2) as sessions:
-        async with sessions.use("a") as (first, _):
-            async with sessions.use("a") as (same, _):
-                assert same is first
-            async with sessions.use("b"):
-                with pytest.raises(RuntimeError, match="there are 2 sandboxes already, all of them in use"):
-                    async with sessions.use("c"):
-                        pytest.fail("it was opened")
-        await trio.sleep(1)
-        async with sessions.use("c"):
-            assert sum(opened) == 2
-        assert ("a" in sessions) != ("b" in sessions)
-    assert sum(opened) == 0
+#: The SDK's client for HTTP leaves asynchronous generators to the garbage collector.
+leaves_generators = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 
 
-async def test_cancelled_while_a_sandbox_opens_there_is_none() -> None:
-    opening = trio.Event()
+@leaves_generators
+async def test_sandboxes_are_bounded_and_who_lost_one_is_told() -> None:
+    busy, done = trio.Event(), trio.Event()
 
-    @asynccontextmanager
-    async def open_slowly() -> AsyncGenerator[Sandbox]:
-        opening.set()
-        await trio.sleep_forever()
-        yield  # pragma: no cover - it makes a generator of it
+    async def answer(call: Call) -> Answer:
+        await trio.lowlevel.checkpoint()
+        if call.code == "wait":
+            busy.set()
+            await done.wait()
+        return Answer(stdout=call.code)
 
-    async with open_sessions(open_slowly, idle=1000, limit=2) as sessions, trio.open_nursery() as nursery:
-
-        async def use() -> None:
-            async with sessions.use("a"):
-                pytest.fail("it was opened")
-
-        nursery.start_soon(use)
-        await opening.wait()
+    async with (
+        open_server(partial(open_scripted_sandbox, answer), limit=1) as server,
+        trio.open_nursery() as nursery,
+    ):
+        (url,) = await nursery.start(partial(serve_http, server, "127.0.0.1", 0))
+        async with Client(f"{url}/mcp", mode="legacy") as one, Client(f"{url}/mcp", mode="legacy") as two:
+            nursery.start_soon(one.call_tool, "run_code", {"code": "wait"})  # noqa: ASYNC111 - it is waited for
+            await busy.wait()
+            assert "CapacityError: there are 1 sandboxes" in said(await two.call_tool("run_code", {"code": "x"}))
+            done.set()
+            assert said(await one.call_tool("run_code", {"code": "x"})) == "x"
+            assert said(await two.call_tool("run_code", {"code": "x"})) == "x"
+            assert said(await one.call_tool("run_code", {"code": "x"})) == (
+                "x\nnote: this is a new sandbox; others needed the place of the earlier one"
+            )
         nursery.cancel_scope.cancel()
 
 
@@ -304,10 +291,6 @@ def test_others_are_not_listened_to(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "127.1.2.3", "localhost"])
 def test_addresses_of_this_machines_own(host: str) -> None:
     check_loopback(host)
-
-
-#: The SDK's client for HTTP leaves asynchronous generators to the garbage collector.
-leaves_generators = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 
 
 @leaves_generators

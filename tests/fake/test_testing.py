@@ -172,8 +172,11 @@ async def test_what_is_wrong_in_the_script_comes_out_of_the_block() -> None:
 
 async def test_what_is_not_scripted_says_so() -> None:
     async with open_scripted_sandbox(print_the_call) as sandbox:
-        with pytest.raises(OutcomeUnknownError, match="answers runs and processes only"):
-            await sandbox.path("/etc/passwd").read_text()
+        with pytest.raises(OutcomeUnknownError, match="has runs, processes and files only"):
+            await sandbox.open_tcp_stream(80)
+        with pytest.raises(OSError, match="not supported"):
+            async with sandbox.watch("/"):
+                pytest.fail("it is watched")
 
 
 async def test_after_the_block_it_is_closed() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import runpy
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import trio
 
 from tests._leaks import HANG_LIMIT
 from tests.documented import ROOT
-from trio_sandbox import open_host
+from trio_sandbox import SandboxError
+from trio_sandbox.sessions import Sessions, SessionsConfig
 
 pytestmark = pytest.mark.qemu
 
@@ -134,45 +135,46 @@ async def ask(address: str, user: str, code: str) -> dict[str, Any]:
     """Have the service run code."""
     async with httpcore.AsyncConnectionPool() as pool:
         response = await pool.request("POST", f"{address}/run/{user}", content=code.encode())
-        return {"status": response.status, **json.loads(response.content)}
+        return {"status": response.status, **(json.loads(response.content) if response.status == 200 else {})}
 
 
-async def test_each_user_of_the_web_service_has_a_sandbox() -> None:
+async def test_each_user_of_the_web_service_has_a_sandbox_that_sleeps_and_is_replaced() -> None:
     service = load("web_sessions")
+    names: dict[str, Any] = service["make_app"].__globals__
+    names["LIMITS"] = SessionsConfig(sleep_after=None, max_awake=1)
     with trio.fail_after(HANG_LIMIT):
         async with trio.open_nursery() as nursery:
+            sessions: list[Sessions] = []
+            make_app = names["make_app"]
+
+            def make(opened: Sessions) -> object:
+                sessions.append(opened)
+                return make_app(opened)
+
+            names["make_app"] = make
             address = await nursery.start(service["serve_sessions"], "127.0.0.1:0")
             assert (await ask(address, "ada", "x = 1"))["exit_code"] == 0
             assert (await ask(address, "ada", "print(x)"))["stdout"] == "1\n"
-            assert "NameError" in (await ask(address, "bob", "print(x)"))["stderr"]
-            assert (await ask(address, "", "1"))["status"] == 400
-            assert (await ask(address, "ada", "#" * 200_000))["status"] == 400
-            nursery.cancel_scope.cancel(reason="the test is over")
-
-
-async def test_sessions_of_the_web_service_end_and_begin_anew() -> None:
-    service = load("web_sessions")
-    run: Callable[..., Awaitable[tuple[int, dict[str, Any]]]] = service["run_code"]
-    names: dict[str, Any] = run.__globals__
-    with trio.fail_after(HANG_LIMIT):
-        async with open_host() as host, trio.open_nursery() as nursery:
-            sessions = service["Sessions"](host, nursery)
-            names["CLOSE_AFTER"] = 0
-            async with sessions.use("ada") as sandbox, sessions.use("ada") as same:
-                assert same is sandbox
-                assert await run(sessions, "ada", "x = 1") == (200, {"exit_code": 0, "stdout": "", "stderr": ""})
-                assert host.statistics().sandboxes_open == 1  # others use it, so that it is not idle
-            while host.statistics().sandboxes_open:
-                await trio.sleep(0.01)
-            names["CLOSE_AFTER"] = 3600
-            assert "NameError" in str((await run(sessions, "ada", "x"))[1]["stderr"])
-            async with sessions.use("ada") as sandbox:
-                pid = sandbox.statistics().qemu_pid
+            assert "NameError" in (await ask(address, "bob", "print(x)"))["stderr"]  # for whom ada's sleeps
+            assert sessions[0].statistics().slept == 1
+            assert await ask(address, "ada", "print(x)") == {
+                "status": 200,
+                "exit_code": 0,
+                "stdout": "1\n",
+                "stderr": "",
+                "lost": None,
+            }
+            assert (await ask(address, "", "1"))["status"] == 404
+            assert (await ask(address, "ada", "#" * 200_000))["status"] == 413
+            async with sessions[0].lease("ada") as session:
+                pid = session.sandbox.statistics().qemu_pid
                 assert pid is not None
                 os.kill(pid, signal.SIGKILL)
-            status, said = await run(sessions, "ada", "1")
-            assert (status, "retry" in said) == (503, True)
-            assert (await run(sessions, "ada", "print(2)"))[1]["stdout"] == "2\n"
+                with pytest.raises(SandboxError):
+                    await session.sandbox.run("1")
+            assert (await ask(address, "ada", "print(2)"))["lost"] == "died"
             names["RUN_SECONDS"] = 1
-            assert "stopped after 1 seconds" in str(await run(sessions, "ada", "while True: pass"))
+            assert "stopped after 1 seconds" in (await ask(address, "ada", "while True: pass"))["error"]
+            assert (await ask(address, "ada", "print(3)"))["stdout"] == "3\n"
             nursery.cancel_scope.cancel(reason="the test is over")
+    assert sessions[0].statistics().sessions == 0

@@ -24,14 +24,17 @@ PUBLIC: dict[str, str] = {
     """,
     "trio_sandbox.aio": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
-        NetworkWatch RunEvents Sandbox open_host open_sandbox
+        NetworkWatch RunEvents Sandbox Session Sessions open_host open_sandbox open_sessions
     """,
     "trio_sandbox.fleet": """
         FleetConfig FleetHost FleetStatistics NodeReport NodeStatistics TemplateReport drain_node open_ray_host read_reports
     """,
     "trio_sandbox.blocking": """
         Checkpoint FileChange FileChanges GuestConnection GuestFile GuestInput GuestOutput GuestPath GuestProcess GuestTerminal GuestTextFile Host
-        NetworkWatch RunEvents Sandbox open_host open_sandbox Expiry fail_after move_on_after
+        NetworkWatch RunEvents Sandbox Session Sessions open_host open_sandbox open_sessions Expiry fail_after move_on_after
+    """,
+    "trio_sandbox.sessions": """
+        OpensSandboxes Session SessionEnd Sessions SessionsConfig SessionsStatistics open_sessions open_sessions_with
     """,
     "trio_sandbox.testing": "Answer Call open_scripted_sandbox",
     "trio_sandbox.constants": """

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Final, Generic, TypeVar, cast, final
+from typing import Any, Final, Generic, TypeVar, cast, final
 
 import trio
 
@@ -64,6 +64,13 @@ def open_root(
 ) -> AbstractAsyncContextManager[R]:
     """Return a block that has a Trio thread of its own, for as long as it is open."""
     return _Block(None, open_inner(), convert)
+
+
+def open_beside(
+    owner: AioDoor[Any], open_inner: Callable[[], AbstractAsyncContextManager[S]], convert: Callable[[Portal, S], R]
+) -> AbstractAsyncContextManager[R]:
+    """Return a block in the Trio thread that *owner* lives in."""
+    return owner._block(open_inner, convert)  # pyright: ignore[reportPrivateUsage]
 
 
 @final

@@ -354,6 +354,11 @@ class Sandbox(AioDoor[trio_sandbox.Sandbox]):
         return self._now(lambda: self._inner.node)
 
     @property
+    def failure(self) -> Exception | None:
+        """Why its VM is gone, if it has ended by itself or by an error; None while it is there, or asleep. `revert` can bring it back."""
+        return self._now(lambda: self._inner.failure)
+
+    @property
     def accelerator(self) -> str:
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
         return self._now(lambda: self._inner.accelerator)

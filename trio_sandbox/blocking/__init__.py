@@ -23,6 +23,7 @@ from ._processes import (
     RunEvents as RunEvents,
 )
 from ._sandbox import Checkpoint as Checkpoint, NetworkWatch as NetworkWatch, Sandbox as Sandbox
+from ._sessions import Session as Session, Sessions as Sessions, open_sessions as open_sessions
 
 fix_module_metadata(__name__, globals())
 del fix_module_metadata

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
 
 import trio
 
@@ -68,6 +68,15 @@ def open_root(
 ) -> AbstractContextManager[R]:
     """Return a block that has a Trio thread of its own, for as long as it is open."""
     return _Block(None, open_inner(), convert)
+
+
+def open_beside(
+    owner: BlockingDoor[Any],
+    open_inner: Callable[[], AbstractAsyncContextManager[S]],
+    convert: Callable[[Portal, S], R],
+) -> AbstractContextManager[R]:
+    """Return a block in the Trio thread that *owner* lives in."""
+    return owner._block(open_inner, convert)  # pyright: ignore[reportPrivateUsage]
 
 
 @final

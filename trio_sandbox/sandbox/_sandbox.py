@@ -112,6 +112,11 @@ class Sandbox(GuestRequests):
         return self._node
 
     @property
+    def failure(self) -> Exception | None:
+        """Why its VM is gone, if it has ended by itself or by an error; None while it is there, or asleep. `revert` can bring it back."""
+        return None if self._slot.shut else self._slot.machine.failure
+
+    @property
     def accelerator(self) -> str:
         """What runs the guest: "kvm", or "tcg", which QEMU does not count as a security boundary."""
         return self._slot.machine.accelerator.name

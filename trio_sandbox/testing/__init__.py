@@ -10,7 +10,8 @@ assert (await sandbox.run("print(6 * 7)")).stdout == "42\n"
 from __future__ import annotations
 
 from .._metadata import fix_module_metadata
-from ._scripted import Answer as Answer, Call as Call, open_scripted_sandbox as open_scripted_sandbox
+from ._calls import Answer as Answer, Call as Call
+from ._scripted import open_scripted_sandbox as open_scripted_sandbox
 
 fix_module_metadata(__name__, globals())
 del fix_module_metadata

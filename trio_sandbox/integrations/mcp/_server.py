@@ -19,7 +19,7 @@ from mcp.server.stdio import stdio_server
 
 from ... import Sandbox
 from ..._metadata import version
-from .._sessions import open_sessions
+from ...sessions import SessionsConfig, open_sessions_with
 from ._tools import Tools
 
 #: Seconds after which a sandbox that nobody uses is closed.
@@ -48,14 +48,15 @@ async def open_server(
     Args:
       open_sandbox: Opens a sandbox.
       idle: Seconds after which a sandbox that nobody uses is closed.
-      limit: How many may be open at a time. For one more, that which was not used for longest is closed.
+      limit: How many may be open at a time. For one more, that which was not used for longest is closed; if all are in use, the call fails.
 
     """
-    async with open_sessions(open_sandbox, idle=idle, limit=limit) as sessions:
+    limits = SessionsConfig(sleep_after=None, close_after=idle, max_sessions=limit, when_full="refuse")
+    async with open_sessions_with(lambda _key: open_sandbox(), limits) as sessions:
         server: MCPServer = MCPServer(
             "trio-sandbox", version=version(), instructions=_INSTRUCTIONS, log_level="WARNING"
         )
-        for tool in Tools(sessions, idle).all():
+        for tool in Tools(sessions).all():
             server.add_tool(tool, description=inspect.getdoc(tool), structured_output=False)
         yield server
 

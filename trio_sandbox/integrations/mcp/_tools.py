@@ -7,14 +7,16 @@ import stat
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Annotated, Final, Literal, final
+from weakref import WeakKeyDictionary
 
+import attrs
 import trio
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ContentBlock
 from pydantic import Field
 
-from ... import OutputLimitError, SandboxClosedError, SandboxError
-from .._sessions import Session, Sessions
+from ... import Checkpoint, OutputLimitError, Sandbox, SandboxClosedError, SandboxError
+from ...sessions import SessionEnd, Sessions
 from ._content import TEXT_LIMIT, Transcript, picture, text
 
 #: Seconds that a call may ask for, and gets where it does not.
@@ -24,6 +26,12 @@ _USUAL: Final = 60.0
 _CHECKPOINTS: Final = 20
 _ENTRIES: Final = 500
 _LINES: Final = 2000
+#: What a model is told of the end of an earlier sandbox that it does not know of.
+_ENDS: Final[dict[SessionEnd | None, str]] = {
+    "expired": "nobody used the earlier one for {:g} seconds",
+    "evicted": "others needed the place of the earlier one",
+    "died": "the virtual machine of the earlier one has ended",
+}
 #: Bytes of a file that is shown as a picture, and those that its kind begins with.
 _PICTURE_LIMIT: Final = 4 * 2**20
 _PICTURES: Final = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
@@ -34,7 +42,7 @@ SandboxName = Annotated[
     str,
     Field(description="What an earlier answer calls its sandbox. Leave it out if answers name none, or for a new one."),
 ]
-Action = Callable[[Session], Awaitable[list[ContentBlock]]]
+Action = Callable[["Workplace"], Awaitable[list[ContentBlock]]]
 
 
 class ToolFailedError(Exception):
@@ -46,18 +54,37 @@ class ToolFailedError(Exception):
 
 
 @final
+@attrs.define(eq=False)
+class Checkpoints:
+    """Those of one sandbox."""
+
+    named: dict[str, Checkpoint] = attrs.field(factory=dict[str, Checkpoint])
+    """By the names that its user knows them by."""
+    made: int = 0
+    """How many were made so far."""
+
+
+@final
+@attrs.frozen(eq=False)
+class Workplace:
+    """A sandbox that a tool works in, and what belongs to it."""
+
+    sandbox: Sandbox
+    checkpoints: Checkpoints
+
+
+@final
 class Tools:
     """The tools of a server.
 
     Args:
       sessions: Where sandboxes are.
-      idle: Seconds after which one is closed that nobody uses, for messages.
 
     """
 
-    def __init__(self, sessions: Sessions, idle: float) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._idle = idle
+        self._checkpoints: WeakKeyDictionary[Sandbox, Checkpoints] = WeakKeyDictionary()
 
     def all(self) -> list[Callable[..., Awaitable[CallToolResult]]]:
         """Return them all; each docstring is what a model is told."""
@@ -91,7 +118,7 @@ class Tools:
         Variables, imports and functions persist from run to run. Answers with what it printed, the value of a last expression,
         and figures as pictures. Code that is stopped keeps the variables. There is no network unless the user allowed it.
         """
-        return await self._in_session(ctx, sandbox, lambda session: self._run(ctx, session, code, language, seconds))
+        return await self._in_session(ctx, sandbox, lambda place: self._run(ctx, place, code, language, seconds))
 
     async def run_command(
         self,
@@ -106,18 +133,18 @@ class Tools:
         Its directory and variables persist from command to command; what is started in the background goes on.
         """
         return await self._in_session(
-            ctx, sandbox, lambda session: self._run(ctx, session, command, "shell", seconds, directory)
+            ctx, sandbox, lambda place: self._run(ctx, place, command, "shell", seconds, directory)
         )
 
     async def _run(
-        self, ctx: Context, session: Session, code: str, language: str | None, seconds: float, cwd: str | None = None
+        self, ctx: Context, place: Workplace, code: str, language: str | None, seconds: float, cwd: str | None = None
     ) -> list[ContentBlock]:
         async def report(progress: float, message: str) -> None:
             await ctx.report_progress(progress, message=message)
 
         transcript = Transcript(report)
         with trio.move_on_after(seconds) as limit:
-            async with session.sandbox.stream(code, language=language, cwd=cwd) as events:
+            async with place.sandbox.stream(code, language=language, cwd=cwd) as events:
                 async for event in events:
                     await transcript.add(event)
         content = list(transcript.content())
@@ -141,8 +168,8 @@ class Tools:
     ) -> CallToolResult:
         """Read a text file of the sandbox, or see a picture (PNG, JPEG, GIF)."""
 
-        async def read(session: Session) -> list[ContentBlock]:
-            async with await session.sandbox.path(path).open("rb") as file:
+        async def read(place: Workplace) -> list[ContentBlock]:
+            async with await place.sandbox.path(path).open("rb") as file:
                 start = await file.read(16)
                 mime = next((mime for magic, mime in _PICTURES if start.startswith(magic)), None)
                 if mime is not None:
@@ -152,7 +179,7 @@ class Tools:
                     return [picture(mime, data)]
             shown: list[str] = []
             room, number = TEXT_LIMIT, 0
-            async with await session.sandbox.path(path).open(errors="replace") as file:
+            async with await place.sandbox.path(path).open(errors="replace") as file:
                 async for line in file:
                     number += 1
                     if number < first_line:
@@ -175,8 +202,8 @@ class Tools:
     ) -> CallToolResult:
         """Write a text file, in place of one that is there; directories are made as needed."""
 
-        async def write(session: Session) -> list[ContentBlock]:
-            target = session.sandbox.path(path)
+        async def write(place: Workplace) -> list[ContentBlock]:
+            target = place.sandbox.path(path)
             await target.parent.mkdir(parents=True, exist_ok=True)
             return [text(f"wrote {await target.write_text(content)} characters to {target}")]
 
@@ -195,8 +222,8 @@ class Tools:
     ) -> CallToolResult:
         """Replace a piece of a text file."""
 
-        async def edit(session: Session) -> list[ContentBlock]:
-            target = session.sandbox.path(path)
+        async def edit(place: Workplace) -> list[ContentBlock]:
+            target = place.sandbox.path(path)
             before = (await target.read_bytes()).decode()
             count = before.count(old)
             if count == 0 or (count > 1 and not everywhere):
@@ -216,8 +243,8 @@ class Tools:
     ) -> CallToolResult:
         """List files of a directory: kind, size and path of each."""
 
-        async def list_them(session: Session) -> list[ContentBlock]:
-            directory = session.sandbox.path(path)
+        async def list_them(place: Workplace) -> list[ContentBlock]:
+            directory = place.sandbox.path(path)
             found = sorted(await directory.glob(pattern))
             lines: list[str] = []
             for each in islice(found, _ENTRIES):
@@ -239,10 +266,10 @@ class Tools:
     ) -> CallToolResult:
         """Search text files of a directory and all below; answers with FILE:LINE:TEXT."""
 
-        async def search(session: Session) -> list[ContentBlock]:
+        async def search(place: Workplace) -> list[ContentBlock]:
             command = ["grep", "-rnIE", f"--include={names}", "-e", expression, "--", path]
             with trio.move_on_after(_USUAL):
-                return await _grep(session, command)
+                return await _grep(place, command)
             raise ToolFailedError([text(f"the search took more than {_USUAL:g} seconds and was stopped")])
 
         return await self._in_session(ctx, sandbox, search)
@@ -252,13 +279,14 @@ class Tools:
     async def checkpoint(self, ctx: Context, sandbox: SandboxName = "") -> CallToolResult:
         """Keep the state of the whole sandbox (memory, processes, files) for revert; answers with its name."""
 
-        async def keep(session: Session) -> list[ContentBlock]:
-            if len(session.checkpoints) >= _CHECKPOINTS:
-                session.checkpoints.pop(next(iter(session.checkpoints))).discard()
-            kept = await session.sandbox.checkpoint()
-            session.made += 1
-            session.checkpoints[str(session.made)] = kept
-            return [text(f"checkpoint {session.made}")]
+        async def keep(place: Workplace) -> list[ContentBlock]:
+            checkpoints = place.checkpoints
+            if len(checkpoints.named) >= _CHECKPOINTS:
+                checkpoints.named.pop(next(iter(checkpoints.named))).discard()
+            kept = await place.sandbox.checkpoint()
+            checkpoints.made += 1
+            checkpoints.named[str(checkpoints.made)] = kept
+            return [text(f"checkpoint {checkpoints.made}")]
 
         return await self._in_session(ctx, sandbox, keep)
 
@@ -270,12 +298,14 @@ class Tools:
     ) -> CallToolResult:
         """Go back to a checkpoint: memory, processes and files are as they were then."""
 
-        async def go_back(session: Session) -> list[ContentBlock]:
-            known = ", ".join(session.checkpoints) or "none"
-            name = checkpoint if checkpoint is not None else next(reversed(session.checkpoints), "")
-            if name not in session.checkpoints:
-                raise ToolFailedError([text(f"there is no checkpoint {name!r}; there are: {known}")])
-            await session.sandbox.revert(session.checkpoints[name])
+        async def go_back(place: Workplace) -> list[ContentBlock]:
+            named = place.checkpoints.named
+            name = checkpoint if checkpoint is not None else next(reversed(named), "")
+            if name not in named:
+                raise ToolFailedError(
+                    [text(f"there is no checkpoint {name!r}; there are: {', '.join(named) or 'none'}")]
+                )
+            await place.sandbox.revert(named[name])
             return [text(f"reverted to checkpoint {name}")]
 
         return await self._in_session(ctx, sandbox, go_back)
@@ -295,12 +325,12 @@ class Tools:
         """Return whose session it is, and the name that a client without sessions has to give next time."""
         request = ctx.request_context.request
         if request is None:
-            return "", None  # one client, at the other end of a pipe
+            return "pipe", None  # one client, at its other end
         if session := request.headers.get("mcp-session-id"):
             return f"session {session}", None
         if not name:
             name = secrets.token_urlsafe(16)  # who knows it may use it
-        elif f"name {name}" not in self._sessions:
+        elif not self._sessions.remembers(f"name {name}"):
             raise ToolFailedError(
                 [text("there is no sandbox of that name (any more); leave the name out for a new one")]
             )
@@ -317,15 +347,14 @@ class Tools:
         if told is not None:
             notes.append(text(f"sandbox: {told}"))
         try:
-            async with self._sessions.use(key) as (session, expired):
-                if expired:
-                    notes.append(
-                        text(f"note: this is a new sandbox; nobody used the earlier one for {self._idle:g} seconds")
-                    )
-                content = await action(session)
+            async with self._sessions.lease(key) as session:
+                if session.ended in _ENDS:
+                    why = _ENDS[session.ended].format(self._sessions.config.close_after)
+                    notes.append(text(f"note: this is a new sandbox; {why}"))
+                checkpoints = self._checkpoints.setdefault(session.sandbox, Checkpoints())
+                content = await action(Workplace(session.sandbox, checkpoints))
                 failed = False
         except SandboxClosedError as exc:
-            await self._sessions.close(key)
             content = [text(f"{exc}; the next call gets a new sandbox")]
         except (SandboxError, OSError, ValueError, RuntimeError) as exc:
             content = [text(f"{type(exc).__name__}: {exc}")]
@@ -334,9 +363,9 @@ class Tools:
         return CallToolResult(content=[*content, *notes], is_error=failed)  # noqa: ASYNC910 - as above
 
 
-async def _grep(session: Session, command: list[str]) -> list[ContentBlock]:
+async def _grep(place: Workplace, command: list[str]) -> list[ContentBlock]:
     try:
-        done = await session.sandbox.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        done = await place.sandbox.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     except OutputLimitError as exc:
         found, more = exc.stdout_bytes, True
     else:
