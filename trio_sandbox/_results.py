@@ -85,10 +85,10 @@ class RunResult:
     """The most memory that the interpreter had at once during the run, in bytes: what was resident, shared libraries
     included. Processes that the code started don't count. Where runs follow each other within a twentieth of a second, what
     the one before has given back may still count. If the run ended its interpreter, it is the most that a Python
-    interpreter or a process that it has ever waited for had, and None for other languages."""
+    interpreter or a process that it has ever waited for had, and None for other languages. None for a shell, too."""
     disk_written_bytes: int | None = None
     """What the interpreter, and processes that it started and waited for, wrote to files on a disk, in bytes, in whole blocks
-    of the file system; None as above. A block that is written again before the kernel has taken it to the disk counts once."""
+    of the file system; None if the run ended another interpreter than Python's. A block that is written again before the kernel has taken it to the disk counts once."""
     restarted: bool
     """Whether the interpreter was a new one, because an earlier run had ended the one before."""
     state_kept: bool

@@ -72,7 +72,11 @@ async def test_a_run_that_ends_its_interpreter_tells_too_and_the_next_one_begins
 async def test_where_there_are_no_control_groups_nothing_is_counted() -> None:
     async with open_local_sandbox() as (sandbox, _):
         result = await sandbox.run(BUSY["python"])
-        assert (result.cpu_seconds, result.peak_memory_bytes, result.disk_written_bytes) == (0.0, None, None)
+        assert (result.cpu_seconds, result.peak_memory_bytes) == (0.0, None)
+        assert result.disk_written_bytes is not None
+        result = await sandbox.run("true", language="shell")
+        assert result.peak_memory_bytes is None
+        assert result.disk_written_bytes is not None
 
 
 def peak(result: RunResult) -> int:
@@ -89,12 +93,11 @@ LARGE = {
         f"globalThis.x = Buffer.alloc({SIZE}, 1); 0",
         "x = null",
     ),
-    "shell": (f"x=$(head -c {SIZE // 4} /dev/zero | tr '\\0' x); x=", "", ""),
 }
 
 
 @pytest.mark.parametrize("pauses", [True, False])
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES[:2])
 async def test_a_run_tells_the_most_memory_that_its_interpreter_had(
     language: str, pauses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,10 +110,9 @@ async def test_a_run_tells_the_most_memory_that_its_interpreter_had(
             assert peak(await sandbox.run(moment, language=language)) > idle + SIZE // 8
             if language == "python":  # when others give memory back is their own affair
                 assert peak(await sandbox.run("")) < SIZE
-            if kept:
-                # What it has already counts.
-                assert peak(await sandbox.run(kept, language=language)) > SIZE
-                assert peak(await sandbox.run(let_go, language=language)) > SIZE
+            # What it has already counts.
+            assert peak(await sandbox.run(kept, language=language)) > SIZE
+            assert peak(await sandbox.run(let_go, language=language)) > SIZE
             if language == "python" and pauses:
                 assert peak(await sandbox.run("")) < SIZE
 

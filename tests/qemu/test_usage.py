@@ -30,6 +30,11 @@ async def test_a_run_says_what_it_had_of_memory_and_wrote_to_the_disk(sandbox: S
     assert started.peak_memory_bytes is not None
     assert started.disk_written_bytes is not None
     assert _SIZE <= started.disk_written_bytes < 1.1 * _SIZE
+    shell = await sandbox.run(f"head -c {_SIZE} /dev/zero > zeros", language="shell")
+    assert shell.ok, shell.stderr
+    assert shell.peak_memory_bytes is None
+    assert shell.disk_written_bytes is not None
+    assert _SIZE <= shell.disk_written_bytes < 1.1 * _SIZE
     # It counts in copies, too, which have the same interpreter.
     async with sandbox.fork(1) as (copy,):
         again = await copy.run("")

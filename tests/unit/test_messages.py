@@ -104,6 +104,8 @@ def test_messages_that_a_guest_of_ours_sends(sent: dict[str, Any], meant: Messag
         b'{"finished": {"exit_code": 0, "value": "%s", "restarted": false, "state_kept": true}}' % (b"x" * (2**16 + 1)),
         b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [-1, 0, 0]}}',
         b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [0.5, 0, 0]}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [0, -1, 0]}}',
+        b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [0, 0, -2]}}',
         b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [NaN, 0, 0]}}',
         b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": [1000000000000000001, 0, 0]}}',
         b'{"finished": {"exit_code": 0, "restarted": false, "state_kept": true, "used": null}}',

@@ -40,6 +40,7 @@ NO_INTERPRETER: Final = (
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256
 #: More than a machine can use: microseconds that all its processors take in a century, KiB of its memory, and blocks of its disks.
+_LEAST_USED: Final = (0, 0, -1)
 _MOST_USED: Final = (10**18, 2**32 - 1, 2**64 - 1)
 
 #: Variables that bash sets itself and lets nobody set.
@@ -51,8 +52,8 @@ class Used:
     """What a run or a process has used."""
 
     microseconds: int = 0  # of processor time
-    peak_kib: int = 0  # of memory at once; 0 if neither that nor the next is counted
-    blocks_written: int = 0  # of 512 bytes
+    peak_kib: int = 0  # of memory at once; 0 if that is not counted
+    blocks_written: int = -1  # of 512 bytes; -1 if they are not counted
 
 
 @attrs.frozen
@@ -195,11 +196,14 @@ def _number(value: object, name: str, *, lowest: int, highest: int = 255) -> int
 
 
 def _used(fields: dict[str, object]) -> Used:
-    numbers = cast("list[object]", _checked(fields.get("used", [0, 0, 0]), list, "used"))
+    numbers = cast("list[object]", _checked(fields.get("used", [0, 0, -1]), list, "used"))
     if len(numbers) != len(_MOST_USED):
         raise GuestProtocolError(f"the guest's field 'used' must have {len(_MOST_USED)} numbers, not {numbers!r:.80}")
     return Used(
-        *[_number(number, "used", lowest=0, highest=most) for number, most in zip(numbers, _MOST_USED, strict=True)]
+        *[
+            _number(number, "used", lowest=least, highest=most)
+            for number, least, most in zip(numbers, _LEAST_USED, _MOST_USED, strict=True)
+        ]
     )
 
 

@@ -230,7 +230,7 @@ class GuestProcess:
                 self._usage = ProcessUsage(
                     cpu_seconds=message.used.microseconds / 1e6,
                     peak_memory_bytes=message.used.peak_kib * 1024,
-                    disk_written_bytes=message.used.blocks_written * 512,
+                    disk_written_bytes=max(0, message.used.blocks_written) * 512,
                 )
                 nursery.cancel_scope.cancel(reason="the process is over")
         except* SandboxError as group:

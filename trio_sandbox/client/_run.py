@@ -159,7 +159,7 @@ class RunEvents:
             oom=message.oom,
             cpu_seconds=message.used.microseconds / 1e6,
             peak_memory_bytes=message.used.peak_kib * 1024 or None,
-            disk_written_bytes=message.used.blocks_written * 512 if message.used.peak_kib else None,
+            disk_written_bytes=None if message.used.blocks_written < 0 else message.used.blocks_written * 512,
             streamed=True,
         )
         if not word:

@@ -23,7 +23,7 @@ Then JSON and the end:
 *warm_up*: it is none of the user's runs, which count those: tracebacks call it `<warm-up 1>`, and the first of theirs `<run 1>`.
 *value*: the text of what the code's last expression came to, where it is one and did not come to nothing.
 *used*: the processor time of the interpreter and of all that it started, from the beginning of the run to its end; the most memory that the
-interpreter had meanwhile, 0 if that is not counted; and how many blocks of 512 bytes it and what it waited for wrote to disks.
+interpreter had meanwhile, 0 if that is not counted; and how many blocks of 512 bytes it and what it waited for wrote to disks, or -1.
 *restarted*: the run had a new interpreter because the one before ended, with its variables. *state_kept*: the
 interpreter lives on. *oom*: the interpreter was killed because there was no memory left, which an exception of its code's, as `MemoryError`, is not.
 *expired*: at its deadline we interrupted it, and killed it *grace* seconds later if it had not

@@ -19,7 +19,7 @@ from ...wire import STDERR, STDOUT
 from .children import Child
 from .displays import Display
 from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_functions, send_renewal, send_sync
-from .meter import Meter
+from .meter import NOTHING, UNCOUNTED, Meter
 from .pipes import CHUNK, open_pipe
 from .reports import End, Mark, take_report
 from .run import Run
@@ -370,7 +370,7 @@ class Interpreter:
         """Make sure that nothing is left of it, and tell the run, or return it if it can have another interpreter."""
         child = self._child
         self._dying = True
-        used = 0, 0, 0
+        used = NOTHING
         if child.failure is not None:
             self.failure = OSError(
                 child.failure.errno,
@@ -380,7 +380,7 @@ class Interpreter:
         else:
             child.kill()
             # What a porter has used says little of its interpreter.
-            _, peak, written = child.used if self._language.dialect is None else (0, 0, 0)
+            _, peak, written = child.used if self._language.dialect is None else (0, 0, UNCOUNTED)
             used = self._meter.used(peak, written)
             await child.wait_empty()
             used = max(self._meter.used(peak, written)[0], used[0]), *used[1:]  # its group may be gone

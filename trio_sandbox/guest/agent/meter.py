@@ -7,6 +7,7 @@ import os
 import time
 from typing import TypeAlias, final
 
+from ..helpers.porter import UNCOUNTED
 from .children import Child
 
 #: Seconds after the end of a run in which the next one need not find out anew what was used before it: that takes a hundredth of a run, and
@@ -16,9 +17,10 @@ _RECENTLY = 0.05
 #: Bytes before the number that it begins with.
 _PREFIX = len("usage_usec ")
 
-#: What a run has used: microseconds of processor time; the most memory that its interpreter had, in KiB; blocks of 512 bytes
-#: that were written to disks. The second is 0 where nobody counts the last two.
+#: What a run has used: microseconds of processor time; the most memory that its interpreter had, in KiB, or 0 where nobody
+#: counts it; blocks of 512 bytes that were written to disks, or -1 where nobody counts them.
 Used: TypeAlias = tuple[int, int, int]
+NOTHING: Used = (0, 0, -1)
 
 
 @final
@@ -55,14 +57,16 @@ class Meter:
 
         Args:
           peak: The most memory that the interpreter had since its file was last written to, in KiB; 0 if it does not say.
-          written: Blocks that it has written since it started.
+          written: Blocks that it has written since it started; `UNCOUNTED` if it does not say.
 
         """
-        before, self._written = self._written, written
         self._has_grown, self._peak = peak > self._peak, peak
         self._last, self._read_at = self._read(), time.perf_counter()
         if not self._ported and len(self._child.descriptors) != 2:
             peak = 0
+        if written == UNCOUNTED:
+            return max(0, self._last - self._before), peak, -1
+        before, self._written = self._written, written
         return max(0, self._last - self._before), peak, max(0, written - before)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from ...wire import DISPLAY, JSON, ChannelStream, RecordStream, encode_json
 from .children import shell_status
 from .displays import Display
 from .functions import FunctionPipes
-from .meter import Used
+from .meter import NOTHING, Used
 from .pipes import feed
 from .processes import failure_fields
 
@@ -136,7 +136,7 @@ class Run:
         value: str | None = None,
         state_kept: bool,
         oom: bool = False,
-        used: Used = (0, 0, 0),
+        used: Used = NOTHING,
     ) -> None:
         """Send the last of the output and how it ended."""
         end = self._describe_end(returncode, value, state_kept=state_kept, oom=oom, used=used)

@@ -46,6 +46,8 @@ class Dialect:
     lead: float = 0.2
     #: Seconds after which a question that is not answered is followed by a SIGINT, and by itself again, in turn. (): never by a SIGINT.
     resets: tuple[float, ...] = ()
+    #: Whether the most memory that it had is found out after each run, which takes a fiftieth of one of a shell's, in whose own little is.
+    tells_memory: bool = True
     #: What it reads after a run, and what means nothing: once it is read and nothing was answered, the run is over all the same.
     #: "" if nothing that code does can keep the interpreter from answering.
     probe: str = ""
@@ -103,6 +105,7 @@ class ShellDialect(Dialect):
     retries: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
     resets: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0, 2.0, 2.0)
     lead: float = 0.0
+    tells_memory: bool = False
     probe = " "
 
     def begin(self, files: str) -> str:

@@ -54,6 +54,8 @@ _EINVAL = 22
 _EX_SOFTWARE = 70
 #: What the agent is told of a run's end besides its number: the status, and what `_Usage.read` returns.
 _END = struct.Struct(">BIQ")
+#: In place of what was written, where nobody counts that.
+UNCOUNTED = (1 << 64) - 1
 #: Seconds after which a closed gate is looked at again.
 _GATE_PATIENCE = 0.01
 #: Seconds after which we look whether an interpreter has come back without an answer; the last holds for all later times.
@@ -105,27 +107,34 @@ def _place(descriptor: int, target: int) -> None:
 class _Usage:
     """What the kernel counts of an interpreter."""
 
-    def __init__(self, pid: int) -> None:
-        self._files: list[int] = []
-        with contextlib.suppress(OSError):  # a kernel that lacks one, or a /proc that shows none
-            for name, flags in (("clear_refs", os.O_WRONLY), ("status", os.O_RDONLY), ("io", os.O_RDONLY)):
-                self._files.append(os.open(f"/proc/{pid}/{name}", flags | os.O_CLOEXEC))
+    def __init__(self, pid: int, tells_memory: bool) -> None:
+        # A kernel may lack one, and a /proc show none.
+        self._io = _open(pid, "io", os.O_RDONLY)
+        self._status = _open(pid, "status", os.O_RDONLY) if tells_memory else -1
+        self._forget = _open(pid, "clear_refs", os.O_WRONLY) if self._status >= 0 else -1
 
     def begin(self) -> None:
         """Have the most memory that it had be what it has now."""
-        if len(self._files) == 3:
+        if self._forget >= 0:
             with contextlib.suppress(OSError):  # it is over
-                os.write(self._files[0], b"5")
+                os.write(self._forget, b"5")
 
     def read(self) -> tuple[int, int]:
-        """Return the most memory that it had since, in KiB, and the blocks of 512 bytes that it has written; 0 where we can't tell."""
-        try:
-            _, status, io = self._files
-            peak = os.pread(status, 4096, 0).partition(b"\nVmHWM:")[2].split(None, 1)[0]
-            written = os.pread(io, 4096, 0).partition(b"\nwrite_bytes: ")[2].split(None, 1)[0]
-            return int(peak), int(written) // 512
-        except (OSError, ValueError, IndexError):
-            return 0, 0
+        """Return the most memory that it had since, in KiB, or 0; and the blocks of 512 bytes that it has written, or `UNCOUNTED`."""
+        peak, written = 0, UNCOUNTED
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if self._io >= 0:
+                written = int(os.pread(self._io, 4096, 0).partition(b"\nwrite_bytes: ")[2].split(None, 1)[0]) // 512
+            if self._forget >= 0:
+                peak = int(os.pread(self._status, 4096, 0).partition(b"\nVmHWM:")[2].split(None, 1)[0])
+        return peak, written
+
+
+def _open(pid: int, name: str, flags: int) -> int:
+    try:
+        return os.open(f"/proc/{pid}/{name}", flags | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 class _Porter:
@@ -145,7 +154,7 @@ class _Porter:
         self._theirs = theirs
         self._answers = answers
         self._files = f"/proc/{os.getpid()}/fd"
-        self._usage = _Usage(pid)
+        self._usage = _Usage(pid, dialect.tells_memory)
         self._ready = False
         self._unfinished = b""
         # The run, and what the interpreter may have open of it.

@@ -99,6 +99,8 @@ _FAILED = b"F"
 _SYNCED = b"S"
 #: What is behind the first two of an end: the number of the run, its status, KiB, and blocks.
 _pack_end = Struct(">IBIQ").pack
+#: In place of the blocks.
+_UNCOUNTED = (1 << 64) - 1
 
 _modules = sys.modules  # as code may put something else there
 _main = _modules["__main__"].__dict__
@@ -210,7 +212,7 @@ class _Worker:
     def _describe_end(self, status: int) -> bytes:
         """Say of a run how it ended, the most memory that this process has had, and how many blocks it and its children wrote."""
         if _resource is None:
-            return _pack_end(self._number, status, 0, 0)
+            return _pack_end(self._number, status, 0, _UNCOUNTED)
         used = _resource.getrusage(_resource.RUSAGE_SELF)
         peak, written = used.ru_maxrss, used.ru_oublock
         # That takes a three-hundredth of a run, and most have no children.
