@@ -16,10 +16,11 @@ from typing import TypeAlias, final
 import trio
 
 from ...wire import STDERR, STDOUT
+from ..helpers.porter import UNCOUNTED
 from .children import Child
 from .displays import Display
 from .languages import WARM_UP, Language, StartedInterpreter, send_code, send_functions, send_renewal, send_sync
-from .meter import NOTHING, UNCOUNTED, Meter
+from .meter import NOTHING, Meter
 from .pipes import CHUNK, open_pipe
 from .reports import End, Mark, take_report
 from .run import Run
