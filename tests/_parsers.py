@@ -17,6 +17,7 @@ import struct
 import tarfile
 import tempfile
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -52,9 +53,11 @@ from trio_sandbox.qemu._accelerator import _read_cache
 from trio_sandbox.qemu._console import describe_end, excerpt
 from trio_sandbox.qemu._qcow2 import Qcow2FormatError, check_strangers_header, parse_qcow2_header
 from trio_sandbox.qemu._qmp_codec import QMPConnection, encode_command
+from trio_sandbox.sandbox._changes import ChangesWriter, take_states
 from trio_sandbox.sandbox._file import GuestFile
 from trio_sandbox.sandbox._files import FileSession, parse_environment, parse_error, parse_path
 from trio_sandbox.sandbox._path import GuestPath
+from trio_sandbox.sandbox._plan import Entry
 from trio_sandbox.sandbox._slot import Slot
 from trio_sandbox.sandbox._status import parse_stat
 from trio_sandbox.sandbox._transfer import _Target
@@ -141,7 +144,7 @@ class _Retired:
 
 def _session(data: bytes) -> FileSession:
     session = FileSession.__new__(FileSession)
-    session._vm = cast("Machine", _Retired())
+    session.machine = cast("Machine", _Retired())
     session._records = RecordStream(cast("ChannelStream", _Said(data)))
     session._what = "a file"
     session.failed = False
@@ -184,6 +187,36 @@ def _download(data: bytes) -> object:
         finally:
             target.close()
             assert list(Path(directory).iterdir()) == []
+
+
+def _pull(data: bytes) -> object:
+    with tempfile.TemporaryDirectory(prefix="trio-sandbox-test-") as directory:
+        base = {"known": Entry("file", "0", size=10), "sub": Entry("directory"), "sub/known": Entry("file", "0")}
+        make = partial(ChangesWriter, tree=base, known={"known", "sub/known"})
+        target = _Target(f"{directory}/new", 1 << 20, None, make)
+        try:
+            return target.take(data)
+        finally:
+            target.close()
+            assert list(Path(directory).iterdir()) == []
+
+
+def _changed_tree() -> bytes:
+    records = [
+        (b"d", b"700\0"),
+        (b"s", b"known"),
+        (b"f", b"600\0new\0content"),
+        (b"t", b"1.2.3.4"),
+        (b"d", b"700\0sub"),
+    ]
+    records += [(b"l", b"link\0known"), (b"s", b"known"), (b"u", b""), (b"u", b""), (b".", b""), (b"R", b"")]
+    return b"".join(encode_record(*each) for each in records)
+
+
+def _states(data: bytes) -> object:
+    states: dict[str, bytes] = {}
+    take_states(data, states, {"a": Entry("file"), "b/c": Entry("file"), "d": Entry("directory")})
+    return states
 
 
 def _tree() -> bytes:
@@ -589,6 +622,8 @@ PARSERS: dict[str, Parser] = {
         (b"".join(encode_record(b"R", data) for data in (b"3", b"hello", b"a\nb", b"4", b"1")),),
     ),
     "a download": Parser(_download, _FILE_ERRORS, (_tree(),)),
+    "a pull": Parser(_pull, _FILE_ERRORS, (_changed_tree(), _tree())),
+    "states of files": Parser(_states, (ValueError,), (b"a\x001.2.3.4\0b/c\x005",)),
     "a request for the network": Parser(
         _request_for_network,
         (WireError,),

@@ -715,7 +715,7 @@ async def retire(machine: FakeMachine) -> None:
 def test_nothing_that_a_helper_does_by_name_is_out_of_place() -> None:
     operations = file_helper._OPERATIONS
     assert {name.decode() for name in operations} == {
-        *"stat list mkdir unlink rmdir chmod rename symlink link touch readlink resolve get put upload download".split(),
+        *"stat list mkdir unlink rmdir chmod rename symlink link touch readlink resolve get put upload push download pull".split(),
         "environment",
         *"open read seek truncate watch".split(),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +81,12 @@ async def watch(sandbox: Sandbox) -> object:
         return await changes.receive()
 
 
+async def push(sandbox: Sandbox) -> object:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "a").touch()
+        return await sandbox.push(directory, "x")
+
+
 VIOLATIONS: dict[str, tuple[Call, list[tuple[bytes, bytes]]]] = {
     "a mode that is too large": (is_file, [status(mode=2**16)]),
     "a mode of 20 digits": (is_file, [status(mode="9" * 20)]),
@@ -105,6 +113,9 @@ VIOLATIONS: dict[str, tuple[Call, list[tuple[bytes, bytes]]]] = {
     "more than was asked for": (read_some, [(b"R", b"xx")]),
     "a change with a path": (watch, [OK, (b"W", b"256\0a/b")]),
     "a change with a name that is too long": (watch, [OK, (b"W", b"256\0" + b"a" * 256)]),
+    "a state of no file that was sent": (push, [(b"K", b"b\x001.2.3.4"), OK]),
+    "a state that is too long": (push, [(b"K", b"a\0" + b"1" * 200), OK]),
+    "a path without a state": (push, [(b"K", b"a"), OK]),
     "a change with no number": (watch, [OK, (b"W", b"-1\0a")]),
 }
 

@@ -33,6 +33,7 @@ async def test_files_of_a_guest(sandbox: Sandbox, tmp_path: Path) -> None:
     await uploads_over_files_as_their_user_may(sandbox, tmp_path)
     await carries_trees(sandbox, tmp_path)
     await carries_much_and_holds_up_nobody(sandbox, tmp_path)
+    await brings_back_only_what_was_written_to(sandbox, tmp_path)
     await survives_want_of_memory_and_disk(sandbox, tmp_path)
 
 
@@ -61,6 +62,33 @@ async def acts_as_its_user(sandbox: Sandbox) -> None:
     assert not await sandbox.path("/agent", user="root").exists()
     script = "for p in /proc/[0-9]*; do grep -q python $p/comm && echo $p; done; true"
     assert set((await shell(sandbox, script)).split()) < set((await shell(sandbox, script, user="root")).split())
+
+
+async def brings_back_only_what_was_written_to(sandbox: Sandbox, tmp_path: Path) -> None:
+    (project := tmp_path / "project").mkdir()
+    (project / "large").write_bytes(os.urandom(2**22))
+    (project / "small").write_text("one two three\n")
+    await sandbox.push(project, "project")
+
+    def known() -> set[str]:
+        (base,) = sandbox._bases.values()  # pyright: ignore[reportPrivateUsage]
+        return set(base.states)
+
+    assert known() == {"large", "small"}
+    # The same time and length as before, by programs that keep both.
+    await shell(sandbox, "cd project; sed s/two/TWO/ small > new; touch -r small new; cp -p new small; rm new")
+    assert [str(change) for change in await sandbox.pull("project", project)] == ["changed small"]
+    assert (project / "small").read_text() == "one TWO three\n"
+    code = "import mmap; f = open('project/large', 'r+b'); m = mmap.mmap(f.fileno(), 0); m[:3] = b'new'"
+    await sandbox.run(code, check=True)
+    assert [str(change) for change in await sandbox.pull("project", project)] == ["changed large"]
+    await sandbox.run("import time; time.sleep(1.1)", check=True)  # what was under way is complete
+    assert await sandbox.pull("project", project) == ()
+    assert known() == {"large", "small"}
+    await sandbox.run("m[-3:] = b'end'", check=True)
+    assert [str(change) for change in await sandbox.pull("project", project)] == ["changed large"]
+    assert (project / "large").read_bytes().endswith(b"end")
+    await sandbox.run("m.close(); f.close()", check=True)
 
 
 async def follows_no_link_further_than_its_user(sandbox: Sandbox) -> None:

@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 #: Modules of the guest that the host's side uses as well: what both do alike is written once.
-BOTH_SIDES = {"guest.trees"}
+BOTH_SIDES = {"guest.changes", "guest.trees"}
 
 #: Third-party modules that each layer may import. What comes with Trio is in the guest as well.
 THIRD_PARTY: dict[str, set[str]] = {
@@ -131,6 +131,7 @@ GUEST_ROOMS: dict[str, set[str]] = {
 #: Modules and folders that run where there is nothing but the standard library.
 STANDARD_LIBRARY_ONLY = {
     "_programs",  # noxfile.py runs it before anything is installed
+    "guest.changes",
     "guest.messages",
     "guest.process_status",
     "guest.trees",

@@ -21,7 +21,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Generator, Iterable
+from collections.abc import Container, Generator, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,15 +75,17 @@ class TreeReader:
 
     Args:
       path: What to read; a symbolic link here is followed, and none below.
+      excluded: Names below that are left out, with all that is in them.
 
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, excluded: Container[str] = ()) -> None:
         self.files: int = 0
         """Files and links read so far."""
         self.size: int = 0
         """Bytes of content read so far."""
         self._path = path
+        self._excluded = excluded
         self._ready: list[bytes] = []
         self._ready_size = 0
         self._directories: list[tuple[int, _Entries, str]] = []
@@ -106,6 +108,8 @@ class TreeReader:
                 if entry is None:
                     self._leave()
                     self._put(b"u", b"")
+                elif entry.name in self._excluded:
+                    continue
                 elif entry.is_symlink():
                     target = os.readlink(entry.name, dir_fd=directory)
                     self._put(b"l", b"%s\0%s" % (os.fsencode(entry.name), os.fsencode(target)))
@@ -137,23 +141,27 @@ class TreeReader:
                 descriptor = -1
                 return
             self.files += 1
-            if is_sparse(status):
-                self._put(b"f", head + b"\0")
-                yield from self._read_parts(descriptor, status.st_size)
-                return
-            data = os.read(descriptor, CHUNK)
-            self._put(b"f", b"%s\0%s" % (head, data))
-            self.size += len(data)
-            # A size of 0 may mean that the kernel does not know it: /proc. Otherwise what is added meanwhile is left
-            # out, so that a file which grows has an end.
-            left = status.st_size - len(data) if status.st_size else None
-            if data and left != 0:
-                yield from self._read_content(descriptor, left)
+            yield from self._read_file(descriptor, status, head, shown)
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, shown) from None
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def _read_file(self, descriptor: int, status: os.stat_result, head: bytes, _shown: str) -> Generator[bytes]:
+        """Read an open file, whose record starts with *head*."""
+        if is_sparse(status):
+            self._put(b"f", head + b"\0")
+            yield from self._read_parts(descriptor, status.st_size)
+            return
+        data = os.read(descriptor, CHUNK)
+        self._put(b"f", b"%s\0%s" % (head, data))
+        self.size += len(data)
+        # A size of 0 may mean that the kernel does not know it: /proc. Otherwise what is added meanwhile is left
+        # out, so that a file which grows has an end.
+        left = status.st_size - len(data) if status.st_size else None
+        if data and left != 0:
+            yield from self._read_content(descriptor, left)
 
     def _read_parts(self, descriptor: int, size: int) -> Generator[bytes]:
         position = 0

@@ -61,7 +61,8 @@ class FileSession:
     """A conversation with one file helper, which serves one request after the other."""
 
     def __init__(self, vm: Machine, user: str | int | None, what: str) -> None:
-        self._vm = vm
+        self.machine: Machine = vm
+        """Where the helper is."""
         self._records = RecordStream(open_stream(vm, {"service": "file", "user": user}, what))
         self._what = what
         self.failed: bool = False
@@ -73,7 +74,7 @@ class FileSession:
 
     def failures(self) -> AbstractAsyncContextManager[None]:
         """Translate what goes wrong in a block; see `guest_failures`."""
-        return guest_failures(self._vm, self._what)
+        return guest_failures(self.machine, self._what)
 
     async def send(self, data: bytes, *, end: bool = False) -> None:
         """Send encoded records; where the guest does not want them, it has said why: see `receive`."""

@@ -13,7 +13,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -40,16 +40,15 @@ class Found:
     tree: Tree
     states: Mapping[str, tuple[int, ...]]
     """By path, what tells whether it is still what was found."""
-    size: int
-    """Bytes of all files, holes included."""
 
 
-def scan(directory: int, *, max_bytes: int | None = None, ours: bool = False) -> Found:
+def scan(directory: int, *, max_bytes: int | None = None, size: int = 0, ours: bool = False) -> Found:
     """Find out what is in the open directory, and below.
 
     Args:
       directory: Its descriptor, which stays the caller's.
       max_bytes: As many as its files may have together, holes included; None: any number.
+      size: So many of these are taken already.
       ours: It is a copy that was made for us alone, in which what can't be read is made readable.
 
     Raises:
@@ -59,7 +58,6 @@ def scan(directory: int, *, max_bytes: int | None = None, ours: bool = False) ->
     """
     tree: dict[str, Entry] = {}
     states: dict[str, tuple[int, ...]] = {}
-    size = 0
     waiting = [""]
     while waiting:
         top = waiting.pop()
@@ -79,7 +77,17 @@ def scan(directory: int, *, max_bytes: int | None = None, ours: bool = False) ->
                     states[path] = _state(status)
                 if tree[path].kind == "directory":
                     waiting.append(path)
-    return Found(tree, states, size)
+    return Found(tree, states)
+
+
+def unchanged(directory: int, found: Found) -> Tree:
+    """Return what of *found* is still there in the open directory as it was, as far as can be told without reading it."""
+    tree: dict[str, Entry] = {}
+    for path, state in found.states.items():
+        with suppress(OSError):
+            if _state(os.stat(path, dir_fd=directory, follow_symlinks=False)) == state:
+                tree[path] = found.tree[path]
+    return tree
 
 
 def _entry(directory: int, name: str, status: os.stat_result, *, ours: bool) -> Entry:
@@ -92,7 +100,7 @@ def _entry(directory: int, name: str, status: os.stat_result, *, ours: bool) -> 
     descriptor = open_file(directory, name, ours=ours)
     with open(descriptor, "rb", buffering=0) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Entry("file", digest, executable=bool(status.st_mode & stat.S_IXUSR))
+    return Entry("file", digest, executable=bool(status.st_mode & stat.S_IXUSR), size=status.st_size)
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

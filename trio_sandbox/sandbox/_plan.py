@@ -26,6 +26,8 @@ class Entry:
     content: str = ""
     """A file's digest, or a link's target."""
     executable: bool = False
+    size: int = attrs.field(default=0, eq=False)
+    """A file's bytes, holes included."""
 
 
 #: By paths relative to the directory, with slashes between their parts; the directory itself is not among them.

@@ -8,12 +8,14 @@ import stat
 from collections.abc import Callable
 from operator import index
 from os import PathLike
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import attrs
 import trio
 
 from .._errors import GuestProtocolError
+from ..client import Machine
+from ..guest.changes import STATES
 from ..guest.trees import (
     TreeError,
     TreeReader,
@@ -25,7 +27,8 @@ from ..guest.trees import (
     remove,
 )
 from ..wire import RecordDecoder
-from ._files import ERROR, REPLY, encode_request, open_session, parse_error
+from ._changes import Changes
+from ._files import ERROR, REPLY, FileSession, encode_request, open_session, parse_error
 from ._slot import Slot
 
 _PERMISSIONS: Final = 0o777
@@ -48,15 +51,20 @@ class TransferStatistics:
 ProgressCallback = Callable[[TransferStatistics], object]
 
 
+class _MakeWriter(Protocol):
+    def __call__(self, parent: int, name: str, *, max_bytes: int | None, mask: int) -> TreeWriter: ...
+
+
 async def upload(
     slot: Slot,
     user: str | int | None,
     local: str | PathLike[str],
     remote: str,
     progress: ProgressCallback | None,
+    take_states: Callable[[bytes, Machine], None] | None = None,
 ) -> TransferStatistics:
-    """What `Sandbox.upload` does."""
-    request = encode_request("upload", remote)
+    """What `Sandbox.upload` does, and `push`, which takes the files' states as well."""
+    request = encode_request("upload" if take_states is None else "push", remote)
     source = os.fspath(local)
     # Of our own: a slow disk must not hold up what others do in threads.
     limiter = trio.CapacityLimiter(1)
@@ -75,13 +83,23 @@ async def upload(
                         progress(TransferStatistics(reader.files, reader.size, total))
                     batch = await trio.to_thread.run_sync(next, batches, None, limiter=limiter)
                 await session.send(b"", end=True)
-                await session.reply()
+                await _receive_result(session, take_states)
             except BaseException:
                 await session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
                 raise
     finally:
         batches.close()
     return TransferStatistics(reader.files, reader.size, total)
+
+
+async def _receive_result(session: FileSession, take_states: Callable[[bytes, Machine], None] | None) -> None:
+    while (received := await session.receive())[0] != REPLY:
+        if received[0] != STATES or take_states is None:
+            raise session.violation(f"a record {received[0]!r} where a result was expected")
+        try:
+            take_states(received[1], session.machine)
+        except ValueError as exc:
+            raise session.violation(str(exc)) from exc
 
 
 def _measure(path: str) -> int:
@@ -113,18 +131,24 @@ async def download(
     progress: ProgressCallback | None,
     max_bytes: int,
     umask: int | None,
+    changes: Changes | None = None,
 ) -> TransferStatistics:
-    """What `Sandbox.download` does."""
+    """What `Sandbox.download` does; of a directory only *changes*, if they are given."""
     if max_bytes < 0:
         raise ValueError(f"`max_bytes` must not be negative, but is {max_bytes}")
     if umask is not None and not 0 <= index(umask) <= _PERMISSIONS:
         raise ValueError(f"`umask` must be from 0 to {_PERMISSIONS:#o}, not {umask:#o}")
-    request = encode_request("download", remote)
+    request = encode_request("download", remote) if changes is None else changes.request(remote)
+    make_writer = TreeWriter if changes is None else changes.make_writer
     limiter = trio.CapacityLimiter(1)
-    target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, umask, limiter=limiter)
+    target = await trio.to_thread.run_sync(_Target, os.fspath(local), max_bytes, umask, make_writer, limiter=limiter)
     try:
         async with open_session(slot, user, f"download of {remote!r:.200}") as session:
-            await session.send(request, end=True)
+            await session.send(request, end=changes is None)
+            if changes is not None:
+                for more in changes.knowledge(session.machine):
+                    await session.send(more)
+                await session.send(b"", end=True)
             while data := await session.receive_raw():
                 error = await trio.to_thread.run_sync(target.take, data, limiter=limiter)
                 if error is not None:
@@ -150,7 +174,7 @@ class _Target:
 
     """
 
-    def __init__(self, path: str, max_bytes: int, umask: int | None) -> None:
+    def __init__(self, path: str, max_bytes: int, umask: int | None, make_writer: _MakeWriter = TreeWriter) -> None:
         self._path = path
         mask = _WRITABLE_FOR_OTHERS | _read_umask() if umask is None else umask
         directory, self._name = os.path.split(os.path.normpath(path))
@@ -166,7 +190,7 @@ class _Target:
             os.close(self._parent)
             raise OSError(exc.errno, exc.strerror, path) from None
         self._temporary = f".trio-sandbox-{os.urandom(8).hex()}"
-        self._writer = TreeWriter(self._parent, self._temporary, max_bytes=max_bytes, mask=mask)
+        self._writer = make_writer(self._parent, self._temporary, max_bytes=max_bytes, mask=mask)
         self._decoder = RecordDecoder()
         self.complete = False
         """The tree is there, and the guest said that this was all."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, final
+from weakref import ref
 
 import attrs
 import trio
@@ -15,8 +16,10 @@ import trio
 from .._errors import WorkspaceConflictError
 from .._private import make_private_directory
 from .._workspace_change import WorkspaceChange
+from ..client import Machine
 from ..guest.trees import open_directory, remove
-from ._host_tree import Applier, Found, open_below, opened, scan
+from ._changes import Base, Changes, take_states
+from ._host_tree import Applier, Found, open_below, opened, scan, unchanged
 from ._plan import Entry, Tree, conflicts, plan
 from ._slot import Slot
 from ._transfer import ProgressCallback, TransferStatistics, download, upload
@@ -42,7 +45,7 @@ class Comparison:
     """The directory in the guest."""
     local: Path
     """That on the host, absolute."""
-    base: Tree
+    base: Base
     """What both were."""
     excluded: frozenset[str]
     max_bytes: int
@@ -52,15 +55,24 @@ class Comparison:
 
 async def push(
     slot: Slot, user: str | int | None, local: Path, remote: str, progress: ProgressCallback | None
-) -> tuple[TransferStatistics, Tree]:
+) -> tuple[TransferStatistics, Base]:
     """Upload a directory; return what it was before it was read, too."""
     found = await _in_thread(partial(_scan_host, local))
-    return await upload(slot, user, local, remote, progress), found.tree
+    base = Base(found.tree)
+    states: dict[str, bytes] = {}
+
+    def take(payload: bytes, machine: Machine) -> None:
+        nonlocal base
+        take_states(payload, states, base.tree)
+        base = Base(base.tree, states, ref(machine))
+
+    sent = await upload(slot, user, local, remote, progress, take)
+    return sent, await _in_thread(partial(_only_what_was_sent, local, found, base))
 
 
 async def pull(
     comparison: Comparison, *, dry_run: bool, on_conflict: OnConflict
-) -> tuple[Sequence[WorkspaceChange], Tree]:
+) -> tuple[Sequence[WorkspaceChange], Base]:
     """What `Sandbox.pull` does; return the changes and what both are from now on."""
 
     def work(copy: int, guest: Tree) -> tuple[Sequence[WorkspaceChange], Tree]:
@@ -68,20 +80,20 @@ async def pull(
             here = scan(host)
             changes = _plan(comparison, guest, here, overwrite=on_conflict == "overwrite")
             if dry_run:
-                return changes, comparison.base
+                return changes, comparison.base.tree
             if on_conflict == "raise" and (refused := conflicts(changes)):
                 raise _conflict(comparison, changes, refused)
             changes = Applier(host, here, copy, guest).apply(changes)
             return changes, _new_base(comparison, guest, changes)
 
-    changes, base = await _compare(comparison, work)
+    (changes, tree), known = await _compare(comparison, work)
     if on_conflict == "raise" and not dry_run and (refused := conflicts(changes)):  # that came up while it was done
         raise _conflict(comparison, changes, refused)
-    return changes, base
+    return changes, known(tree)
 
 
-async def diff(comparison: Comparison) -> str:
-    """What `Sandbox.diff` does."""
+async def diff(comparison: Comparison) -> tuple[str, Base]:
+    """What `Sandbox.diff` does; return the text and what both were, of which more may be known now."""
 
     def work(copy: int, guest: Tree) -> str:
         with opened(comparison.local) as host:
@@ -95,17 +107,18 @@ async def diff(comparison: Comparison) -> str:
                     pieces.append(writer.diff(change.path, before, after))
             return "".join(pieces)
 
-    return await _compare(comparison, work)
+    text, known = await _compare(comparison, work)
+    return text, known(comparison.base.tree)
 
 
 def _plan(comparison: Comparison, guest: Tree, here: Found, *, overwrite: bool) -> list[WorkspaceChange]:
-    return plan(comparison.base, guest, here.tree, excluded=comparison.excluded, overwrite=overwrite)
+    return plan(comparison.base.tree, guest, here.tree, excluded=comparison.excluded, overwrite=overwrite)
 
 
 def _new_base(comparison: Comparison, guest: Tree, changes: Collection[WorkspaceChange]) -> Tree:
     """Return what both sides have in common now: what the guest has, but for what was not brought here."""
     kept = {change.path for change in conflicts(changes)}
-    base = dict(comparison.base)
+    base = dict(comparison.base.tree)
     for path in {*base, *guest} - kept:
         if comparison.excluded.isdisjoint(path.split("/")):
             if path in guest:
@@ -121,8 +134,12 @@ def _conflict(
     return WorkspaceConflictError(comparison.remote, os.fspath(comparison.local), changes, refused)
 
 
-async def _compare(comparison: Comparison, work: Callable[[int, Tree], T]) -> T:
-    """Get a copy of the guest's directory, and do something with that and what is in it."""
+async def _compare(comparison: Comparison, work: Callable[[int, Tree], T]) -> tuple[T, Callable[[Tree], Base]]:
+    """Get a copy of what changed in the guest's directory, and do something with that and with what is there in all.
+
+    What comes besides gives the base of a new common state.
+    """
+    changes = Changes(comparison.base, comparison.excluded)
     top = comparison.staging / f"pull-{os.urandom(8).hex()}"
     await _in_thread(partial(make_private_directory, top))
     try:
@@ -134,22 +151,27 @@ async def _compare(comparison: Comparison, work: Callable[[int, Tree], T]) -> T:
             None,
             comparison.max_bytes,
             _PRIVATE_UMASK,
+            changes,
         )
-        return await _in_thread(partial(_look_at, top / _COPY, comparison, work))
+        guest, result = await _in_thread(partial(_look_at, top / _COPY, comparison, changes.same, work))
+        return result, lambda tree: changes.now_known(Base(tree), guest)
     finally:
         with trio.CancelScope(shield=True):
             # Bounded by what was downloaded: removing that is all it does.
             await _in_thread(partial(_remove, top))
 
 
-def _look_at(copy: Path, comparison: Comparison, work: Callable[[int, Tree], T]) -> T:
+def _look_at(copy: Path, comparison: Comparison, same: Tree, work: Callable[[int, Tree], T]) -> tuple[Tree, T]:
     try:
         descriptor = open_directory(os.fspath(copy))
     except NotADirectoryError as exc:
         raise NotADirectoryError(exc.errno, exc.strerror, comparison.remote) from None
     try:
         os.fchmod(descriptor, stat.S_IRWXU)
-        return work(descriptor, scan(descriptor, max_bytes=comparison.max_bytes, ours=True).tree)
+        size = sum(entry.size for entry in same.values())
+        came = scan(descriptor, max_bytes=comparison.max_bytes, size=size, ours=True).tree
+        guest = {**came, **same}
+        return guest, work(descriptor, guest)
     finally:
         os.close(descriptor)
 
@@ -157,6 +179,13 @@ def _look_at(copy: Path, comparison: Comparison, work: Callable[[int, Tree], T])
 def _scan_host(local: Path) -> Found:
     with opened(local) as descriptor:
         return scan(descriptor)
+
+
+def _only_what_was_sent(local: Path, found: Found, base: Base) -> Base:
+    """Leave out the states of files that were not what was found any more when they were sent."""
+    with opened(local) as descriptor:
+        same = unchanged(descriptor, found)
+    return attrs.evolve(base, states={path: state for path, state in base.states.items() if path in same})
 
 
 def _version(directory: int, path: str, entry: Entry | None) -> Version | None:

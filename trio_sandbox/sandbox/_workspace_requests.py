@@ -12,9 +12,9 @@ from typing import Final
 from .._checks import to_path
 from .._workspace_change import WorkspaceChange
 from ..constants import DEFAULT_MAX_PULL_BYTES
+from ._changes import Base
 from ._file_requests import FileRequests, remote_path
 from ._path import AnyGuestPath, GuestPath
-from ._plan import Tree
 from ._slot import Slot
 from ._transfer import TransferStatistics
 from ._workspace import Comparison, OnConflict, diff, pull, push
@@ -31,7 +31,7 @@ class WorkspaceRequests(FileRequests):
         super().__init__(slot)
         self._staging: Path | None = None
         """A directory of the host's for what is on its way."""
-        self._bases: dict[tuple[str, str], Tree] = {}
+        self._bases: dict[tuple[str, str], Base] = {}
         """By directory in the guest and on the host, what both were when they were last the same."""
 
     async def push(
@@ -85,10 +85,10 @@ class WorkspaceRequests(FileRequests):
             for change in await sandbox.pull("project", "project"):
                 print(change)
 
-        The whole directory is copied out of the guest and compared. Only then are changes made on the host, each file as a
-        whole. Contents are compared, and whether a file is executable. Existing files keep their other permissions; new ones
-        follow the umask. What was not pushed counts as added on both sides: nothing on the host is removed, and a file that
-        differs is a conflict.
+        Files that were written to in the guest since then are copied out and compared, whatever time they show. Only then are
+        changes made on the host, each file as a whole. Contents are compared, and whether a file is executable. Existing files
+        keep their other permissions; new ones follow the umask. What was not pushed counts as added on both sides: nothing on
+        the host is removed, and a file that differs is a conflict.
 
         It is also a conflict if the same path changed on the host meanwhile, if a directory was removed that has something
         in it only on the host, and if a link may lead out of the directory; such a link is never made.
@@ -105,9 +105,10 @@ class WorkspaceRequests(FileRequests):
           dry_run: Change nothing; return the changes.
           on_conflict: "raise": change nothing if there is a conflict. "skip": make the other changes. "overwrite": if both
             sides changed, take the guest's version; skip all other conflicts.
-          exclude: Names of files and directories to leave alone, wherever they are. By default repositories are left alone,
-            since hooks and settings in them are programs that git runs on the host.
-          max_bytes: What the guest's directory may have, holes included, with 4096 bytes for each file, link and directory.
+          exclude: Names of files and directories to leave alone, wherever they are; they are not copied. By default
+            repositories are left alone, since hooks and settings in them are programs that git runs on the host.
+          max_bytes: What the guest's directory may have, holes included, with 4096 bytes for each file, link and directory;
+            what is excluded does not count.
 
         Returns:
           The changes by path. One with a `WorkspaceChange.conflict` was not made.
@@ -141,8 +142,9 @@ class WorkspaceRequests(FileRequests):
 
         Arguments and errors are those of `pull`.
         """
-        comparison, _ = await self._comparison(remote, local, user, exclude, max_bytes)
-        return await diff(comparison)
+        comparison, key = await self._comparison(remote, local, user, exclude, max_bytes)
+        text, self._bases[key] = await diff(comparison)
+        return text
 
     async def _comparison(
         self,
@@ -157,8 +159,8 @@ class WorkspaceRequests(FileRequests):
             raise TypeError(f"`exclude` must be names, such as ['.git'], not {exclude!r:.100}")
         excluded = frozenset(exclude)
         for name in excluded:
-            if not isinstance(name, str) or not name or "/" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ValueError(f"`exclude` must have names of files without '/', not {name!r:.100}")
+            if not isinstance(name, str) or not name or "/" in name or "\0" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(f"`exclude` must have names of files without '/' and NUL, not {name!r:.100}")
         path, user = remote_path(self._slot, remote, user)
         key = await self._key(path, user, here)
         comparison = Comparison(
@@ -166,7 +168,7 @@ class WorkspaceRequests(FileRequests):
             user=user,
             remote=path,
             local=here,
-            base=self._bases.get(key, {}),
+            base=self._bases.get(key, Base()),
             excluded=excluded,
             max_bytes=max_bytes,
             staging=self._staging or Path(tempfile.gettempdir()),

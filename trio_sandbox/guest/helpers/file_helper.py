@@ -19,7 +19,10 @@ is R with the fields of a result, or X with an error's number and the names of t
     put path                    <- D content, ..., E; R                all of it, once it is there; see `_Session.put`
     environment                 R NAME=value ...                       of processes of the user, unless they are told
     upload path                 <- a tree; R files bytes     as a whole or not at all
+    push path                   <- a tree; K path state ..., ...; R files bytes     as upload, with the files' states
     download path               a tree; R files bytes
+    pull path patience          <- N name ..., ..., K path state ..., ..., and its end; a tree, but for the names and for files
+                                that are in these states; R files bytes     see `changes`
     watch path                  R, then W mask name for each change
     open path mode              R, then for that file: read size (R content), W content (R), seek offset whence (R
                                 position), truncate size (R)
@@ -32,15 +35,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from ..changes import EXCLUDED, STATES, ChangesReader, pack, states_below, unpack_states
 from ..messages import receive_message
 from ..trees import (
     BATCH,
@@ -69,6 +71,7 @@ from .replacing import (
     open_nameless,
     write_all,
 )
+from .watching import watch
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -81,10 +84,8 @@ CONTROL = 3
 _MAXIMUM_RECORD = 1 << 20
 #: What comes by the socket: the sessions use it one after the other. The kernel gives it pages as they are filled.
 _buffer = bytearray(_MAXIMUM_RECORD + HEADER.size)
-_EVENT = struct.Struct("iIII")
-#: What is watched for, by inotify(7)'s numbers: MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
-_WATCHED = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
-_IN_IGNORED = 0x8000
+#: Of sync_file_range(2): write all of it, and wait until it is written.
+_AND_WAIT = 0x1 | 0x2 | 0x4
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,6 +99,10 @@ def _open(path: str, flags: int) -> int:
         except FileNotFoundError:
             pass
     return os.open(path, flags, 0o666)
+
+
+def _write_out(descriptor: int) -> bool:
+    return bool(_libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _AND_WAIT) == 0)
 
 
 class _SessionOverError(Exception):
@@ -350,7 +355,8 @@ class _Session:
                 return
             write_all(file, payload)
 
-    def upload(self, path: str) -> None:
+    def upload(self, path: str, *, tell_states: bool = False) -> None:
+        states: list[bytes] = []
         with Replacement(path, path) as new:
             check_replaceable(new.parent, new.target)
             new.go_elsewhere()
@@ -363,8 +369,15 @@ class _Session:
                 raise OSError(exc.errno, exc.strerror, path) from None
             finally:
                 writer.close()
+            if tell_states:  # before anybody knows that it is there
+                states += pack(STATES, states_below(new.place, new.name))
             new.commit_like()
+        for each in states:
+            self._send_raw(each)
         self._reply(writer.files, writer.size)
+
+    def push(self, path: str) -> None:
+        self.upload(path, tell_states=True)
 
     def _receive_tree(self, writer: TreeWriter) -> None:
         large: DirectFile | None = None
@@ -398,7 +411,20 @@ class _Session:
             length -= count
 
     def download(self, path: str) -> None:
-        reader = TreeReader(path)
+        self._send_tree(TreeReader(path))
+
+    def pull(self, path: str, patience: str) -> None:
+        excluded: set[str] = set()
+        known: dict[bytes, bytes] = {}
+        while (received := self._receive()) is not None:
+            tag, payload = received
+            if tag == EXCLUDED:
+                excluded.update(map(os.fsdecode, bytes(payload).split(b"\0")))
+            elif tag == STATES:
+                known.update(unpack_states(bytes(payload)))
+        self._send_tree(ChangesReader(path, known, excluded, int(patience), _write_out))
+
+    def _send_tree(self, reader: TreeReader) -> None:
         for batch in reader.batches():
             self._send_raw(batch)
         self._reply(reader.files, reader.size)
@@ -429,38 +455,9 @@ class _Session:
     # --- Changes ---
 
     def watch(self, path: str) -> None:
-        """Report changes until the other end has had enough."""
-        descriptor = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        if descriptor < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        with FileIO(descriptor) as inotify:
-            if _libc.inotify_add_watch(descriptor, os.fsencode(path), ctypes.c_uint32(_WATCHED)) < 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-            self._reply()
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.register(self._sock, select.POLLIN)
-            while True:
-                ready = dict(poll.poll())
-                if self._sock.fileno() in ready:
-                    raise _SessionOverError  # nothing but its end can come
-                if self._report(inotify.read(BATCH) or b""):
-                    return
-
-    def _report(self, data: bytes) -> bool:
-        """Pass changes on; return whether there will be no more of them."""
-        position = 0
-        records: list[bytes] = []
-        gone = False
-        while position < len(data):
-            _, mask, _, length = _EVENT.unpack_from(data, position)
-            position += _EVENT.size
-            name = data[position : position + length].rstrip(b"\0")
-            position += length
-            gone = gone or bool(mask & _IN_IGNORED)
-            records.append(record(b"W", b"%d\0%s" % (mask, name)))
-        self._send_raw(b"".join(records))
-        return gone
+        """Report changes until the other end has had enough: nothing but its end can come."""
+        for changes in watch(path, self._sock.fileno(), self._reply):
+            self._send_raw(changes)
 
 
 _Operation = Callable[..., None]
@@ -470,4 +467,4 @@ _OPERATIONS: dict[bytes, _Operation] = {
     if not name.startswith("_") and name != "serve"
 }
 #: Requests that more follows than the next one may be sent before they are answered.
-_TAKING = (b"put", b"upload")
+_TAKING = (b"put", b"upload", b"push")
