@@ -6,7 +6,8 @@ Every module `bench_NAME.py` here is one benchmark, with
 
 It warms up by itself, takes enough samples, and measures a named reference in the same run wherever
 a figure is a ratio: machines differ, and so does one machine from minute to minute. What users can
-measure as well, ``trio-sandbox bench``, is in `trio_sandbox.bench` and only used here. Exit status 0 if every figure keeps its
+measure as well, ``trio-sandbox bench``, is in `trio_sandbox.bench` and only used here. Where a machine lacks what one needs
+it raises `UnmeasuredError`, and the report says why. Exit status 0 if every figure keeps its
 limit, 1 if one does not, 2 for wrong use.
 """
 
@@ -23,6 +24,8 @@ import trio
 
 from tests.documented import replace_between_marks
 from trio_sandbox.bench import Figure, LoadWatch, Machine, table
+
+from ._unmeasured import UnmeasuredError
 
 
 def known_benchmarks() -> list[str]:
@@ -51,20 +54,31 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write is not None:
         replace_between_marks(options.write.read_text("utf-8"), "")  # a wrong file: say so before the long work
     results: dict[str, list[Figure]] = {}
+    unmeasured: dict[str, str] = {}
     watch = LoadWatch()
     for name in options.names or known:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         # A run of its own for each: no benchmark inherits another's tasks.
-        results[name] = trio.run(measure, name)
+        try:
+            results[name] = trio.run(measure, name)
+        except UnmeasuredError as exc:
+            unmeasured[name] = str(exc)
     figures = [figure for group in results.values() for figure in group]
     machine, load = Machine.here(), watch.stop()
-    report = f"{machine}; {load}\n\n{table(figures)}"
+    notes = "".join(f"\n\nNot measured: {name}, since {reason}." for name, reason in unmeasured.items())
+    report = f"{machine}; {load}\n\n{table(figures)}{notes}"
     if options.json:
         rows = {
             name: [{**attrs.asdict(figure), "within_limits": figure.within_limits} for figure in group]
             for name, group in results.items()
         }
-        print(json.dumps({"machine": attrs.asdict(machine), "load": attrs.asdict(load), "figures": rows}, indent=2))
+        values = {
+            "machine": attrs.asdict(machine),
+            "load": attrs.asdict(load),
+            "figures": rows,
+            "unmeasured": unmeasured,
+        }
+        print(json.dumps(values, indent=2))
     else:
         print(report)
     if options.write is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.benchmarks.__main__ import known_benchmarks, main
@@ -22,3 +24,13 @@ def test_an_unknown_benchmark_is_wrong_use(capsys: pytest.CaptureFixture[str]) -
     error = capsys.readouterr().err
     assert "no benchmark 'astrology'" in error
     assert all(name in error for name in known_benchmarks())
+
+
+def test_what_a_machine_lacks_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["containers"]) == 0
+    assert "Not measured: containers, since skopeo, which fetches container images, is not installed." in (
+        capsys.readouterr().out
+    )
+    assert main(["containers", "--json"]) == 0
+    assert "skopeo" in json.loads(capsys.readouterr().out)["unmeasured"]["containers"]
