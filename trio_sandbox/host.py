@@ -179,7 +179,8 @@ class Host:
           image: What the guest's code sees: the name of an image, or an `Image`.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
           template: The name of a saved sandbox to restore. It has its image, memory and vCPUs: leave these out, or say the
-            same. In a *config* the defaults of memory and vCPUs count as left out.
+            same. In a *config* the defaults of memory and vCPUs count as left out. With more memory than it had it boots from
+            its disk instead: it has its files then, but no variables, processes and mounts. Mounts of *config* are new ones.
           **fields: Fields of a `SandboxConfig`, in place of *config*: ``open_sandbox(memory_mib=512)``.
 
         Raises:
@@ -187,9 +188,8 @@ class Host:
           UnknownTemplateError: if there is no saved sandbox of that name.
           TemplateUnusableError: if the saved sandbox can't be restored here; the message says why.
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
-            `HostConfig.disk_budget_mib` ever allow; or, when its turn has come, if the disk of `HostConfig.runtime_dir` is nearly
-            full, or if other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started; in
-            these cases try again later.
+            `HostConfig.disk_budget_mib` ever allow; or, to be tried again later, if the disk of `HostConfig.runtime_dir` is
+            nearly full, or other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started.
           ModuleNotFoundError: if `SandboxConfig.network` has secrets, and the extra ``network`` is not installed; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), or can't be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.

@@ -478,6 +478,50 @@ async def test_a_saved_sandbox_is_gone_on_from(site: Site) -> None:
     assert site.boots() == 0
 
 
+async def test_a_saved_sandbox_may_have_mounts_that_are_new(site: Site, tmp_path: Path) -> None:
+    (source := tmp_path / "source").mkdir()
+    (source / "file").write_text("new")
+    config = SandboxConfig(memory_mib=128, mounts={"/data": source})
+    template = site.save()
+    image, system = site.disks()
+    with nothing_left(template.directory, site.directory / "overlays"):
+        async with site.launcher.open_saved(image, system, template, config) as vm:
+            await vm.guest.ping()
+            assert vm.config.memory_file == template.memory
+            assert vm.config.mounts is not None
+            first = vm.config.mounts_bytes
+            assert 0 < first < 2**30
+            # What is saved of it has them, and may get more.
+            again = attrs.evolve(template, mounted=True, mounts_bytes=first)
+            os.link(vm.config.mounts, template.directory / "mounts")
+            async with site.launcher.open_saved(image, system, again, config) as other:
+                await other.guest.ping()
+                assert other.config.mounts_bytes > first
+        (template.directory / "mounts").unlink()
+    image, system = site.disks("mount-fails")
+    template = site.save("mount-fails")
+    with pytest.raises(MountError, match="can't mount /data"):
+        async with site.launcher.open_saved(image, system, template, config):
+            pytest.fail("it has been opened")
+    assert os.listdir(site.directory / "overlays") == []
+
+
+async def test_with_more_memory_a_saved_sandbox_boots_from_its_disk(site: Site) -> None:
+    template = site.save()
+    image, system = site.disks()
+    with nothing_left(template.directory, site.directory / "overlays"):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=256, vcpus=2)) as vm:
+            await vm.guest.ping()
+            assert (vm.config.memory_mib, vm.config.vcpus, vm.config.memory_file) == (256, 2, None)
+            assert [layer.name for layer in vm.config.layers] == [layer.name for layer in template.layers]
+    assert [step.message.partition(":")[0] for step in site.progress] == ["booting from its disk, to have more memory"]
+    # It is the disk of that image, and no other.
+    os.utime(image.path, (1, 1))
+    with pytest.raises(TemplateUnusableError, match="built anew"):
+        async with site.launcher.open_saved(image, system, template, SandboxConfig(memory_mib=256)):
+            pytest.fail("it has been opened")
+
+
 async def test_a_saved_sandbox_that_does_not_fit_says_what_is_another(site: Site, tmp_path: Path) -> None:
     template = site.save()
     image, system = site.disks(digest="another")

@@ -108,6 +108,34 @@ async def test_a_disk_of_two_directories(source: Path, disks: Path, tmp_path: Pa
     assert ("copying 3000 files from " + str(other), 0.0) in maker.reports
 
 
+async def test_a_disk_that_begins_with_another(source: Path, disks: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other").mkdir()
+    (other / "new").write_bytes(b"new content")
+    maker = Maker(disks)
+
+    def report(_message: str, _fraction: float | None) -> None:
+        pass
+
+    async with maker.open({"/data": source}) as old:
+        used = old[-1].offset + old[-1].size
+        path = disks / "2.mounts"
+        async with open_mounts_disk(
+            {"/new": other}, path, environment={}, report=report, before=(maker.path, used)
+        ) as new:
+            assert [(place.target, place.offset) for place in new] == [("/new", used)]
+            assert path.stat().st_size == MOUNTS_DISK_BYTES
+            assert path.stat().st_blocks * 512 < 8 * 2**20, "holes stay holes"
+            assert debugfs(path, new[0], "cat /new") == "new content"
+            assert debugfs(path, old[0], 'cat "/a file"') == "content"
+            for place in (*old, *new):
+                check(path, place)
+        full = (maker.path, MOUNTS_DISK_BYTES - 2**20)
+        with pytest.raises(MountError, match="is too large to be mounted"):
+            async with open_mounts_disk({"/new": other}, path, environment={}, report=report, before=full):
+                pytest.fail("it has room")
+    assert os.listdir(disks) == []
+
+
 async def test_cancelled_anywhere_it_leaves_nothing(source: Path, disks: Path) -> None:
     maker = Maker(disks)
 

@@ -26,8 +26,8 @@ from trio_sandbox import (
 from trio_sandbox.client import ask
 from trio_sandbox.guest.trees import HEADER
 from trio_sandbox.image import Place
-from trio_sandbox.machines._launcher import run_trivial_code
 from trio_sandbox.machines._mounts import mount
+from trio_sandbox.machines._warm_up import run_trivial_code
 from trio_sandbox.qemu._console import describe_end
 from trio_sandbox.qemu._snapshot import hold_still
 from trio_sandbox.wire import STDERR, STDOUT, RecordStream

@@ -100,7 +100,7 @@ async def test_asleep_there_is_no_process_and_what_was_saved_is_gone_on_from() -
                     names = {await run(each, "import socket; print(socket.gethostname())") for each in (other, another)}
                     assert len(names) == 2
             with pytest.raises(ValueError, match="memory_mib=192"):
-                async with host.open_sandbox(memory_mib=SandboxConfig().memory_mib, template=name):
+                async with host.open_sandbox(memory_mib=191, template=name):
                     pytest.fail("it has been opened")
             os.truncate(named.find(name).devices, 1)
             with pytest.raises(TemplateUnusableError, match="is damaged: changed since it was saved: devices"):
@@ -183,3 +183,39 @@ async def test_the_layers_of_many_snapshots_are_merged_and_those_that_are_kept_g
 def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a directory whose path leaves room for a socket's."""
     return tmp_path_factory.mktemp("h")
+
+
+async def test_a_saved_sandbox_gets_new_mounts_and_more_memory(tmp_path: Path) -> None:
+    name = f"test-{os.getpid()}-more"
+    named = NamedTemplateStore(default_cache_directory())
+    for each in ("old", "new", "newer"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "file").write_text(each)
+    read = "print(*(open(f'/{each}/file').read() for each in ('old', 'new', 'newer') if os.path.isdir(f'/{each}')))"
+    try:
+        with nothing_left():
+            async with open_host() as host:
+                async with host.open_sandbox(memory_mib=192, mounts={"/old": tmp_path / "old"}) as sandbox:
+                    await run(sandbox, "import os; x = 1; open('f', 'w').write('mine')")
+                    await sandbox.save(name)
+                async with host.open_sandbox(template=name, mounts={"/new": tmp_path / "new"}) as sandbox:
+                    assert await run(sandbox, f"{read}; print(x)") == "old new\n1"
+                    # Another one above them, and what is saved of that has all.
+                    await sandbox.save(name, replace=True)
+                mounts = {"/newer": tmp_path / "newer", "/new": tmp_path / "newer"}
+                async with host.open_sandbox(template=name, mounts=mounts) as sandbox:
+                    assert await run(sandbox, f"{read}; print(x)") == "old newer newer\n1"
+                    async with sandbox.fork(1) as (other,):
+                        assert await run(other, f"{read}; print(x)") == "old newer newer\n1"
+                async with host.open_sandbox(template=name, memory_mib=320, mounts=mounts) as sandbox:
+                    memory = "int(open('/proc/meminfo').read().split()[1]) // 1024 > 256"
+                    assert await run(sandbox, f"import os; print(open('f').read(), {memory}, 'x' in globals())") == (
+                        "mine True False"
+                    )
+                    assert await run(sandbox, "print(os.listdir('/old'), os.listdir('/new'))") == "[] ['file']"
+                    checkpoint = await sandbox.checkpoint()
+                    await sandbox.revert(checkpoint)
+                    assert await run(sandbox, "print(open('f').read())") == "mine"
+    finally:
+        with contextlib.suppress(UnknownTemplateError):
+            named.remove(name)

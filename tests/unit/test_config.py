@@ -16,6 +16,7 @@ from trio_sandbox._config import SandboxFields, sandbox_config
 from trio_sandbox.constants import MAXIMUM_VCPUS, MINIMUM_DISK_MIB, MINIMUM_MEMORY_MIB
 from trio_sandbox.host import Host, check_image
 from trio_sandbox.machines import fit
+from trio_sandbox.machines._fit import boots_anew, saved_config
 
 WHOLE = (True, False, 1.0, math.inf, "1", None, [1])
 FLAGS = (1, 0, "yes", None, math.nan)
@@ -209,8 +210,8 @@ def test_a_saved_sandbox_keeps_its_namespaces() -> None:
 @pytest.mark.parametrize(
     ("config", "fields"),
     [
-        (SandboxConfig(memory_mib=1024), ()),
         (SandboxConfig(memory_mib=256), ("memory_mib",)),
+        (SandboxConfig(memory_mib=511), ()),
         (SandboxConfig(vcpus=4), ()),
         (SandboxConfig(guest_namespaces=True), ()),
     ],
@@ -218,3 +219,20 @@ def test_a_saved_sandbox_keeps_its_namespaces() -> None:
 def test_another_size_is_refused(config: SandboxConfig, fields: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="its state fits no other machine, so leave them out"):
         fit(Saved, "python", config, fields)  # type: ignore[arg-type]
+
+
+def test_more_memory_means_a_boot_from_its_disk() -> None:
+    for config, wanted in (
+        (SandboxConfig(memory_mib=1024), SandboxConfig(memory_mib=1024, vcpus=2)),
+        (SandboxConfig(memory_mib=513, vcpus=4), SandboxConfig(memory_mib=513, vcpus=4)),
+    ):
+        assert fit(Saved, "python", config, ()) == ("node", wanted)  # type: ignore[arg-type]
+        assert boots_anew(Saved, wanted)  # type: ignore[arg-type]
+        state = saved_config(Saved, wanted)  # type: ignore[arg-type]
+        assert (state.memory_mib, state.vcpus) == (512, 2)
+        assert not boots_anew(Saved, state)  # type: ignore[arg-type]
+
+
+def test_mounts_of_a_saved_sandbox_may_be_new(tmp_path: Path) -> None:
+    config = SandboxConfig(mounts={"/data": tmp_path})
+    assert fit(Saved, "python", config, ())[1].mounts == {"/data": tmp_path}  # type: ignore[arg-type]

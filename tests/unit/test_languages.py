@@ -13,7 +13,7 @@ from trio_sandbox.guest.agent.languages import LANGUAGES
 from trio_sandbox.guest.helpers.dialects import DIALECTS
 from trio_sandbox.image import IMAGES
 from trio_sandbox.integrations.mcp._tools import Tools
-from trio_sandbox.machines import _launcher
+from trio_sandbox.machines import _warm_up
 
 
 def of_the_tool() -> set[str]:
@@ -26,7 +26,7 @@ def of_the_tool() -> set[str]:
 KNOWN: dict[str, Iterable[str]] = {
     "guest/agent/languages.py": LANGUAGES,
     "image/_recipes.py": {language for image in IMAGES.values() for language in image.languages},
-    "machines/_launcher.py: _TRIVIAL_RUNS": _launcher._TRIVIAL_RUNS,
+    "machines/_warm_up.py: _TRIVIAL_RUNS": _warm_up._TRIVIAL_RUNS,
     "cli/_program.py: _EXTENSIONS": _program._EXTENSIONS.values(),
     "cli/_program.py: _FIRST_LINES": (language for _, language in _program._FIRST_LINES),
     "cli/_program.py: _INTERPRETERS": _program._INTERPRETERS,

@@ -22,7 +22,7 @@ from .._errors import MountError
 from .._nurseries import hide_nursery
 from ..constants import MOUNTS_DISK_BYTES
 from ..guest.trees import extents, is_sparse
-from ..qemu import InheritedFds, describe_exit, minimal_environment, run_owned
+from ..qemu import InheritedFds, copy_data, describe_exit, minimal_environment, run_owned
 
 _BLOCK: Final = 4096
 #: File systems start at multiples of this; what kernels and disks like is less.
@@ -102,6 +102,7 @@ async def open_mounts_disk(
     environment: Mapping[str, str],
     report: Report,
     owner: tuple[int, int] = _OWNER,
+    before: tuple[Path, int] | None = None,
 ) -> AsyncGenerator[list[Place]]:
     """Make the disk *path* of directories as they are now; remove it at the block's end.
 
@@ -113,6 +114,7 @@ async def open_mounts_disk(
       environment: `Runtime.environment`.
       report: Told what is done, and how much of that.
       owner: Numbers of the guest's user and group that all of it belongs to.
+      before: Another such disk, and how much of it is in use: the new one starts with that.
 
     Raises:
       MountError: if a directory can't be copied.
@@ -120,7 +122,12 @@ async def open_mounts_disk(
 
     """
     with open_empty_mounts_disk(path):
-        yield await fill_mounts_disk(mounts, path, environment=environment, report=report, owner=owner)
+        start = 0
+        if before is not None:
+            disk, start = before
+            _check_room(path.parent, disk.stat().st_blocks * 512)
+            await trio.to_thread.run_sync(_copy_disk, disk, path)
+        yield await fill_mounts_disk(mounts, path, environment=environment, report=report, owner=owner, start=start)
 
 
 @contextmanager
@@ -144,17 +151,21 @@ async def fill_mounts_disk(
     environment: Mapping[str, str],
     report: Report,
     owner: tuple[int, int] = _OWNER,
+    start: int = 0,
 ) -> list[Place]:
-    """Copy directories to the empty disk *path*; arguments and errors as `open_mounts_disk`. Cancelled, it leaves a part of them there."""
+    """Copy directories to the disk *path*, which is empty from *start*; other arguments and errors as `open_mounts_disk`.
+
+    Cancelled, it leaves a part of them there.
+    """
     surveys: list[_Survey] = []
-    room = MOUNTS_DISK_BYTES
+    room = MOUNTS_DISK_BYTES - start
     for source in mounts.values():
         report(f"looking at {source}", None)
         surveys.append(await trio.to_thread.run_sync(_survey, source, room))
         room -= surveys[-1].size
     _check_room(path.parent, sum(survey.blocks for survey in surveys) * _BLOCK)
     places: list[Place] = []
-    offset = 0
+    offset = start
     with open(path, "r+b", buffering=0) as disk:  # noqa: ASYNC230 (an empty file)
         fd = disk.fileno()  # noqa: ASYNC232 (no call at all)
         for (target, source), survey in zip(mounts.items(), surveys, strict=True):
@@ -163,6 +174,11 @@ async def fill_mounts_disk(
             await _copy(fd, places[-1], source, survey, environment, report)
             await _hand_over(fd, places[-1], source, survey, environment, owner)
     return places  # noqa: ASYNC910 (there is a mount)
+
+
+def _copy_disk(source: Path, target: Path) -> None:
+    with open(source, "rb") as old, open(target, "r+b") as new:
+        copy_data(old.fileno(), new.fileno())
 
 
 def _open_private(path: str, flags: int) -> int:

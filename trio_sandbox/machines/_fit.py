@@ -15,6 +15,10 @@ from ._named import NamedTemplate
 
 #: Fields of a configuration that a saved sandbox goes on with as they were.
 _KEPT_FIELDS: Final = ("memory_mib", "vcpus", "guest_namespaces")
+#: Said while a machine boots instead of going on.
+BOOTS_ANEW: Final = (
+    "booting from its disk, to have more memory: files are kept, variables, processes and mounts are not"
+)
 
 
 def check_image(image: object) -> AnyImage:
@@ -36,6 +40,16 @@ def check_known(store: ImageStore, image: AnyImage) -> None:
         store.check_name(name)
 
 
+def boots_anew(saved: NamedTemplate, config: SandboxConfig) -> bool:
+    """Whether a machine of *config* can't go on from the state of *saved*, and boots from its disk."""
+    return config.memory_mib > saved.memory_mib
+
+
+def saved_config(saved: NamedTemplate, config: SandboxConfig) -> SandboxConfig:
+    """Return *config* with what decides whether the state of *saved* loads, as it was."""
+    return attrs.evolve(config, **{name: getattr(saved, name) for name in _KEPT_FIELDS})
+
+
 def fit(
     saved: NamedTemplate, image: AnyImage, config: SandboxConfig | None, fields: Container[str]
 ) -> tuple[AnyImage, SandboxConfig]:
@@ -53,17 +67,15 @@ def fit(
     for name in _KEPT_FIELDS:
         if name not in fields and getattr(config, name) == getattr(default, name):
             config = attrs.evolve(config, **{name: getattr(saved, name)})
-    if wrong := [name for name in _KEPT_FIELDS if getattr(config, name) != getattr(saved, name)]:
+    wrong = [name for name in _KEPT_FIELDS if getattr(config, name) != getattr(saved, name)]
+    if wrong and not boots_anew(saved, config):
         kept, wanted = (" and ".join(f"{name}={getattr(one, name)!r}" for name in wrong) for one in (saved, config))
         raise ValueError(
-            f"the saved sandbox {saved.name!r} has {kept}, not {wanted}: its state fits no other machine, so leave them out"
+            f"the saved sandbox {saved.name!r} has {kept}, not {wanted}: its state fits no other machine, so leave them out. "
+            f"With a `memory_mib` of more than {saved.memory_mib} it boots from its disk, and keeps files but no variables and processes"
         )
     if config.warmup:
         raise ValueError(
             f"`SandboxConfig.warmup` does not run in a saved sandbox, and {saved.name!r} is one: leave it out"
-        )
-    if config.mounts:
-        raise ValueError(
-            f"`SandboxConfig.mounts` are those that were there when {saved.name!r} was saved: leave them out"
         )
     return saved.image, config

@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -29,8 +29,7 @@ from .._errors import (
 )
 from .._observe import part_logger, span
 from .._private import make_new_directory
-from .._quote import quote_lines
-from ..client import NO_INTERPRETER, RunTrace, ask, code_request, collect, open_run
+from ..client import NO_INTERPRETER
 from ..image import BuiltImage, Place, SystemDisk, open_mounts_disk
 from ..qemu import (
     FROZEN_MODE,
@@ -48,25 +47,20 @@ from ..wire import StreamHandler
 from ._blame import RESTORE_FAILURES, blames_the_state, first_line
 from ._description import GUEST_NAMESPACES, describe_machine
 from ._disk_limit import choose_disk_mib, limit_disk
+from ._fit import BOOTS_ANEW, boots_anew, saved_config
 from ._mounts import mount
 from ._named import NamedTemplate
 from ._templates import Template, TemplateStore, new_template, sync_files, template_key
+from ._warm_up import freeze, run_trivial_code, run_warm_up
 
 _log = part_logger("templates")
 
 #: What a machine has in its directory: the overlay that it starts with, and others.
 _OVERLAY, _MOUNTS, _MEMORY = "overlay.qcow2", "mounts", "memory"
-#: Run in every template after the user's own warm-up, so that what a first run needs is in memory.
-_TRIVIAL_RUNS: Final = {"python": "print(1)", "javascript": "console.log(1)", "shell": "echo 1"}
-#: Bytes that a warm-up may print.
-_WARMUP_OUTPUT: Final = 2**20
 #: Seconds to wait for another process that makes the template we want, which is about to be done
 #: earlier than a boot of our own; then we boot. And between two looks.
 _OTHERS_PATIENCE: Final = 20.0
 _LOOK: Final = 0.1
-_FROZEN: Final = b"frozen"
-#: Seconds that the guest has for falling asleep: what it has still to do then, each clone has to do.
-_SETTLE: Final = 0.05
 #: After so many failures of one template, its configuration boots cold for as long as this host is open.
 _ATTEMPTS: Final = 2
 
@@ -129,8 +123,7 @@ class Launcher:
         async with AsyncExitStack() as stack:
             places = list[Place]()
             if config.mounts:
-                machine = attrs.evolve(machine, mounts=self._new_path(".mounts"))
-                places = await stack.enter_async_context(self._open_mounts_disk(machine, config, image))
+                machine, places = await self._with_mounts(stack, machine, config, image)
             vm, drop_template = None, None
             if self._templates is not None and config.memory_mib * 2**20 <= self._templates.budget_bytes:
                 # With the mode, since an earlier version's may be written to.
@@ -144,7 +137,7 @@ class Launcher:
                 if drop_template is not None:
                     drop_template()
                 if config.warmup:
-                    await _run(vm, image.language, config.warmup, self._timeouts)
+                    await run_warm_up(vm, image.language, config.warmup, self._timeouts)
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
             if (disk_mib := choose_disk_mib(config.disk_mib, self._directory)) is not None:
@@ -157,30 +150,42 @@ class Launcher:
     ) -> AsyncGenerator[Vm]:
         """Yield a machine that goes on from a named template for the block; *config* fits it.
 
+        With more memory than the template has it boots from the template's disk instead.
+
         Raises:
           TemplateUnusableError: if it can't go on from there.
+          MountError: if `SandboxConfig.mounts` can't be copied, or not be mounted.
           VmBootError: if it was killed, or this host has too little of something.
           QemuStorageDaemonError, OSError: if its disk can't be made.
 
         """
         machine = attrs.evolve(
-            self._machine(image, system, config),
+            self._machine(image, system, saved_config(template, config)),
             layers=template.layers,
             mounts=template.mounts,
+            mounts_bytes=template.mounts_bytes,
             memory_file=template.memory,
             memory_shared=template.balloon and template.memory is not None,
             balloon=template.balloon,
         )
         if template.machine != self._identity(image, machine):
             raise self._unusable(template, self._difference(template, image))
-        saved = SavedState(template.devices, template.marker, with_memory=template.with_memory)
+        saved: SavedState | None = SavedState(template.devices, template.marker, with_memory=template.with_memory)
+        if boots_anew(template, config):
+            self._progress(Progress(f"saved {template.name}", BOOTS_ANEW))
+            machine, saved = attrs.evolve(self._machine(image, system, config), layers=template.layers), None
         async with AsyncExitStack() as stack:
+            places = list[Place]()
+            if config.mounts:
+                machine, places = await self._with_mounts(stack, machine, config, image)
             try:
                 vm = await stack.enter_async_context(self._open_vm(machine, saved))
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
-                if not blames_the_state(exc):
+                if saved is None or not blames_the_state(exc):
                     raise
                 raise self._unusable(template, f"a machine could not start from it: {exc}") from exc
+            if places:
+                await mount(vm, places, patience=self._timeouts.boot)
             # It may have been saved with a limit of its own.
             disk_mib = choose_disk_mib(config.disk_mib, self._directory)
             await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
@@ -203,6 +208,7 @@ class Launcher:
             with_memory=snapshot.saved.with_memory,
             balloon=machine.balloon,
             mounted=machine.mounts is not None,
+            mounts_bytes=machine.mounts_bytes,
             layer_count=len(machine.layers),
         )
 
@@ -233,16 +239,28 @@ class Launcher:
 
     # --- Machines ---
 
-    def _open_mounts_disk(
-        self, machine: MachineConfig, config: SandboxConfig, image: BuiltImage
-    ) -> AbstractAsyncContextManager[list[Place]]:
+    async def _with_mounts(
+        self, stack: AsyncExitStack, machine: MachineConfig, config: SandboxConfig, image: BuiltImage
+    ) -> tuple[MachineConfig, list[Place]]:
+        """Return *machine* with a disk of `SandboxConfig.mounts`, behind what it has already, and where on it they are."""
+
         def report(message: str, fraction: float | None) -> None:
             self._progress(Progress("mounts", message, fraction))
 
-        assert machine.mounts is not None
-        opened = partial(open_mounts_disk, config.mounts, machine.mounts, environment=self._environment, report=report)
+        path = self._new_path(".mounts")
+        opened = partial(
+            open_mounts_disk,
+            config.mounts,
+            path,
+            environment=self._environment,
+            report=report,
+            before=None if machine.mounts is None else (machine.mounts, machine.mounts_bytes),
+        )
         settings = image.settings
-        return opened() if settings is None else opened(owner=(settings.user, settings.group))
+        places = await stack.enter_async_context(
+            opened() if settings is None else opened(owner=(settings.user, settings.group))
+        )
+        return attrs.evolve(machine, mounts=path, mounts_bytes=places[-1].offset + places[-1].size), places
 
     def _machine(self, image: BuiltImage, system: SystemDisk, config: SandboxConfig) -> MachineConfig:
         # Each machine that is opened gets a directory of its own. Where templates are wanted, also machines that boot because there
@@ -429,15 +447,16 @@ class Launcher:
                 memory_file=staged.memory,
                 memory_shared=True,
                 mounts=None,
+                mounts_bytes=0,
             )
             await self._overlays.acquire(image.top, staged.overlay)
             async with self._machines.open_vm(original) as vm:
                 if config.warmup:
                     report("warming up")
-                    await _run(vm, image.language, config.warmup, self._timeouts)
+                    await run_warm_up(vm, image.language, config.warmup, self._timeouts)
                 await run_trivial_code(vm, image.language, self._timeouts)
                 report("saving its state")
-                await _freeze(vm, staged.marker, self._timeouts)
+                await freeze(vm, staged.marker, self._timeouts)
                 await vm.save(staged.devices)
             os.chmod(staged.memory, FROZEN_MODE)
             await trio.to_thread.run_sync(sync_files, staged.files)
@@ -446,51 +465,3 @@ class Launcher:
         except OSError as exc:
             _log.warning("old templates can't be removed: %s", exc)
         return templates.find(key)
-
-
-async def run_trivial_code(vm: Vm, language: str, timeouts: Timeouts) -> None:
-    """Do what every run does, which leaves nothing but what makes the next one faster. Without a *language* there are none.
-
-    Raises:
-      WarmupError: if it fails.
-
-    """
-    await trio.lowlevel.checkpoint()
-    if language:
-        await _run(vm, language, _TRIVIAL_RUNS[language], timeouts)
-
-
-async def _run(vm: Vm, language: str, code: str, timeouts: Timeouts) -> None:
-    """Run *code* in the interpreter of *language*.
-
-    Raises:
-      WarmupError: if it fails.
-
-    """
-    request = {**code_request(code, language=language, env=None, cwd=None), "warm_up": True}
-    async with open_run(
-        vm,
-        request,
-        RunTrace(language),
-        display_limit=_WARMUP_OUTPUT,
-        memory_mib=vm.config.memory_mib,
-        grace=timeouts.interrupt_grace,
-        patience=timeouts.kill,
-    ) as events:
-        result = await collect(events, _WARMUP_OUTPUT)
-    if result.exit_code != 0 or not result.state_kept:
-        raise WarmupError(f"the warm-up ended with status {result.exit_code}:\n{quote_lines(result.stderr)}")
-
-
-async def _freeze(vm: Vm, marker: bytes, timeouts: Timeouts) -> None:
-    """Have the agent get ready for being saved.
-
-    Raises:
-      VmError: if it says that it did not.
-      OutcomeUnknownError, GuestProtocolError: if it does not answer in time, or says what no agent of ours says.
-
-    """
-    header = {"service": "snapshot", "marker": marker.hex()}
-    if await ask(vm, header, "a snapshot", most=len(_FROZEN), patience=timeouts.kill) != _FROZEN:
-        raise VmError("the guest did not get ready to be saved", console=vm.console())
-    await trio.sleep(_SETTLE)

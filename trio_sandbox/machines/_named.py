@@ -68,6 +68,8 @@ class NamedTemplate:
     """It has a memory balloon."""
     mounted: bool
     """It has a disk of `SandboxConfig.mounts`."""
+    mounts_bytes: int = 0
+    """How much of that is in use."""
     layer_count: int
     created: float = attrs.field(factory=time.time)
     """When it was saved, in Unix seconds."""
@@ -388,6 +390,8 @@ class NamedTemplateStore:
             with_memory=fields.flag("with_memory"),
             balloon=fields.flag("balloon"),
             mounted=fields.flag("mounted"),
+            # Earlier versions did not say; nothing goes on from what they saved.
+            mounts_bytes=fields.number("mounts_bytes") if "mounts_bytes" in fields.names() else 0,
             # More than there are files of it could be as many as memory holds.
             layer_count=min(fields.number("layer_count"), len(files) + 1),
             created=fields.time("created"),
@@ -415,6 +419,7 @@ def _to_json(template: NamedTemplate) -> str:
         "with_memory": template.with_memory,
         "balloon": template.balloon,
         "mounted": template.mounted,
+        "mounts_bytes": template.mounts_bytes,
         "layer_count": template.layer_count,
         "created": template.created,
         "files": file_identities(template.files),

@@ -14,7 +14,8 @@ from .._image import AnyImage
 from ..client import ask
 from ..image import BuiltImage, SystemDisk
 from ..qemu import Vm
-from ._launcher import Launcher, run_trivial_code
+from ._launcher import Launcher
+from ._warm_up import run_trivial_code
 
 #: Under software emulation whatever a guest does is slow at first: its code has yet to be translated.
 _REHEARSALS: Final = 3

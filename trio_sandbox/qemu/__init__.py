@@ -40,7 +40,7 @@ from ._qcow2 import (
 )
 from ._qmp import QMPChannel as QMPChannel, QMPStatistics as QMPStatistics, open_qmp as open_qmp
 from ._qmp_codec import QMPEvent as QMPEvent, QMPGreeting as QMPGreeting
-from ._ram import FROZEN_MODE as FROZEN_MODE
+from ._ram import FROZEN_MODE as FROZEN_MODE, copy_data as copy_data
 from ._runtime import Runtime as Runtime, open_runtime as open_runtime
 from ._snapshot import (
     SavedState as SavedState,

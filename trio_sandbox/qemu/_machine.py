@@ -61,6 +61,8 @@ class MachineConfig:
     """A qcow2 file of this machine's own that takes what the guest writes; its maker removes it."""
     mounts: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """What the third disk reads, raw and `constants.MOUNTS_DISK_BYTES` long; None: zeros."""
+    mounts_bytes: int = 0
+    """How much of that is in use, from its start."""
     disk_bytes: int | None = None
     """What the guest may write to its disk, in bytes: the file `overlay` may be as long as `Limits.of_machine` says. None: all of it."""
     memory_mib: int = attrs.field(default=constants.DEFAULT_MEMORY_MIB, validator=check_memory_mib)

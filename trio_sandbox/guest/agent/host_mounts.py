@@ -5,7 +5,7 @@ A record stream of JSON:
     {"mounts": [{"target": str, "offset": n, "size": n}, ...]}      where on the disk each one is, in bytes
     {"mounted": n}  or  {"failed": {"errno": n, "strerror": str, "filename": str}}, and the end
 
-It is asked for once, before any other code of the sandbox runs. A target is an absolute path, made where it is missing.
+It is asked for before any other code of the sandbox runs, and again in a machine that goes on from a saved sandbox. A target is an absolute path, made where it is missing.
 The kernel is told of partitions, one for each file system: a table of them on the disk would have been read, and found
 missing, when the machine booted that this one goes on from.
 """
@@ -44,6 +44,8 @@ class MountService:
     def __init__(self, children: Children, disk: str | None) -> None:
         self._children = children
         self._disk = disk
+        self._parts = 0
+        """Partitions of it."""
 
     async def serve(self, stream: ChannelStream, header: dict[str, object]) -> None:
         """Serve one request."""
@@ -56,9 +58,11 @@ class MountService:
             if self._disk is None:
                 raise OSError(errno.ENODEV, "there is no disk to mount from here")
             with ExitStack() as stack:
-                parts = [_open_part(self._disk, number, place) for number, place in enumerate(places, 1)]
-                for part in parts:
-                    stack.callback(os.close, part)
+                parts: list[int] = []
+                for place in places:
+                    self._parts += 1
+                    parts.append(_open_part(self._disk, self._parts, place))
+                    stack.callback(os.close, parts[-1])
                 await self._children.mount([target for target, _, _ in places], parts)
         except BadRequestError as exc:
             stream.reset(str(exc))
