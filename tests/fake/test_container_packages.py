@@ -49,7 +49,7 @@ class ContainerSite(Site):
     async def base(self) -> BuiltImage:
         image = await self.store.ensure("tiny")
         settings = ImageSettings(user=1500, group=1501, directory="/")
-        return attrs.evolve(image, settings=settings, system_packages={}, languages=("python",))
+        return attrs.evolve(image, settings=settings, system_packages={}, languages=())
 
     async def ensure(self, image: Image, *, build: bool = True) -> BuiltImage:
         system = await self.store.ensure_system()
@@ -142,6 +142,21 @@ async def test_what_the_image_has_keeps_its_version(tmp_path: Path, index: Index
     # With nothing to add, the image is what it was.
     await site.ensure(CONTAINER.packages("beta"))
     assert site.jobs[-1].work.command == ("/opt/venv/bin/python3", "-V")
+
+
+async def test_what_a_step_has_changed_is_what_is_there(tmp_path: Path, index: Index) -> None:
+    """Whether it was a script that has installed another version, or the interpreter itself."""
+    site = make_site(tmp_path)
+    first = CONTAINER.packages("beta==1.0")
+    assert (await site.base()).languages == ()
+    assert (await site.ensure(first)).languages == ("python",)
+    site.answers = {"python3": said(installed=[["beta", "2.0"]])}
+    built = await site.ensure(first.script("upgrade").packages("alpha"))
+    assert built.packages == {"alpha": "2.0", "beta": "2.0"}
+    assert not any("beta" in name for name in installed(site))
+    assert (await site.store.ensure(built.name)).languages[-1] == "python"
+    older = await make_site(tmp_path / "older", version="3.9").ensure(CONTAINER.packages("beta"))
+    assert (older.packages, older.languages) == ({"beta": "2.0"}, ())
 
 
 async def test_an_image_without_python_is_named(tmp_path: Path, index: Index) -> None:

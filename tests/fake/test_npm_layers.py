@@ -230,7 +230,7 @@ async def test_a_container_gets_what_is_for_its_c_library(tmp_path: Path, regist
     base, system = await site.store.ensure_bootable("python")
     container = attrs.evolve(base, settings=ImageSettings(user=0, group=0, directory="/"), system_packages={})
     for _ in range(2):
-        await ensure_layers(
+        built = await ensure_layers(
             site.store,
             Image.oci("docker://x").npm("native"),
             container,
@@ -240,6 +240,7 @@ async def test_a_container_gets_what_is_for_its_c_library(tmp_path: Path, regist
             progress=site.progress.append,
             environment={},
         )
+        assert built.languages == (*base.languages, "javascript")
     assert site.asked == ["node"]
     assert versions(site) == {"native": "1", f"for-{libc}": libc}
     # It needs nothing of the image but its Node.js.

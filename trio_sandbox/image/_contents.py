@@ -69,6 +69,8 @@ class PackagesContent:
     """The name of the stored lock; "" if the user has brought it."""
     answer: str = attrs.field(default="", eq=False)
     """The name of what the Python of a container image said; "" for one of ours."""
+    languages: tuple[str, ...] = attrs.field(default=(), eq=False)
+    """What runs can be in by that, perhaps since an earlier step."""
 
     def key(self) -> object:
         """Return what decides."""
@@ -86,7 +88,7 @@ class PackagesContent:
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
         packages = {pin.name: pin.version for pin in self.lock.pins}
-        details = {"packages": packages, "pylock": self.memo, "python": self.answer}
+        details = {"packages": packages, "pylock": self.memo, "python": self.answer, "languages": list(self.languages)}
         tree = context.staging / "tree"
         tree.mkdir()
         await trio.lowlevel.checkpoint()
@@ -144,7 +146,7 @@ class NpmContent:
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
         missing, cleared = self.lock.change(self.earlier)
-        details = {"npm_lock": self.memo, "node": self.answer}
+        details = {"npm_lock": self.memo, "node": self.answer, "languages": ["javascript"] if self.node else []}
         tree = context.staging / "tree"
         tree.mkdir()
         await trio.lowlevel.checkpoint()

@@ -17,6 +17,8 @@ from .oci import container_digest
 #: How much of a digest is in the name of a directory, and the least that says which one is meant.
 DIGEST_CHARACTERS: Final = 16
 _SHORTEST_DIGEST: Final = 6
+#: Those of packages.
+_LANGUAGES: Final = ("python", "javascript")
 ENTRY_NAME: Final = re.compile(rf".+-[0-9a-f]{{{DIGEST_CHARACTERS}}}")
 
 #: Hashing a whole image takes a while; it must not keep others from the threads that start processes.
@@ -106,6 +108,12 @@ def standing(entry: Path, manifest: Manifest, languages: tuple[str, ...] | None 
     )
 
 
+def _languages(manifest: Manifest) -> list[str]:
+    """Return the languages that a layer was made for, which a step below it may have brought."""
+    value = manifest.details.get("languages")
+    return [each for each in _LANGUAGES if isinstance(value, list) and each in value]
+
+
 def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
     path = entry / IMAGE_NAME
     return BuiltImage(
@@ -116,7 +124,7 @@ def layered(below: BuiltImage, entry: Path, manifest: Manifest) -> BuiltImage:
         size_bytes=below.size_bytes + disk_usage(path),
         virtual_size=below.virtual_size,
         manifest=manifest,
-        languages=below.languages,
+        languages=(*below.languages, *(each for each in _languages(manifest) if each not in below.languages)),
         settings=below.settings,
         system_packages=below.system_packages,
         packages={**below.packages, **{name: str(each) for name, each in mapping_of(manifest, "packages").items()}},

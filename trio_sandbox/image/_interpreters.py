@@ -18,6 +18,7 @@ import attrs
 from .._errors import PackagesError
 from .._stored_json import Fields, parse_json
 from ._pylock import Pin
+from ._stored import OLDEST_PYTHON
 from ._target import Target, find_platform
 
 #: What interpreters of images run.
@@ -62,6 +63,11 @@ class ImagePython:
     prefix: str
     installed: tuple[Pin, ...]
     """What is where packages go: they would be unpacked over it."""
+
+    @property
+    def takes_code(self) -> bool:
+        """Whether runs can have it as their interpreter."""
+        return tuple(map(int, self.version.split("."))) >= OLDEST_PYTHON
 
     def target(self, image: str) -> Target:
         """Return what packages are for.

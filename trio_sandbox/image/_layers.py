@@ -207,7 +207,8 @@ class Planner:
             target = find_target(self._name, self._base.system_packages)
         else:
             target = python.target(self._name)
-            self._pins = {pin.name: pin for pin in python.installed} | self._pins
+            # Whatever earlier steps have added, it is what is there now that counts.
+            self._pins = {pin.name: pin for pin in python.installed}
         if step.lock is None:
             memo, lock = await self._choose(step, target)
         else:
@@ -222,7 +223,13 @@ class Planner:
         missing = lock.without(frozenset(pin for pin in lock.pins if pin.name in self._pins))
         self._pins |= {pin.name: pin for pin in lock.pins}
         return PackagesContent(
-            lock=lock, missing=missing, target=target, system=self._system.disk, memo=memo, answer=answer
+            lock=lock,
+            missing=missing,
+            target=target,
+            system=self._system.disk,
+            memo=memo,
+            answer=answer,
+            languages=("python",) if python is not None and python.takes_code else (),
         )
 
     async def _choose(self, step: PackagesStep, target: Target) -> tuple[str, Lock]:

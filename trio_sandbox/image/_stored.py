@@ -16,6 +16,8 @@ from ._manifest import Manifest
 
 #: What the disk of an image, or of a layer, is called in its directory.
 IMAGE_NAME: Final = "image.qcow2"
+#: Of those that take code in runs.
+OLDEST_PYTHON: Final = (3, 11)
 
 
 @attrs.frozen(kw_only=True)

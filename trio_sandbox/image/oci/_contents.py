@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..._errors import OciError
-from .._stored import ImageSettings
+from .._stored import OLDEST_PYTHON, ImageSettings
 from ._manifest import Configuration
 from ._merge import LONGEST_NAME
 from ._tar import Kind
@@ -19,7 +19,6 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS: Final = {"python": "python3", "javascript": "node", "shell": "bash"}
 #: What a program that an image is for is called, where it is an interpreter of ours.
 _MAIN: Final = {"python": "python", "python3": "python", "node": "javascript"}
-_OLDEST_PYTHON: Final = (3, 11)
 _PYTHON_NAME: Final = re.compile(rb"python(\d+)\.(\d+)")
 #: Bytes of a database of users, or of /etc/environment.
 _LONGEST: Final = 1 << 20
@@ -83,7 +82,7 @@ class Contents:
             if found is None or found.node is None or found.node.kind is not Kind.FILE or not found.node.mode & 0o111:
                 continue
             version = _PYTHON_NAME.fullmatch(found.name)
-            return version is None or (int(version[1]), int(version[2])) >= _OLDEST_PYTHON
+            return version is None or (int(version[1]), int(version[2])) >= OLDEST_PYTHON
         return False
 
     def _add_variables(self, variables: Mapping[str, str]) -> None:
