@@ -58,6 +58,16 @@ def test_a_terminal_gets_lines_without_rich(monkeypatch: pytest.MonkeyPatch) -> 
     assert show_steps(Terminal()) == LINES
 
 
+def test_a_terminal_that_can_not_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert show_steps(Terminal()) == LINES
+
+
+def test_who_is_ended_at_once_leaves_the_cursor_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[?25l" not in show_steps(Terminal())
+
+
 HOSTILE = Progress("[/bold]", "[red]x[/nothing]\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}y")
 
 

@@ -24,6 +24,7 @@ from ..image import ImageStore, StoredImage, default_cache_directory, examine_bu
 from ..machines import LedgerEntry, open_ledger
 from ..network import find_proxy, look_up
 from ..qemu import detect_accelerator, open_runtime, open_vm_manager
+from ._signals import end_on_signal
 
 #: Bytes that building the system disk and the image `python` takes while it goes on.
 BUILD_BYTES = 4 * 2**30
@@ -51,9 +52,13 @@ class Finding:
 
 def doctor(options: argparse.Namespace) -> int:
     """Examine this machine and show the findings; 0 if sandboxes can run here."""
-    findings = trio.run(examine, options.cache_dir)
-    print(as_json(findings) if options.json else as_text(findings))
-    return exit_status(findings)
+
+    async def show() -> int:
+        findings = await examine(options.cache_dir)
+        print(as_json(findings) if options.json else as_text(findings))
+        return exit_status(findings)
+
+    return trio.run(end_on_signal, show, "cleaning up")
 
 
 async def examine(cache_dir: Path | None) -> list[Finding]:

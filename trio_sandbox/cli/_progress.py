@@ -59,7 +59,17 @@ def _open_bars(output: TextIO) -> Generator[ShowProgress]:
         bars.TimeElapsedColumn(),
         bars.TextColumn("{task.fields[message]}", markup=False),  # nothing in it is ours to obey
     )
-    with bars.Progress(*columns, console=console.Console(file=output), transient=True) as display:
+
+    class Terminal(console.Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            """Leave the cursor alone: who ends us at once leaves nobody to show it again."""
+            return False
+
+    terminal = Terminal(file=output)
+    if terminal.is_dumb_terminal:  # where bars would not be shown at all
+        yield LineProgress(output)
+        return
+    with bars.Progress(*columns, console=terminal, transient=True) as display:
         tasks: dict[str, bars.TaskID] = {}
 
         def show(progress: Progress) -> None:

@@ -15,10 +15,10 @@ from ._streams import OutputClosedError
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-async def end_on_signal(main: Callable[[], Awaitable[int]]) -> int:
+async def end_on_signal(main: Callable[[], Awaitable[int]], closing: str = "closing the sandbox") -> int:
     """Run *main* and return its exit status.
 
-    The first signal cancels it, which closes the sandbox in the usual way. The second ends this process at once; its
+    The first signal cancels it, which closes the sandbox in the usual way; *closing* says so. The second ends this process at once; its
     reaper then closes the sandbox. A signal that is ignored, as nohup(1) has it, stays ignored.
     """
     status = _status.SANDBOX_FAILURE
@@ -32,16 +32,19 @@ async def end_on_signal(main: Callable[[], Awaitable[int]]) -> int:
                 received.append(number)
                 for each in awaited:
                     signal.signal(each, signal.SIG_DFL)
-                complain(f"{signal.Signals(number).name}: closing the sandbox; once more ends it at once")
-                nursery.cancel_scope.cancel(reason=f"signal {number}")
+                complain(f"{signal.Signals(number).name}: {closing}; once more ends it at once")
+                work.cancel(reason=f"signal {number}")
 
+    work = trio.CancelScope()
     try:
         async with trio.open_nursery() as nursery:
             if awaited:
                 await nursery.start(watch)
-            status = await main()
+            # The watch goes on meanwhile: at its end it would put Python's own handler in the place of the default action.
+            with work:
+                status = await main()
             nursery.cancel_scope.cancel(reason="the command is over")
-    except* OutputClosedError:
+    except* (OutputClosedError, BrokenPipeError):
         # As a program that does not handle SIGPIPE.
         status = _status.SIGNAL_BASE + signal.SIGPIPE
     except* (SandboxError, OSError) as group:
