@@ -41,6 +41,7 @@ from .machines import (
     NamedTemplate,
     NamedTemplateStore,
     ProgressLog,
+    Roster,
     TemplateStore,
     WarmPool,
     WarmStatistics,
@@ -49,7 +50,9 @@ from .machines import (
     check_known,
     fit as fit,
     hold_machine,
+    list_sandbox,
     open_ledger,
+    open_roster,
     place_templates,
     remove_leftovers,
 )
@@ -99,13 +102,14 @@ class Host:
         trust: Trust | None = None,
         ledger: Ledger | None = None,
         builder: LayerBuilder | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._accelerator = accelerator
         self._launcher = launcher
         self._named = named
-        self._proxy, self._trust = proxy, trust
+        self._proxy, self._trust, self._roster = proxy, trust, roster
         self._home = Home()
         self._resolver = HostResolver()
         self._admission = Admission(config, runtime.directory, ledger)
@@ -264,37 +268,40 @@ class Host:
         beside: int = 1,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine, which may be replaced by others of *services*."""
-        lifecycle = Lifecycle(
-            services,
-            held,
-            image=self._images[image],
-            launcher=self._launcher,
-            admission=self._admission,
-            named=self._named,
-            config=config,
-            timeouts=self._config.timeouts,
-            open_child=lambda machine, beside, gateway: self._open_copy(machine, image, config, gateway, beside),
-            gateway=gateway,
-            beside=beside,
-            id=observed.id,
-        )
-        gateway.observe_in(observed.context)
-        if gateway.network:
-            await lifecycle.network.switch(held.vm)
-        if config.hibernate_after is not None:
-            await services.start(lifecycle.serve_idleness, config.hibernate_after)
-        if config.reclaim_after is not None and held.vm.config.balloon:
-            await services.start(lifecycle.serve_reclaiming, config.reclaim_after)
-        self._open += 1
-        self._opened += 1
-        try:
-            built, installer = self._images[image], self._images.installer(image)
-            timeouts, staging = self._config.timeouts, self._runtime.directory
-            with observed.body():
-                yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
-        finally:
-            lifecycle.close()
-            self._open -= 1
+        record = record_of(observed.id, str(image), config, self._accelerator.name)
+        with list_sandbox(self._roster, record, held.vm) as note_machine:
+            lifecycle = Lifecycle(
+                services,
+                held,
+                image=self._images[image],
+                launcher=self._launcher,
+                admission=self._admission,
+                named=self._named,
+                config=config,
+                timeouts=self._config.timeouts,
+                open_child=lambda machine, beside, gateway: self._open_copy(machine, image, config, gateway, beside),
+                gateway=gateway,
+                note_machine=note_machine,
+                beside=beside,
+                id=observed.id,
+            )
+            gateway.observe_in(observed.context)
+            if gateway.network:
+                await lifecycle.network.switch(held.vm)
+            if config.hibernate_after is not None:
+                await services.start(lifecycle.serve_idleness, config.hibernate_after)
+            if config.reclaim_after is not None and held.vm.config.balloon:
+                await services.start(lifecycle.serve_reclaiming, config.reclaim_after)
+            self._open += 1
+            self._opened += 1
+            try:
+                built, installer = self._images[image], self._images.installer(image)
+                timeouts, staging = self._config.timeouts, self._runtime.directory
+                with observed.body():
+                    yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
+            finally:
+                lifecycle.close()
+                self._open -= 1
 
     @asynccontextmanager
     async def _open_copy(
@@ -430,11 +437,8 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         ):
             if config.confinement == "require":
                 machines.confinement.require_whole()
-            templates = None
-            if config.templates:
-                templates = TemplateStore(
-                    own, budget_mib=config.template_budget_mib, shared=cache if own != cache else None
-                )
+            shared = cache if own != cache else None
+            templates = TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared) if config.templates else None
             named = NamedTemplateStore(cache)
             await remove_leftovers(store, templates, named, runtime.environment)
             launcher = Launcher(
@@ -449,11 +453,9 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
             builder = LayerBuilder(
                 machines=machines, overlays=overlays, environment=runtime.environment, timeouts=config.timeouts
             )
-            with open_ledger(guard=runtime.guard) as ledger:
-                dependents = Dependents(cache)
-                host = Host(
-                    config, runtime, store, accelerator, launcher, named, dependents, proxy, trust, ledger, builder
-                )
+            with open_ledger(guard=runtime.guard) as ledger, open_roster(guard=runtime.guard) as roster:
+                parts = (Dependents(cache), proxy, trust, ledger, builder, roster)
+                host = Host(config, runtime, store, accelerator, launcher, named, *parts)
                 async with open_services("open_host()") as services:
                     if config.warm:
                         await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trio_sandbox import Host, HostConfig
 from trio_sandbox.image import ImageStore
-from trio_sandbox.machines import Dependents
+from trio_sandbox.machines import Dependents, open_roster
 from trio_sandbox.machines._named import NamedTemplateStore
 
 from ._qemu import fake_accelerator
@@ -25,6 +25,7 @@ async def open_fake_host(directory: Path, *, config: HostConfig | None = None) -
         named = NamedTemplateStore(directory / "cache")
         store = ImageStore(directory / "cache")  # nobody asks for more images than this one
         dependents = Dependents(directory / "cache")
-        host = Host(config, site.runtime, store, accelerator, site.launcher, named, dependents)
-        host._images["python"] = site.disks()  # pyright: ignore[reportPrivateUsage]
-        yield host
+        with open_roster(directory / "held") as roster:
+            host = Host(config, site.runtime, store, accelerator, site.launcher, named, dependents, roster)
+            host._images["python"] = site.disks()  # pyright: ignore[reportPrivateUsage]
+            yield host

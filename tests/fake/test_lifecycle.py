@@ -153,6 +153,8 @@ class Site:
     launcher: FakeLauncher
     admission: Admission
     named: NamedTemplateStore
+    noted: list[Vm | None]
+    """The machines that the sandbox got besides the first, and None for sleep."""
 
     async def run(self, text: str = "") -> str:
         """Have the machine remember *text* if there is one, and return what it remembers."""
@@ -190,6 +192,7 @@ async def open_site(
         async with admission.admit(config), launcher.open_machine() as machine:
             yield cast("Vm", machine)
 
+    noted: list[Vm | None] = []
     try:
         async with open_services("test") as services:
             lifecycle: Lifecycle[Sandbox] = Lifecycle(
@@ -203,12 +206,13 @@ async def open_site(
                 timeouts=timeouts or Timeouts(),
                 open_child=lambda machine, beside, _: pytest.fail(f"nobody forks {machine} beside {beside}"),
                 gateway=Gateway(Network.none(), HostResolver(), connect_timeout=1),
+                note_machine=noted.append,
             )
             if hibernate_after is not None:
                 await services.start(lifecycle.serve_idleness, hibernate_after)
             try:
                 sandbox = Sandbox(lifecycle.slot, "fake", config, Timeouts(), lifecycle)
-                yield Site(sandbox, lifecycle, launcher, admission, named)
+                yield Site(sandbox, lifecycle, launcher, admission, named, noted)
             finally:
                 lifecycle.close()
     finally:
@@ -254,6 +258,8 @@ async def test_going_back_to_a_checkpoint_as_often_as_wanted(site: Site) -> None
         assert await site.run() == "first"
     statistics = site.sandbox.statistics()
     assert (statistics.checkpoints, statistics.reverts) == (1, 2)
+    first, second = site.noted
+    assert first is not second is site.lifecycle.slot.machine
 
 
 async def test_of_several_checkpoints_the_newest_is_the_default(site: Site) -> None:
@@ -467,6 +473,7 @@ async def test_asleep_there_is_no_machine_and_no_share_of_the_host(site: Site) -
     await site.sandbox.resume()
     assert await site.run() == "first"
     assert (len(site.launcher.open), site.reserved(), site.files()) == (1, reserved, [])
+    assert site.noted == [None, site.lifecycle.slot.machine]
 
 
 async def test_a_sandbox_closed_asleep(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ VERSIONS = {
     "machines/_templates.py": "_FORMAT: Final = 1",
     "machines/_named.py": "_FORMAT: Final = 1",
     "machines/_ledger.py": "FORMAT: Final = 1",
+    "machines/_roster.py": "FORMAT: Final = 1",
     "wire/_framing.py": "PROTOCOL_VERSION = 1",
 }
 

@@ -114,6 +114,53 @@ def test_conditions_of_the_caller(tmp_path: Path) -> None:
     assert b"jail" not in completed.stderr
 
 
+_OWNER = """
+import trio
+from trio_sandbox import SandboxClosedError, VmDiedError, open_sandbox
+
+async def main():
+    async with open_sandbox("python") as sandbox:
+        await sandbox.run("1")
+        print(sandbox.statistics().qemu_pid, flush=True)
+        for code, kind in (("while True: pass", VmDiedError), ("1", SandboxClosedError)):
+            try:
+                await sandbox.run(code)
+            except kind as exc:
+                print(str(exc).splitlines()[0], flush=True)
+
+trio.run(main)
+"""
+
+
+def listed_of(owner: int) -> list[dict[str, object]]:
+    completed = trio_sandbox("ps", "--json")
+    assert (completed.returncode, completed.stderr) == (0, b"")
+    return [row for row in json.loads(completed.stdout) if row["owner_pid"] == owner]
+
+
+def test_a_sandbox_of_another_process_is_listed_and_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            qemu = int(owner.stdout.readline())
+            (sandbox,) = listed_of(owner.pid)
+            assert (sandbox["image"], sandbox["state"], sandbox["qemu_pid"]) == ("python", "running", qemu)
+            name = str(sandbox["id"])
+            completed = trio_sandbox("kill", name)
+            assert (completed.returncode, completed.stdout, completed.stderr) == (0, f"{name}: ended\n".encode(), b"")
+            assert not Path(f"/proc/{qemu}").exists() or b"zombie" in Path(f"/proc/{qemu}/status").read_bytes()
+            died, closed = owner.stdout.read().splitlines()
+            assert "SIGKILL" in died
+            assert closed == "the code was not sent: the sandbox's virtual machine is gone"
+            assert owner.wait() == 0
+        finally:
+            owner.kill()
+    assert listed_of(owner.pid) == []
+    completed = trio_sandbox("kill", name)
+    assert (completed.returncode, completed.stdout) == (1, b"")
+    assert completed.stderr.startswith(f"trio-sandbox: no sandbox '{name}' of this user runs on this machine".encode())
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_once_and_twice(times: int) -> None:
     # Not tmp_path: the path of a runtime directory has to be short.

@@ -16,6 +16,12 @@ from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
 from ._progress_log import ProgressLog as ProgressLog
+from ._roster import NoteMachine as NoteMachine, Roster as Roster, open_roster as open_roster
+from ._running import (
+    RunningSandbox as RunningSandbox,
+    kill_sandbox as kill_sandbox,
+    running_sandboxes as running_sandboxes,
+)
 from ._saved import (
     SavedSandbox as SavedSandbox,
     remove_saved_sandbox as remove_saved_sandbox,

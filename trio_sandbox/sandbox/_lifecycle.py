@@ -33,6 +33,7 @@ from ..machines import (
     HeldMachine,
     Launcher,
     NamedTemplateStore,
+    NoteMachine,
     check_count,
     hold_machine,
     open_together,
@@ -57,6 +58,10 @@ _log = part_logger("sandbox")
 _LOOKS: Final = 4
 
 
+def _ignore(vm: Vm | None) -> None:
+    """Take no notice."""
+
+
 @final
 class Lifecycle(Generic[Child]):
     """Takes snapshots of a sandbox's machine, and puts machines that go on from them into its slot. One thing at a time.
@@ -73,6 +78,7 @@ class Lifecycle(Generic[Child]):
       open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside, and
         what decides on its connections.
       gateway: What decides on the guest's connections.
+      note_machine: Told of each machine that the sandbox gets besides *held*, and of its sleep.
       beside: How many sandboxes like this one there are, itself included, that are open for as long as it.
       id: The sandbox's own.
 
@@ -91,6 +97,7 @@ class Lifecycle(Generic[Child]):
         timeouts: Timeouts,
         open_child: Callable[[AbstractAsyncContextManager[Vm], int, Gateway], AbstractAsyncContextManager[Child]],
         gateway: Gateway,
+        note_machine: NoteMachine = _ignore,
         beside: int = 1,
         id: str | None = None,  # noqa: A002 - as of `Slot`
     ) -> None:
@@ -114,6 +121,7 @@ class Lifecycle(Generic[Child]):
         self._config = config
         self._timeouts = timeouts
         self._gateway = gateway
+        self._note_machine = note_machine
         self._open_child = open_child
         self._beside = beside
         self._changing = trio.Lock()
@@ -194,6 +202,7 @@ class Lifecycle(Generic[Child]):
             raise
         old, self._held, self._vm = self._held, held, held.vm
         self._cpu += old.vm.cpu_seconds()
+        self._note_machine(held.vm)
         old.vm.retire("the sandbox was reverted to a checkpoint")
         self.slot.reopen(held.vm)
         # The share of the host is the same for all the machines of a sandbox, and with the first of them.
@@ -352,6 +361,7 @@ class Lifecycle(Generic[Child]):
             self.slot.reopen()
             raise
         self._asleep = snapshot
+        self._note_machine(None)
         self._cpu += vm.cpu_seconds()
         self.hibernations += 1
         # With the shareholder goes its share of the host; but the disk is there still.
@@ -385,6 +395,7 @@ class Lifecycle(Generic[Child]):
         assert asleep is not None
         held = await self._hold(self._admitted(snapshot))
         self._held, self._shareholder, self._vm, self._asleep = held, held, held.vm, None
+        self._note_machine(held.vm)
         self.slot.reopen(held.vm)
         asleep.discard()
 

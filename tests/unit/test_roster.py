@@ -1,0 +1,94 @@
+"""Records of sandboxes: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from trio_sandbox.machines._held_files import encode_record
+from trio_sandbox.machines._process_facts import MOST_PID
+from trio_sandbox.machines._roster import FORMAT, SIZE, SandboxRecord, decode, encode
+
+numbers = st.integers(0, 2**63 - 1)
+pids = st.integers(0, MOST_PID)
+records = st.builds(
+    SandboxRecord,
+    id=st.text("0123456789abcdef", min_size=8, max_size=8),
+    owner=pids,
+    descriptor=st.integers(0, 2**31 - 1),
+    namespace=numbers,
+    image=st.text(st.characters(exclude_categories=("Cs",)), max_size=100),
+    opened=st.floats(0, 2e11),
+    memory_mib=numbers,
+    vcpus=numbers,
+    accelerator=st.sampled_from(("kvm", "tcg")),
+    pid=pids,
+    started=numbers,
+)
+PLAIN = SandboxRecord(
+    id="0123abcd",
+    owner=1,
+    descriptor=3,
+    namespace=4,
+    image="python",
+    opened=5,
+    memory_mib=256,
+    vcpus=1,
+    accelerator="kvm",
+)
+
+
+@given(records)
+def test_what_is_written_is_read(record: SandboxRecord) -> None:
+    data = encode(record)
+    assert len(data) == SIZE
+    assert decode(data) == record
+
+
+@given(records, records, st.integers(1, SIZE - 1))
+def test_what_is_half_written_is_not_read(before: SandboxRecord, after: SandboxRecord, cut: int) -> None:
+    old, new = encode(before), encode(after)
+    torn = new[:cut] + old[cut:]
+    if torn in (old, new):
+        return
+    with pytest.raises(ValueError, match="damaged"):
+        decode(torn)
+
+
+@given(st.binary(max_size=2 * SIZE))
+def test_nonsense_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": FORMAT + 1}, f"format is {FORMAT + 1}"),
+        ({"id": "../../x"}, "'id'"),
+        ({"id": "0123abcdef"}, "'id'"),
+        ({"id": "0123ABCD"}, "'id'"),
+        ({"id": 12345678}, "'id'"),
+        ({"owner": MOST_PID + 1}, "'owner'"),
+        ({"owner": -1}, "'owner'"),
+        ({"pid": 2**62}, "'pid'"),
+        ({"descriptor": 2**31}, "'descriptor'"),
+        ({"opened": 1e300}, "'opened'"),
+        ({"opened": "yesterday"}, "'opened'"),
+        ({"memory_mib": True}, "'memory_mib'"),
+        ({"image": None}, "'image'"),
+    ],
+)
+def test_what_can_not_be_is_refused(change: dict[str, Any], words: str) -> None:
+    data = encode_record({"format": FORMAT, **attrs.asdict(PLAIN), **change}, SIZE)
+    with pytest.raises(ValueError, match=words):
+        decode(data)
+
+
+def test_what_is_too_long_is_not_written() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        encode(attrs.evolve(PLAIN, image="x" * SIZE))
