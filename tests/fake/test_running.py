@@ -263,9 +263,9 @@ def other_process(directory: Path, *options: str) -> Generator[subprocess.Popen[
         try:
             assert process.stdout is not None
             for _ in range(1 + len(options)):
-                word, pid = process.stdout.readline().split()
+                word, number = process.stdout.readline().split()
                 assert word == b"up"
-                children.append(int(pid))
+                children.append(int(number))
             yield process
         finally:
             for pid in (process.pid, *children):

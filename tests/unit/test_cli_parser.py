@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -159,9 +160,34 @@ def test_every_command_and_option_is_in_the_reference() -> None:
 
 
 def test_every_commands_help_has_examples() -> None:
-    top, *rest = parsers(build_parser())
-    for parser in (top, *(parser for parser in rest if parser.prog.count(" ") == 1)):
-        assert f"examples:\n  {parser.prog}" in parser.format_help()
+    for parser in parsers(build_parser()):
+        _, _, examples = parser.format_help().partition("\nexamples:\n  ")
+        group, _, action = parser.prog.removeprefix("trio-sandbox").strip().partition(" ")
+        # What is said of all actions together may stand before the action.
+        first, *_ = examples.splitlines()
+        assert re.match(rf"(source <\()?trio-sandbox( .*)?\b{group}\b.*\b{action}\b", first), parser.prog
+
+
+def test_every_example_can_be_parsed() -> None:
+    found = 0
+    for parser in parsers(build_parser()):
+        _, _, examples = parser.format_help().partition("\nexamples:\n")
+        for line in examples.splitlines():
+            if not line.startswith("  trio-sandbox "):
+                continue
+            command, *_ = re.split(r"\s{2,}| [<>] ", line.strip())
+            build_parser().parse_args(shlex.split(command)[1:])
+            found += 1
+    assert found > 40
+
+
+def test_every_command_that_says_facts_can_say_them_as_json() -> None:
+    # These talk with their user, or print what is no fact.
+    others = {"shell", "mcp", "completion"}
+    for parser in parsers(build_parser()):
+        if any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
+            continue
+        assert ("--json" in parser._option_string_actions) is (parser.prog.split()[1] not in others), parser.prog
 
 
 def test_what_can_be_measured_is_what_the_benchmarks_measure() -> None:

@@ -109,7 +109,7 @@ def test_a_full_disk_is_told() -> None:
     assert b"No space left on device: 'stdout'" in completed.stderr
 
 
-@pytest.mark.parametrize("command", ["--help", "run --help", "image list --json"])
+@pytest.mark.parametrize("command", ["--help", "run --help", "image list --json", "ps --json"])
 def test_a_reader_who_went_away_ends_a_command_without_a_word(command: str) -> None:
     completed = in_shell(f'"$python" -m trio_sandbox {command} | true; echo "${{PIPESTATUS[0]}}"')
     assert completed.stderr == b""

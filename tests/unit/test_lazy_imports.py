@@ -12,6 +12,8 @@ import pytest
 import trio_sandbox
 from tests.unit.test_exports import PUBLIC
 from trio_sandbox._metadata import ORIGINS, PUBLIC as BY_MODULE, ROOMS
+from trio_sandbox.cli import build_parser
+from trio_sandbox.cli._completion import all_parsers
 
 ROOT = Path(trio_sandbox.__file__).parents[1]
 
@@ -57,7 +59,22 @@ def test_help_brings_nothing_along_that_runs_machines(arguments: str) -> None:
     assert "trio_sandbox.cli._parser" in loaded
     assert loaded & HEAVY == set()
     layers = {name.split(".")[1] for name in loaded if name.startswith("trio_sandbox.")}
-    assert layers <= {"cli", "constants", "_display", "_errors", "_metadata", "_quote", "_workspace_change"}
+    assert layers <= {"cli", "constants", "_metadata", "_quote"}
+
+
+def test_no_commands_help_takes_time() -> None:
+    commands = [parser.prog.split()[1:] for parser in all_parsers(build_parser())]
+    assert ["image", "list"] in commands
+    loaded = loaded_by(
+        "import contextlib, io\nfrom trio_sandbox.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main([*command, '--help'])"
+    )
+    assert loaded & (HEAVY | {"attr", "attrs", "json", "inspect", "shtab"}) == set()
+    modules = {name.removeprefix("trio_sandbox.cli.") for name in loaded if name.startswith("trio_sandbox.cli.")}
+    described = {"_arguments", "_command_parser", "_descriptors", "_examples", "_main", "_options", "_parser"}
+    assert modules <= {*described, "_report", "_status"}
 
 
 def test_one_name_does_not_bring_other_doors_along() -> None:

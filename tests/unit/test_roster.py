@@ -21,7 +21,7 @@ records = st.builds(
     owner=pids,
     descriptor=st.integers(0, 2**31 - 1),
     namespace=numbers,
-    image=st.text(st.characters(exclude_categories=("Cs",)), max_size=100),
+    image=st.text(st.characters(codec="utf-8"), max_size=100),
     opened=st.floats(0, 2e11),
     memory_mib=numbers,
     vcpus=numbers,

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._copies import Download, Upload
-
+# What a mere --help does not need is imported where it is needed.
 if TYPE_CHECKING:
     from .._network import NetworkRule
+    from ._copies import Download, Upload
 
 #: Those of `trio_sandbox.bench`, whose import takes as long as all of ``--help``.
 MEASURES = (
@@ -128,6 +128,8 @@ def variable(text: str) -> tuple[str, str | None]:
 
 def upload(text: str) -> Upload:
     """Read ``HOST[:GUEST]``; the guest's path is what follows the last colon."""
+    from ._copies import Upload
+
     local, colon, remote = text.rpartition(":")
     if not colon:
         local, remote = text, ""
@@ -143,6 +145,8 @@ def upload(text: str) -> Upload:
 
 def download(text: str) -> Download:
     """Read ``GUEST[:HOST]``; the guest's path ends at the first colon."""
+    from ._copies import Download
+
     remote, _, local = text.partition(":")
     if posixpath.basename(posixpath.normpath(remote or ".")) in ("", ".", ".."):
         raise argparse.ArgumentTypeError(f"{text!r} does not say what to download; write GUEST or GUEST:HOST")

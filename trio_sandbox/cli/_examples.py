@@ -40,6 +40,18 @@ examples:
 
 """
 
+PS = """\
+examples:
+  trio-sandbox ps
+  trio-sandbox ps --json
+"""
+
+KILL = """\
+examples:
+  trio-sandbox kill 3f9a61c2
+  trio-sandbox kill --all
+"""
+
 BENCH = """\
 examples:
   trio-sandbox bench --quick
@@ -73,4 +85,10 @@ examples:
   trio-sandbox template list
   trio-sandbox template rm 3f9a61c2 my-session
   trio-sandbox template prune
+"""
+
+COMPLETION = """\
+examples:
+  source <(trio-sandbox completion bash)
+  trio-sandbox completion zsh > ~/.zfunc/_trio-sandbox
 """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import attrs
 
 from .._errors import SandboxError
 from ..fleet import NodeReport, drain_node, read_reports
+from ._json import print_facts, print_json
 from ._report import complain, complain_about
 
 
@@ -17,12 +17,16 @@ def fleet(options: argparse.Namespace) -> int:
     try:
         if options.action == "status":
             reports = read_reports(options.address)
-            print(
-                json.dumps([attrs.asdict(report) for report in reports], indent=2) if options.json else table(reports)
-            )
+            if options.json:
+                print_json([attrs.asdict(report) for report in reports])
+            else:
+                print(table(reports))
         else:
             left = drain_node(options.node, timeout=options.timeout, address=options.address)
-            print(f"{options.node} is drained; {left} sandboxes were left, and ended")
+            line = f"{options.node} is drained; {left} sandboxes were left, and ended"
+            print_facts(options.json, line, node=options.node, sandboxes_ended=left)
+    except BrokenPipeError:
+        raise
     except (SandboxError, OSError) as exc:
         complain_about(exc)
         return 1

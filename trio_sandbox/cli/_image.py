@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -25,55 +26,69 @@ from ..image import (
 )
 from ..machines import Dependents
 from ..qemu import open_runtime
+from ._json import open_rows, print_facts
 from ._progress import open_progress
 from ._report import complain_about
+from ._signals import end_on_signal
 
 
 def image(options: argparse.Namespace) -> int:
     """Do what the command line says; 0, or 1 if it failed."""
+    return trio.run(end_on_signal, partial(act, options), "cleaning up")
+
+
+async def act(options: argparse.Namespace) -> int:
+    """Do what the command line says, and say what was done; 0, or 1 if it failed."""
     cache = options.cache_dir or default_cache_directory()
     store, dependents = ImageStore(cache), Dependents(cache)
-    actions: dict[str, Callable[[], None]] = {
-        "build": lambda: trio.run(build, store, options.names, options.packages, options.cache_dir, options.quiet),
-        "inspect": lambda: print(description(store, dependents, options.name)),
-        "export": lambda: trio.run(write, store, options.name, options.file),
-        "import": lambda: trio.run(read, store, options.file, options.quiet),
-        "list": lambda: print(listing(store, as_json=options.json)),
-        "rm": lambda: trio.run(remove, store, options.names),
-        "prune": lambda: trio.run(prune, store, dependents, options.to),
-    }
+    as_json: bool = options.json
     status = 0
     try:
-        actions[options.action]()
+        match options.action:
+            case "build":
+                await build(store, options.names, options.packages, options.cache_dir, options.quiet, as_json)
+            case "inspect":
+                print(description(store, dependents, options.name))
+            case "export":
+                await write(store, options.name, options.file, as_json)
+            case "import":
+                await read(store, options.file, options.quiet, as_json)
+            case "list":
+                print(listing(store, as_json=as_json))
+            case "rm":
+                await remove(store, options.names, as_json)
+            case _:
+                await prune(store, dependents, options.to, as_json)
     except* BrokenPipeError:
         raise
     except* (SandboxError, OSError, ValueError, ModuleNotFoundError) as group:
         complain_about(group)
         status = 1
-    return status
+    return status  # noqa: ASYNC910 - what only looks into the store has nothing to wait for
 
 
 async def build(
-    store: ImageStore, names: Sequence[str], packages: Sequence[str], cache_dir: Path | None, quiet: bool
+    store: ImageStore, names: Sequence[str], packages: Sequence[str], cache_dir: Path | None, quiet: bool, as_json: bool
 ) -> None:
     """Build *names* and the system disk, as far as they are missing, and say where they are.
 
     With *packages*, and for images that are packages on another one, that takes virtual machines, and so a whole host.
     """
-    if packages or any(name in LOCKED for name in names):
-        with open_progress(quiet=quiet) as show:
-            async with open_host(HostConfig(cache_dir=cache_dir, progress=show)) as host:
-                for name in names:
-                    image = image_for_program(name, packages)
-                    await host.prepare(image)
-                    print(f"{name}: {image!s} is there")
-        return
-    # The runtime's reaper ends the builders, should this process be killed.
-    async with open_runtime(None) as runtime:
-        for name in names:
+    with open_rows(as_json) as add:
+        if packages or any(name in LOCKED for name in names):
             with open_progress(quiet=quiet) as show:
-                built, _ = await ensure_bootable(store, name, progress=show, environment=runtime.environment)
-            print(f"{name}: {built.path}, {mebibytes(built.size_bytes)}")
+                async with open_host(HostConfig(cache_dir=cache_dir, progress=show)) as host:
+                    for name in names:
+                        image = image_for_program(name, packages)
+                        await host.prepare(image)
+                        add(f"{name}: {image!s} is there", name=name, image=str(image), path=None, size_bytes=None)
+            return
+        async with open_runtime(None) as runtime:
+            for name in names:
+                with open_progress(quiet=quiet) as show:
+                    built, _ = await ensure_bootable(store, name, progress=show, environment=runtime.environment)
+                path, size = os.fspath(built.path), built.size_bytes
+                add(f"{name}: {path}, {mebibytes(size)}", name=name, image=built.name, path=path, size_bytes=size)
 
 
 def description(store: ImageStore, dependents: Dependents, name: str) -> str:
@@ -138,37 +153,43 @@ def listing(store: ImageStore, *, as_json: bool) -> str:
     )
 
 
-async def remove(store: ImageStore, names: Sequence[str]) -> None:  # noqa: ASYNC910 (there is a name at least)
+async def remove(store: ImageStore, names: Sequence[str], as_json: bool = False) -> None:  # noqa: ASYNC910 (there is a name at least)
     """Remove *names*, and say how much came free."""
-    for name in names:
-        print(f"{name}: {mebibytes(await store.remove(name))} freed")
+    with open_rows(as_json) as add:
+        for name in names:
+            freed = await store.remove(name)
+            add(f"{name}: {mebibytes(freed)} freed", name=name, freed_bytes=freed)
 
 
-async def write(store: ImageStore, name: str, file: Path) -> None:
+async def write(store: ImageStore, name: str, file: Path, as_json: bool = False) -> None:
     """Write an image with all that it stands on to *file*, and say how large that is."""
     size = await export_image(store, name, file)
-    print(f"{name}: {file}, {mebibytes(size)}")
+    print_facts(as_json, f"{name}: {file}, {mebibytes(size)}", name=name, file=os.fspath(file), size_bytes=size)
 
 
-async def read(store: ImageStore, file: Path, quiet: bool) -> None:
+async def read(store: ImageStore, file: Path, quiet: bool, as_json: bool = False) -> None:
     """Take what is in *file* into the store, and say what that is."""
     async with open_runtime(None) as runtime:
         with open_progress(quiet=quiet) as show:
             names = await import_images(store, file, progress=show, environment=runtime.environment)
-    print("\n".join(f"{name}: imported" for name in names))
+    with open_rows(as_json) as add:
+        for name in names:
+            add(f"{name}: imported", name=name)
 
 
-async def prune(store: ImageStore, dependents: Dependents, to_mib: int | None) -> None:
+async def prune(store: ImageStore, dependents: Dependents, to_mib: int | None, as_json: bool = False) -> None:
     """Remove what nothing can use any more, then what was used longest ago, and say how much came free."""
     freed = await store.prune(is_needed=lambda entry: bool(dependents.saved_on(entry)))
     if to_mib is not None:
         freed += await store.evict(to_mib * 2**20, is_needed=dependents.any_on)
-    print(f"{mebibytes(freed)} freed")
-    if to_mib is not None and (left := sum(entry.size_bytes for entry in store.list())) > to_mib * 2**20:
-        print(
-            f"{mebibytes(left)} are left: images that come with trio-sandbox, and what open sandboxes, templates or saved sandboxes stand on; "
+    left = sum(entry.size_bytes for entry in store.list())
+    report = f"{mebibytes(freed)} freed"
+    if to_mib is not None and left > to_mib * 2**20:
+        report += (
+            f"\n{mebibytes(left)} are left: images that come with trio-sandbox, and what open sandboxes, templates or saved sandboxes stand on; "
             "`trio-sandbox template rm` and `image rm` remove those"
         )
+    print_facts(as_json, report, freed_bytes=freed, left_bytes=left)
 
 
 def mebibytes(size: int) -> str:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .._errors import SandboxError
 from . import _status
 from ._descriptors import fill_closed_streams
 from ._parser import build_parser
@@ -30,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = _status.SANDBOX_FAILURE
     try:
         try:
-            options = build_parser().parse_args(arguments)
-            status = _find_command(options.command)(options)
+            status = _do(build_parser().parse_args(arguments))
         finally:
             sys.stdout.flush()
     except* KeyboardInterrupt:
@@ -40,6 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # As a program that does not handle SIGPIPE. What is still to be written must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         status = _status.SIGNAL_BASE + signal.SIGPIPE
+    except* OSError as group:
+        complain_about(group)
+    return status
+
+
+def _do(options: argparse.Namespace) -> int:
+    """Do what the command line says; return the exit status."""
+    from .._errors import SandboxError
+
+    status = _status.SANDBOX_FAILURE
+    try:
+        status = _find_command(options.command)(options)
+    except* BrokenPipeError:
+        raise
     except* (SandboxError, OSError) as group:
         # What is wrong with where we run. What can be wrong in a command's own work it says itself.
         complain_about(group)
@@ -55,14 +67,20 @@ def _find_command(name: str) -> Callable[[argparse.Namespace], int]:
             from ._shell import shell as command
         case "bench":
             from ._bench import bench as command
+        case "completion":
+            from ._completion import completion as command
         case "doctor":
             from ._doctor import doctor as command
         case "fleet":
             from ._fleet import fleet as command
         case "image":
             from ._image import image as command
+        case "kill":
+            from ._ps import kill as command
         case "mcp":
             from ._mcp import mcp as command
+        case "ps":
+            from ._ps import ps as command
         case "template":
             from ._template import template as command
         case _:

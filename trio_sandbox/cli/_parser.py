@@ -6,8 +6,8 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .. import constants
 from .._metadata import version
 from . import _examples
 from ._arguments import (
@@ -20,14 +20,16 @@ from ._arguments import (
     guest_directory,
     image_name,
     measures,
-    memory_mib,
-    network_rule,
     seconds,
     upload,
     variable,
 )
 from ._command_parser import CommandParser, Once
+from ._options import add_cache_dir, add_json, add_machine, add_network, add_packages, add_quiet
 from ._status import BENCH_EXIT_STATUSES, EXIT_STATUSES, SHELL_EXIT_STATUSES
+
+if TYPE_CHECKING:
+    Actions = argparse._SubParsersAction[argparse.ArgumentParser]  # pyright: ignore[reportPrivateUsage] - it has no other name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +66,25 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=_examples.MCP,
         )
     )
+    add_json(
+        commands.add_parser(
+            "ps",
+            help="list the sandboxes that run on this machine",
+            description="List the sandboxes of this user that run on this machine, whatever process has opened them. "
+            "Exit status 0, or 1 if they can't be known.",
+            epilog=_examples.PS,
+        )
+    )
+    _fill_kill(
+        commands.add_parser(
+            "kill",
+            help="end the virtual machines of sandboxes, in whatever process they are",
+            description="End the virtual machines of sandboxes of this user, at once, and nothing else. In the program that has opened "
+            "such a sandbox, what is under way in it raises VmDiedError, and later requests SandboxClosedError. "
+            "Exit status 0, or 1 if one was not ended.",
+            epilog=_examples.KILL,
+        )
+    )
     _fill_bench(
         commands.add_parser(
             "bench",
@@ -92,6 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _fill_template(commands.add_parser("template", help="list and remove saved machines", epilog=_examples.TEMPLATE))
+    _fill_completion(
+        commands.add_parser(
+            "completion",
+            help="print what makes a shell complete this command line",
+            description="Print a script for a shell, which completes this command line then. Needs the extra cli.",
+            epilog=_examples.COMPLETION,
+        )
+    )
     return parser
 
 
@@ -160,7 +189,7 @@ def _fill_run(run: CommandParser) -> None:
         metavar="DIR",
         help="run in a copy of this directory, in which FILE is, and bring back what the program changes there",
     )
-    _add_packages(run, "that the program finds installed")
+    add_packages(run, "that the program finds installed")
     run.add_argument(
         "-w",
         "--workdir",
@@ -168,8 +197,8 @@ def _fill_run(run: CommandParser) -> None:
         metavar="DIR",
         help="where the program starts in the guest, and is copied to (default: the home directory)",
     )
-    _add_machine(run, image=None)
-    _add_network(run)
+    add_machine(run, image=None)
+    add_network(run)
     run.add_argument(
         "--timeout",
         type=seconds,
@@ -177,15 +206,13 @@ def _fill_run(run: CommandParser) -> None:
         metavar="SECONDS",
         help="stop the program after that long (default: never)",
     )
-    run.add_argument(
-        "--json", action="store_true", help="print one JSON object in the end, with what the program printed"
-    )
+    add_json(run, "print one JSON object in the end, with what the program printed")
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
     run.add_argument(
         "--trace", action="store_true", help="draw on standard error what was done when, and how long it took"
     )
-    _add_quiet(run)
-    _add_cache_dir(run)
+    add_quiet(run)
+    add_cache_dir(run)
 
 
 def _fill_shell(shell: argparse.ArgumentParser) -> None:
@@ -193,11 +220,11 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
         "argv", nargs="*", metavar="COMMAND", help="run this on the terminal instead (default: the user's shell)"
     )
     shell.add_argument("--user", metavar="NAME", help="who to be in the guest: a name or a number (default: 1000)")
-    _add_packages(shell, "to have installed")
-    _add_machine(shell)
-    _add_network(shell)
-    _add_quiet(shell)
-    _add_cache_dir(shell)
+    add_packages(shell, "to have installed")
+    add_machine(shell)
+    add_network(shell)
+    add_quiet(shell)
+    add_cache_dir(shell)
 
 
 def _fill_mcp(mcp: argparse.ArgumentParser) -> None:
@@ -221,10 +248,10 @@ def _fill_mcp(mcp: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many may be open at a time, by HTTP (default: %(default)s)",
     )
-    _add_machine(mcp)
-    _add_network(mcp)
-    _add_quiet(mcp)
-    _add_cache_dir(mcp)
+    add_machine(mcp)
+    add_network(mcp)
+    add_quiet(mcp)
+    add_cache_dir(mcp)
 
 
 def _fill_bench(bench: argparse.ArgumentParser) -> None:
@@ -243,53 +270,95 @@ def _fill_bench(bench: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many sandboxes at once; several numbers with commas between them (default: 1,8,32; with --quick: 1)",
     )
-    bench.add_argument("--json", action="store_true", help="print JSON")
-    _add_machine(bench, templates=False)
-    _add_quiet(bench)
-    _add_cache_dir(bench)
+    add_json(bench)
+    add_machine(bench, templates=False)
+    add_quiet(bench)
+    add_cache_dir(bench)
 
 
 def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    _add_cache_dir(doctor)
+    add_json(doctor)
+    add_cache_dir(doctor)
+
+
+def _fill_kill(kill: argparse.ArgumentParser) -> None:
+    which = kill.add_mutually_exclusive_group(required=True)
+    which.add_argument("ids", nargs="*", default=[], metavar="ID", help="what `trio-sandbox ps` calls it")
+    which.add_argument("--all", action="store_true", help="all that run on this machine for this user")
+    add_json(kill)
 
 
 def _fill_image(image: argparse.ArgumentParser) -> None:
     actions = image.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    build = actions.add_parser("build", help="build images now, not when they are first used")
+    build = _add_action(
+        actions,
+        "build",
+        "build images now, not when they are first used",
+        "trio-sandbox image build",
+        "trio-sandbox image build python node",
+        "trio-sandbox image build --with pandas",
+    )
     build.add_argument(
         "names", type=image_name, nargs="*", default=["python"], metavar="NAME", help="image names (default: python)"
     )
-    _add_packages(build, "to build them with")
-    _add_quiet(build)
-    _add_cache_dir(build)
+    add_packages(build, "to build them with")
+    add_json(build)
+    add_quiet(build)
+    add_cache_dir(build)
 
-    export = actions.add_parser(
-        "export", help="write an image, with all layers below it, to a file for another machine"
+    export = _add_action(
+        actions,
+        "export",
+        "write an image, with all layers below it, to a file for another machine",
+        "trio-sandbox image export python python.tar",
     )
     export.add_argument("name", type=image_name, metavar="NAME", help="image name, as list shows it")
     export.add_argument("file", type=Path, metavar="FILE", help="the new file")
-    _add_cache_dir(export)
+    add_json(export)
+    add_cache_dir(export)
 
-    importing = actions.add_parser("import", help="take an image from a file that export wrote; as safe as its maker")
+    importing = _add_action(
+        actions,
+        "import",
+        "take an image from a file that export wrote; as safe as its maker",
+        "trio-sandbox image import python.tar",
+    )
     importing.add_argument("file", type=Path, metavar="FILE", help="the file")
-    _add_quiet(importing)
-    _add_cache_dir(importing)
+    add_json(importing)
+    add_quiet(importing)
+    add_cache_dir(importing)
 
-    inspect = actions.add_parser("inspect", help="print all that is known of an image and what it stands on, as JSON")
+    inspect = _add_action(
+        actions,
+        "inspect",
+        "print all that is known of an image and what it stands on, as JSON",
+        "trio-sandbox image inspect python",
+    )
     inspect.add_argument("name", type=image_name, metavar="NAME", help="image name")
-    _add_cache_dir(inspect)
+    add_json(inspect, "print JSON, which it does in any case")
+    add_cache_dir(inspect)
 
-    listing = actions.add_parser("list", help="list what is in the cache")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    _add_cache_dir(listing)
+    listing = _add_action(
+        actions, "list", "list what is in the cache", "trio-sandbox image list", "trio-sandbox image list --json"
+    )
+    add_json(listing)
+    add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove images from the cache, and the layers on them")
+    remove = _add_action(
+        actions, "rm", "remove images from the cache, and the layers on them", "trio-sandbox image rm node data"
+    )
     remove.add_argument("names", type=image_name, nargs="+", metavar="NAME", help="image names or digests")
-    _add_cache_dir(remove)
+    add_json(remove)
+    add_cache_dir(remove)
 
-    prune = actions.add_parser("prune", help="remove what interrupted builds and older versions left")
+    prune = _add_action(
+        actions,
+        "prune",
+        "remove what interrupted builds and older versions left",
+        "trio-sandbox image prune",
+        "trio-sandbox image prune --to 20G",
+    )
     prune.add_argument(
         "--to",
         type=disk_mib,
@@ -297,7 +366,8 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
         help="then remove layers, those used longest ago first, until all images take no more: 512 or 512M for MiB, 20G for GiB. "
         "What an open sandbox, a template or a saved sandbox stands on stays",
     )
-    _add_cache_dir(prune)
+    add_json(prune)
+    add_cache_dir(prune)
 
 
 def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
@@ -305,104 +375,68 @@ def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
         "--address", default="auto", metavar="HOST:PORT", help="of the Ray cluster (default: the one of this machine)"
     )
     actions = fleet.add_subparsers(dest="action", required=True, metavar="ACTION")
-    status = actions.add_parser("status", help="say what each node has, for each program that uses it")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    drain = actions.add_parser(
-        "drain", help="have a node open no more sandboxes, wait until it has none, and end our process there"
+    status = _add_action(
+        actions,
+        "status",
+        "say what each node has, for each program that uses it",
+        "trio-sandbox fleet status",
+        "trio-sandbox fleet --address head:6379 status --json",
+    )
+    add_json(status)
+    drain = _add_action(
+        actions,
+        "drain",
+        "have a node open no more sandboxes, wait until it has none, and end our process there",
+        "trio-sandbox fleet drain worker-3f9a61c2 --timeout 600",
     )
     drain.add_argument("node", metavar="NODE", help="the node's name, as `status` says it")
     drain.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", help="end sandboxes that are left then (default: wait)"
     )
+    add_json(drain)
 
 
 def _fill_template(template: argparse.ArgumentParser) -> None:
     actions = template.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="list the templates and the saved sandboxes in the cache")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    _add_cache_dir(listing)
+    listing = _add_action(
+        actions,
+        "list",
+        "list the templates and the saved sandboxes in the cache",
+        "trio-sandbox template list",
+        "trio-sandbox template list --json",
+    )
+    add_json(listing)
+    add_cache_dir(listing)
 
-    remove = actions.add_parser("rm", help="remove templates and saved sandboxes from the cache")
+    remove = _add_action(
+        actions,
+        "rm",
+        "remove templates and saved sandboxes from the cache",
+        "trio-sandbox template rm 3f9a61c2 my-session",
+    )
     remove.add_argument(
         "keys", nargs="+", metavar="KEY", help="names of saved sandboxes, or keys, or their first 6 characters or more"
     )
-    _add_cache_dir(remove)
+    add_json(remove)
+    add_cache_dir(remove)
 
-    prune = actions.add_parser(
+    prune = _add_action(
+        actions,
         "prune",
-        help="remove what is damaged, left by killed processes, of an image that is gone, or over the budget",
+        "remove what is damaged, left by killed processes, of an image that is gone, or over the budget",
+        "trio-sandbox template prune",
     )
-    _add_cache_dir(prune)
+    add_json(prune)
+    add_cache_dir(prune)
 
 
-def _add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python", templates: bool = True) -> None:
-    parser.add_argument(
-        "--image",
-        type=image_name,
-        default=image,
-        metavar="NAME",
-        help=f"what is seen inside: python, node, data, or a container image such as docker://debian:12 (default: {image or 'one that has the language'})",
-    )
-    parser.add_argument(
-        "--memory",
-        type=memory_mib,
-        default=constants.DEFAULT_MEMORY_MIB,
-        metavar="MIB",
-        help=f"RAM: 512 or 512M for MiB, 2G for GiB (default: %(default)s; at least {constants.MINIMUM_MEMORY_MIB})",
-    )
-    parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="virtual CPUs (default: %(default)s)")
-    parser.add_argument(
-        "--accelerator",
-        choices=("auto", "kvm", "tcg"),
-        default="auto",
-        help="what runs the guest (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--require-hardware",
-        action="store_true",
-        help="refuse software emulation, which QEMU does not count as a security boundary",
-    )
-    parser.set_defaults(no_templates=False, network=[], proxy=None)
-    if templates:
-        parser.add_argument(
-            "--no-templates", action="store_true", help="boot, and neither write nor use a saved machine"
-        )
-    parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
+def _fill_completion(completion: argparse.ArgumentParser) -> None:
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), metavar="SHELL", help="bash, zsh or tcsh")
 
 
-def _add_packages(parser: argparse.ArgumentParser, what_for: str) -> None:
-    parser.add_argument(
-        "--with",
-        dest="packages",
-        action="append",
-        default=[],
-        metavar="REQUIREMENT",
-        help=f"a package {what_for}: of Python's, such as 'pandas>=2', or of npm's for JavaScript; more than once for more",
-    )
-
-
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--network",
-        action="append",
-        type=network_rule,
-        metavar="HOST[:PORT]",
-        help="what may be reached: pypi.org, '*.pythonhosted.org', db.example.org:5432, or open for every public host; "
-        "more than once for more (default: nothing)",
-    )
-    parser.add_argument(
-        "--proxy",
-        metavar="URL",
-        help="an HTTP proxy that connections go through; environment: that of the variable https_proxy (default: none)",
-    )
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-
-
-def _add_cache_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="where images are kept (default: the user's cache directory)"
-    )
+def _add_action(actions: Actions, name: str, purpose: str, *examples: str) -> argparse.ArgumentParser:
+    """Add what stands behind a command, such as ``image``."""
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    epilog = "\n  ".join(["examples:", *examples])
+    return actions.add_parser(name, help=purpose, description=description, epilog=epilog)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-from collections.abc import Callable
 
 from .._errors import SandboxError, TemplateError
 from ..constants import DEFAULT_TEMPLATE_BUDGET_MIB
 from ..image import default_cache_directory
 from ..machines import NamedTemplateStore, TemplateStore
 from ._image import mebibytes
+from ._json import open_rows, print_facts
 from ._report import complain_about
 
 
@@ -20,17 +20,22 @@ def template(options: argparse.Namespace) -> int:
     cache = options.cache_dir or default_cache_directory()
     store = TemplateStore(cache, budget_mib=DEFAULT_TEMPLATE_BUDGET_MIB)
     named = NamedTemplateStore(cache)
-    actions: dict[str, Callable[[], str]] = {
-        "list": lambda: listing(store, named, as_json=options.json),
-        "rm": lambda: "\n".join(f"{key}: {mebibytes(remove(store, named, key))} freed" for key in options.keys),
-        "prune": lambda: f"{mebibytes(store.prune() + named.prune())} freed",
-    }
     try:
-        report = actions[options.action]()
+        if options.action == "list":
+            print(listing(store, named, as_json=options.json))
+        elif options.action == "rm":
+            with open_rows(options.json) as add:
+                for key in options.keys:
+                    freed = remove(store, named, key)
+                    add(f"{key}: {mebibytes(freed)} freed", name=key, freed_bytes=freed)
+        else:
+            freed = store.prune() + named.prune()
+            print_facts(options.json, f"{mebibytes(freed)} freed", freed_bytes=freed)
+    except BrokenPipeError:
+        raise
     except (SandboxError, OSError) as exc:
         complain_about(exc)
         return 1
-    print(report)
     return 0
 
 
@@ -43,17 +48,17 @@ def listing(store: TemplateStore, named: NamedTemplateStore, *, as_json: bool) -
     """Give the saved sandboxes and the intact templates, the one used last first, as a table or as JSON."""
     found = store.list()
     if as_json:
-        rows = [{"name": name, **_details_of_saved(named, name)} for name in named.names()] + [
-            {
-                "key": each.key,
-                "image": each.image,
-                "memory_mib": each.memory_mib,
-                "vcpus": each.vcpus,
-                "warmup": each.warmup,
-                "created": each.created,
-                "used": each.used,
-                "size_bytes": each.size_bytes,
-            }
+        rows = [_row(name=name, **_details_of_saved(named, name)) for name in named.names()] + [
+            _row(
+                key=each.key,
+                image=each.image,
+                memory_mib=each.memory_mib,
+                vcpus=each.vcpus,
+                warmup=each.warmup,
+                created=each.created,
+                used=each.used,
+                size_bytes=each.size_bytes,
+            )
             for each in found
         ]
         return json.dumps(rows, indent=2)
@@ -68,6 +73,12 @@ def listing(store: TemplateStore, named: NamedTemplateStore, *, as_json: bool) -
             f"  {mebibytes(each.size_bytes):>8}  used {_minute(each.used)}{warmup}"
         )
     return "\n".join(lines)
+
+
+def _row(**known: object) -> dict[str, object]:
+    """Give what is said of each as JSON; null is what does not apply to it."""
+    members = ("name", "key", "image", "memory_mib", "vcpus", "warmup", "created", "used", "size_bytes", "error")
+    return {**dict.fromkeys(members), **known}
 
 
 def _details_of_saved(named: NamedTemplateStore, name: str) -> dict[str, object]:

@@ -16,7 +16,14 @@ from typing import Final, final
 import attrs
 
 from .._observe import part_logger
-from ._held_files import HeldFile, decode_record, default_directory, encode_record, read_held_files, read_whole
+from ._held_files import (
+    HeldFile,
+    decode_record,
+    default_directory as default_directory,
+    encode_record,
+    read_held_files,
+    read_whole,
+)
 
 _log = part_logger("admission")
 

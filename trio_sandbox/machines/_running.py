@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -126,7 +127,7 @@ def _read(directory: Path | None) -> tuple[list[_Found], list[str]]:
         wrong = [ValueError("it is damaged: it has a part of a record")] if size % SIZE else []
         for place in range(min(size // SIZE, MOST)):
             try:
-                if (record := read_whole(lambda place=place: _read_record(fd, place))) is not None:
+                if (record := read_whole(partial(_read_record, fd, place))) is not None:
                     found.append(_confirm(record, fd, namespace))
             except ValueError as exc:
                 wrong.append(exc)
