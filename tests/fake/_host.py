@@ -26,6 +26,6 @@ async def open_fake_host(directory: Path, *, config: HostConfig | None = None) -
         store = ImageStore(directory / "cache")  # nobody asks for more images than this one
         dependents = Dependents(directory / "cache")
         with open_roster(directory / "held") as roster:
-            host = Host(config, site.runtime, store, accelerator, site.launcher, named, dependents, roster)
+            host = Host(config, site.runtime, store, accelerator, site.launcher, named, dependents, roster=roster)
             host._images["python"] = site.disks()  # pyright: ignore[reportPrivateUsage]
             yield host

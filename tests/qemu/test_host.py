@@ -31,7 +31,7 @@ from trio_sandbox import (
 from trio_sandbox.image import BuiltImage, ImageStore, SystemDisk, default_cache_directory
 from trio_sandbox.image._leases import Leases
 from trio_sandbox.image._manifest import Manifest
-from trio_sandbox.machines import Dependents, NamedTemplateStore, open_roster
+from trio_sandbox.machines import Dependents, NamedTemplateStore
 from trio_sandbox.machines._launcher import Launcher
 from trio_sandbox.qemu import (
     MachineConfig,
@@ -100,8 +100,7 @@ async def open_fake_host(
         )
         named = NamedTemplateStore(directory)
         dependents = Dependents(directory)
-        with open_roster(directory / "held") as roster:
-            yield Host(config or HostConfig(), runtime, store, accelerator, launcher, named, dependents, roster), daemon
+        yield Host(config or HostConfig(), runtime, store, accelerator, launcher, named, dependents), daemon
 
 
 def overlays_of(host: Host) -> list[Path]:

@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
             "kill",
             help="end the virtual machines of sandboxes, in whatever process they are",
             description="End the virtual machines of sandboxes of this user, at once, and nothing else. In the program that has opened "
-            "such a sandbox, what is under way in it raises VmDiedError, and later requests SandboxClosedError. "
+            "such a sandbox, what is under way in it raises OutcomeUnknownError, because of a VmDiedError, and later requests SandboxClosedError. "
             "Exit status 0, or 1 if one was not ended.",
             epilog=_examples.KILL,
         )

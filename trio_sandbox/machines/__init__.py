@@ -16,7 +16,12 @@ from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
 from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
 from ._progress_log import ProgressLog as ProgressLog
-from ._roster import NoteMachine as NoteMachine, Roster as Roster, open_roster as open_roster
+from ._roster import (
+    NoteMachine as NoteMachine,
+    Roster as Roster,
+    ignore_machine as ignore_machine,
+    open_roster as open_roster,
+)
 from ._running import (
     RunningSandbox as RunningSandbox,
     kill_sandbox as kill_sandbox,

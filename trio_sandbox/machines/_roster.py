@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
@@ -39,7 +39,11 @@ _NAME_LETTERS: Final = 100
 _MOST_DESCRIPTORS: Final = 2**31 - 1
 
 #: Told of the machine that a sandbox has now; None: it hibernates.
-NoteMachine = Callable[[Vm | None], None]
+NoteMachine = Callable[[Vm | None], object]
+
+
+def ignore_machine(vm: Vm | None) -> None:
+    """Take no notice."""
 
 
 @final
@@ -159,6 +163,10 @@ class Roster:
         finally:
             self._put(place, None)
 
+    def open(self) -> None:
+        """Make the file, so that no sandbox has to."""
+        self._write(())
+
     def close(self) -> None:
         """Have others know that this host is no more."""
         self._file.remove()
@@ -172,14 +180,17 @@ class Roster:
             del self._records[place]
             if self._file.missing:
                 return  # nobody knows of it
+        self._write((place,))
+
+    def _write(self, places: Iterable[int]) -> None:
+        """Write what is at *places* now; everything, if the file is a new one."""
         try:
-            places = [place]
             if self._file.missing:
                 self._file.make()
-                places = list(self._records)
-            for each in places:
-                if each < MOST:
-                    os.pwrite(self._file.fd, self._content(each), each * SIZE)
+                places = self._records
+            for place in places:
+                if place < MOST:
+                    os.pwrite(self._file.fd, self._content(place), place * SIZE)
         except (OSError, SandboxError) as exc:
             self.close()
             if not self._said:
@@ -197,7 +208,7 @@ class Roster:
 
 @contextmanager
 def open_roster(directory: Path | None = None, *, guard: Callable[[Path], object] = _ignore) -> Generator[Roster]:
-    """Yield a roster for the block.
+    """Yield a roster for the block. Others know of it until the block is left.
 
     Args:
       directory: Where the file is; None: where all hosts of this user have theirs.
@@ -206,6 +217,7 @@ def open_roster(directory: Path | None = None, *, guard: Callable[[Path], object
     """
     roster = Roster(directory, guard)
     try:
+        roster.open()
         yield roster
     finally:
         roster.close()

@@ -72,7 +72,9 @@ def running_sandboxes(directory: Path | None = None) -> tuple[list[RunningSandbo
 
 
 def kill_sandbox(name: str, directory: Path | None = None) -> bool:
-    """End the virtual machine of a sandbox, and wait until it is gone. Its owner's requests then raise `VmDiedError`.
+    """End the virtual machine of a sandbox, and wait until it is gone.
+
+    What its owner has under way there raises `OutcomeUnknownError`, because of a `VmDiedError`, and later requests `SandboxClosedError`.
 
     Args:
       name: What `RunningSandbox.id` says.

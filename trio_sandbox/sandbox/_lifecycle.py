@@ -36,6 +36,7 @@ from ..machines import (
     NoteMachine,
     check_count,
     hold_machine,
+    ignore_machine,
     open_together,
     sync_files,
 )
@@ -56,10 +57,6 @@ _log = part_logger("sandbox")
 
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
-
-
-def _ignore(vm: Vm | None) -> None:
-    """Take no notice."""
 
 
 @final
@@ -97,7 +94,7 @@ class Lifecycle(Generic[Child]):
         timeouts: Timeouts,
         open_child: Callable[[AbstractAsyncContextManager[Vm], int, Gateway], AbstractAsyncContextManager[Child]],
         gateway: Gateway,
-        note_machine: NoteMachine = _ignore,
+        note_machine: NoteMachine = ignore_machine,
         beside: int = 1,
         id: str | None = None,  # noqa: A002 - as of `Slot`
     ) -> None:
