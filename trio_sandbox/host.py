@@ -268,8 +268,7 @@ class Host:
         beside: int = 1,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine, which may be replaced by others of *services*."""
-        record = record_of(observed.id, str(image), config, self._accelerator.name)
-        with list_sandbox(self._roster, record, held.vm) as note_machine:
+        with list_sandbox(self._roster, observed.id, image, config, held.vm) as note_machine:
             lifecycle = Lifecycle(
                 services,
                 held,
@@ -320,13 +319,8 @@ class Host:
                     yield sandbox
 
     def _gateway(self, network: Network) -> Gateway:
-        return Gateway(
-            network,
-            self._resolver,
-            connect_timeout=self._config.timeouts.connect,
-            proxy=self._proxy,
-            trust=self._trust,
-        )
+        timeout = self._config.timeouts.connect
+        return Gateway(network, self._resolver, connect_timeout=timeout, proxy=self._proxy, trust=self._trust)
 
     async def run(
         self,
@@ -437,8 +431,11 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
         ):
             if config.confinement == "require":
                 machines.confinement.require_whole()
-            shared = cache if own != cache else None
-            templates = TemplateStore(own, budget_mib=config.template_budget_mib, shared=shared) if config.templates else None
+            templates = None
+            if config.templates:
+                templates = TemplateStore(
+                    own, budget_mib=config.template_budget_mib, shared=cache if own != cache else None
+                )
             named = NamedTemplateStore(cache)
             await remove_leftovers(store, templates, named, runtime.environment)
             launcher = Launcher(

@@ -20,6 +20,7 @@ import pytest
 import trio
 
 from trio_sandbox import SandboxClosedError, SandboxConfig, SandboxError, VmDiedError
+from trio_sandbox._observe import new_id
 from trio_sandbox.machines import _held_files, _running
 from trio_sandbox.machines._held_files import HeldFile
 from trio_sandbox.machines._process_facts import pid_namespace, process_status
@@ -70,7 +71,7 @@ def listed(directory: Path) -> list[RunningSandbox]:
 @contextmanager
 def own_sandbox(directory: Path) -> Generator[NoteMachine]:
     """List a sandbox that hibernates."""
-    with open_roster(directory) as roster, roster.enter("mine", SMALL, "tcg") as note:
+    with open_roster(directory) as roster, roster.enter(new_id(), "mine", SMALL, "tcg") as note:
         note(None)
         yield note
 
@@ -78,7 +79,7 @@ def own_sandbox(directory: Path) -> Generator[NoteMachine]:
 def a_record(**lies: object) -> SandboxRecord:
     """Return a record that is true, but for *lies*."""
     record = SandboxRecord(
-        id="0123abcd",
+        id="0123abcd4567",
         owner=os.getpid(),
         descriptor=0,
         namespace=pid_namespace(),
@@ -115,20 +116,16 @@ async def test_a_host_lists_its_sandboxes_and_notices_the_end_of_one(tmp_path: P
         async with host.open_sandbox("python", SMALL) as one, host.open_sandbox("python", SMALL) as two:
             before = time.time()
             first, second = listed(directory)
-            pids = [first.qemu_pid, second.qemu_pid]
-            assert sorted(map(str, pids)) == sorted(str(each.statistics().qemu_pid) for each in (one, two))
+            assert {(each.id, each.qemu_pid) for each in (first, second)} == {
+                (each.id, each.statistics().qemu_pid) for each in (one, two)
+            }
             assert (first.image, first.state, first.memory_mib, first.vcpus) == ("python", "running", 128, 1)
             assert (first.accelerator, first.owner_pid) == (one.accelerator, os.getpid())
             assert before - 60 < first.opened <= second.opened <= before
             assert "pytest" in first.owner_command
-            by_pid = {each.qemu_pid: each.id for each in (first, second)}
-            name = by_pid[one.statistics().qemu_pid]
-            assert await trio.to_thread.run_sync(kill_sandbox, name, directory)
-            assert {each.id: each.state for each in listed(directory)} == {
-                name: "ended",
-                by_pid[two.statistics().qemu_pid]: "running",
-            }
-            assert not await trio.to_thread.run_sync(kill_sandbox, name, directory), "it is gone already"
+            assert await trio.to_thread.run_sync(kill_sandbox, one.id, directory)
+            assert {each.id: each.state for each in listed(directory)} == {one.id: "ended", two.id: "running"}
+            assert not await trio.to_thread.run_sync(kill_sandbox, one.id, directory), "it is gone already"
             with pytest.raises((VmDiedError, SandboxClosedError)):
                 await one.run("1")
         assert listed(directory) == []
@@ -136,7 +133,7 @@ async def test_a_host_lists_its_sandboxes_and_notices_the_end_of_one(tmp_path: P
 
 
 def test_a_sandbox_that_hibernates_has_no_machine(directory: Path, processes: list[subprocess.Popen[bytes]]) -> None:
-    with open_roster(directory) as roster, roster.enter("python", SMALL, "tcg") as note:
+    with open_roster(directory) as roster, roster.enter(new_id(), "python", SMALL, "tcg") as note:
         note(vm(processes[0]))
         note(None)
         (sandbox,) = listed(directory)
@@ -152,7 +149,7 @@ def test_who_gets_another_machine_meanwhile_loses_that_as_well(
     directory: Path, processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill = _running._kill  # pyright: ignore[reportPrivateUsage]
-    with open_roster(directory) as roster, roster.enter("python", SMALL, "tcg") as note:
+    with open_roster(directory) as roster, roster.enter(new_id(), "python", SMALL, "tcg") as note:
         note(vm(processes[0]))
 
         def kill_and_revert(record: SandboxRecord) -> bool:
@@ -170,7 +167,7 @@ def test_names_of_images_are_short_and_can_be_written(directory: Path) -> None:
     names = ["python", "oci:/ä/\udcff", "\0" * 10_000, "\N{GRINNING FACE}" * 10_000]
     with open_roster(directory) as roster, ExitStack() as stack:
         for name in names:
-            stack.enter_context(roster.enter(name, SMALL, "tcg"))(None)
+            stack.enter_context(roster.enter(new_id(), name, SMALL, "tcg"))(None)
         assert {each.image for each in listed(directory)} == {
             "python",
             "oci:/ä/\\udcff",
@@ -180,10 +177,10 @@ def test_names_of_images_are_short_and_can_be_written(directory: Path) -> None:
 
 
 def test_places_are_used_again(directory: Path) -> None:
-    with open_roster(directory) as roster, roster.enter("python", SMALL, "tcg") as note:
+    with open_roster(directory) as roster, roster.enter(new_id(), "python", SMALL, "tcg") as note:
         note(None)
         for _ in range(5):
-            with roster.enter("data", SMALL, "tcg") as note_other:
+            with roster.enter(new_id(), "data", SMALL, "tcg") as note_other:
                 note_other(None)
                 assert [each.image for each in listed(directory)] == ["python", "data"]
         (path,) = directory.iterdir()
@@ -192,7 +189,9 @@ def test_places_are_used_again(directory: Path) -> None:
 
 def test_a_file_that_was_removed_is_made_again_with_all(directory: Path) -> None:
     with open_roster(directory) as roster, ExitStack() as stack:
-        notes: list[NoteMachine] = [stack.enter_context(roster.enter("python", SMALL, "tcg")) for _ in range(3)]
+        notes: list[NoteMachine] = [
+            stack.enter_context(roster.enter(new_id(), "python", SMALL, "tcg")) for _ in range(3)
+        ]
         for note in notes:
             note(None)
         before = listed(directory)
@@ -211,7 +210,7 @@ def test_sandboxes_that_can_not_be_listed_are_opened_all_the_same(
     (tmp_path / "held").write_text("not a directory")
     with open_roster(tmp_path / "held") as roster:
         for _ in range(2):
-            with roster.enter("python", SMALL, "tcg") as note:
+            with roster.enter(new_id(), "python", SMALL, "tcg") as note:
                 note(None)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -226,7 +225,7 @@ def test_a_reaper_that_does_not_listen_keeps_nobody_from_opening_sandboxes(
     def fail(path: Path) -> None:
         raise SandboxError("the reaper does not listen")
 
-    with open_roster(directory, guard=fail) as roster, roster.enter("python", SMALL, "tcg") as note:
+    with open_roster(directory, guard=fail) as roster, roster.enter(new_id(), "python", SMALL, "tcg") as note:
         note(None)
     assert "the reaper does not listen" in caplog.text
     assert not directory.exists()
@@ -240,12 +239,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from trio_sandbox import SandboxConfig
+from trio_sandbox._observe import new_id
 from trio_sandbox.machines._roster import Roster
 roster = Roster(Path(sys.argv[1]))
 with ExitStack() as stack:
     for image in ("python", "data"):
         qemu = subprocess.Popen(["sleep", "600"])
-        stack.enter_context(roster.enter(image, SandboxConfig(memory_mib=128), "tcg"))(SimpleNamespace(pid=qemu.pid))
+        stack.enter_context(roster.enter(new_id(), image, SandboxConfig(memory_mib=128), "tcg"))(SimpleNamespace(pid=qemu.pid))
     if len(sys.argv) > 2 and os.fork() == 0:
         os.setpgid(0, 0)
     os.write(1, b"up %d\\n" % os.getpid())
@@ -302,7 +302,7 @@ def test_what_a_killed_process_had_is_not_listed(directory: Path, fork: bool) ->
             assert process_status(sandbox.qemu_pid) is not None, "an orphan is the reaper's"
 
 
-@pytest.mark.parametrize("name", ["", "0123abcd", "../held", "0123ABCD", "x" * 10_000, "0123abc\n"])
+@pytest.mark.parametrize("name", ["", "0123abcd4567", "../held", "0123ABCD4567", "x" * 10_000, "0123abcd456\n"])
 def test_nobody_is_called_that(directory: Path, name: str) -> None:
     with own_sandbox(directory):
         with pytest.raises(SandboxError, match=r"no sandbox .*`trio-sandbox ps` lists those that do"):
@@ -325,25 +325,25 @@ def test_a_number_that_another_process_has_by_now_is_left_alone(
     with held(directory, a_record(pid=pid, started=started(pid) - 1)):
         (sandbox,) = listed(directory)
         assert (sandbox.state, sandbox.qemu_pid) == ("ended", None)
-        assert kill_sandbox("0123abcd", directory) is False
+        assert kill_sandbox("0123abcd4567", directory) is False
     assert processes[0].poll() is None
 
 
 def test_a_process_that_its_owner_did_not_start_is_left_alone(directory: Path) -> None:
     with other_process(directory) as other:
         victim = other.pid  # a child of this process, and we call our child the owner
-        with held(directory, a_record(id="0" * 8, pid=os.getppid(), started=started(os.getppid()))):
-            assert {each.id: each.state for each in listed(directory)}["0" * 8] == "ended"
-            assert kill_sandbox("0" * 8, directory) is False
-        lie = a_record(id="1" * 8, owner=other.pid, pid=victim, started=started(victim))
+        with held(directory, a_record(id="0" * 12, pid=os.getppid(), started=started(os.getppid()))):
+            assert {each.id: each.state for each in listed(directory)}["0" * 12] == "ended"
+            assert kill_sandbox("0" * 12, directory) is False
+        lie = a_record(id="1" * 12, owner=other.pid, pid=victim, started=started(victim))
         with held(directory, lie) as file:
             sandboxes, problems = running_sandboxes(directory)
-            assert "1" * 8 not in {each.id for each in sandboxes}
+            assert "1" * 12 not in {each.id for each in sandboxes}
             (problem,) = problems
             assert problem.startswith(f"{directory / file.name}: 1 of its records can't be used")
             assert f"the process {other.pid}, which it calls its owner, does not have it open" in problem
             with pytest.raises(SandboxError, match="no sandbox"):
-                kill_sandbox("1" * 8, directory)
+                kill_sandbox("1" * 12, directory)
         assert other.poll() is None
 
 
@@ -360,7 +360,7 @@ def test_processes_of_another_container_are_left_alone(
             "",
         )
         with pytest.raises(SandboxError, match="in another container"):
-            kill_sandbox("0123abcd", directory)
+            kill_sandbox("0123abcd4567", directory)
     assert processes[0].poll() is None
 
 
@@ -376,7 +376,7 @@ def test_of_an_owner_that_may_not_be_looked_at_nothing_is_ended(
         (sandbox,) = listed(directory)
         assert sandbox.state == "running"
         with pytest.raises(SandboxError, match="does not let this user look at its owner"):
-            kill_sandbox("0123abcd", directory)
+            kill_sandbox("0123abcd4567", directory)
     assert processes[0].poll() is None
 
 
@@ -385,8 +385,8 @@ def test_two_that_say_that_they_are_the_same_are_left_alone(
 ) -> None:
     lies = [a_record(pid=each.pid, started=started(each.pid)) for each in processes]
     with held(directory, lies[0]), held(directory, lies[1]):
-        with pytest.raises(SandboxError, match="2 sandboxes say that they are '0123abcd'"):
-            kill_sandbox("0123abcd", directory)
+        with pytest.raises(SandboxError, match="2 sandboxes say that they are '0123abcd4567'"):
+            kill_sandbox("0123abcd4567", directory)
     assert [each.poll() for each in processes] == [None, None]
 
 

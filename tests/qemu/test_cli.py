@@ -121,7 +121,7 @@ from trio_sandbox import OutcomeUnknownError, SandboxClosedError, open_sandbox
 async def main():
     async with open_sandbox("python") as sandbox:
         def tell():
-            print(sandbox.statistics().qemu_pid, flush=True)
+            print(sandbox.id, sandbox.statistics().qemu_pid, flush=True)
 
         for code, kind in (("tell()\nwhile True: pass", OutcomeUnknownError), ("1", SandboxClosedError)):
             try:
@@ -143,10 +143,10 @@ def test_a_sandbox_of_another_process_is_listed_and_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.PIPE, text=True) as owner:
         try:
             assert owner.stdout is not None
-            qemu = int(owner.stdout.readline())
+            name, qemu = owner.stdout.readline().split()
             (sandbox,) = listed_of(owner.pid)
-            assert (sandbox["image"], sandbox["state"], sandbox["qemu_pid"]) == ("python", "running", qemu)
-            name = str(sandbox["id"])
+            assert (sandbox["id"], sandbox["image"], sandbox["state"]) == (name, "python", "running")
+            assert sandbox["qemu_pid"] == int(qemu)
             completed = trio_sandbox("kill", name)
             assert (completed.returncode, completed.stdout, completed.stderr) == (0, f"{name}: ended\n".encode(), b"")
             died, closed = owner.stdout.read().splitlines()

@@ -99,7 +99,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 #: Arguments of each command besides --json.
 COMMANDS = {
     "ps": [],
-    "kill": ["0123abcd"],
+    "kill": ["0123abcd4567"],
     "doctor": [],
     "image build": ["python"],
     "image list": [],

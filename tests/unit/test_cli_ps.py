@@ -13,7 +13,7 @@ from trio_sandbox.cli._ps import age, table
 from trio_sandbox.machines import RunningSandbox
 
 ONE = RunningSandbox(
-    id="0123abcd",
+    id="0123abcd4567",
     image="python",
     state="running",
     opened=1000.0,
@@ -24,10 +24,10 @@ ONE = RunningSandbox(
     owner_pid=10,
     owner_command="python3 agent.py --verbose",
 )
-TWO = attrs.evolve(ONE, id="f" * 8, image="data", state="hibernated", qemu_pid=None)
+TWO = attrs.evolve(ONE, id="f" * 12, image="data", state="hibernated", qemu_pid=None)
 #: Another container's, and with a name that a guest's author could have chosen.
 THREE = attrs.evolve(
-    ONE, id="0" * 8, state="ended", image="a\x1b[2J\nb", qemu_pid=None, owner_pid=None, owner_command=""
+    ONE, id="0" * 12, state="ended", image="a\x1b[2J\nb", qemu_pid=None, owner_pid=None, owner_command=""
 )
 
 
@@ -49,10 +49,10 @@ def running(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_table() -> None:
     assert table([ONE, TWO, THREE], now=1090).splitlines() == [
-        "ID        IMAGE       STATE       AGE   MEMORY   ACCELERATOR  OWNER  COMMAND",
-        "0123abcd  python      running     90 s  256 MiB  kvm          10     python3 agent.py --verbose",
-        "ffffffff  data        hibernated  90 s  256 MiB  kvm          10     python3 agent.py --verbose",
-        "00000000  a\\x1b[2J b  ended       90 s  256 MiB  kvm          -      -",
+        "ID            IMAGE       STATE       AGE   MEMORY   ACCELERATOR  OWNER  COMMAND",
+        "0123abcd4567  python      running     90 s  256 MiB  kvm          10     python3 agent.py --verbose",
+        "ffffffffffff  data        hibernated  90 s  256 MiB  kvm          10     python3 agent.py --verbose",
+        "000000000000  a\\x1b[2J b  ended       90 s  256 MiB  kvm          -      -",
     ]
     assert {len(line) for line in table([ONE, TWO, THREE], now=1090, columns=20).splitlines()} == {20}
     assert table([], now=0) == "no sandbox of this user runs on this machine"
@@ -78,7 +78,7 @@ def test_an_age(seconds: float, words: str) -> None:
 def test_ps(running: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ps"]) == 0
     captured = capsys.readouterr()
-    assert [line.split()[0] for line in captured.out.splitlines()] == ["ID", "0123abcd", "ffffffff", "00000000"]
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["ID", ONE.id, TWO.id, THREE.id]
     assert captured.err == "trio-sandbox: a file is damaged\\x1b\n"
 
 

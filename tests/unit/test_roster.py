@@ -17,7 +17,7 @@ numbers = st.integers(0, 2**63 - 1)
 pids = st.integers(0, MOST_PID)
 records = st.builds(
     SandboxRecord,
-    id=st.text("0123456789abcdef", min_size=8, max_size=8),
+    id=st.text("0123456789abcdef", min_size=12, max_size=12),
     owner=pids,
     descriptor=st.integers(0, 2**31 - 1),
     namespace=numbers,
@@ -30,7 +30,7 @@ records = st.builds(
     started=numbers,
 )
 PLAIN = SandboxRecord(
-    id="0123abcd",
+    id="0123456789ab",
     owner=1,
     descriptor=3,
     namespace=4,
@@ -70,8 +70,8 @@ def test_nonsense_is_refused(data: bytes) -> None:
     [
         ({"format": FORMAT + 1}, f"format is {FORMAT + 1}"),
         ({"id": "../../x"}, "'id'"),
-        ({"id": "0123abcdef"}, "'id'"),
-        ({"id": "0123ABCD"}, "'id'"),
+        ({"id": "0123456789abc"}, "'id'"),
+        ({"id": "0123456789AB"}, "'id'"),
         ({"id": 12345678}, "'id'"),
         ({"owner": MOST_PID + 1}, "'owner'"),
         ({"owner": -1}, "'owner'"),

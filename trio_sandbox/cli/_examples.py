@@ -48,7 +48,7 @@ examples:
 
 KILL = """\
 examples:
-  trio-sandbox kill 3f9a61c2
+  trio-sandbox kill 3f9a61c2b07d
   trio-sandbox kill --all
 """
 

@@ -20,6 +20,7 @@ from ._roster import (
     NoteMachine as NoteMachine,
     Roster as Roster,
     ignore_machine as ignore_machine,
+    list_sandbox as list_sandbox,
     open_roster as open_roster,
 )
 from ._running import (

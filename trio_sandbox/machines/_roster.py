@@ -5,9 +5,7 @@ A start pays for one write of a record, to memory. Who reads the file believes n
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -19,12 +17,14 @@ import trio
 
 from .._config import SandboxConfig
 from .._errors import SandboxError
+from .._image import AnyImage
+from .._observe import part_logger
 from .._stored_json import Fields
 from ..qemu import Vm
 from ._held_files import HeldFile, decode_record, default_directory, encode_record
 from ._process_facts import MOST_PID, pid_namespace, process_status
 
-_log = logging.getLogger("trio_sandbox.host")
+_log = part_logger("host")
 
 #: The version of what is in the records. Others are not read.
 FORMAT: Final = 1
@@ -42,17 +42,13 @@ _MOST_DESCRIPTORS: Final = 2**31 - 1
 NoteMachine = Callable[[Vm | None], object]
 
 
-def ignore_machine(vm: Vm | None) -> None:
-    """Take no notice."""
-
-
 @final
 @attrs.frozen(kw_only=True)
 class SandboxRecord:
     """What a host says of one of its sandboxes."""
 
     id: str
-    """What it is called by `trio-sandbox ps`: 8 hexadecimal digits."""
+    """`Sandbox.id`: 12 hexadecimal digits."""
     owner: int
     """The host's process."""
     descriptor: int
@@ -102,7 +98,7 @@ def decode(data: bytes) -> SandboxRecord:
 
 def is_identifier(text: str) -> bool:
     """Tell whether a sandbox could be called that."""
-    return len(text) == 8 and set(text) <= set("0123456789abcdef")
+    return len(text) == 12 and set(text) <= set("0123456789abcdef")
 
 
 def _identifier(fields: Fields) -> str:
@@ -137,10 +133,10 @@ class Roster:
         self._said = False
 
     @contextmanager
-    def enter(self, image: str, config: SandboxConfig, accelerator: str) -> Generator[NoteMachine]:
-        """List a sandbox for the block; it is called with each machine that the sandbox gets."""
+    def enter(self, sandbox_id: str, image: str, config: SandboxConfig, accelerator: str) -> Generator[NoteMachine]:
+        """List a sandbox for the block; what it yields is to be called with each machine that the sandbox gets."""
         record = SandboxRecord(
-            id=secrets.token_hex(4),
+            id=sandbox_id,
             owner=os.getpid(),
             descriptor=0,  # there may be no file yet
             namespace=self._namespace,
@@ -204,6 +200,23 @@ class Roster:
     def _content(self, place: int) -> bytes:
         record = self._records.get(place)
         return bytes(SIZE) if record is None else encode(attrs.evolve(record, descriptor=self._file.fd))
+
+
+@contextmanager
+def list_sandbox(
+    roster: Roster | None, sandbox_id: str, image: AnyImage, config: SandboxConfig, vm: Vm
+) -> Generator[NoteMachine]:
+    """List a sandbox for the block, as `Roster.enter`; its first machine is *vm*. Without a roster nobody knows of it."""
+    if roster is None:
+        yield ignore_machine
+        return
+    with roster.enter(sandbox_id, str(image), config, vm.accelerator.name) as note:
+        note(vm)
+        yield note
+
+
+def ignore_machine(vm: Vm | None) -> None:
+    """Take no notice."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class RunningSandbox:
     """A sandbox that some process of this user has open."""
 
     id: str
-    """What to call it: 8 hexadecimal digits."""
+    """`Sandbox.id`: 12 hexadecimal digits."""
     image: str
     state: Literal["running", "hibernated", "ended"]
     """"hibernated": it has no virtual machine now. "ended": its virtual machine is gone, and its block was not left yet."""
