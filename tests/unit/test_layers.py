@@ -116,7 +116,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     },
     "fleet": {"attrs", "cryptography", "ray", "trio"},
     "bench": {"attrs", "trio"},
-    "cli": {"attrs", "rich", "trio"},
+    "cli": {"attrs", "rich", "shtab", "trio"},
     "top": {"trio"},
 }
 
