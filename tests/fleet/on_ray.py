@@ -114,6 +114,16 @@ async def test_the_life_of_a_sandbox(host: FleetHost) -> None:
         assert (await sandbox.run("x")).value == "1"
 
 
+async def test_a_ray_of_its_own_outlives_the_threads_of_trio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray starts dies with the thread that has started it, and Trio ends threads that have nothing to do."""
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.1)
+    async with open_ray_host(None, CONFIG, FLEET) as host, host.open_sandbox() as sandbox:
+        for _ in range(5):
+            await trio.sleep(1)
+            assert (await sandbox.run("print('here')")).stdout == "here\n"
+        assert not host.statistics().nodes[0].lost
+
+
 async def test_what_never_fits(host: FleetHost) -> None:
     with pytest.raises(CapacityError, match="never fits on a node"):
         async with host.open_sandbox(memory_mib=2000):

@@ -22,7 +22,7 @@ from ..client import Functions
 from ..image import image_for_script, read_source
 from ..machines import check_image
 from ..network import Gateway, HostResolver, find_proxy, read_trust
-from ..sandbox import Sandbox
+from ..sandbox import ObservedSandbox, Sandbox
 from ._client import NodeClient
 from ._config import FleetConfig
 from ._life import RemoteLife
@@ -122,18 +122,25 @@ class FleetHost:
         )
         # What the node does not need to know: connections are made, and idleness is noticed, here.
         there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
-        async with (
-            self._members.placed(wanted, config) as member,
-            member.client.hold(Open(wanted, there, None), "opening a sandbox") as opened,
-            open_services("open_sandbox()") as services,
-            self._adopt(member, services, opened, config, gateway) as sandbox,
-        ):
-            with self._members.counted(member):
-                yield sandbox
+        with ObservedSandbox(wanted, config, "fleet") as observed:
+            async with (
+                self._members.placed(wanted, config) as member,
+                member.client.hold(Open(wanted, there, None), "opening a sandbox") as opened,
+                open_services("open_sandbox()") as services,
+                self._adopt(member, services, opened, config, gateway, observed) as sandbox,
+            ):
+                with self._members.counted(member):
+                    yield sandbox
 
     @asynccontextmanager
     async def _adopt(
-        self, member: Member, services: Services, opened: Opened, config: SandboxConfig, gateway: Gateway
+        self,
+        member: Member,
+        services: Services,
+        opened: Opened,
+        config: SandboxConfig,
+        gateway: Gateway,
+        observed: ObservedSandbox,
     ) -> AsyncGenerator[Sandbox]:
         """Yield the sandbox of a machine that a node has opened."""
         client = member.client
@@ -142,8 +149,9 @@ class FleetHost:
 
         @asynccontextmanager
         async def open_child(inner: Services, child: Opened, gateway: Gateway) -> AsyncGenerator[Sandbox]:
-            async with self._adopt(member, inner, child, config, gateway) as sandbox:
-                yield sandbox
+            with ObservedSandbox(child.image, config, "fork") as observed:
+                async with self._adopt(member, inner, child, config, gateway, observed) as sandbox:
+                    yield sandbox
 
         life: RemoteLife[Sandbox] = RemoteLife(
             client,
@@ -156,13 +164,17 @@ class FleetHost:
             background=self._background,
             open_child=open_child,
             hold_shares=lambda count: self._members.shares(client, config, count),
+            id=observed.id,
         )
+        observed.tell_node(client.name)
+        gateway.observe_in(observed.context)
         try:
             if gateway.network:
                 await life.network.switch(machine)
             if config.hibernate_after is not None:
                 await services.start(life.serve_idleness, config.hibernate_after)
-            yield Sandbox(life.slot, opened.image, config, self._config.timeouts, life, opened, node=client.name)
+            with observed.body():
+                yield Sandbox(life.slot, opened.image, config, self._config.timeouts, life, opened, node=client.name)
         finally:
             life.close()
 

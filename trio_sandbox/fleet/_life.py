@@ -44,6 +44,7 @@ class RemoteLife(Generic[Child]):
       background: Where requests go on that nobody waits for.
       open_child: Makes the sandbox of a copy of this one.
       hold_shares: Notes, for a block, that the node has so many sandboxes like this one more.
+      id: The sandbox's own.
 
     """
 
@@ -60,8 +61,9 @@ class RemoteLife(Generic[Child]):
         background: trio.Nursery,
         open_child: Callable[[Services, Opened, Gateway], AbstractAsyncContextManager[Child]],
         hold_shares: Callable[[int], AbstractAsyncContextManager[None]],
+        id: str,  # noqa: A002 - that is what it is
     ) -> None:
-        self.slot: Slot = Slot(machine)
+        self.slot: Slot = Slot(machine, id)
         self.network: SandboxNetwork = SandboxNetwork(self.slot, gateway, timeouts.kill)
         self.reverts: int = 0
         self.hibernations: int = 0

@@ -14,6 +14,7 @@ from .._config import SandboxConfig
 from .._errors import NodeLostError
 from .._image import AnyImage
 from .._nurseries import Services
+from .._observe import measure, span
 from ..host import HostStatistics
 from ._client import NodeClient
 from ._config import FleetConfig
@@ -154,9 +155,12 @@ class Members:
         claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
         decided = self._waiting[claim] = trio.Event()
         try:
-            self._placement.submit(claim)
-            self._settle()
-            await decided.wait()
+            with span("admit", memory_mib=claim.demand.memory_mib):
+                began = trio.current_time()
+                self._placement.submit(claim)
+                self._settle()
+                await decided.wait()
+                measure("admission.duration", trio.current_time() - began)
             if claim.error is not None:
                 raise claim.error
             assert claim.node is not None

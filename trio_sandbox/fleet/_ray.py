@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import secrets
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -120,18 +121,38 @@ async def _connected(ray: Any, address: str | None) -> AsyncGenerator[None]:
         yield
         return
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    try:
-        # It can't be cancelled, and would leave half of a cluster.
-        await trio.to_thread.run_sync(
-            partial(ray.init, address=address or "local", log_to_driver=False, namespace=NAMESPACE, **options)
-        )
-    except (ConnectionError, RuntimeError, OSError) as exc:
-        raise FleetError(f"Ray could not be {'started' if address is None else 'connected to'}: {exc}") from exc
-    try:
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(ray.shutdown)
+    connect = partial(ray.init, address=address or "local", log_to_driver=False, namespace=NAMESPACE, **options)
+    failures: list[Exception] = []
+    connected, leave = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def stay() -> None:
+        """Be connected until told to leave. Ray's processes die with the thread that has started them: it must not end before."""
+        try:
+            connect()
+        except Exception as exc:  # noqa: BLE001 - raised where it belongs
+            failures.append(exc)
+        token.run_sync_soon(connected.set)
+        if not failures:
+            leave.wait()
+            ray.shutdown()
+
+    with hide_nursery("open_ray_host()"):
+        async with trio.open_nursery() as nursery:
+            # It can't be cancelled, and would leave half of a cluster.
+            nursery.start_soon(partial(trio.to_thread.run_sync, stay, limiter=trio.CapacityLimiter(1)))
+            try:
+                with trio.CancelScope(shield=True):
+                    await connected.wait()
+                if not failures:
+                    yield
+            finally:
+                leave.set()
+    for exc in failures:
+        if isinstance(exc, (ConnectionError, RuntimeError, OSError)):
+            verb = "started" if address is None else "connected to"
+            raise FleetError(f"Ray could not be {verb}: {exc}") from exc
+        raise exc
 
 
 @final

@@ -15,8 +15,8 @@ from .._image import AnyImage, Image
 from .._observe import UNSEEN, Span, Value, add_span, is_observed, measure, new_id, outcome_of, serving, span
 from ..client import RunTrace
 
-#: Where a sandbox's machine comes from: a boot, a template, the warm pool, a saved sandbox, a fork of another.
-StartKind = Literal["boot", "template", "warm", "saved", "fork"]
+#: Where a sandbox's machine comes from: a boot, a template, the warm pool, a saved sandbox, a fork of another, a node of a fleet.
+StartKind = Literal["boot", "template", "warm", "saved", "fork", "fleet"]
 
 
 @final
@@ -62,6 +62,10 @@ class ObservedSandbox:
         if not self._started:
             measure("starts", kind=self.kind, outcome=outcome_of(exc))
         self._span.__exit__(kind, exc, traceback)
+
+    def tell_node(self, node: str) -> None:
+        """Say which node of a fleet it is on."""
+        self._span.set(node=node)
 
     @contextmanager
     def body(self) -> Generator[None]:
