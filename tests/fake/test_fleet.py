@@ -26,7 +26,7 @@ from trio_sandbox import (
     WarmupError,
     WrongNodeError,
 )
-from trio_sandbox.fleet import FleetConfig
+from trio_sandbox.fleet import FleetConfig, _keeper, _machine
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._links import connect
 from trio_sandbox.sandbox import Sandbox
@@ -99,7 +99,8 @@ async def test_a_node_and_its_user_that_lose_each_other() -> None:
 
 
 async def expect_lost(sandbox: Sandbox) -> None:
-    with pytest.raises(OutcomeUnknownError, match="the virtual machine on node one ended during a run") as info:
+    text = f"the virtual machine on node {sandbox.node} ended during a run"
+    with pytest.raises(OutcomeUnknownError, match=text) as info:
         await sandbox.run("import time; time.sleep(1000)")
     assert isinstance(info.value.__cause__, NodeLostError)
     assert not info.value.retry_safe
@@ -137,6 +138,26 @@ async def test_a_machine_that_dies_says_why() -> None:
             await sandbox.run("1")
         assert isinstance(info.value.__cause__, VmDiedError)
         assert sandbox.statistics().qemu_pid is None
+
+
+@pytest.mark.parametrize("_", range(3))
+async def test_no_end_of_a_node_is_taken_for_the_guests(_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said on a machine's connection of its end; the news of it takes another, and may never come."""
+    monkeypatch.setattr(_keeper, "_NEWS_PATIENCE", 0.0)
+    monkeypatch.setattr(_machine, "_NEWS_SECONDS", 0.1)
+    async with (
+        open_fake_fleet("one", "two") as fleet,
+        fleet.host.open_sandbox() as first,
+        fleet.host.open_sandbox() as second,
+    ):
+        for sandbox, end in (
+            (first, lambda node: node.host.machines[0].retire("of old age")),
+            (second, lambda node: node.node.left.set()),  # as if its process were told to end
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(expect_lost, sandbox)
+                await wait_until(lambda: sandbox.statistics().runs == 1)  # noqa: B023
+                end(fleet.nodes[str(sandbox.node)])
 
 
 async def test_a_machine_that_is_given_up_here_is_ended_there() -> None:

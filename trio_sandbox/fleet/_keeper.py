@@ -9,6 +9,7 @@ from typing import Any, Final, final
 import trio
 
 from .._errors import LinkProtocolError, SandboxClosedError, SandboxError
+from .._nurseries import hide_nursery
 from ..client import Machine
 from ..sandbox import Checkpoint, Sandbox
 from ..wire import Role
@@ -16,6 +17,7 @@ from ._links import open_link
 from ._messages import Ended, Offer, Opened, Status
 from ._relay import Relay
 from ._security import Secrets
+from ._tls import TlsStream
 
 #: Seconds for the news of a machine's end to be written, before its link is closed, which tells less.
 _NEWS_PATIENCE: Final = 5.0
@@ -139,32 +141,38 @@ class Keeper:
 
     # --- Its machines ---
 
-    async def serve_machine(self, number: int, stream: trio.abc.Stream) -> None:
+    async def serve_machine(self, number: int, stream: TlsStream) -> None:
         """Relay what a connection and the machine of that number say to each other, until one of them ends.
 
-        A machine whose user is gone is ended: nobody could use it any more.
+        A machine whose user is gone is ended: nobody could use it any more. When the machine ends, or this is cancelled, the
+        connection breaks off, as QEMU's port does: if streams were ended or reset before, that would be taken for the guest's word.
         """
         machine = self._machines[number]
         relay = Relay(machine.guest, self._slot.note_request)
         ended = False
+
+        async def wait_end() -> None:
+            nonlocal ended
+            try:
+                failure = await machine.wait_ended()
+                ended = True
+                if failure is not None:
+                    # First the news: when the link closes, whoever waits on it asks why.
+                    with trio.move_on_after(_NEWS_PATIENCE):
+                        await self._tell(Ended(number, failure))
+            finally:
+                stream.close()
+
         try:
-            async with open_link(stream, Role.GUEST, relay.accept_user, silence=float("inf")) as link:
-                relay.user = link
-                machine.guest_handler = relay.accept_guest
+            with hide_nursery("a machine's link"):
                 async with trio.open_nursery() as nursery:
-
-                    async def wait_link() -> None:
-                        await link.wait_closed()
-                        nursery.cancel_scope.cancel(reason="the link is closed")
-
-                    nursery.start_soon(wait_link)
-                    failure = await machine.wait_ended()
-                    ended = True
-                    if failure is not None:
-                        # First the news: when the link closes, whoever waits on it asks why.
-                        with trio.move_on_after(_NEWS_PATIENCE):
-                            await self._tell(Ended(number, failure))
-                    nursery.cancel_scope.cancel(reason="the machine has ended")
+                    nursery.start_soon(wait_end)
+                    with trio.CancelScope(shield=True):  # it ends with the connection, which that task closes
+                        async with open_link(stream, Role.GUEST, relay.accept_user, silence=float("inf")) as link:
+                            relay.user = link
+                            machine.guest_handler = relay.accept_guest
+                            await link.wait_closed()
+                    nursery.cancel_scope.cancel(reason="the link is closed")
         finally:
             machine.guest_handler = None
             if not ended and not machine.closed:

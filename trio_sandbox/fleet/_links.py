@@ -113,7 +113,7 @@ async def open_link(
 async def serve_links(
     listener: trio.SocketListener,
     identity: Identity,
-    serve: Callable[[trio.abc.Stream, bytes], Awaitable[object]],
+    serve: Callable[[TlsStream, bytes], Awaitable[object]],
     *,
     lease: float,
     handlers: trio.Nursery,

@@ -38,6 +38,7 @@ from ._messages import (
     Status,
 )
 from ._security import Secrets, make_identity
+from ._tls import TlsStream
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
@@ -96,7 +97,7 @@ class Node:
                 await self._fewer.wait()
         return len(self._keepers) + self._opening
 
-    async def serve(self, stream: trio.abc.Stream, secret: bytes) -> None:
+    async def serve(self, stream: TlsStream, secret: bytes) -> None:
         """Serve a connection, whatever it is for."""
         purpose = self.secrets.redeem(secret)
         try:
