@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any, Final, NoReturn, final
 
@@ -57,6 +58,7 @@ class NodeProcess:
 
     def _run(self) -> None:
         try:
+            _restore_priority()
             trio.run(self._serve)
         except BaseException as exc:  # noqa: ASYNC103, BLE001 - outside of Trio; whoever waits for the start, or asks later, is told
             self._failure = exc
@@ -145,6 +147,20 @@ class NodeProcess:
             return trio.from_thread.run_sync(function, trio_token=self._token)
         except trio.RunFinishedError:
             return None
+
+
+def _restore_priority() -> None:
+    """Have this thread, and what it starts, be as important as Ray itself.
+
+    Ray makes its workers less important, by 15. Every answer of a guest would wait for whatever else the machine does; and our
+    virtual machines are less important than the process that serves them in any case.
+    """
+    wanted = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    if wanted < os.getpriority(os.PRIO_PROCESS, 0):
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, wanted)  # of this thread, on Linux
+        except PermissionError:
+            _log.info("sandboxes here are slow while other programs are busy: start Ray with RAY_worker_niceness=0")
 
 
 @final
