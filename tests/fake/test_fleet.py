@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -31,7 +32,7 @@ from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._links import connect
 from trio_sandbox.sandbox import Sandbox
 
-from ._fleet import Fleet, LocalHost, open_fake_fleet, start_node
+from ._fleet import FakeNode, Fleet, LocalHost, open_fake_fleet, start_node
 
 # --- Who ends what ---
 
@@ -140,24 +141,30 @@ async def test_a_machine_that_dies_says_why() -> None:
         assert sandbox.statistics().qemu_pid is None
 
 
-@pytest.mark.parametrize("_", range(3))
-async def test_no_end_of_a_node_is_taken_for_the_guests(_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def end_machine(node: FakeNode) -> None:
+    node.host.machines[0].retire("of old age")
+
+
+def end_node(node: FakeNode) -> None:
+    """As if its process were told to end."""
+    node.node.left.set()
+
+
+@pytest.mark.parametrize("end", [end_machine, end_node])
+async def test_no_end_of_a_node_is_taken_for_the_guests(
+    end: Callable[[FakeNode], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is said on a machine's connection of its end; the news of it takes another, and may never come."""
     monkeypatch.setattr(_keeper, "_NEWS_PATIENCE", 0.0)
     monkeypatch.setattr(_machine, "_NEWS_SECONDS", 0.1)
     async with (
-        open_fake_fleet("one", "two") as fleet,
-        fleet.host.open_sandbox() as first,
-        fleet.host.open_sandbox() as second,
+        open_fake_fleet("one") as fleet,
+        fleet.host.open_sandbox() as sandbox,
+        trio.open_nursery() as nursery,
     ):
-        for sandbox, end in (
-            (first, lambda node: node.host.machines[0].retire("of old age")),
-            (second, lambda node: node.node.left.set()),  # as if its process were told to end
-        ):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(expect_lost, sandbox)
-                await wait_until(lambda: sandbox.statistics().runs == 1)  # noqa: B023
-                end(fleet.nodes[str(sandbox.node)])
+        nursery.start_soon(expect_lost, sandbox)
+        await wait_until(lambda: sandbox.statistics().runs == 1)
+        end(fleet.nodes["one"])
 
 
 async def test_a_machine_that_is_given_up_here_is_ended_there() -> None:
