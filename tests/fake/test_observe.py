@@ -142,6 +142,7 @@ async def test_a_start_that_fails_is_told_with_its_kind_of_error(seen: Telemetry
             pass
     failed, cancelled = seen.spans("sandbox")
     assert (attributes_of(failed)["outcome"], attributes_of(failed)["error.type"]) == ("error", "CapacityError")
+    assert attributes_of(failed)["kind"] == "template", "what it was to be"
     assert failed.status.status_code is trace.StatusCode.ERROR
     assert attributes_of(cancelled)["outcome"] == "cancelled"
     assert cancelled.status.status_code is trace.StatusCode.UNSET

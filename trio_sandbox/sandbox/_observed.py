@@ -61,6 +61,7 @@ class ObservedSandbox:
         self._raised = None
         if not self._started:
             measure("starts", kind=self.kind, outcome=outcome_of(exc))
+        self._span.set(kind=self.kind)
         self._span.__exit__(kind, exc, traceback)
 
     def tell_node(self, node: str) -> None:
@@ -72,7 +73,6 @@ class ObservedSandbox:
         """Be the user's block. Before it is the start, and after it the end."""
         self._phase.close()
         self._started = True
-        self._span.set(kind=self.kind)
         measure("starts", kind=self.kind, outcome="ok")
         measure("start.duration", trio.current_time() - self._asked_at, kind=self.kind)
         measure("sandboxes.open")
