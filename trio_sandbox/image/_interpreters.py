@@ -145,10 +145,10 @@ def find_answer(said: bytes, image: str) -> str:
 
 def missing_interpreter(image: str, program: str) -> PackagesError:
     """Return the error of an image that has not the interpreter that packages are for."""
-    what = "Python" if program.startswith("python") else "Node.js"
+    what, package = ("Python", "python3") if program.startswith("python") else ("Node.js", "nodejs")
     return PackagesError(
         f"packages of {what} can't be added to the image {image!r}: it has no {program} on its PATH that can be started. Take an image that has one, or "
-        'have an earlier step install it there, as in .script("apk add ...", network=...)'
+        f'have an earlier step install it there: .apt("{package}") in an image of Debian\'s or Ubuntu\'s, .script("apk add {package}", network=...) in one of Alpine\'s'
     )
 
 
