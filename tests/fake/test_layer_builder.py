@@ -12,7 +12,7 @@ import attrs
 import pytest
 import trio
 
-from tests._leaks import cancel_at_every_step, nothing_left
+from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import ImageBuildError, Network, PackagesError, Timeouts
 from trio_sandbox.constants import BUILD_MEMORY_MIB
 from trio_sandbox.image import LayerJob, ProgramMissingError
@@ -139,6 +139,26 @@ async def test_what_can_not_be_fetched_is_raised_as_it_is(tmp_path: Path) -> Non
         with nothing_left(), pytest.raises(PackagesError, match="no such wheel"):
             await workshop.builder.build(job, gateway, report)
     assert not (tmp_path / "mounts").exists()
+
+
+async def test_what_nobody_needs_any_more_is_removed_while_the_machine_works(tmp_path: Path) -> None:
+    (ours := tmp_path / "ours").mkdir()
+    (ours / "file").write_text("x")
+    (theirs := tmp_path / "theirs").mkdir()
+
+    def report(_message: str, _fraction: float | None) -> None:
+        pass
+
+    async with open_workshop(tmp_path) as workshop:
+        job = workshop.job("never-starts", trees={"/a": ours, "/b": theirs})
+        job = attrs.evolve(job, work=attrs.evolve(job.work, spent=(ours, tmp_path / "not made")))
+        gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
+        with nothing_left():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(workshop.builder.build, job, gateway, report)
+                await wait_until(lambda: not ours.exists())
+                nursery.cancel_scope.cancel(reason="it is removed")
+    assert theirs.exists()
 
 
 async def test_what_a_machine_has_is_known_before(tmp_path: Path) -> None:

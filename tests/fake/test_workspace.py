@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, open_fds, wait_until
 from trio_sandbox import Sandbox, WorkspaceChange, WorkspaceConflictError
+from trio_sandbox.guest.agent import files
 from trio_sandbox.sandbox._host_tree import Applier, opened, scan
 from trio_sandbox.sandbox._plan import plan
 
@@ -288,6 +289,10 @@ async def test_a_cancelled_pull_has_done_all_or_nothing(project: Project) -> Non
     (project.there / "old").unlink()
     before = contents(project.here)
 
+    async with AsyncExitStack() as sessions:
+        # As many helpers as the guest's side keeps: while one is busy with what was cancelled, another is started.
+        for _ in range(files._IDLE_LIMIT):  # pyright: ignore[reportPrivateUsage]
+            await sessions.enter_async_context(project.sandbox.watch(os.fspath(project.there)))
     descriptors = len(open_fds())
 
     async def check() -> None:

@@ -32,6 +32,8 @@ from ._uv import unpack
 
 #: Where the guest finds the directories of a step: in memory, so that nothing of them stays.
 _PLACE: Final = "/run/image-step"
+#: What was fetched, in a build's directory.
+_DOWNLOADS: Final = "packages"
 _VARIABLES: Final = "/etc/environment"
 #: Copies what is below one directory into another; what is there besides stays. Everything becomes root's.
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
@@ -97,11 +99,13 @@ class PackagesContent:
             nothing = Work(program=(self.target.interpreter, "-V")) if self.target.container else Work(script=":")
             return attrs.evolve(nothing, details=details)
         fill = partial(self._fill, context, tree)
-        return attrs.evolve(self._work(), trees={_PLACE: tree}, fill=fill, details=details)
+        return attrs.evolve(
+            self._work(), trees={_PLACE: tree}, fill=fill, spent=(tree, context.staging / _DOWNLOADS), details=details
+        )
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
         """Fetch and unpack them, and note by which Python they were compiled."""
-        content, downloads = tree / "content", context.staging / "packages"
+        content, downloads = tree / "content", context.staging / _DOWNLOADS
         content.mkdir()
         downloads.mkdir()
         context.report(f"fetching {len(self.missing.pins)} packages", None)
@@ -155,11 +159,17 @@ class NpmContent:
             nothing = Work(script=":") if self.node is None else Work(program=(self.node.interpreter, "-v"))
             return attrs.evolve(nothing, details=details)
         fill = partial(self._fill, context, tree)
-        return attrs.evolve(self._work(cleared), trees={_PLACE: tree}, fill=fill, details=details)
+        return attrs.evolve(
+            self._work(cleared),
+            trees={_PLACE: tree},
+            fill=fill,
+            spent=(tree, context.staging / _DOWNLOADS),
+            details=details,
+        )
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
         missing, _ = self.lock.change(self.earlier)
-        downloads = context.staging / "packages"
+        downloads = context.staging / _DOWNLOADS
         downloads.mkdir()
         context.report(f"fetching {len(missing)} packages", None)
         archives = await fetch_npm(missing, downloads, context.environment)

@@ -40,6 +40,8 @@ class Work:
     """Directories of the host's, by where the script finds copies of them."""
     fill: Callable[[], Awaitable[None]] = attrs.field(default=trio.lowlevel.checkpoint, eq=False)
     """Makes the directories complete; the machine may boot meanwhile."""
+    spent: tuple[Path, ...] = ()
+    """Directories of ours that nobody needs once those are copied: removed while the machine works."""
     network: Network = attrs.field(factory=Network.none)
     """What the script may reach."""
     most_output: int = OUTPUT_TAIL_BYTES

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Final, final
 
 import attrs
@@ -111,6 +113,9 @@ class LayerBuilder:
             if trees:
                 places.extend(await fill_mounts_disk(trees, job.mounts, environment=self._environment, report=report))
             filled.set()
+            for path in job.work.spent:
+                # Whatever stays is removed with all that the build made.
+                await trio.to_thread.run_sync(partial(shutil.rmtree, path, ignore_errors=True))
 
         with ExitStack() as stack, hide_nursery("LayerBuilder.build()"):
             if trees:
