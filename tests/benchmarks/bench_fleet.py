@@ -32,14 +32,15 @@ _PORT = 8000
 _ECHO = f"""
 import socket, threading
 
-def serve(connection):
+def serve():
+    connection = listener.accept()[0]
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while data := connection.recv(65536):
             connection.sendall(data)
 
 listener = socket.create_server(("127.0.0.1", {_PORT}))
-threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
 """
 
 
