@@ -108,6 +108,17 @@ async def test_without_a_network_nothing_connects() -> None:
         await sandbox.run("1")
 
 
+async def test_who_makes_files_fail_is_told_their_whole_paths() -> None:
+    asked: list[str] = []
+    async with open_scripted_sandbox(run_python, before=asked.append) as sandbox:
+        await sandbox.path("a").write_text("x")
+        await sandbox.path("b").symlink_to("a")
+        await sandbox.path("/tmp/c").mkdir()
+        async with await sandbox.path("a").open("rb") as file:
+            await file.read(1)
+    assert asked == ["put /home/user/a", "symlink /home/user/b", "mkdir /tmp/c", "open /home/user/a", "read"]
+
+
 async def test_failures_at_will() -> None:
     asked: list[str] = []
     failures: dict[str, Exception] = {}

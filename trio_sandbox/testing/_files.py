@@ -48,13 +48,19 @@ class FileSession:
                 elif operation not in _OPERATIONS:
                     raise failure(errno.EOPNOTSUPP, fields[0])
                 else:
-                    self._before(" ".join([operation, *fields[:1]]))
+                    self._before(self._describe(operation, fields))
                     await _OPERATIONS[operation](self, *fields)
             except OSError as exc:
                 names = [os.fsencode(str(name or "")) for name in (exc.filename or (fields or [""])[0], exc.filename2)]
                 await self._records.send(b"X", b"\0".join([b"%d" % (exc.errno or errno.EIO), *names]))
                 if operation in ("put", "upload"):
                     return  # what follows is no request
+
+    def _describe(self, operation: str, fields: list[str]) -> str:
+        """Say what is about to be done, and to what file, whatever the program calls it."""
+        if not fields or operation in _ON_OPEN_FILE:
+            return operation
+        return f"{operation} {self._files.absolute(fields[1 if operation == 'symlink' else 0])}"
 
     async def _reply(self, *fields: bytes | int | str) -> None:
         texts = [field if isinstance(field, bytes) else os.fsencode(str(field)) for field in fields]
@@ -281,6 +287,8 @@ class FileSession:
         await self._reply(wanted)
 
 
+#: Whose first field is no path.
+_ON_OPEN_FILE: Final = frozenset({"read", "seek", "truncate"})
 _OPERATIONS: Final = {
     name: operation for name, operation in vars(FileSession).items() if not name.startswith("_") and name != "serve"
 }
