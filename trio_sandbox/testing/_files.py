@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, final
 
 from ..wire import RecordStream
@@ -53,7 +53,7 @@ class FileSession:
             except OSError as exc:
                 names = [os.fsencode(str(name or "")) for name in (exc.filename or (fields or [""])[0], exc.filename2)]
                 await self._records.send(b"X", b"\0".join([b"%d" % (exc.errno or errno.EIO), *names]))
-                if operation in ("put", "upload"):
+                if operation in ("put", "upload", "push"):
                     return  # what follows is no request
 
     def _describe(self, operation: str, fields: list[str]) -> str:
@@ -212,17 +212,28 @@ class FileSession:
         self._files.add(path, top, replace=True)
         await self._reply(count, size)
 
-    async def download(self, path: str) -> None:
-        count, size = await self._send_tree("", self._files.find(path))
+    async def push(self, path: str) -> None:
+        await self.upload(path)  # no file's state is told: so each comes back whole
+
+    async def download(self, path: str, excluded: Container[str] = ()) -> None:
+        count, size = await self._send_tree("", self._files.find(path), excluded)
         await self._records.send(b".", b"")
         await self._reply(count, size)
 
-    async def _send_tree(self, name: str, node: Node) -> tuple[int, int]:
+    async def pull(self, path: str, _patience: str) -> None:
+        excluded: set[str] = set()
+        while (record := await self._records.receive()) is not None:
+            if record[0] == b"N":
+                excluded.update(map(os.fsdecode, record[1].split(b"\0")))
+        await self.download(path, excluded)
+
+    async def _send_tree(self, name: str, node: Node, excluded: Container[str]) -> tuple[int, int]:
         """Send a tree; return how many files and links it has, and bytes in them."""
         head = b"%o\0%s" % (node.mode & 0o777, os.fsencode(name))
         if node.is_directory:
             await self._records.send(b"d", head)
-            sent = [await self._send_tree(each, entry) for each, entry in [*node.entries.items()]]
+            entries = [(each, entry) for each, entry in node.entries.items() if each not in excluded]
+            sent = [await self._send_tree(each, entry, excluded) for each, entry in entries]
             await self._records.send(b"u", b"")
             return sum(count for count, _ in sent), sum(size for _, size in sent)
         if stat.S_ISLNK(node.mode):
