@@ -67,7 +67,7 @@ from .qemu import (
     open_storage_daemon,
     open_vm_manager,
 )
-from .sandbox import Lifecycle, ObservedSandbox, Sandbox
+from .sandbox import Lifecycle, LocalInstaller, ObservedSandbox, Sandbox
 
 
 @final
@@ -294,7 +294,7 @@ class Host:
             self._open += 1
             self._opened += 1
             try:
-                built, installer = self._images[image], self._images.installer(image)
+                built, installer = self._images[image], LocalInstaller(self._images.installer(image))
                 timeouts, staging = self._config.timeouts, self._runtime.directory
                 with observed.body():
                     yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)

@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import attrs
+import pytest
 import trio
 
 from tests._leaks import HANG_LIMIT
-from trio_sandbox import HostConfig, HostStatistics, Image, Sandbox, SandboxConfig
+from trio_sandbox import HostConfig, HostStatistics, Image, ImageError, Sandbox, SandboxConfig
 from trio_sandbox.fleet import FleetConfig, FleetHost
 from trio_sandbox.fleet._host import open_fleet
-from trio_sandbox.fleet._links import NodeAddress
 from trio_sandbox.fleet._members import Members
+from trio_sandbox.fleet._messages import NodeAddress
 from trio_sandbox.fleet._node import Node, serve_node
+from trio_sandbox.fleet._progress import ProgressNotes
+from trio_sandbox.fleet._shipping import NodeImages
+from trio_sandbox.fleet._stock import Stock
+from trio_sandbox.image import Cargo, Receive
 from trio_sandbox.machines import AdmissionStatistics, WarmStatistics
 
 from ._guest import FakeMachine
 from ._sandbox import open_local_sandbox
+
+
+@attrs.define(eq=False)
+class FakeImages:
+    """Images of a node, which are there once they are prepared; nobody can have them."""
+
+    there: list[object] = attrs.field(factory=list[object])
+
+    async def has(self, image: str | Image) -> bool:
+        await trio.lowlevel.checkpoint()
+        return image in ("python", "node", *self.there)
+
+    def name_of(self, image: str | Image) -> str:
+        return str(image)
+
+    @asynccontextmanager
+    async def lend(self, image: str | Image) -> AsyncGenerator[tuple[Cargo, tuple[Path, ...]]]:
+        await trio.lowlevel.checkpoint()
+        raise ImageError(f"{image} stays where it is")
+        yield
+
+    async def take(self, cargo: Cargo, open_file: Callable[[int, str], Receive]) -> None:
+        pytest.fail("nobody has lent anything")
 
 
 @attrs.define(eq=False)
@@ -37,6 +67,16 @@ class LocalHost:
     waiting: int = 0
     gate: trio.Event | None = None
     """What the next opening waits for."""
+    cache: Path = Path("/nonexistent/cache")
+    """Where saved sandboxes are."""
+    images: NodeImages = attrs.field(factory=FakeImages)
+    """The images of its disk."""
+    directory: Path = Path("/nonexistent/trees")
+    """Where its user's files are."""
+    notes: ProgressNotes = attrs.field(factory=ProgressNotes)
+    """What its long work says."""
+    templates: list[str | None] = attrs.field(factory=list[str | None])
+    """What was opened, a template or none."""
 
     @asynccontextmanager
     async def open_sandbox(
@@ -51,6 +91,7 @@ class LocalHost:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+        self.templates.append(template)
         async with open_local_sandbox(config) as (sandbox, machine):
             self.machines.append(machine)
             self.open += 1
@@ -62,6 +103,8 @@ class LocalHost:
     async def prepare(self, image: str | Image) -> None:
         await trio.lowlevel.checkpoint()
         self.prepared.append(image)
+        if isinstance(self.images, FakeImages):
+            self.images.there.append(image)
 
     def statistics(self) -> HostStatistics:
         admission = AdmissionStatistics(
@@ -106,7 +149,11 @@ class Wire:
         if self.deaf:
             self.ignored += 1
             await trio.sleep_forever()
-        node = await trio.open_tcp_stream("127.0.0.1", self.to)
+        try:
+            node = await trio.open_tcp_stream("127.0.0.1", self.to)
+        except OSError:  # the node has ended
+            await trio.aclose_forcefully(user)
+            return
         number = len(self.ends)
         self.ends.append([user, node])
         async with user, node, trio.open_nursery() as nursery:
@@ -165,13 +212,17 @@ class Fleet:
 
 @asynccontextmanager
 async def open_fake_fleet(
-    *names: str, fleet: FleetConfig | None = None, slots: int | None = None, **hosts: LocalHost
+    *names: str,
+    fleet: FleetConfig | None = None,
+    slots: int | None = None,
+    host_config: HostConfig | None = None,
+    **hosts: LocalHost,
 ) -> AsyncGenerator[Fleet]:
     """Yield a fleet of the nodes of those names; bounded, for a test that hangs to fail."""
     with trio.fail_after(HANG_LIMIT):
         async with trio.open_nursery() as nursery:
             config = fleet or FleetConfig(end_timeout=10)
-            async with open_fleet(HostConfig(), config) as (host, members):
+            async with open_fleet(host_config or HostConfig(), config) as (host, members):
                 opened = Fleet(host, members)
                 for name in names:
                     fake = await start_node(nursery, name, hosts.get(name) or LocalHost())
@@ -184,9 +235,24 @@ async def open_fake_fleet(
             nursery.cancel_scope.cancel()
 
 
+def open_fleet_of(hosts: Mapping[str, LocalHost]) -> AbstractAsyncContextManager[Fleet]:
+    """Do `open_fake_fleet` with a node for each host."""
+    return open_fake_fleet(*hosts, **cast("dict[str, Any]", hosts))
+
+
 async def start_node(nursery: trio.Nursery, name: str, host: LocalHost) -> FakeNode:
     """Start a node, which ends with its user."""
-    address, node = await nursery.start(partial(serve_node, host, name, lease=4, patience=HANG_LIMIT))
+    address, node = await nursery.start(
+        partial(
+            serve_node,
+            host,
+            Stock(host.cache, host.images, host.directory),
+            host.notes,
+            name,
+            lease=4,
+            patience=HANG_LIMIT,
+        )
+    )
     wire = Wire(address.port)
     await nursery.start(wire.serve)
     return FakeNode(host, attrs.evolve(address, port=wire.port), node, wire)

@@ -510,7 +510,7 @@ async def test_a_flood_of_requests_is_let_through_slowly(autojump_clock: trio.te
     async with open_network(Network.allow("*.a.org"), addresses) as site:
         # By a lookup without a thread: the clock of this test does not wait for threads.
         async with trio.open_nursery() as nursery:
-            site.gateway._resolver.resolve = lambda name: _at_once(addresses[name.removesuffix(".")])  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
+            site.gateway.dialer.resolve = lambda name: _at_once(addresses[name.removesuffix(".")])  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
             for name in addresses:
                 nursery.start_soon(site.look_up, name)
         assert trio.current_time() - 0 >= 2.0

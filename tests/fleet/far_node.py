@@ -14,12 +14,24 @@ import trio
 
 from tests.fake._fleet import LocalHost
 from trio_sandbox.fleet._node import serve_node
+from trio_sandbox.fleet._stock import Stock
 
 
 async def main(address: str, lease: float) -> None:
     host = LocalHost()
     async with trio.open_nursery() as nursery:
-        where, _ = await nursery.start(partial(serve_node, host, "far", address=address, lease=lease, patience=60))
+        where, _ = await nursery.start(
+            partial(
+                serve_node,
+                host,
+                Stock(host.cache, host.images, host.directory),
+                host.notes,
+                "far",
+                address=address,
+                lease=lease,
+                patience=60,
+            )
+        )
         print(base64.b64encode(pickle.dumps(where)).decode(), flush=True)
     print(f"left {host.open}", flush=True)
 

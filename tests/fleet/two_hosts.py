@@ -22,7 +22,7 @@ from tests._leaks import wait_until
 from trio_sandbox import HostConfig, NodeLostError, OutcomeUnknownError, Sandbox, SandboxClosedError
 from trio_sandbox.fleet import FleetConfig, FleetHost
 from trio_sandbox.fleet._host import open_fleet
-from trio_sandbox.fleet._links import NodeAddress
+from trio_sandbox.fleet._messages import NodeAddress
 
 LEASE = 2.0
 FORWARD = "/proc/sys/net/ipv4/ip_forward"

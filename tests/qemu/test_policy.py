@@ -163,7 +163,7 @@ async def test_nothing_goes_on_from_memory_that_was_written_to(host: Host) -> No
         await sandbox.run("x = 1")
         checkpoint = await sandbox.checkpoint()
         life = cast("Lifecycle[Sandbox]", sandbox._lifecycle)  # pyright: ignore[reportPrivateUsage]
-        memory = life._checkpoints[checkpoint].config.memory_file  # pyright: ignore[reportPrivateUsage]
+        memory = life._checkpoints.find(checkpoint).config.memory_file  # pyright: ignore[reportPrivateUsage]
         assert memory is not None
         os.chmod(memory, 0o600)
         with memory.open("r+b") as file:

@@ -20,6 +20,7 @@ BOUNDED = {
     ("wire/_answers.py", "receive_up_to"): "the caller's number of bytes",
     ("testing/_scripted.py", "call"): "it is the library itself that says it, an answer at a time",
     ("fleet/_links.py", "_receive_secret"): "SECRET_BYTES; and no guest says it",
+    ("fleet/_links.py", "_receive_exactly"): "MAX_MESSAGE; and no guest says it",
     ("network/_proxy.py", "_receive_head"): "_LONGEST_HEAD; and it is a proxy that says it",
 }
 

@@ -205,7 +205,7 @@ def problems(source: str, module: str, *, is_package: bool = False) -> list[str]
             found.append(f"{module} imports {name}, and may import the standard library only")
         elif not may_enter(module, rest):
             found.append(f"{module} imports {name}: that runs in another process")
-        elif layer in ("image", "sandbox") and rest.rpartition(".")[0] in BOTH_SIDES:
+        elif layer in ("image", "sandbox", "fleet") and rest.rpartition(".")[0] in BOTH_SIDES:
             continue
         elif target != layer and target not in MAY_IMPORT[layer]:
             found.append(f"{module} imports {name}: {layer} may not import {target}")

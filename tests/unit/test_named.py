@@ -23,7 +23,7 @@ from trio_sandbox import (
     remove_saved_sandbox,
     saved_sandboxes,
 )
-from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_name
+from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore, StagedTemplate, check_template_name
 from trio_sandbox.qemu import make_marked
 
 
@@ -92,12 +92,12 @@ def test_names(store: NamedTemplateStore, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "-a", ".a", "a/b", "a~b", "ä", "a b", "a\n", "..", "a\0"])
 def test_names_that_are_none(store: NamedTemplateStore, name: str, tmp_path: Path) -> None:
-    uses: list[Callable[[str], object]] = [check_name, store.find, store.remove, partial(save, store)]
+    uses: list[Callable[[str], object]] = [check_template_name, store.find, store.remove, partial(save, store)]
     for use in uses:
         with pytest.raises(ValueError, match="1 to 64 of the characters"):
             use(name)
     with pytest.raises(TypeError):
-        check_name(b"mine")
+        check_template_name(b"mine")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,14 +12,15 @@ import trio
 
 from .._config import HostConfig
 from .._errors import NodeLostError
-from ..host import HostStatistics, open_host
+from ..host import Host, HostStatistics, open_host
 from ..image import default_cache_directory
 from ..machines import SavedSandbox, TemplateStore, saved_sandboxes
 from ._config import FleetConfig
-from ._links import NodeAddress
-from ._messages import Answered, Failure, encode
+from ._messages import Answered, Failure, NodeAddress, encode
 from ._metrics import OF_A_NODE, Gauges
 from ._node import Node, serve_node
+from ._progress import ProgressNotes
+from ._stock import Stock
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
@@ -46,6 +47,7 @@ class NodeProcess:
         self._address = address
         self._config = config
         self._fleet = fleet
+        self._notes = ProgressNotes()
         self._token: trio.lowlevel.TrioToken | None = None
         self._node: Node | None = None
         self._scope = trio.CancelScope()
@@ -70,15 +72,18 @@ class NodeProcess:
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         with self._scope:
-            async with open_host(self._config) as host, trio.open_nursery() as nursery:
+            config = attrs.evolve(self._config, progress=self._notes)
+            async with open_host(config) as host, trio.open_nursery() as nursery:
                 self._where, node = await nursery.start(self._serve_node, host)
                 self._node = node
                 nursery.start_soon(self._tell_numbers, node)
                 self._started.set()
 
-    async def _serve_node(self, host: Any, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:
+    async def _serve_node(self, host: Host, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:
         await serve_node(
             host,
+            Stock.of(host),
+            self._notes,
             self._name,
             address=self._address,
             lease=self._fleet.lease,

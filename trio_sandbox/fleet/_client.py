@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, final
 
 import trio
 
+from .._config import Progress
 from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
 from .._nurseries import open_services
 from ..host import HostStatistics
 from ..wire import Channel, ChannelError, Role, StreamResetError
-from ._links import MessageStream, NodeAddress, connect, open_link, why
-from ._messages import Answered, Ask, Ended, Failure, NodeStatus, Opened, OpenedTogether, Status
+from ._links import MessageStream, connect, open_link, why
+from ._messages import (
+    Answered,
+    Ask,
+    Delivered,
+    Ended,
+    Failure,
+    Lent,
+    NodeAddress,
+    NodeStatus,
+    Opened,
+    OpenedTogether,
+    Status,
+)
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
@@ -44,6 +57,8 @@ class NodeClient:
         """Whether it opens no more sandboxes."""
         self.on_news: Callable[[], object] = lambda: None
         """Called when one of these has changed."""
+        self.on_progress: Callable[[Progress], object] = lambda _: None
+        """Told what its long work says; what it raises ends the fleet's block."""
         self._end_timeout = end_timeout
         self._link: Channel | None = None
         self._lost = trio.Event()
@@ -119,8 +134,10 @@ class NodeClient:
         return await self.request(Ask(sandbox, operation, arguments), f"{operation} of a sandbox")
 
     @asynccontextmanager
-    async def hold(self, message: object, what: str) -> AsyncGenerator[Any]:
-        """Ask for something that is kept for the block, and yield what it is. Errors are those of `request`.
+    async def hold(
+        self, message: object, what: str, send: Callable[[MessageStream], Awaitable[object]] | None = None
+    ) -> AsyncGenerator[Any]:
+        """Ask for something that is kept for the block, and yield what it is. Errors are those of `request`, and of *send*.
 
         When the block is left the node gives it up, and that is waited for, `FleetConfig.end_timeout` at most. A failure to
         do so is raised, if nothing else is. Cancelled on the way in: nothing is kept.
@@ -147,6 +164,8 @@ class NodeClient:
         try:
             async with self._failures(what):
                 await messages.send(message)
+                if send is not None:
+                    await send(messages)
                 answer = await messages.receive()
             kept = self._unwrap(answer, kept=True)
             async with open_services("a block of a node") as services:
@@ -197,7 +216,7 @@ class NodeClient:
                 raise error
             case Answered(value) if not kept:
                 return value
-            case Opened() | OpenedTogether() | NodeStatus() if kept:
+            case Opened() | OpenedTogether() | NodeStatus() | Lent() | Delivered() if kept:
                 return answer
             case _:
                 raise LinkProtocolError(f"node {self.name} answered a request with {answer!r:.100}")
@@ -250,20 +269,28 @@ class NodeClient:
             self.on_news()
 
     async def _watch(self) -> None:
+        messages = self._open("watching")
+        while (status := await self._next_status(messages)) is not None:
+            self.statistics, self.draining = status.statistics, status.draining
+            self._known.set()
+            self.on_news()
+            for each in status.progress:
+                self.on_progress(each)
+        self._known.set()
+
+    async def _next_status(self, messages: MessageStream) -> NodeStatus | None:
+        """Return what it says next of itself; None if it says nothing any more."""
         try:
-            messages = self._open("watching")
-            await messages.send("watch")
-            while (heard := await messages.receive()) is not None:
-                status = self._unwrap(heard, kept=True)
-                self.statistics, self.draining = status.statistics, status.draining
-                self._known.set()
-                self.on_news()
+            if not self._known.is_set():
+                await messages.send("watch")
+            heard = await messages.receive()
+            return None if heard is None else self._unwrap(heard, kept=True)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the connection's end says so
         except Exception as exc:  # noqa: BLE001 - what its host raised when it was asked
             self._silence = exc
             _log.warning("node %s says no more what it is like: %s", self.name, exc)
-        self._known.set()
+        return None
 
 
 async def _end(messages: MessageStream) -> bool:

@@ -17,6 +17,11 @@ class FleetConfig:
     """Where a sandbox is opened that fits on several nodes: "spread" takes the node with the most memory left, and of equal ones one that
     has opened the same image and configuration, so that it need not boot; "pack" takes such a node first, and then the one with the
     least memory left."""
+    connections: Literal["program", "node"] = attrs.field(default="program", validator=one_of("program", "node"))
+    """Where connections of guests (`SandboxConfig.network`) are made from: "program" resolves names and connects on the machine of this
+    program; "node" has the sandbox's node do so, which then reaches what that machine reaches. Policies, secrets, limits and events stay
+    with this program either way, and so all bytes go through it. With "node", a rule's `private` is about the node's networks, and
+    `HostConfig.proxy` is what the node connects to; a function in `NetworkRule.to` is called here."""
     lease: float = attrs.field(default=4.0, validator=check_seconds)
     """Seconds that the network between two machines may be silent, before each side takes the other for lost: a node then ends the
     sandboxes that it has for this program, and this program says of them that the node is lost. The kernels of both machines ask

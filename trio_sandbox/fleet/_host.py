@@ -14,35 +14,41 @@ from .._config import HostConfig, SandboxConfig, SandboxFields, sandbox_config
 from .._entries import Home, open_block
 from .._errors import SandboxClosedError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
-from .._image_steps import FilesStep
 from .._nurseries import Services, hide_nursery, open_services
 from .._oci_reference import is_oci, parse_oci
 from .._results import RunResult
 from ..client import Functions
-from ..image import image_for_script, read_source
-from ..machines import check_image
+from ..image import check_directory, image_for_script, read_source
+from ..machines import ProgressLog, SavedSandbox, check_image, fit
 from ..network import Gateway, HostResolver, find_proxy, read_trust
 from ..sandbox import ObservedSandbox, Sandbox
 from ._client import NodeClient
 from ._config import FleetConfig
+from ._dial import NodeDialer
 from ._life import RemoteLife
 from ._machine import RemoteMachine
 from ._members import FleetStatistics, Member, Members
-from ._messages import Open, Opened, Prepare
+from ._messages import Open, Opened
+from ._saved import SavedSandboxes
+from ._supply import Supply
+from ._trees import deliver_mounts, forget
 
 
 @final
 class FleetHost:
     """Opens sandboxes on the nodes of a fleet. Made by `open_ray_host`."""
 
-    def __init__(self, config: HostConfig, members: Members, background: trio.Nursery) -> None:
+    def __init__(self, config: HostConfig, fleet: FleetConfig, members: Members, background: trio.Nursery) -> None:
         self._config = config
+        self._fleet = fleet
         self._members = members
         self._background = background
         self._home = Home()
         self._resolver = HostResolver()
         self._proxy = find_proxy(config.proxy)
         self._trust = read_trust(config.ca_certificates)
+        self._saved = SavedSandboxes(lambda: members.clients)
+        self._supply = Supply(lambda: members.clients)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -54,18 +60,19 @@ class FleetHost:
         return self._members.statistics()
 
     async def prepare(self, image: str | Image = DEFAULT_IMAGE) -> None:
-        """Make sure that *image* is in the store of every node, building it there if need be, on all at once.
+        """Make sure that *image* is in the store of every node: it is built on one, and the others fetch it from nodes that have it.
 
         Arguments and errors are those of `Host.prepare`, where a node raises one. A node that is lost meanwhile is no error.
         """
         self._home.check("FleetHost.prepare()")
         wanted = self._check_travels(check_image(image))
         self._check_open()
+        digests = await self._supply.read(wanted)
         failures: list[Exception] = []
 
         async def prepare(client: NodeClient) -> None:
             try:
-                await client.request(Prepare(wanted), f"preparing image {wanted!r}")
+                await self._supply.provide(client, wanted, digests)
             except Exception as exc:  # noqa: BLE001 - the first is raised outside, in no group
                 if client.failure is None:
                     failures.append(exc)
@@ -81,6 +88,8 @@ class FleetHost:
         self,
         image: str | Image = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
+        *,
+        template: str | None = None,
         **fields: Unpack[SandboxFields],
     ) -> AsyncGenerator[Sandbox]:
         """Start a virtual machine on a node and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
@@ -88,16 +97,21 @@ class FleetHost:
         If no node has room for it now, it waits until others are closed or a node joins; tasks are served in the order of their
         calls. `Sandbox.node` says where it is. Cancelled at any point, on the way in or out, it leaves nothing on the node.
 
-        Its connections to the outside (`SandboxConfig.network`) are made from here, not from its node. Nothing is tried again: when
+        Its connections to the outside (`SandboxConfig.network`) are made from here, or from its node: see `FleetConfig.connections`. Nothing is tried again: when
         the node is lost, requests raise `SandboxClosedError` or `OutcomeUnknownError` that name it, and other sandboxes go on.
 
         Args:
           image: What the guest's code sees: the name of an image, or an `Image`.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
+          template: The name of a saved sandbox to restore, as for `Host.open_sandbox`. It is restored on the node that has it;
+            if several have one of that name, the newest is meant.
           **fields: Fields of a `SandboxConfig`, in place of *config*.
 
         Raises:
-          ValueError: if *config* has `mounts`, or *image* files of this machine, which a node does not have; nothing was started.
+          TypeError, ValueError: if *template* is not a name, or *image* and *config* do not fit it; nothing was started.
+          UnknownTemplateError: if no node has a saved sandbox of that name.
+          ValueError: if *image* is an archive of this machine, which a node does not have; nothing was started.
+          MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), be copied to the node, or be mounted.
           CapacityError: at once, if it never fits on a node that is there; or what `Host.open_sandbox` raises of it on the node.
           SandboxClosedError: if the fleet's block was left, or the node is lost before it was asked; nothing was started.
           OutcomeUnknownError: if the node is lost while it opens the sandbox, which ends with it.
@@ -107,12 +121,15 @@ class FleetHost:
         self._home.check("the fleet")
         self._check_open()
         wanted = self._check_travels(check_image(image))
-        config = sandbox_config(config, fields) or SandboxConfig()
-        if config.mounts:
-            raise ValueError(
-                "a sandbox of a fleet has no `mounts`: its node does not have the directories of this machine. Nothing was started; "
-                "use `Sandbox.upload`"
-            )
+        config = sandbox_config(config, fields)
+        located = None
+        if template is not None:
+            located = await self._saved.find(template)
+            wanted, config = fit(located.saved, wanted, config, fields)
+        config = config or SandboxConfig()
+        for source in config.mounts.values():
+            check_directory(source)
+        digests = await self._supply.read(wanted)
         gateway = Gateway(
             config.network,
             self._resolver,
@@ -123,14 +140,21 @@ class FleetHost:
         # What the node does not need to know: connections are made, and idleness is noticed, here.
         there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
         with ObservedSandbox(wanted, config, "fleet") as observed:
-            async with (
-                self._members.placed(wanted, config) as member,
-                member.client.hold(Open(wanted, there, None), "opening a sandbox") as opened,
-                open_services("open_sandbox()") as services,
-                self._adopt(member, services, opened, config, gateway, observed) as sandbox,
-            ):
-                with self._members.counted(member):
-                    yield sandbox
+            async with self._members.placed(wanted, config, located) as member:
+                name = wanted
+                if located is None:  # what was saved stands on an image of its own node's
+                    name = await self._supply.provide(member.client, wanted, digests)
+                async with (
+                    deliver_mounts(member.client, config.mounts) as mounts,
+                    member.client.hold(
+                        Open(name, attrs.evolve(there, mounts=mounts), template), "opening a sandbox"
+                    ) as opened,
+                    open_services("open_sandbox()") as services,
+                    self._adopt(member, services, opened, wanted, config, gateway, observed) as sandbox,
+                ):
+                    await forget(member.client, mounts.values())  # they are on the disk of the machine
+                    with self._members.counted(member):
+                        yield sandbox
 
     @asynccontextmanager
     async def _adopt(
@@ -138,6 +162,7 @@ class FleetHost:
         member: Member,
         services: Services,
         opened: Opened,
+        image: AnyImage,
         config: SandboxConfig,
         gateway: Gateway,
         observed: ObservedSandbox,
@@ -149,8 +174,8 @@ class FleetHost:
 
         @asynccontextmanager
         async def open_child(inner: Services, child: Opened, gateway: Gateway) -> AsyncGenerator[Sandbox]:
-            with ObservedSandbox(child.image, config, "fork") as observed:
-                async with self._adopt(member, inner, child, config, gateway, observed) as sandbox:
+            with ObservedSandbox(image, config, "fork") as observed:
+                async with self._adopt(member, inner, child, image, config, gateway, observed) as sandbox:
                     yield sandbox
 
         life: RemoteLife[Sandbox] = RemoteLife(
@@ -164,17 +189,21 @@ class FleetHost:
             background=self._background,
             open_child=open_child,
             hold_shares=lambda count: self._members.shares(client, config, count),
+            check_free=lambda name: self._saved.check_free(name, besides=client.name),
             id=observed.id,
         )
         observed.tell_node(client.name)
         gateway.observe_in(observed.context)
+        if self._fleet.connections == "node":
+            gateway.dialer = NodeDialer(life.slot)
         try:
             if gateway.network:
                 await life.network.switch(machine)
             if config.hibernate_after is not None:
                 await services.start(life.serve_idleness, config.hibernate_after)
+            timeouts = self._config.timeouts
             with observed.body():
-                yield Sandbox(life.slot, opened.image, config, self._config.timeouts, life, opened, node=client.name)
+                yield Sandbox(life.slot, image, config, timeouts, life, opened, None, life, node=client.name)
         finally:
             life.close()
 
@@ -211,21 +240,46 @@ class FleetHost:
         wanted = image_for_script(check_image(image), source)
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 
+    async def saved_sandboxes(self) -> dict[str, tuple[SavedSandbox, ...]]:
+        """Return the sandboxes that were saved on each node, by the node's name; see `trio_sandbox.saved_sandboxes`.
+
+        Nodes on one disk have the same ones. A node that is lost meanwhile is left out.
+
+        Raises:
+          SandboxClosedError: if the fleet's block was left.
+          OSError: if a node can't read its cache directory.
+
+        """
+        self._home.check("FleetHost.saved_sandboxes()")
+        self._check_open()
+        return await self._saved.list_all()
+
+    async def remove_saved_sandbox(self, name: str) -> int:
+        """Remove what was saved as *name* from every node that has it; return the bytes that came free. It can't be made again.
+
+        Sandboxes that go on from it are not disturbed. Cancelled: it is gone from some nodes, or from all.
+
+        Raises:
+          TypeError, ValueError: for what can't be a name.
+          UnknownTemplateError: if no node has it; the message lists those that exist.
+          SandboxClosedError: if the fleet's block was left.
+          OSError: if a node can't remove it.
+
+        """
+        self._home.check("FleetHost.remove_saved_sandbox()")
+        self._check_open()
+        return await self._saved.remove(name)
+
     def _check_open(self) -> None:
         if self._closed:
             raise SandboxClosedError("the fleet's block has exited; open another")
 
     def _check_travels(self, image: AnyImage) -> AnyImage:
-        name, steps = (image.name, image.steps) if isinstance(image, Image) else (image, ())
+        name = image.name if isinstance(image, Image) else image
         if is_oci(name) and parse_oci(name).path is not None:
             raise ValueError(
                 f"{name!r} can't be used on a fleet: its nodes do not have the files of this machine. Nothing was started; push the "
                 "image to a registry that the nodes reach, and name that: docker://NAME:TAG"
-            )
-        if any(isinstance(step, FilesStep) for step in steps):
-            raise ValueError(
-                "an image with `files` can't be used on a fleet: its nodes do not have the files of this machine. Nothing was started; "
-                "use `Sandbox.upload`, or build it on each node"
             )
         return image
 
@@ -237,10 +291,10 @@ class FleetHost:
 async def open_fleet(config: HostConfig, fleet: FleetConfig) -> AsyncGenerator[tuple[FleetHost, Members]]:
     """Yield a fleet, and its nodes, which are none yet; when the block exits, all of them are let go."""
     async with open_services("a fleet") as services:
-        members = Members(fleet, services)
+        members = Members(fleet, services, ProgressLog(config.progress))
         with hide_nursery("a fleet"):
             async with trio.open_nursery() as background:
-                host = FleetHost(config, members, background)
+                host = FleetHost(config, fleet, members, background)
                 try:
                     yield host, members
                 finally:

@@ -9,10 +9,13 @@ from typing import Any, Final, final
 import trio
 
 from .._errors import LinkProtocolError, SandboxClosedError, SandboxError
+from .._image_steps import PackagesStep
 from .._nurseries import hide_nursery
 from ..client import Machine
+from ..network import HostDialer, HostResolver
 from ..sandbox import Checkpoint, Sandbox
 from ..wire import Role
+from ._dial import Operator
 from ._links import open_link
 from ._messages import Ended, Offer, Opened, Status
 from ._relay import Relay
@@ -50,10 +53,12 @@ class Keeper:
         self._secrets = secrets
         self._numbers = numbers
         self._tell = tell
+        self._resolver = HostResolver()
         self._changing = trio.Lock()
         self._machines: dict[int, Machine] = {}
         self._checkpoints: dict[int, Checkpoint] = {}
-        self._operations: dict[str, Callable[..., Awaitable[object]]] = {
+        #: What changes the machine: one thing at a time.
+        self._changes: dict[str, Callable[..., Awaitable[object]]] = {
             "machine": self._machine,
             "checkpoint": self._checkpoint,
             "discard": self._discard,
@@ -62,6 +67,8 @@ class Keeper:
             "resume": sandbox.resume,
             "save": self._save,
         }
+        #: What does not, and may take as long as it likes.
+        self._requests: dict[str, Callable[..., Awaitable[object]]] = {"install": self._install}
 
     def opened(self) -> Opened:
         """Return what its user is told first."""
@@ -102,18 +109,20 @@ class Keeper:
     # --- What its user asks for ---
 
     async def ask(self, operation: str, arguments: tuple[Any, ...]) -> object:
-        """Do what its user asks for, one thing at a time.
+        """Do what its user asks for.
 
         Raises:
           LinkProtocolError: if there is no such operation.
           Exception: what it raises.
 
         """
-        function = self._operations.get(operation)
-        if function is None:
+        if (request := self._requests.get(operation)) is not None:
+            return await request(*arguments)
+        change = self._changes.get(operation)
+        if change is None:
             raise LinkProtocolError(f"a sandbox has no operation {operation!r:.40}")
         async with self._changing:
-            return await function(*arguments)
+            return await change(*arguments)
 
     async def _machine(self) -> Offer | None:
         await trio.lowlevel.checkpoint()
@@ -139,6 +148,9 @@ class Keeper:
     async def _save(self, name: str, replace: bool) -> None:
         await self.sandbox.save(name, replace=replace)
 
+    async def _install(self, step: PackagesStep) -> None:
+        await self.sandbox._install(step)  # pyright: ignore[reportPrivateUsage]
+
     # --- Its machines ---
 
     async def serve_machine(self, number: int, stream: TlsStream) -> None:
@@ -148,7 +160,7 @@ class Keeper:
         connection breaks off, as QEMU's port does: if streams were ended or reset before, that would be taken for the guest's word.
         """
         machine = self._machines[number]
-        relay = Relay(machine.guest, self._slot.note_request)
+        relay = Relay(machine.guest, self._slot.note_request, Operator(HostDialer(self._resolver)))
         ended = False
 
         async def wait_end() -> None:

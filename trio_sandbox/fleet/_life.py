@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Generic, TypeVar, final
@@ -12,11 +12,12 @@ import trio
 
 from .._config import SandboxConfig, Timeouts
 from .._errors import SandboxClosedError, SandboxError, SandboxHibernatedError, SnapshotError
+from .._image_steps import PackagesStep
 from .._nurseries import Services, open_services
 from ..client import check_open
-from ..machines import check_count
+from ..machines import check_count, check_template_name
 from ..network import Gateway
-from ..sandbox import Checkpoint, SandboxNetwork, Slot, Usage, find_checkpoint, transaction
+from ..sandbox import Checkpoint, Checkpoints, GuestRequests, SandboxNetwork, Slot, Usage, transaction
 from ._client import NodeClient
 from ._machine import RemoteMachine
 from ._messages import Ask, Fork, Offer, Opened, OpenedTogether, Status
@@ -44,6 +45,7 @@ class RemoteLife(Generic[Child]):
       background: Where requests go on that nobody waits for.
       open_child: Makes the sandbox of a copy of this one.
       hold_shares: Notes, for a block, that the node has so many sandboxes like this one more.
+      check_free: Refuses the name of what was saved on another node.
       id: The sandbox's own.
 
     """
@@ -61,6 +63,7 @@ class RemoteLife(Generic[Child]):
         background: trio.Nursery,
         open_child: Callable[[Services, Opened, Gateway], AbstractAsyncContextManager[Child]],
         hold_shares: Callable[[int], AbstractAsyncContextManager[None]],
+        check_free: Callable[[str], Awaitable[object]],
         id: str,  # noqa: A002 - that is what it is
     ) -> None:
         self.slot: Slot = Slot(machine, id)
@@ -78,10 +81,12 @@ class RemoteLife(Generic[Child]):
         self._background = background
         self._open_child = open_child
         self._hold_shares = hold_shares
+        self._check_free = check_free
         self._changing = trio.Lock()
-        self._checkpoints: dict[Checkpoint, int] = {}
+        self._checkpoints: Checkpoints[int] = Checkpoints()
         self._status: Status | None = None
         self._by_call = False
+        self._installing = 0
         self._closed = False
         node.hear(Status, self._number, self._note)
 
@@ -92,7 +97,7 @@ class RemoteLife(Generic[Child]):
     @property
     def checkpoints(self) -> int:
         """How many checkpoints there are to go back to."""
-        return sum(not checkpoint.discarded for checkpoint in self._checkpoints)
+        return len(self._checkpoints)
 
     @property
     def last_pause(self) -> float | None:
@@ -122,10 +127,7 @@ class RemoteLife(Generic[Child]):
         async with self._awake("a checkpoint"):
             number = await self._ask("checkpoint")
         assert isinstance(number, int)
-        checkpoint = Checkpoint(partial(self._discard, number))
-        self._checkpoints = {each: known for each, known in self._checkpoints.items() if not each.discarded}
-        self._checkpoints[checkpoint] = number
-        return checkpoint
+        return self._checkpoints.add(number, partial(self._discard, number))
 
     def _discard(self, number: int) -> None:
         if not self._closed and self._node.failure is None:
@@ -136,7 +138,7 @@ class RemoteLife(Generic[Child]):
         """What `Sandbox.revert` does."""
         self.slot.home.check("reverting")
         async with self._changing:
-            number = self._checkpoints[find_checkpoint(checkpoint, self._checkpoints)]
+            number = self._checkpoints.find(checkpoint)
             self._check_not_closed("reverting")
             async with self._changed("the sandbox was reverted to a checkpoint"):
                 await self._ask("revert", number)
@@ -192,6 +194,9 @@ class RemoteLife(Generic[Child]):
     async def save(self, name: str, *, replace: bool) -> None:
         """What `Sandbox.save` does: in the node's cache directory."""
         self.slot.home.check("saving")
+        check_template_name(name)
+        if not replace:
+            await self._check_free(name)
         async with self._awake("saving"):
             await self._ask("save", name, replace)
 
@@ -213,6 +218,18 @@ class RemoteLife(Generic[Child]):
                 for each in opened.sandboxes
             ]
             yield tuple(children)
+
+    # --- Being added to ---
+
+    async def install(self, guest: GuestRequests, step: PackagesStep) -> None:
+        """What `Sandbox.install` does: the node chooses and fetches the packages, as for its images."""
+        machine = await self.slot.resolve("installing packages")
+        check_open(machine, "installing packages")
+        self._installing += 1
+        try:
+            await self._ask("install", step)
+        finally:
+            self._installing -= 1
 
     # --- Sleep ---
 
@@ -254,7 +271,7 @@ class RemoteLife(Generic[Child]):
             await trio.sleep(seconds / _LOOKS)
             now, machine = trio.current_time(), self._machine
             numbers = machine.guest.statistics()
-            busy = numbers.open_streams > numbers.peer_streams
+            busy = numbers.open_streams > numbers.peer_streams or self._installing > 0
             if self.hibernated or machine.failure is not None or self._changing.locked() or busy:
                 busy_at = now
             elif now - max(busy_at, self.slot.last_request) >= seconds:
@@ -316,7 +333,6 @@ class RemoteLife(Generic[Child]):
         """Let requests find out that the block was left."""
         self._node.ignore(Status, self._number)
         self._closed = True
-        for checkpoint in self._checkpoints:
-            checkpoint.discard()
+        self._checkpoints.discard_all()
         self._machine.close()
         self.slot.reopen()

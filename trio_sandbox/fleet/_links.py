@@ -11,12 +11,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
-import attrs
 import trio
 
 from .._errors import LinkError, LinkProtocolError
 from ..wire import Channel, ChannelStream, PortStream, Role, StreamHandler, open_channel
-from ._messages import Decoder, encode
+from ._messages import HEAD_BYTES, Decoder, NodeAddress, decode_all, encode, length_of
 from ._security import SECRET_BYTES, Identity, check_fingerprint, client_context
 from ._tls import TlsStream
 
@@ -28,20 +27,6 @@ _MOST_STRANGERS: Final = 64
 _PROBE: Final = 1
 #: What is said first on every channel of a fleet.
 _HELLO: Final = {"fleet": 1}
-
-
-@attrs.frozen
-class NodeAddress:
-    """Where a node listens, and how to be sure that it is that node. It travels by whatever has started the node."""
-
-    name: str
-    """What to call it, in messages to people."""
-    host: str
-    port: int
-    fingerprint: bytes
-    """SHA-256 of its certificate."""
-    secret: bytes = attrs.field(repr=False)
-    """What its user has to say, once."""
 
 
 def _watch_silence(sock: trio.socket.SocketType, lease: float) -> None:
@@ -202,3 +187,26 @@ class MessageStream:
                 return None
             self._received = self._decoder.feed(bytes(data))
         return self._received.pop(0)
+
+
+async def receive_message(stream: ChannelStream) -> object:
+    """Return the one message that a stream begins with; what follows it stays in the stream.
+
+    Raises:
+      LinkProtocolError: if what came is none.
+      Exception: besides, what the stream raises.
+
+    """
+    head = await _receive_exactly(stream, HEAD_BYTES)
+    (message,) = decode_all(head + await _receive_exactly(stream, length_of(head)))
+    return message
+
+
+async def _receive_exactly(stream: ChannelStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = await stream.receive_some(size - len(data))
+        if not more:
+            raise LinkProtocolError("a stream ended within a message")
+        data += more
+    return data

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import final
 
 import attrs
 import trio
 
-from .._config import SandboxConfig
+from .._config import Progress, SandboxConfig
 from .._errors import NodeLostError
 from .._image import AnyImage
 from .._nurseries import Services
@@ -18,8 +18,9 @@ from .._observe import measure, span
 from ..host import HostStatistics
 from ._client import NodeClient
 from ._config import FleetConfig
-from ._links import NodeAddress
+from ._messages import NodeAddress
 from ._placement import Claim, Demand, Placement, Wants, demand_of
+from ._saved import Located
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
@@ -76,10 +77,12 @@ class Members:
     Args:
       fleet: How the fleet works.
       services: Those of its block.
+      progress: Told what the long work of nodes says.
 
     """
 
-    def __init__(self, fleet: FleetConfig, services: Services) -> None:
+    def __init__(self, fleet: FleetConfig, services: Services, progress: Callable[[Progress], object]) -> None:
+        self._progress = progress
         self._fleet = fleet
         self._services = services
         self._members: dict[str, Member] = {}
@@ -117,6 +120,7 @@ class Members:
 
         """
         client = NodeClient(address, lease=self._fleet.lease, end_timeout=self._fleet.end_timeout)
+        client.on_progress = lambda each: self._progress(attrs.evolve(each, stage=f"node {client.name}: {each.stage}"))
         await self._services.start(client.serve)
         statistics = client.statistics
         assert statistics is not None
@@ -150,9 +154,13 @@ class Members:
             self._waiting[claim].set()
 
     @asynccontextmanager
-    async def placed(self, image: AnyImage, config: SandboxConfig) -> AsyncGenerator[Member]:
-        """Wait for a node with room, first come, first served, and hold that for the block."""
+    async def placed(
+        self, image: AnyImage, config: SandboxConfig, saved: Located | None = None
+    ) -> AsyncGenerator[Member]:
+        """Wait for a node with room, one of those that have what was *saved*, first come, first served; hold that for the block."""
         claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
+        if saved is not None:
+            claim.template, claim.nodes = saved.saved.marker, saved.nodes
         decided = self._waiting[claim] = trio.Event()
         try:
             with span("admit", memory_mib=claim.demand.memory_mib):

@@ -14,14 +14,17 @@ from typing import Any, Final
 
 import attrs
 
-from .._config import SandboxConfig
+from .._config import Progress, SandboxConfig
 from .._errors import LinkProtocolError, SandboxError
 from .._image import AnyImage
 from ..host import HostStatistics
+from ..image import Cargo
 from ..qemu import Accelerator
 from ..sandbox import Usage
 
 _LENGTH: Final = struct.Struct(">I")
+#: Bytes before a message, which say how long it is.
+HEAD_BYTES: Final = _LENGTH.size
 #: Bytes that one message may have: a configuration with a long warm-up, or 64 KiB of a console, fits many times.
 MAX_MESSAGE: Final = 8 * 2**20
 #: Exceptions behind an exception that travel with it, one being the cause of the other.
@@ -32,12 +35,31 @@ _PLAIN: Final = {
     ("builtins", "frozenset"),
     ("pathlib", "Path"),
     ("pathlib", "PosixPath"),
+    ("pathlib._local", "Path"),  # what Python 3.13 calls them
+    ("pathlib._local", "PosixPath"),
     ("pathlib", "PurePosixPath"),
     ("datetime", "date"),
     ("datetime", "datetime"),
     ("datetime", "timezone"),
     ("datetime", "timedelta"),
 }
+
+
+# --- Where to ask ---
+
+
+@attrs.frozen
+class NodeAddress:
+    """Where a node listens, and how to be sure that it is that node. It travels by whatever has started the node."""
+
+    name: str
+    """What to call it, in messages to people."""
+    host: str
+    port: int
+    fingerprint: bytes
+    """SHA-256 of its certificate."""
+    secret: bytes = attrs.field(repr=False)
+    """What its user has to say, once."""
 
 
 # --- What is asked ---
@@ -65,6 +87,45 @@ class Prepare:
     """See to it that an image is there."""
 
     image: AnyImage
+
+
+@attrs.frozen
+class Lend:
+    """Let another node have an image that is there, until the stream that this came on ends."""
+
+    image: AnyImage
+
+
+@attrs.frozen
+class Fetch:
+    """Have an image that another node has lent."""
+
+    image: AnyImage
+    source: NodeAddress
+    lent: Lent
+
+
+@attrs.frozen
+class Piece:
+    """Send a file that was lent, from there on: said from node to node."""
+
+    entry: int
+    """The number of what it belongs to; see `entries_of`."""
+    name: str
+    offset: int = 0
+
+
+@attrs.frozen
+class Deliver:
+    """Keep the tree that comes, its records as bytes and b"" at its end, until the stream that this came on ends."""
+
+
+@attrs.frozen
+class Call:
+    """Ask about what is on the node's disk, and answer with what comes of it; see `Stock`."""
+
+    operation: str
+    arguments: tuple[Any, ...] = ()
 
 
 @attrs.frozen
@@ -135,6 +196,24 @@ class Status:
 
 
 @attrs.frozen
+class Delivered:
+    """A tree is there."""
+
+    path: str
+    """Where, on the node."""
+
+
+@attrs.frozen
+class Lent:
+    """An image can be fetched."""
+
+    cargo: Cargo
+    """What it consists of."""
+    secrets: tuple[bytes, ...] = attrs.field(repr=False)
+    """What who connects has to say, each once."""
+
+
+@attrs.frozen
 class Answered:
     """What was asked for is done."""
 
@@ -149,11 +228,21 @@ class Failure:
 
 
 @attrs.frozen
+class Unresolved:
+    """A name has no addresses: what `socket.gaierror` says."""
+
+    number: int
+    why: str
+
+
+@attrs.frozen
 class NodeStatus:
     """What a node is like now; said once a second, if it has changed."""
 
     statistics: HostStatistics
     draining: bool
+    progress: tuple[Progress, ...] = ()
+    """The newest of what its long work has said since then."""
 
 
 # --- Bytes ---
@@ -216,16 +305,27 @@ class Decoder:
         self._buffer += data
         messages: list[Any] = []
         while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > MAX_MESSAGE:
-                raise LinkProtocolError(f"a message of {length} bytes, and {MAX_MESSAGE} are allowed")
-            end = _LENGTH.size + length
+            end = _LENGTH.size + length_of(self._buffer[: _LENGTH.size])
             if len(self._buffer) < end:
                 break
             body = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             messages.append(_decode(body))
         return messages
+
+
+def length_of(head: bytes | bytearray) -> int:
+    """Return the length of the message behind the first `HEAD_BYTES` of one.
+
+    Raises:
+      LinkProtocolError: if it is too long.
+
+    """
+    length: int
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_MESSAGE:
+        raise LinkProtocolError(f"a message of {length} bytes, and {MAX_MESSAGE} are allowed")
+    return length
 
 
 def decode_all(data: bytes) -> list[Any]:

@@ -25,19 +25,29 @@ from ..host import HostStatistics
 from ..sandbox import Sandbox
 from ..wire import ChannelStream, PeerGoneError, Role
 from ._keeper import Keeper, gone
-from ._links import MessageStream, NodeAddress, open_link, serve_links
+from ._links import MessageStream, open_link, serve_links
 from ._messages import (
     Answered,
     Ask,
+    Call,
+    Deliver,
+    Delivered,
     Failure,
+    Fetch,
     Fork,
+    Lend,
+    Lent,
+    NodeAddress,
     NodeStatus,
     Open,
     OpenedTogether,
     Prepare,
     Status,
 )
+from ._progress import ProgressNotes
 from ._security import Secrets, make_identity
+from ._shipping import CONNECTIONS, Loan, fetch
+from ._stock import Stock
 from ._tls import TlsStream
 
 _log = logging.getLogger("trio_sandbox.fleet")
@@ -70,7 +80,7 @@ class NodeHost(Protocol):
 class Node:
     """Serves one user with the sandboxes of one host. Made by `serve_node`."""
 
-    def __init__(self, host: NodeHost, lease: float) -> None:
+    def __init__(self, host: NodeHost, stock: Stock, notes: ProgressNotes, lease: float) -> None:
         self.secrets: Secrets = Secrets()
         self.connected: trio.Event = trio.Event()
         """Set when the user has come."""
@@ -79,9 +89,12 @@ class Node:
         self.draining: bool = False
         """Whether no more sandboxes are to be opened here."""
         self._host = host
+        self._stock = stock
+        self._notes = notes
         self._lease = lease
         self._numbers = itertools.count(1)
         self._keepers: dict[int, Keeper] = {}
+        self._loans: dict[int, Loan] = {}
         self._opening = 0
         self._fewer = trio.Event()  # of both
 
@@ -107,6 +120,8 @@ class Node:
                 keeper = next((keeper for keeper in self._keepers.values() if keeper.owns(purpose)), None)
                 if keeper is not None:
                     await keeper.serve_machine(purpose, stream)
+                elif (loan := self._loans.get(purpose)) is not None:
+                    await loan.serve(stream)
             else:
                 _log.warning("a connection with a wrong secret was broken off")
         except (PeerGoneError, trio.BrokenResourceError) as exc:
@@ -151,8 +166,14 @@ class Node:
         try:
             with hide_nursery("a request to a node"):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait_end, nursery.cancel_scope)
+                    if not isinstance(request, Deliver):  # of which more is to come
+                        nursery.start_soon(wait_end, nursery.cancel_scope)
                     match request:
+                        case Deliver():
+                            async with self._stock.trees.receive(messages) as path:
+                                nursery.start_soon(wait_end, nursery.cancel_scope)
+                                await messages.send(Delivered(str(path)))
+                                await trio.sleep_forever()
                         case Open(image, config, template):
                             self._check_open()
                             async with self._open(messages, image, config, template) as keepers:
@@ -163,6 +184,14 @@ class Node:
                                 await self._report(messages, keepers)
                         case Prepare(image):
                             await self._host.prepare(image)
+                            answer = Answered(self._stock.images.name_of(image))
+                        case Lend(image):
+                            async with self._lend(messages, image):
+                                await trio.sleep_forever()
+                        case Fetch(image, source, lent):
+                            await fetch(self._stock.images, image, source, lent, lease=self._lease)
+                        case Call(operation, arguments):
+                            answer = Answered(await self._stock.ask(operation, arguments))
                         case Ask(number, operation, arguments):
                             answer = Answered(await self._find(number).ask(operation, arguments))
                         case "watch":
@@ -208,6 +237,19 @@ class Node:
                 await messages.send(OpenedTogether(tuple(keeper.opened() for keeper in keepers)))
                 yield keepers
 
+    @asynccontextmanager
+    async def _lend(self, messages: MessageStream, image: AnyImage) -> AsyncGenerator[None]:
+        async with self._stock.images.lend(image) as (cargo, directories):
+            number, loan = next(self._numbers), Loan(directories)
+            self._loans[number] = loan
+            try:
+                await messages.send(Lent(cargo, tuple(self.secrets.issue(number) for _ in range(CONNECTIONS))))
+                yield
+            finally:
+                del self._loans[number]
+                self.secrets.revoke(number)
+                loan.end()
+
     @contextmanager
     def _kept(self, sandboxes: Iterable[Sandbox], messages: MessageStream) -> Generator[list[Keeper]]:
         """Have sandboxes found by their numbers, for a block."""
@@ -240,7 +282,7 @@ class Node:
     async def _watch(self, messages: MessageStream) -> NoReturn:
         before: NodeStatus | None = None
         while True:
-            status = NodeStatus(self._host.statistics(), self.draining)
+            status = NodeStatus(self._host.statistics(), self.draining, self._notes.take())
             if status != before:
                 before = status
                 await messages.send(status)
@@ -258,6 +300,8 @@ def without_known(status: Status, last: Status) -> Status:
 
 async def serve_node(
     host: NodeHost,
+    stock: Stock,
+    notes: ProgressNotes,
     name: str,
     *,
     address: str = "127.0.0.1",
@@ -269,6 +313,8 @@ async def serve_node(
 
     Args:
       host: It.
+      stock: What is on its disk.
+      notes: What its long work says.
       name: What to call this node.
       address: Where to listen: an address of this machine that the user reaches.
       lease: See `FleetConfig.lease`.
@@ -280,7 +326,7 @@ async def serve_node(
 
     """
     identity = make_identity()
-    node = Node(host, lease)
+    node = Node(host, stock, notes, lease)
     (listener,) = await trio.open_tcp_listeners(0, host=address)
     async with listener:
         port = listener.socket.getsockname()[1]

@@ -26,9 +26,8 @@ from ._actor import NodeProcess
 from ._config import FleetConfig
 from ._demand import SLOTS, Demands
 from ._host import FleetHost, open_fleet
-from ._links import NodeAddress
 from ._members import Members
-from ._messages import Failure, decode_all
+from ._messages import Failure, NodeAddress, decode_all
 from ._metrics import OF_A_FLEET, Gauges
 from ._placement import Wants
 from ._security import check_extra
@@ -294,7 +293,8 @@ async def open_ray_host(
     Args:
       address: Of Ray's cluster, "auto" for the one of this machine; None: the one that this program is connected to already, or
         else one of its own, which ends with the block.
-      config: How the host of each node works; the default is `HostConfig()`. `HostConfig.progress` is not told of what nodes do.
+      config: How the host of each node works; the default is `HostConfig()`. `HostConfig.progress` is
+        called here, with the node's name in each stage, for each stage once a second at most.
       fleet: How the fleet works; the default is `FleetConfig()`.
 
     Raises:

@@ -14,6 +14,7 @@ import trio
 
 from .._nurseries import hide_nursery
 from ..wire import Channel, ChannelStream, StreamLimitError, StreamResetError
+from ._dial import MARK, Operator
 
 #: Bytes of one piece from which on waking a task costs more than a write of its own.
 _LARGE: Final = 4096
@@ -26,10 +27,12 @@ class Relay:
     Args:
       guest: The channel to the machine's agent.
       on_request: Called when the user opens a stream.
+      operator: What makes connections from here for the user.
 
     """
 
-    def __init__(self, guest: Channel, on_request: Callable[[], object]) -> None:
+    def __init__(self, guest: Channel, on_request: Callable[[], object], operator: Operator) -> None:
+        self._operator = operator
         self.user: Channel | None = None
         """The link to who uses the machine, once it is open; until then the guest can open nothing."""
         self._guest = guest
@@ -37,6 +40,8 @@ class Relay:
 
     def accept_user(self, stream: ChannelStream, header: dict[str, object]) -> Awaitable[object] | None:
         """Serve a stream that the user opened: a `StreamHandler` of the link."""
+        if MARK in header:
+            return self._operator.accept(stream, header)
         self._on_request()
         if header.get("service") == "pipe":
             header = {**header, "name": stream.id}  # by which the user's requests name it

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from ._cargo import (
+    Cargo as Cargo,
+    describe_cargo as describe_cargo,
+    entries_of as entries_of,
+    take_cargo as take_cargo,
+)
 from ._containers import ensure_bootable as ensure_bootable
+from ._contents import digest_of_tree as digest_of_tree
 from ._debian_image import DebianImage as DebianImage
 from ._entry import entry_name as entry_name
 from ._exchange import export_image as export_image, import_images as import_images
+from ._imported import Receive as Receive
 from ._installer import PackageInstaller as PackageInstaller
 from ._layer import (
     LAYER_MARK as LAYER_MARK,
@@ -23,6 +31,7 @@ from ._mounts_disk import (
     fill_mounts_disk as fill_mounts_disk,
     open_empty_mounts_disk as open_empty_mounts_disk,
     open_mounts_disk as open_mounts_disk,
+    unreadable_mount as unreadable_mount,
 )
 from ._recipe import BuildContext as BuildContext, Recipe as Recipe
 from ._recipes import IMAGES as IMAGES, images_with as images_with

@@ -121,7 +121,7 @@ def read_archive(file: BinaryIO) -> Archive:
     index = Fields(parse_json(_read_small(file, _INDEX, _LONGEST_INDEX)))
     index.check_format(_FORMAT)
     manifests = [Manifest.from_value(each) for each in index.items("layers", _MOST_LAYERS)]
-    _check_chain(manifests)
+    check_chain(manifests)
     layers: list[ArchivedLayer] = []
     for number, manifest in enumerate(manifests):
         size = _read_header(file, _disk(number))
@@ -162,7 +162,7 @@ def _read_header(file: BinaryIO, name: str) -> int:
     return info.size
 
 
-def _check_chain(manifests: Sequence[Manifest]) -> None:
+def check_chain(manifests: Sequence[Manifest]) -> None:
     """Make sure that each layer is one on the layer before it, and says nothing that could be harmful anywhere else.
 
     What a manifest says is shown on terminals, made part of paths, and given to programs of the host.

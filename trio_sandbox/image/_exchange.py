@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, final
+from typing import BinaryIO
 
-import attrs
 import trio
 
 from .._config import Progress
-from .._errors import ImageCorruptError, ImageError, ImageMissingError, PackagesError
+from .._errors import ImageError, ImageMissingError, PackagesError
 from .._oci_reference import is_oci
 from .._private import make_private_directory, write_new_file
-from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
-from ._archive import Archive, ArchivedLayer, archive_parts, read_archive
+from ._archive import Archive, archive_parts, read_archive
 from ._choices import choices_of, is_choice
 from ._entry import entry_name, is_container
+from ._imported import ImportedEntry, Receive, copy_file, create, receive_from
 from ._layer import LAYER_MARK, layer_name
 from ._manifest import Manifest, read_manifest
-from ._recipe import BuildContext
 from ._store import ImageStore
 from ._stored import IMAGE_NAME
-
-#: Bytes that are copied between two looks whether to go on.
-_PIECE: Final = 2**20
 
 
 async def export_image(store: ImageStore, name: str, target: Path) -> int:
@@ -51,27 +46,27 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
 
     """
     if is_oci(name):
-        raise _unmoved(name)
+        raise unmoved(name)
     image = await store.ensure(name, build=False)
     await trio.to_thread.run_sync(_check_new, target)
     with store.hold(image.entries) as held, ExitStack() as stack:
         if not held:
             raise ImageMissingError(f"the image {name!r} was removed just now")
         manifests = [read_manifest(entry) for entry in image.entries]
-        disks = [stack.enter_context(_open(entry / IMAGE_NAME)) for entry in image.entries]
+        disks = [stack.enter_context(open_regular(entry / IMAGE_NAME)) for entry in image.entries]
         if is_container(manifests[0]):
-            raise _unmoved(name)
+            raise unmoved(name)
         for manifest, disk in zip(manifests, disks, strict=True):
-            _check_movable(manifest, disk)
-        locks = dict(_locks_of(store, manifests))
+            check_movable(manifest, disk)
+        locks = dict(locks_of(store, manifests))
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
-        with await trio.to_thread.run_sync(_create, temporary) as file:
+        with await trio.to_thread.run_sync(create, temporary) as file:
             try:
                 for part in archive_parts(manifests, locks):
                     if isinstance(part, bytes):
                         file.write(part)
                     else:
-                        await _copy(disks[part], file, manifests[part])
+                        await copy_file(receive_from(disks[part]), file, manifests[part], IMAGE_NAME)
                 await trio.to_thread.run_sync(_publish, file, temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -79,13 +74,13 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
             return file.tell()
 
 
-def _unmoved(name: str) -> ImageError:
+def unmoved(name: str) -> ImageError:
     return ImageError(
         f"{name} is a container image, or stands on one, and can't be exported: skopeo copies those to archives, which can be used elsewhere"
     )
 
 
-def _check_movable(manifest: Manifest, disk: BinaryIO) -> None:
+def check_movable(manifest: Manifest, disk: BinaryIO) -> None:
     try:
         check_strangers_header(disk.read(HEAD_BYTES), os.fstat(disk.fileno()).st_size)
     except Qcow2FormatError as exc:
@@ -96,7 +91,7 @@ def _check_movable(manifest: Manifest, disk: BinaryIO) -> None:
     disk.seek(0)
 
 
-def _locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
+def locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
     texts: list[tuple[str, str]] = []
     for name in sorted({name for manifest in manifests for name in choices_of(manifest)}):
         with suppress(OSError, ValueError):  # it is missing or damaged, and can be chosen anew
@@ -104,29 +99,6 @@ def _locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[st
             if is_choice(name, text):
                 texts.append((name, text))
     return texts
-
-
-async def _copy(  # noqa: ASYNC910 - no disk is empty
-    source: BinaryIO, target: BinaryIO, manifest: Manifest
-) -> None:
-    """Copy the disk of a layer, from where *source* is.
-
-    Raises:
-      ImageCorruptError: if it is not what the manifest says.
-
-    """
-    wanted = manifest.files[IMAGE_NAME]
-    digest, left = hashlib.sha256(), wanted.size
-    while left and (piece := await trio.to_thread.run_sync(source.read, min(left, _PIECE))):
-        left -= len(piece)
-        digest.update(piece)
-        if piece.count(0) == len(piece) and target.seekable():
-            target.seek(len(piece), os.SEEK_CUR)  # it stays a hole
-        else:
-            await trio.to_thread.run_sync(target.write, piece)
-    target.truncate(target.tell())
-    if left or digest.hexdigest() != wanted.sha256:
-        raise ImageCorruptError(f"the disk of {manifest.name} is not what was built: its digest is another")
 
 
 def _publish(file: BinaryIO, temporary: Path, target: Path) -> None:
@@ -161,22 +133,28 @@ async def import_images(
       OSError: if the archive can't be read.
 
     """
-    with await trio.to_thread.run_sync(_open, source) as file:
+    with await trio.to_thread.run_sync(open_regular, source) as file:
         try:
             archive = await trio.to_thread.run_sync(read_archive, file)
-            _check_fits(store, archive)
+            check_fits(store, archive)
         except (ValueError, PackagesError) as exc:
             raise ImageError(f"{source} can't be imported, and nothing was: {exc}") from exc
         for layer in archive.layers:
+            entry = ImportedEntry(layer.manifest, partial(_receive_layer, file, layer.offset))
             try:
-                await store.add(ImportedLayer(layer, file), progress=progress, environment=environment)
+                await store.add(entry, progress=progress, environment=environment)
             except Qcow2FormatError as exc:
                 raise ImageError(f"{source} can't be imported: the disk of {layer.manifest.name}: {exc}") from exc
-    _take_locks(store, archive)
+    take_locks(store, archive.locks)
     return [layer.manifest.name for layer in archive.layers]
 
 
-def _open(path: Path) -> BinaryIO:
+def _receive_layer(file: BinaryIO, offset: int, _: str) -> Receive:
+    file.seek(offset)
+    return receive_from(file)
+
+
+def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a named pipe would wait for ever
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -190,11 +168,7 @@ def _check_new(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
 
 
-def _create(path: Path) -> BinaryIO:
-    return open(path, "x+b")
-
-
-def _check_fits(store: ImageStore, archive: Archive) -> None:
+def check_fits(store: ImageStore, archive: Archive) -> None:
     """Make sure that the image at the bottom is what this version builds, and that no other build of anything is there.
 
     Raises:
@@ -221,9 +195,9 @@ def _check_fits(store: ImageStore, archive: Archive) -> None:
             )
 
 
-def _take_locks(store: ImageStore, archive: Archive) -> None:
+def take_locks(store: ImageStore, locks: Mapping[str, str]) -> None:
     """Keep what was chosen where nothing was chosen yet, so that images with these packages are found."""
-    for name, text in archive.locks.items():
+    for name, text in locks.items():
         path = store.pylocks / name
         make_private_directory(path.parent, 0o755)
         temporary = path.with_name(f"{name}.{secrets.token_hex(8)}")
@@ -234,49 +208,3 @@ def _take_locks(store: ImageStore, archive: Archive) -> None:
             pass
         finally:
             temporary.unlink()
-
-
-@final
-@attrs.frozen
-class ImportedLayer:
-    """A recipe that takes a layer from an archive."""
-
-    layer: ArchivedLayer
-    file: BinaryIO = attrs.field(eq=False)
-
-    @property
-    def name(self) -> str:
-        """The layer's."""
-        return self.layer.manifest.name
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The one disk."""
-        return (IMAGE_NAME,)
-
-    @property
-    def base(self) -> None:
-        """Nothing: what it stands on came before."""
-        return
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Nobody asks."""
-        return ()
-
-    def digest(self) -> str:
-        """Return that of the recipe that it was built by."""
-        return self.layer.manifest.digest
-
-    async def build(self, context: BuildContext) -> Mapping[str, object]:
-        """Copy the disk, and look at it before anybody opens it."""
-        context.report("importing", None)
-        self.file.seek(self.layer.offset)
-        with await trio.to_thread.run_sync(_create, context.output / IMAGE_NAME) as output:
-            await _copy(self.file, output, self.layer.manifest)
-            output.seek(0)
-            info = check_strangers_header(output.read(HEAD_BYTES), self.layer.size)
-        wanted = self.layer.manifest.details["virtual_size"]
-        if info.virtual_size != wanted or info.virtual_size > IMAGE_DISK_MIB * 2**20:
-            raise Qcow2FormatError(f"it is a disk of {info.virtual_size} bytes, and not of {wanted}, or too large")
-        return self.layer.manifest.details

@@ -91,7 +91,7 @@ def check_directory(source: Path) -> None:
         with os.scandir(source):
             pass
     except OSError as exc:
-        raise _unreadable(source, source, exc) from exc
+        raise unreadable_mount(source, source, exc) from exc
 
 
 @asynccontextmanager
@@ -225,7 +225,7 @@ def _survey(source: Path, room: int) -> _Survey:
                                 child.path,
                             )
         except OSError as exc:
-            raise _unreadable(source, exc.filename or directory, exc) from exc
+            raise unreadable_mount(source, exc.filename or directory, exc) from exc
         blocks += 2 + names // (_BLOCK // 2)
         if _Survey(entries, blocks).size > room:
             limit = MOUNTS_DISK_BYTES // 2**30
@@ -252,7 +252,8 @@ def _content_blocks(path: str, status: os.stat_result) -> int:
     return blocks + parts // _EXTENTS_PER_BLOCK + 1
 
 
-def _unreadable(source: Path, path: str | Path, exc: OSError) -> MountError:
+def unreadable_mount(source: Path, path: str | Path, exc: OSError) -> MountError:
+    """Return the error for a directory in which *path* can't be read."""
     what = "" if os.fspath(path) == os.fspath(source) else f"{path}: "
     return MountError(f"{source} can't be mounted: {what}{exc.strerror}; nothing was started")
 

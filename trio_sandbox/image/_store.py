@@ -196,6 +196,20 @@ class ImageStore:
         return tuple(entry for entry in self._shelf.entries() if name_of(entry) == name)
 
     @property
+    def directory(self) -> Path:
+        """The whole cache."""
+        return self._shelf.directory
+
+    @property
+    def system(self) -> Recipe:
+        """How the system disk is built."""
+        return self._system
+
+    def make_directories(self) -> None:
+        """Make what is missing of it; see `Shelf.make_directories`."""
+        self._shelf.make_directories()
+
+    @property
     def pylocks(self) -> Path:
         """The directory of locks that were made of requirements."""
         return self._shelf.pylocks

@@ -14,7 +14,11 @@ from ._layer_builder import LayerBuilder as LayerBuilder
 from ._ledger import Ledger as Ledger, LedgerEntry as LedgerEntry, open_ledger as open_ledger
 from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
-from ._named import NamedTemplate as NamedTemplate, NamedTemplateStore as NamedTemplateStore
+from ._named import (
+    NamedTemplate as NamedTemplate,
+    NamedTemplateStore as NamedTemplateStore,
+    check_template_name as check_template_name,
+)
 from ._progress_log import ProgressLog as ProgressLog
 from ._roster import (
     NoteMachine as NoteMachine,

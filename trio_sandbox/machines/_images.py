@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, final
 from weakref import WeakValueDictionary
 
@@ -16,14 +17,19 @@ from .._network import Network
 from .._observe import part_logger, span
 from ..image import (
     BuiltImage,
+    Cargo,
     ImageStore,
     LayerJob,
     PackageInstaller,
+    Receive,
     SystemDisk,
     are_there,
+    describe_cargo,
     ensure_bootable,
     ensure_layers,
+    entries_of,
     spell_out,
+    take_cargo,
 )
 from ..network import Gateway
 from ._admission import Admission
@@ -169,6 +175,38 @@ class HostImages:
             progress=self._progress,
             environment=self._environment,
         )
+
+    # --- From one host to another ---
+
+    async def has(self, image: AnyImage) -> bool:
+        """Tell whether *image*, and what boots it, is there and intact, so that nothing need be built."""
+        try:
+            await self.ensure(image, build=False)
+        except ImageError:
+            return False  # noqa: ASYNC910 - it was looked for in threads
+        return True
+
+    def name_of(self, image: AnyImage) -> str:
+        """Return the name of an image that is ready: that of its top layer, by which it is found as long as it is there."""
+        return self._ready[image][0].name
+
+    @asynccontextmanager
+    async def lend(self, image: AnyImage) -> AsyncGenerator[tuple[Cargo, tuple[Path, ...]]]:
+        """Yield what *image* consists of, and the directories of that by their numbers; it is held for the block.
+
+        Raises:
+          ImageError: if it is not there, or can't be moved.
+          OSError: if it can't be read.
+
+        """
+        async with AsyncExitStack() as stack:
+            built, system = await self._hold(stack, image, build=False)
+            cargo = await trio.to_thread.run_sync(describe_cargo, self._store, built, system)
+            yield cargo, entries_of(built, system)
+
+    async def take(self, cargo: Cargo, open_file: Callable[[int, str], Receive]) -> None:
+        """Do `take_cargo`; arguments and errors are those of that."""
+        await take_cargo(self._store, cargo, open_file, progress=self._progress, environment=self._environment)
 
     async def _make(self, image: AnyImage, *, build: bool) -> Disks:
         image = spell_out(image)

@@ -127,7 +127,7 @@ class StagedTemplate:
         sync_files(self.template.files)
 
 
-def check_name(name: object) -> None:
+def check_template_name(name: object) -> None:
     """Refuse what can't be a template's name.
 
     Raises:
@@ -184,7 +184,7 @@ class NamedTemplateStore:
           TemplateUnusableError: if it is damaged, or another version of the library saved it.
 
         """
-        check_name(name)
+        check_template_name(name)
         reason = ""
         for _ in range(_ATTEMPTS):
             try:
@@ -224,7 +224,7 @@ class NamedTemplateStore:
           OSError: if there is no room for it.
 
         """
-        check_name(name)
+        check_template_name(name)
         self._check_free(name, replace=replace)
         self._make_directory()
         self._remove_leftovers(name)
@@ -308,7 +308,7 @@ class NamedTemplateStore:
           OSError: if it can't be removed.
 
         """
-        check_name(name)
+        check_template_name(name)
         try:
             self._manifest(name).unlink()
         except FileNotFoundError:

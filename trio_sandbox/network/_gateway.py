@@ -27,14 +27,13 @@ from .._observe import part_logger
 from .._quiet_log import QuietLog
 from .._rate import Rate
 from ..wire import ChannelStream, StreamHandler, WireError
-from ._addresses import may_connect
-from ._connect import connect
 from ._connections import NetworkStatistics, NetworkWatch, Outcome
+from ._dialer import Dialer, HostDialer
 from ._http import RequestRefusedError
 from ._journal import Attempt, Journal
 from ._proxy import Proxy
 from ._relay import Relay, WrongServerNameError
-from ._resolver import HostResolver, Resolver
+from ._resolver import HostResolver
 from ._termination import Termination
 from ._trust import Trust
 from ._vault import Vault, bundle_environment
@@ -48,8 +47,6 @@ _PER_SECOND, _BURST = 50.0, 100
 #: Different names that a sandbox may look up in its life. Each could carry a little of what the guest knows to the
 #: name servers of an allowed domain.
 _MOST_NAMES: Final = 4096
-#: Addresses that a sandbox has tried at a time besides one for each connection.
-_SPARE_DIALS: Final = 32
 _TLS_PORT: Final = 443
 #: What a guest is told as it is; any other error of ours is EHOSTUNREACH to it.
 _TOLD: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
@@ -122,13 +119,13 @@ class Gateway:
         self._vault = Vault() if vault is None else vault
         self._vault.authority(network)
         self._host_resolver = resolver
-        self._resolver = Resolver(resolver)
+        self.dialer: Dialer = HostDialer(resolver)
+        """What makes its connections: this machine, unless somebody says otherwise."""
         self._connect_timeout = connect_timeout
         self._proxy = proxy
         self._rate = Rate(_PER_SECOND, _BURST)
         self._names: set[str] = set()
         self._streams = 0
-        self._spare_dials = trio.Semaphore(_SPARE_DIALS)
         self._journal = Journal()
         self._log = QuietLog(_log)
 
@@ -292,8 +289,8 @@ class Gateway:
 
     async def _vet(self, name: str, rule: NetworkRule) -> list[str]:
         """Return the addresses of *name* that may be connected to."""
-        addresses = await self._resolver.resolve(f"{name}.")
-        allowed = [address for address in addresses if may_connect(address, rule.private)]
+        addresses = await self.dialer.resolve(f"{name}.")
+        allowed = await self.dialer.vet(addresses, rule.private)
         if not allowed:
             raise _RefusedError(
                 "not a public address",
@@ -374,14 +371,14 @@ class Gateway:
             attempt.upstream = await self._call(rule.to)
         elif rule.to is not None:
             host, port = rule.to
-            attempt.upstream, attempt.address = await connect(await self._resolve_own(host), port, self._spare_dials)
+            attempt.upstream, attempt.address = await self.dialer.connect(await self._resolve_own(host), port)
         elif self._proxy is not None:
             addresses = await self._resolve_own(self._proxy.host)
-            attempt.upstream, _ = await connect(addresses, self._proxy.port, self._spare_dials)
+            attempt.upstream, _ = await self.dialer.connect(addresses, self._proxy.port)
             await self._proxy.connect(attempt.upstream, attempt.host, port)
         else:
             vetted = await self._vet(attempt.host, rule)
-            attempt.upstream, attempt.address = await connect(vetted, port, self._spare_dials)
+            attempt.upstream, attempt.address = await self.dialer.connect(vetted, port)
 
     async def _call(self, factory: StreamFactory) -> trio.abc.HalfCloseableStream:
         try:
@@ -404,7 +401,7 @@ class Gateway:
         try:
             ip_address(host.partition("%")[0])
         except ValueError:
-            return await self._resolver.resolve(host)
+            return await self.dialer.resolve(host)
         return (host,)
 
     async def _carry(

@@ -54,7 +54,7 @@ class Proxy:
             authorization = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         return cls(parts.hostname, port, authorization)
 
-    async def connect(self, stream: trio.SocketStream, host: str, port: int) -> None:
+    async def connect(self, stream: trio.abc.Stream, host: str, port: int) -> None:
         """Have *stream*, a connection to the proxy, lead to *port* of *host*, which the proxy resolves.
 
         Raises:
@@ -72,7 +72,7 @@ class Proxy:
         if not 200 <= status < 300:
             raise OSError(_ERRORS.get(status, errno.EHOSTUNREACH), f"the proxy answered with status {status}")
 
-    async def _receive_head(self, stream: trio.SocketStream) -> bytes:
+    async def _receive_head(self, stream: trio.abc.Stream) -> bytes:
         # Byte by byte at the end: what follows the head is the connection's, and can't be put back.
         head = bytearray()
         while not head.endswith(b"\r\n\r\n"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import mmap
 import stat
 from collections.abc import Sequence
+from typing import Protocol, final
+
+import attrs
 
 from .._image_steps import PackagesStep
 from ..image import PackageInstaller
@@ -12,9 +15,27 @@ from ._path import GuestPath
 from ._requests import GuestRequests
 
 
-async def install(sandbox: GuestRequests, installer: PackageInstaller, step: PackagesStep) -> None:
-    """Do `Sandbox.install`."""
+class Installer(Protocol):
+    """What installs packages in a sandbox, on the machine where its image is."""
 
+    async def install(self, guest: GuestRequests, step: PackagesStep) -> None:
+        """Do `Sandbox.install` in the sandbox that *guest* asks."""
+        ...
+
+
+@final
+@attrs.frozen
+class LocalInstaller:
+    """Installs packages in a sandbox of this machine."""
+
+    packages: PackageInstaller
+
+    async def install(self, guest: GuestRequests, step: PackagesStep) -> None:
+        """Do `Sandbox.install`."""
+        await _install(guest, self.packages, step)
+
+
+async def _install(sandbox: GuestRequests, installer: PackageInstaller, step: PackagesStep) -> None:
     async def ask(command: Sequence[str]) -> bytes:
         return (await sandbox.run_process(command, cwd="/", capture_stdout=True)).stdout or b""
 

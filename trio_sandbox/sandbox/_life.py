@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar, final
+from typing import Protocol, TypeVar
 
+from ._checkpoints import Checkpoint
 from ._network import SandboxNetwork
 from ._slot import Slot
 from ._usage import Usage
@@ -26,51 +26,6 @@ class ImageFacts(Protocol):
     def command(self) -> tuple[str, ...]:
         """What it runs unless it is told otherwise; () if nothing is said."""
         ...
-
-
-@final
-class Checkpoint:
-    """An earlier state of a sandbox, for `Sandbox.revert`. Made by `Sandbox.checkpoint`."""
-
-    def __init__(self, discard: Callable[[], object]) -> None:
-        self._discard = discard
-        self._discarded = False
-
-    def __repr__(self) -> str:
-        return f"<trio_sandbox.Checkpoint: {'discarded' if self._discarded else 'kept'}>"
-
-    @property
-    def discarded(self) -> bool:
-        """Whether it was discarded: the sandbox can't go back to it any more."""
-        return self._discarded
-
-    def discard(self) -> None:
-        """Free its space on the host's disk; the end of the sandbox does so, too. Doing it again does nothing."""
-        if not self._discarded:
-            self._discarded = True
-            self._discard()
-
-
-def find_checkpoint(checkpoint: Checkpoint | None, ours: Iterable[Checkpoint]) -> Checkpoint:
-    """Return the checkpoint to go back to: the newest of *ours* if none is named.
-
-    Raises:
-      ValueError: if there is none, or it was discarded or is another sandbox's.
-      TypeError: if it is something else.
-
-    """
-    if checkpoint is None:
-        kept = [each for each in ours if not each.discarded]
-        if not kept:
-            raise ValueError("there is nothing to revert to: call `await sandbox.checkpoint()` first")
-        return kept[-1]
-    if not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`checkpoint` must be what `Sandbox.checkpoint` returned, not {checkpoint!r}")
-    if checkpoint.discarded:
-        raise ValueError("this checkpoint was discarded")
-    if checkpoint not in ours:
-        raise ValueError("this checkpoint is another sandbox's")
-    return checkpoint
 
 
 class Life(Protocol[ChildT_co]):

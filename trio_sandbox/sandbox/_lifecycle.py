@@ -42,8 +42,8 @@ from ..machines import (
 )
 from ..network import Gateway
 from ..qemu import Snapshot, Vm, allocated_bytes
+from ._checkpoints import Checkpoint, Checkpoints
 from ._idle import check_idle, count_streams
-from ._life import Checkpoint, find_checkpoint
 from ._network import SandboxNetwork
 from ._observed import operation
 from ._slot import Slot
@@ -122,7 +122,7 @@ class Lifecycle(Generic[Child]):
         self._open_child = open_child
         self._beside = beside
         self._changing = trio.Lock()
-        self._checkpoints: dict[Checkpoint, Snapshot] = {}
+        self._checkpoints: Checkpoints[Snapshot] = Checkpoints()
         self._asleep: Snapshot | None = None
         self._by_call = False
         self._closed = False
@@ -138,7 +138,7 @@ class Lifecycle(Generic[Child]):
     @property
     def checkpoints(self) -> int:
         """How many checkpoints there are to go back to."""
-        return sum(not checkpoint.discarded for checkpoint in self._checkpoints)
+        return len(self._checkpoints)
 
     @property
     def clock_error(self) -> float | None:
@@ -164,16 +164,13 @@ class Lifecycle(Generic[Child]):
         """What `Sandbox.checkpoint` does."""
         async with self._awake("a checkpoint"):
             snapshot = await self._snapshot("a checkpoint")
-        checkpoint = Checkpoint(snapshot.discard)
-        self._checkpoints = {each: kept for each, kept in self._checkpoints.items() if not each.discarded}
-        self._checkpoints[checkpoint] = snapshot
-        return checkpoint
+        return self._checkpoints.add(snapshot, snapshot.discard)
 
     async def revert(self, checkpoint: Checkpoint | None) -> None:
         """What `Sandbox.revert` does."""
         self.slot.home.check("reverting")
         async with self._changing:
-            snapshot = self._wanted(checkpoint)
+            snapshot = self._checkpoints.find(checkpoint)
             self._check_not_closed("reverting")
             try:
                 if self._asleep is not None:
@@ -183,9 +180,6 @@ class Lifecycle(Generic[Child]):
             except RESTORE_FAILURES as exc:
                 raise SnapshotError(f"the sandbox was not reverted, and is as it was: {exc}") from exc
             self.reverts += 1
-
-    def _wanted(self, checkpoint: Checkpoint | None) -> Snapshot:
-        return self._checkpoints[find_checkpoint(checkpoint, self._checkpoints)]
 
     async def _replace(self, snapshot: Snapshot) -> None:
         """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
@@ -440,8 +434,7 @@ class Lifecycle(Generic[Child]):
         """Remove what was kept for later, and let requests find out that the block was left."""
         self._closed = True
         self._disk.close()
-        for checkpoint in self._checkpoints:
-            checkpoint.discard()
+        self._checkpoints.discard_all()
         if self._asleep is not None:
             self._asleep.discard()
             self._asleep = None

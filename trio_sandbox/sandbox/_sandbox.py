@@ -16,10 +16,10 @@ from .._errors import PackagesError, SnapshotError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._image_steps import PackagesStep
 from .._network import Network
-from ..image import PackageInstaller
 from ..network import NetworkStatistics, NetworkWatch
-from ._install import install
-from ._life import Checkpoint, ImageFacts, Life
+from ._checkpoints import Checkpoint
+from ._install import Installer
+from ._life import ImageFacts, Life
 from ._network import SandboxNetwork
 from ._observed import operation
 from ._requests import GuestRequests
@@ -68,7 +68,7 @@ class Sandbox(GuestRequests):
         lifecycle: Life[Sandbox] | None = None,
         built: ImageFacts | None = None,
         network: SandboxNetwork | None = None,
-        installer: PackageInstaller | None = None,
+        installer: Installer | None = None,
         staging: Path | None = None,
         node: str | None = None,
     ) -> None:
@@ -344,9 +344,12 @@ class Sandbox(GuestRequests):
         """
         (step,) = Image(DEFAULT_IMAGE).packages(*requirements, exclude_newer=exclude_newer).steps
         assert isinstance(step, PackagesStep)
+        await self._install(step)
+
+    async def _install(self, step: PackagesStep) -> None:
         if self._installer is None:
             raise PackagesError("packages can't be installed in this sandbox, which has no image of ours")
-        await install(self, self._installer, step)
+        await self._installer.install(self, step)
 
     async def save(self, name: str, *, replace: bool = False) -> None:
         """Save the state of the sandbox as it is now; ``open_sandbox(template=name)`` restores it.

@@ -10,7 +10,8 @@ import trio
 
 from .._errors import SandboxError
 from .._observe import part_logger
-from ._life import Checkpoint, Life
+from ._checkpoints import Checkpoint
+from ._life import Life
 from ._observed import operation
 
 _log = part_logger("sandbox")

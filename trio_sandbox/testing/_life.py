@@ -13,7 +13,7 @@ from .._nurseries import Services
 from ..client import check_open
 from ..machines import HeldMachine, check_count, hold_machine, open_together
 from ..network import Gateway
-from ..sandbox import Checkpoint, Sandbox, SandboxNetwork, Slot, Usage, find_checkpoint, transaction
+from ..sandbox import Checkpoint, Checkpoints, Sandbox, SandboxNetwork, Slot, Usage, transaction
 from ._guest import ScriptedGuest
 from ._machine import ScriptedMachine, open_machine
 
@@ -61,7 +61,7 @@ class ScriptedLife:
         self._before = before
         self._open_copy = open_copy
         self._changing = trio.Lock()
-        self._checkpoints: dict[Checkpoint, ScriptedGuest] = {}
+        self._checkpoints: Checkpoints[ScriptedGuest] = Checkpoints()
         self._asleep: ScriptedGuest | None = None
         self._closed = False
 
@@ -73,7 +73,7 @@ class ScriptedLife:
     @property
     def checkpoints(self) -> int:
         """How many checkpoints there are to go back to."""
-        return sum(not checkpoint.discarded for checkpoint in self._checkpoints)
+        return len(self._checkpoints)
 
     def usage(self) -> Usage:
         """What `Sandbox.usage` does: nothing is used."""
@@ -90,15 +90,14 @@ class ScriptedLife:
         """What `Sandbox.checkpoint` does."""
         async with self._awake("a checkpoint"):
             self._before("checkpoint")
-            checkpoint = Checkpoint(lambda: None)
-            self._checkpoints[checkpoint] = self._held.vm.script.copy()
+            checkpoint = self._checkpoints.add(self._held.vm.script.copy(), lambda: None)
             self.last_pause = 0.0
         return checkpoint
 
     async def revert(self, checkpoint: Checkpoint | None) -> None:
         """What `Sandbox.revert` does."""
         async with self._changing:
-            kept = self._checkpoints[find_checkpoint(checkpoint, self._checkpoints)]
+            kept = self._checkpoints.find(checkpoint)
             self._check_not_closed("reverting")
             self._before("revert")
             self.slot.shut_off(self._gate)
@@ -168,8 +167,7 @@ class ScriptedLife:
         """Let requests find out that the block was left."""
         self._closed = True
         self._asleep = None
-        for checkpoint in self._checkpoints:
-            checkpoint.discard()
+        self._checkpoints.discard_all()
         self.slot.reopen()
 
     async def _go_on(self, guest: ScriptedGuest) -> None:

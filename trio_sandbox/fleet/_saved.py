@@ -1,0 +1,119 @@
+"""Saved sandboxes of a fleet: each is on the disk of the node where it was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, final
+
+import attrs
+import trio
+
+from .._errors import OutcomeUnknownError, SandboxClosedError, TemplateError, TemplateExistsError, UnknownTemplateError
+from ..machines import NamedTemplate, SavedSandbox, check_template_name
+from ._client import NodeClient
+from ._messages import Call
+
+
+@final
+@attrs.frozen
+class Located:
+    """A saved sandbox, and the nodes that have it."""
+
+    saved: NamedTemplate
+    nodes: frozenset[str]
+
+
+@final
+class SavedSandboxes:
+    """What was saved on the nodes of a fleet.
+
+    Args:
+      clients: Returns the nodes that are not lost.
+
+    """
+
+    def __init__(self, clients: Callable[[], Iterable[NodeClient]]) -> None:
+        self._clients = clients
+
+    async def list_all(self) -> dict[str, tuple[SavedSandbox, ...]]:
+        """What `FleetHost.saved_sandboxes` does."""
+        return await self._ask_all("saved")
+
+    async def find(self, name: str) -> Located:
+        """Return the newest that was saved as *name*, and where it is.
+
+        Raises:
+          TypeError, ValueError: for what can't be a name.
+          UnknownTemplateError: if no node has it.
+          TemplateUnusableError: if it is damaged, or of another version, on every node that has it.
+
+        """
+        check_template_name(name)
+        failures: list[TemplateError] = []
+        found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=failures)
+        known = {node: saved for node, saved in found.items() if saved is not None}
+        if not known:
+            if failures:
+                raise failures[0]
+            names = sorted({saved.name for each in (await self.list_all()).values() for saved in each})
+            raise UnknownTemplateError(
+                f"no node of the fleet has a saved sandbox {name!r}; there are: {', '.join(names) or 'none'}"
+            )
+        newest = max(known.values(), key=lambda saved: saved.created)
+        # Nodes may share a disk, and have the same one.
+        return Located(newest, frozenset(node for node, saved in known.items() if saved.marker == newest.marker))
+
+    async def check_free(self, name: str, *, besides: str) -> None:
+        """Refuse a name that is taken on another node than *besides*, which looks by itself.
+
+        Raises:
+          TemplateExistsError: if it is.
+
+        """
+        others = [client for client in self._clients() if client.name != besides]
+        found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=[], clients=others)
+        if taken := sorted(node for node, saved in found.items() if saved is not None):
+            raise TemplateExistsError(
+                f"there is a saved sandbox {name!r} on node {taken[0]} already; choose another name, say replace=True, or "
+                f"remove it with `await host.remove_saved_sandbox({name!r})`"
+            )
+
+    async def remove(self, name: str) -> int:
+        """What `FleetHost.remove_saved_sandbox` does."""
+        check_template_name(name)
+        freed: dict[str, int | None] = await self._ask_all("remove", name)
+        removed = [count for count in freed.values() if count is not None]
+        if not removed:
+            await self.find(name)  # which says what there is
+        return sum(removed)
+
+    async def _ask_all(
+        self,
+        operation: str,
+        *arguments: object,
+        failures: list[TemplateError] | None = None,
+        clients: Iterable[NodeClient] | None = None,
+    ) -> dict[str, Any]:
+        """Ask all nodes at once; one that is lost meanwhile has nothing.
+
+        Errors about a saved sandbox are added to *failures*, if that is given; all others are raised.
+        """
+        answers: dict[str, Any] = {}
+        errors: list[Exception] = []
+
+        async def ask(client: NodeClient) -> None:
+            try:
+                answers[client.name] = await client.request(Call(operation, arguments), "asking for saved sandboxes")
+            except Exception as exc:  # noqa: BLE001 - the first is raised outside, in no group
+                if failures is not None and isinstance(exc, TemplateError):
+                    failures.append(exc)
+                elif not (client.failure is not None and isinstance(exc, (SandboxClosedError, OutcomeUnknownError))):
+                    errors.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for client in self._clients() if clients is None else clients:
+                nursery.start_soon(partial(ask, client))
+        if errors:
+            raise errors[0]
+        return answers

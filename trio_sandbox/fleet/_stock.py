@@ -1,0 +1,86 @@
+"""What is on a node's disk: saved sandboxes, and images, which go from node to node."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import trio
+
+from .._errors import LinkProtocolError, UnknownTemplateError
+from ..host import Host
+from ..image import default_cache_directory, digest_of_tree
+from ..machines import NamedTemplate, NamedTemplateStore, SavedSandbox, saved_sandboxes
+from ._shipping import NodeImages
+from ._trees import Trees
+
+
+@final
+class Stock:
+    """What one node has.
+
+    Args:
+      cache: The cache directory of its host.
+      images: The images of its host.
+      directory: Where its user's files are kept as long as they are needed.
+
+    """
+
+    def __init__(self, cache: Path, images: NodeImages, directory: Path) -> None:
+        self.trees: Trees = Trees(directory)
+        """Copies of its user's files."""
+        self.images: NodeImages = images
+        """The images."""
+        self._cache = cache
+        self._named = NamedTemplateStore(cache)
+        self._operations: dict[str, Callable[..., Awaitable[object]]] = {
+            "saved": self._saved,
+            "find": self._find,
+            "remove": self._remove,
+            "has": images.has,
+            "digest": self._digest,
+            "forget": self.trees.forget,
+        }
+
+    @classmethod
+    def of(cls, host: Host) -> Stock:
+        """Return what the disk of a host has."""
+        config, runtime = host._config, host._runtime  # pyright: ignore[reportPrivateUsage]
+        images = host._images  # pyright: ignore[reportPrivateUsage]
+        return cls(config.cache_dir or default_cache_directory(), images, runtime.directory / "trees")
+
+    async def ask(self, operation: str, arguments: tuple[Any, ...]) -> object:
+        """Do what its user asks for.
+
+        Raises:
+          LinkProtocolError: if there is no such operation.
+          Exception: what it raises.
+
+        """
+        function = self._operations.get(operation)
+        if function is None:
+            raise LinkProtocolError(f"a node has no operation {operation!r:.40}")
+        return await function(*arguments)
+
+    async def _digest(self, path: str) -> str:
+        """Return the digest of a copy of its user's files."""
+        return await trio.to_thread.run_sync(digest_of_tree, Path(path))
+
+    async def _saved(self) -> tuple[SavedSandbox, ...]:
+        return await trio.to_thread.run_sync(saved_sandboxes, self._cache)
+
+    async def _find(self, name: str) -> NamedTemplate | None:
+        """Return the sandbox that was saved as that; None if none was."""
+        try:
+            return await trio.to_thread.run_sync(self._named.find, name)
+        except UnknownTemplateError:
+            return None
+
+    async def _remove(self, name: str) -> int | None:
+        """Remove the sandbox that was saved as that; return the bytes that came free, None if there is none."""
+        try:
+            return await trio.to_thread.run_sync(partial(self._named.remove, name))
+        except UnknownTemplateError:
+            return None
