@@ -166,6 +166,7 @@ class _Supervisor:
         self._actors: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._explained: set[str] = set()
+        self._told = Wants({}, 0)
 
     async def start_all(self, members: Members) -> None:
         """Start a process on each node that is there now.
@@ -222,25 +223,34 @@ class _Supervisor:
     async def watch(self, members: Members) -> None:
         """Look which nodes there are, until cancelled: have those that are new join, and say which are gone. Tell Ray who waits."""
         gauges, demands = Gauges(OF_A_FLEET, user=self._user), Demands(self._ray)
-        told = Wants({}, 0)
+        answers = True
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(_LOOK)
-                nodes = await trio.to_thread.run_sync(alive_nodes, self._ray, abandon_on_cancel=True)
-                for gone in self._names.keys() - {node.id for node in nodes}:
-                    members.lose(self._names[gone], "Ray says that it is gone")
-                for node in nodes:
-                    if node.id not in self._names:
-                        self._names[node.id] = node.name
-                        nursery.start_soon(self._join_later, node, members)
-                for node_id, name in self._names.items():
-                    if node_id not in self._explained and (failure := members.failure(name)) is not None:
-                        self._explained.add(node_id)
-                        nursery.start_soon(self._explain, self._actors[node_id], failure)
+                try:
+                    await self._look(members, nursery, demands)
+                    answers = True
+                except self._ray.exceptions.RayError as exc:
+                    if answers:
+                        _log.warning("Ray does not answer, and sandboxes that are open go on: %s", exc)
+                    answers = False
                 gauges.tell(members.statistics())
-                if any(node.slots is not None for node in nodes) and (wants := self._wants(members)) != told:
-                    told = wants
-                    await trio.to_thread.run_sync(demands.tell, wants)
+
+    async def _look(self, members: Members, nursery: trio.Nursery, demands: Demands) -> None:
+        nodes = await trio.to_thread.run_sync(alive_nodes, self._ray, abandon_on_cancel=True)
+        for gone in self._names.keys() - {node.id for node in nodes}:
+            members.lose(self._names[gone], "Ray says that it is gone")
+        for node in nodes:
+            if node.id not in self._names:
+                self._names[node.id] = node.name
+                nursery.start_soon(self._join_later, node, members)
+        for node_id, name in self._names.items():
+            if node_id not in self._explained and (failure := members.failure(name)) is not None:
+                self._explained.add(node_id)
+                nursery.start_soon(self._explain, self._actors[node_id], failure)
+        if any(node.slots is not None for node in nodes) and (wants := self._wants(members)) != self._told:
+            await trio.to_thread.run_sync(demands.tell, wants)
+            self._told = wants
 
     async def _explain(self, actor: Any, failure: NodeLostError) -> None:
         """Have a node's failure say what Ray knows of the end of our process there: that it was killed for want of memory, for instance."""
