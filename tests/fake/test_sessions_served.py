@@ -19,6 +19,7 @@ from hypercorn.trio import serve  # pyright: ignore[reportUnknownVariableType] -
 
 from tests._leaks import HANG_LIMIT, wait_until
 from tests.documented import ROOT
+from tests.fake._fleet import open_fake_fleet
 from trio_sandbox import Host, Sandbox, SandboxConfig, VmDiedError, aio, blocking
 from trio_sandbox.aio._door import open_root as open_aio
 from trio_sandbox.blocking._door import open_root as open_blocking
@@ -134,6 +135,22 @@ async def test_a_request_that_takes_too_long_is_stopped_and_a_client_that_leaves
         await wait_until(lambda: sessions.statistics().leased == 0)  # the server has noticed
         assert (await client.ask("ada", "y"))["stdout"] == "x"
     assert (host.open, host.opened) == (0, 1)
+
+
+# --- A fleet ---
+
+
+async def test_sessions_on_the_nodes_of_a_fleet() -> None:
+    async with open_fake_fleet("one") as fleet, open_sessions(fleet.host, "python") as sessions:
+        async with sessions.lease("ada") as session:
+            assert session.sandbox.node == "one"
+            await session.sandbox.run("x = 6")
+        async with sessions.lease("ada") as session:
+            assert ((await session.sandbox.run("print(x * 7)")).stdout, session.fresh) == ("42\n", False)
+            session.sandbox._slot.machine.retire("the test says so")
+        async with sessions.lease("ada") as session:
+            assert (session.fresh, session.ended) == (True, "died")
+            assert "NameError" in (await session.sandbox.run("x")).stderr
 
 
 # --- asyncio ---
