@@ -105,7 +105,7 @@ class Book:
         self._clock = clock
         self._current: dict[str, Kept] = {}
         self._all: dict[Kept, None] = {}  # those of `_current`, and those that are detached and not gone yet
-        self._waiting: dict[Ticket, None] = {}
+        self._waiting: dict[str, dict[Ticket, None]] = {}  # by key: those of one key need the same sandbox
         self._holding: dict[Ticket, Kept] = {}
         self._ended: dict[str, SessionEnd] = {}
         self._restless: set[Kept] = set()  # refused to sleep, since there was too little room
@@ -125,7 +125,7 @@ class Book:
             sessions=len(self._all),
             awake=self._awake(),
             leased=sum(bool(kept.leases) for kept in self._all),
-            tasks_waiting_lease=len(self._waiting),
+            tasks_waiting_lease=sum(map(len, self._waiting.values())),
             **{
                 name: counts[name]
                 for name in ("opened", "failed", "slept", "woken", "expired", "evicted", "died", "closed")
@@ -150,13 +150,14 @@ class Book:
             raise RuntimeError(
                 f"this task has a lease of session {key!r:.100} already and would wait for itself: an exclusive lease is the only one; end the other first"
             )
-        self._waiting[ticket] = None
+        self._waiting.setdefault(key, {})[ticket] = None
         self._settle()
         return ticket
 
     def give_back(self, ticket: Ticket) -> None:
         """Note that somebody does not want a lease any more, or not want to wait for it."""
-        self._waiting.pop(ticket, None)
+        if ticket in self._waiting.get(ticket.key, ()):
+            self._leave_line(ticket)
         kept = self._holding.pop(ticket, None)
         if kept is not None:
             kept.leases.remove(ticket)
@@ -205,7 +206,7 @@ class Book:
 
     def look(self, kept: Kept) -> float:
         """Do what a session's time has come for; return when to look again, at the latest."""
-        if kept.leases or kept.end is not None or self._wanted(kept.key):
+        if kept.leases or kept.end is not None or kept.key in self._waiting:
             return float("inf")
         now = self._clock()
         close_at = kept.since + _seconds(self._config.close_after)
@@ -248,8 +249,8 @@ class Book:
         self._shut = True
         for kept in list(self._all):
             self._end(kept, "closed")
-        for ticket in list(self._waiting):
-            self._refuse(ticket, _block_was_left())
+        for key in list(self._waiting):
+            self._fail(key, _block_was_left())
 
     def _end(self, kept: Kept, reason: SessionEnd) -> None:
         if kept.end is not None:
@@ -281,27 +282,21 @@ class Book:
         """Serve those who wait, in their order, and make room for those who can't be served yet."""
         if self._shut:
             return
-        held_up: set[str] = set()  # keys for which somebody waits in front
         short: dict[str, Kept | None] = {}  # keys that need room: for another session, or for this one to be awake
-        for ticket in list(self._waiting):
-            kept = self._find(ticket.key)
+        for key in list(self._waiting):
+            kept = self._find(key)
             if kept is not None and kept.phase is Phase.FALLING_ASLEEP:
                 if kept.falling is None:  # it has not begun to
                     kept.phase = Phase.AWAKE
                 else:
                     kept.falling.cancel(reason="it is wanted")
             if kept is not None and kept.phase is Phase.AWAKE:
-                if _may_have(ticket, kept) and ticket.key not in held_up:
-                    self._grant(ticket, kept)
-                elif _own_leases(ticket, kept):
-                    self._grant(ticket, kept)  # those in front may wait for this task
-                else:
-                    held_up.add(ticket.key)
-            elif (kept is None or kept.phase is Phase.ASLEEP) and ticket.key not in short:
+                self._serve(kept)
+            elif kept is None or kept.phase is Phase.ASLEEP:
                 if not short and self._has_room(kept):
-                    self._make_awake(ticket.key, kept)
+                    self._make_awake(key, kept)
                 else:
-                    short[ticket.key] = kept
+                    short[key] = kept
         if short:
             self._make_room(short)
         else:
@@ -318,6 +313,14 @@ class Book:
             return None
         return kept
 
+    def _serve(self, kept: Kept) -> None:
+        """Give leases of a session that is awake, in the order of those who wait."""
+        held_up = False
+        for ticket in list(self._waiting[kept.key]):
+            held_up = held_up or not _may_have(ticket, kept)
+            if not held_up or _own_leases(ticket, kept):  # those in front may wait for this very task
+                self._grant(ticket, kept)
+
     def _grant(self, ticket: Ticket, kept: Kept) -> None:
         assert kept.sandbox is not None
         ticket.session = Session(kept.key, kept.sandbox, not kept.told, None if kept.told else kept.before)
@@ -325,7 +328,7 @@ class Book:
         self._restless.discard(kept)
         kept.leases.append(ticket)
         self._holding[ticket] = kept
-        del self._waiting[ticket]
+        self._leave_line(ticket)
         ticket.done.set()
 
     def _has_room(self, kept: Kept | None) -> bool:
@@ -369,12 +372,9 @@ class Book:
         found = [
             kept
             for kept in self._current.values()
-            if kept.phase in phases and not kept.leases and kept not in (but or ()) and not self._wanted(kept.key)
+            if kept.phase in phases and not kept.leases and kept not in (but or ()) and kept.key not in self._waiting
         ]
         return min(found, key=lambda kept: (not kept.dead, kept.since), default=None)
-
-    def _wanted(self, key: str) -> bool:
-        return any(ticket.key == key for ticket in self._waiting)
 
     def _awake(self) -> int:
         return sum(kept.phase is not Phase.ASLEEP for kept in self._all)
@@ -390,15 +390,18 @@ class Book:
 
     def _fail(self, key: str, error: Exception) -> bool:
         """Have all who wait for *key* raise *error*; return whether anybody does."""
-        tickets = [ticket for ticket in self._waiting if ticket.key == key]
+        tickets = list(self._waiting.get(key, ()))
         for ticket in tickets:
-            self._refuse(ticket, error)
+            self._leave_line(ticket)
+            ticket.error, ticket.traceback = error, error.__traceback__
+            ticket.done.set()
         return bool(tickets)
 
-    def _refuse(self, ticket: Ticket, error: Exception) -> None:
-        del self._waiting[ticket]
-        ticket.error, ticket.traceback = error, error.__traceback__
-        ticket.done.set()
+    def _leave_line(self, ticket: Ticket) -> None:
+        line = self._waiting[ticket.key]
+        del line[ticket]
+        if not line:
+            del self._waiting[ticket.key]
 
 
 def _own_leases(ticket: Ticket, kept: Kept | None) -> list[Ticket]:
