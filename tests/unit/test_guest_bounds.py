@@ -18,7 +18,8 @@ KEEPS = {"append", "extend", "join", "write", "insert"}
 #: Loops that keep what they read, each with what bounds it.
 BOUNDED = {
     ("wire/_answers.py", "receive_up_to"): "the caller's number of bytes",
-    ("testing/_scripted.py", "call"): "it is the library itself that says it, an answer at a time",
+    ("testing/_guest.py", "call"): "it is the library itself that says it, an answer at a time",
+    ("testing/_guest.py", "_connect"): "_CONNECT_ANSWER, two bytes",
     ("fleet/_links.py", "_receive_secret"): "SECRET_BYTES; and no guest says it",
     ("fleet/_links.py", "_receive_exactly"): "MAX_MESSAGE; and no guest says it",
     ("network/_proxy.py", "_receive_head"): "_LONGEST_HEAD; and it is a proxy that says it",
