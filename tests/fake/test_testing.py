@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import trio
@@ -245,3 +246,28 @@ async def test_a_policy_for_the_network_can_be_put_in_force_and_nothing_connects
             await sandbox.run("1")
         with sandbox.watch_network():
             assert sandbox.network_statistics().connections == 0
+
+
+async def test_a_directory_is_worked_on_and_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("mine")
+    (tmp_path / "a").write_text("one")
+
+    async def work(call: Call) -> Answer:
+        call.files["/home/user/work/a"] = b"two"
+        call.files["/home/user/work/b"] = b"new"
+        call.files["/home/user/work/.git/config"] = b"theirs"
+        return Answer()
+
+    asked: list[str] = []
+    async with open_scripted_sandbox(work, before=asked.append) as sandbox:
+        await sandbox.push(tmp_path, "work")
+        assert await sandbox.pull("work", tmp_path) == ()
+        await sandbox.run("work()")
+        assert [str(change) for change in await sandbox.pull("work", tmp_path)] == ["changed a", "added b"]
+    assert (tmp_path / "a").read_text() == "two"
+    assert (tmp_path / ".git" / "config").read_text() == "mine"
+    assert [each for each in asked if each.split()[0] in ("push", "pull")] == [
+        "push /home/user/work",
+        *["pull /home/user/work"] * 2,
+    ]
