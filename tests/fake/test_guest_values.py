@@ -242,6 +242,8 @@ def file(data=b'forged', seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F
     return descriptor
 def forge(head, descriptors):
     control.sendmsg([head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', descriptors))] if descriptors else [])
+def end(status, value=b''):
+    return b'V' + number.to_bytes(4, 'big') + bytes([status]) + bytes(12) + value
 pipe = os.pipe()
 number = {number}
 head = b'P' + number.to_bytes(4, 'big') + bytes(3) + b'\\7'
@@ -264,9 +266,9 @@ head = b'P' + number.to_bytes(4, 'big') + bytes(3) + b'\\7'
         "head + b'image/png', [pipe[0], pipe[1]]",
         "head + b'image/png', [os.open('/dev/zero', os.O_RDONLY), pipe[1]]",
         "head + b'image/png', [os.open(f'/proc/self/fd/{file(seals=0)}', os.O_PATH), pipe[1]]",
-        "b'V' + number.to_bytes(4, 'big'), []",
-        "b'V' + number.to_bytes(4, 'big') + b'\\0\\xff', []",
-        "b'V' + number.to_bytes(4, 'big') + b'\\0' + b'x' * 65537, []",
+        "end(0)[:-1], []",
+        "end(0, b'\\xff'), []",
+        "end(0, b'x' * 65537), []",
     ],
 )
 async def test_a_display_that_no_worker_sends_ends_that_interpreter_only(host: Host, forged: str) -> None:
@@ -284,7 +286,7 @@ async def test_a_forged_display_or_value_is_the_runs_own(host: Host) -> None:
     # Of another run: taken for what a thread left behind.
     result = await host.run("forge(head + b'image/png', [file(), pipe[1]])\n'fine'")
     assert (result.value, result.shown) == ("'fine'", [])
-    code = "forge(head + b'image/png', [file(), pipe[1]])\nforge(b'V' + number.to_bytes(4, 'big') + b'\\5forged', [])"
+    code = "forge(head + b'image/png', [file(), pipe[1]])\nforge(end(5, b'forged'), [])"
     result = await host.run(code)
     assert (result.value, result.exit_code, result.shown) == ("forged", 5, [("image/png", b"forged", 7)])
     # Its real end was one too many.

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests._leaks import wait_until
 from tests.fake.test_network_gateway import (
     NO_SUCH_NAME,
     REFUSED,
@@ -77,14 +78,15 @@ async def test_a_guest_that_gives_up_needs_no_room_any_more(monkeypatch: pytest.
     monkeypatch.setattr(gateway_module, "_MOST_STREAMS", 5)
     gate = Gate()
     async with open_network(Network.allow(NetworkRule("slow.local", to=gate), max_connections=1)) as site:
-        for _ in range(5):  # twenty in all: as after a guest's network was switched off and on again
+        for count in range(1, 6):  # twenty in all: as after a guest's network was switched off and on again
             streams = [
                 site.guest.open_stream({"service": "connect", "host": "slow.local", "port": 80}) for _ in range(4)
             ]
-            await trio.testing.wait_all_tasks_blocked()
+            # A guest that asks for much at once is read more slowly.
+            await wait_until(lambda: gate.came == count and site.host.statistics().peer_streams == 4)  # noqa: B023
             for stream in streams:
                 stream.reset("changed my mind")
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_until(lambda: site.host.statistics().peer_streams == 0)
         assert site.host.failure is None
         assert gate.came == 5
 
