@@ -21,6 +21,7 @@ STUBS = {
     "trio.py": "import asyncio\nclass lowlevel:\n    async def checkpoint():\n        await asyncio.sleep(0)\n",
     "trio_sandbox/__init__.py": "",
     "trio_sandbox/_errors.py": "class SandboxError(Exception):\n    pass\n",
+    "trio_sandbox/_observe.py": "from logging import getLogger as part_logger\n",
     "trio_sandbox/qemu/__init__.py": "",
     "trio_sandbox/qemu/_runtime.py": "Runtime = object\n",
     "trio_sandbox/qemu/_process.py": (

@@ -34,7 +34,7 @@ async def test_the_guest_stops_by_itself_while_the_host_is_blocked(sandbox: Sand
     assert not result.restarted
     assert float(result.stdout) < unblocked
 
-    with trio.move_on_after(1) as scope:
+    with trio.move_on_after(seconds) as scope:
         async with sandbox.open_process(["sh", "-c", "while :; do date +%s.%N >> /tmp/alive; done"]):
             block_until(scope.deadline + 4)
             await trio.sleep_forever()
