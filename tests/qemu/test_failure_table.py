@@ -35,11 +35,12 @@ CONFIG = SandboxConfig(memory_mib=192, max_output_bytes=2**18)
 @pytest.mark.parametrize("language", LANGUAGES.values(), ids=LANGUAGES.keys())
 async def test_whatever_a_run_comes_to_the_next_one_works(language: Language, rows: list[Row]) -> None:
     wrong: list[str] = []
-    patient = HostConfig(timeouts=Timeouts(interrupt_grace=60))  # SIGINT is to do, however slow the machine is now
+    # SIGINT is to do, and SIGKILL, however slow the machine is now.
+    patient, hasty = Timeouts(interrupt_grace=60, kill=60), Timeouts(kill=60)
     async with (
-        open_host(patient) as patient_host,
+        open_host(HostConfig(timeouts=patient)) as patient_host,
         patient_host.open_sandbox(language.image, CONFIG) as patient_sandbox,
-        open_host() as host,
+        open_host(HostConfig(timeouts=hasty)) as host,
         host.open_sandbox(language.image, CONFIG) as hasty_sandbox,
     ):
         for row in rows:
