@@ -30,6 +30,8 @@ class OpensSandboxes(Protocol):
         self,
         image: str | Image = DEFAULT_IMAGE,
         config: SandboxConfig | None = None,
+        *,
+        template: str | None = None,
         **fields: Unpack[SandboxFields],
     ) -> AbstractAsyncContextManager[Sandbox]:
         """Open a sandbox, for a block."""
