@@ -22,6 +22,8 @@ total=$(sed -n 's/^AnonPages: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)
 users=$(cat /proc/[0-9]*/status 2>/dev/null | sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\).*/\\1/p' | paste -sd+)
 echo $(( (total - (${users:-0})) / 1024 ))
 """
+#: The kernel tells how many files are open in steps of 32, for each processor (percpu_counter_batch in lib/percpu_counter.c).
+FILES_MAY_GROW = 64
 #: By how much each may grow: for what is only counted late, and for memory that is free again and not given back.
 _MAY_GROW: dict[str, tuple[float, str]] = {
     "tasks": (0, ""),
@@ -29,7 +31,7 @@ _MAY_GROW: dict[str, tuple[float, str]] = {
     "memory": (32, "MiB"),
     "QEMU's descriptors": (40, ""),  # two for each layer of its disk that a fork leaves, until sixteen are merged
     "QEMU's memory": (160, "MiB"),
-    "files open in the guest": (12, ""),
+    "files open in the guest": (FILES_MAY_GROW, ""),
     "memory of the guest's agent": (12, "MiB"),
     "streams of the host": (4, ""),  # what answers that a stream is over waits for something else to be written
     "streams of the guest": (30, ""),
