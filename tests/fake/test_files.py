@@ -798,3 +798,18 @@ async def test_the_body_of_watch_raises_what_it_raises(sandbox: Sandbox, here: G
     with pytest.raises(trio.BrokenResourceError, match="my own"):
         async with sandbox.watch(here):
             raise trio.BrokenResourceError("my own")
+
+
+async def test_what_was_cancelled_is_done_or_not_done_and_not_under_way(tmp_path: Path) -> None:
+    """Or the next request, which another helper serves, would come first."""
+    late: list[int] = []
+    async with open_local_sandbox() as (sandbox, _):
+        for number in range(60):
+            link = tmp_path / f"link{number}"
+            with trio.move_on_after(0.0003 * (number % 20)):
+                await sandbox.path(str(link)).symlink_to("there")
+            was_made = os.path.lexists(link)
+            await trio.sleep(0.02)
+            if os.path.lexists(link) != was_made:
+                late.append(number)
+    assert not late

@@ -185,11 +185,19 @@ async def open_session(slot: Slot, user: str | int | None, what: str) -> AsyncGe
 
 
 async def call(slot: Slot, user: str | int | None, what: str, operation: str, *fields: object) -> bytes:
-    """Make one request in a session of its own."""
+    """Make one request in a session of its own.
+
+    A caller that is cancelled leaves it done or not done, but not under way: another helper, which serves the next request, would
+    overtake this one.
+    """
     request = encode_request(operation, *fields)
     async with open_session(slot, user, what) as session:
-        await session.send(request, end=True)
-        return await session.reply()
+        try:
+            await session.send(request, end=True)
+            return await session.reply()
+        except trio.Cancelled:
+            await session.take_back()  # noqa: ASYNC102, ASYNC120 - it is shielded and bounded by itself
+            raise
 
 
 async def read_environment(slot: Slot, user: str | int | None) -> dict[str, str]:

@@ -50,7 +50,7 @@ class GuestPath:
     - `OutcomeUnknownError`: the VM, or the helper in it that touches files, ended meanwhile.
     - `GuestProtocolError`: the guest broke the protocol; its VM was ended.
 
-    A cancelled method may have had its effect, unless it says more.
+    A cancelled method may have had its effect, unless it says more; it has none after that.
     """
 
     __slots__ = ("_path", "_slot", "_user")
