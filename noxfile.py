@@ -148,7 +148,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def integrations(session: nox.Session) -> None:
-    """Have frameworks check what works with them, by their own suites: inspect_ai, deepagents, Pydantic AI, MCP."""
+    """Have frameworks check what works with them, by their own suites: inspect_ai, deepagents, Pydantic AI, MCP; run examples."""
     install_system_packages(session)
     session.install("-e.[cli,mcp,inspect,deepagents,pydantic-ai]", *group("integrations"))
     modules = [str(HERE / "trio_sandbox" / "integrations" / f"{name}.py") for name in LARGE]
@@ -158,8 +158,8 @@ def integrations(session: nox.Session) -> None:
         session.run("pytest", "-c", "tests/integrations/pytest.ini", *options, f"tests/integrations/{checks}.py")
     for backend in ("asyncio", "trio"):
         session.run("python", "tests/integrations/inspect_eval.py", env={"INSPECT_ASYNC_BACKEND": backend})
-    for example in ("deepagents_example", "pydantic_ai_example"):
-        session.run("python", f"tests/integrations/{example}.py")
+    for example in ("deepagents", "pydantic_ai", "shell_tool", "smolagents"):
+        session.run("python", f"tests/integrations/{example}_example.py")
     session.run("python", "-m", "tests.integrations.mcp_conformance", env={"NPM_PREFIX": session.create_tmp()})
 
 
