@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from smolagents import ChatMessage, CodeAgent, FinalAnswerTool, Model, Tool, tool
+from smolagents import ChatMessage, CodeAgent, Model, Tool, tool
 from smolagents.local_python_executor import CodeOutput, InterpreterError, PythonExecutor
 from smolagents.models import MessageRole
 from smolagents.serialization import SafeSerializer
@@ -26,12 +27,10 @@ class SandboxExecutor(PythonExecutor):
     def __init__(self, sandbox: Sandbox, *, seconds: float = 60) -> None:
         self.sandbox = sandbox
         self.seconds = seconds
-        self.tools: dict[str, Tool] = {}
-        self.final_answer: Tool = FinalAnswerTool()
+        self.tools: dict[str, Callable[..., object]] = {}
 
     def send_tools(self, tools: dict[str, Tool]) -> None:
         self.tools = dict(tools)
-        self.final_answer = self.tools.pop("final_answer")
         self.run(FINAL_ANSWER)
 
     def send_variables(self, variables: dict[str, Any]) -> None:
@@ -46,9 +45,10 @@ class SandboxExecutor(PythonExecutor):
         answers: list[object] = []
 
         def give_final_answer(*args: object, **kwargs: object) -> None:
-            answers.append(self.final_answer(*args, **kwargs))
+            answers.append(self.tools["final_answer"](*args, **kwargs))
 
         functions = {**self.tools, "give_final_answer": give_final_answer}
+        functions.pop("final_answer", None)  # the guest's own calls the other
         try:
             with fail_after(self.seconds):
                 result = self.sandbox.run(code, functions=functions)
