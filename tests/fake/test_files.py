@@ -813,3 +813,20 @@ async def test_what_was_cancelled_is_done_or_not_done_and_not_under_way(tmp_path
             if os.path.lexists(link) != was_made:
                 late.append(number)
     assert not late
+
+
+async def test_what_was_cancelled_of_an_open_file_is_not_under_way(tmp_path: Path) -> None:
+    """Neither what is written nor what is cut off comes later."""
+    late: list[str] = []
+    async with open_local_sandbox() as (sandbox, _):
+        for number in range(60):
+            path = tmp_path / f"file{number}"
+            path.write_bytes(bytes(100))
+            async with await sandbox.path(str(path)).open("r+b") as file:
+                with trio.move_on_after(0.0002 * (number % 15)):
+                    await (file.write(bytes(20_000)) if number % 2 else file.truncate(1))
+                size = path.stat().st_size
+                await trio.sleep(0.02)
+                if path.stat().st_size != size:
+                    late.append(path.name)
+    assert not late

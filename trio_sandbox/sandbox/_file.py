@@ -148,7 +148,7 @@ class GuestFile(trio.abc.AsyncResource):
             await self.seek(0, io.SEEK_CUR)
         for start in range(0, len(view), CHUNK):
             chunk = view[start : start + CHUNK]
-            await self._exchange(b"".join((HEADER.pack(_WRITE, len(chunk)), chunk)), bytes)
+            await self._exchange(b"".join((HEADER.pack(_WRITE, len(chunk)), chunk)), bytes, changes=True)
         await trio.lowlevel.checkpoint()
         return len(view)
 
@@ -177,7 +177,7 @@ class GuestFile(trio.abc.AsyncResource):
         field = "" if size is None else _offset(size)
         if self._buffer:  # what was read ahead was not read yet
             await self.seek(0, io.SEEK_CUR)
-        return await self._ask_number("truncate", field)
+        return await self._exchange(encode_request("truncate", field), self._number, changes=True)
 
     async def aclose(self) -> None:
         """Close it, in the guest as well. Doing it again does nothing."""
@@ -196,7 +196,7 @@ class GuestFile(trio.abc.AsyncResource):
     async def _ask_number(self, operation: str, *fields: object) -> int:
         return await self._exchange(encode_request(operation, *fields), self._number)
 
-    async def _exchange(self, request: bytes, parse: Callable[[bytes], T]) -> T:
+    async def _exchange(self, request: bytes, parse: Callable[[bytes], T], *, changes: bool = False) -> T:
         self._busy = True
         try:
             async with self._session.failures():
@@ -207,6 +207,8 @@ class GuestFile(trio.abc.AsyncResource):
         except BaseException:
             # An answer that nobody took would be taken for the answer to the next request.
             self._closed = True
+            if changes:  # done or not done, but not under way: see `call`
+                await self._session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
             self._session.close()
             raise
         finally:

@@ -58,13 +58,18 @@ class OomKills:
         return victims
 
     def _outer(self, pid: int) -> int:
-        """Return the id that the kernel's log has for our child *pid*."""
-        child = os.pidfd_open(pid)
+        """Return the id that the kernel's log has for our child *pid*; 0, which is nobody's, if it can't be had."""
+        try:
+            child = os.pidfd_open(pid)
+        except OSError:
+            return 0  # no descriptor is left
         try:
             # A /proc tells ids as they are in its own namespace.
             descriptor = os.open(f"self/fdinfo/{child}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
             with open(descriptor, "rb", buffering=0) as file:
                 return int(file.readall().partition(b"\nPid:")[2].split(None, 1)[0])
+        except OSError:
+            return 0  # as above
         finally:
             os.close(child)
 
