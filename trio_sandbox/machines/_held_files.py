@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar, final
+from typing import Final, TypeAlias, TypeVar, final
 from weakref import WeakSet
 
 from .._private import make_new_directory
@@ -82,6 +82,14 @@ def read_whole(read: Callable[[], T]) -> T:
     return read()
 
 
+#: Told of a file, for it to be removed if we are killed.
+Guard: TypeAlias = Callable[[Path], object]
+
+
+def no_guard(path: Path) -> None:
+    """Take no notice."""
+
+
 @final
 class HeldFile:
     """A file of this process, which holds a lock on it. It is made when it is first needed, by `make`.
@@ -89,11 +97,11 @@ class HeldFile:
     Args:
       directory: Where it is; made if it is missing.
       prefix: What its name begins with; 16 hexadecimal digits follow.
-      guard: Told of the file, for it to be removed if we are killed. Others would remove it some time later.
+      guard: See `Guard`. Others would remove it some time later.
 
     """
 
-    def __init__(self, directory: Path, prefix: str, guard: Callable[[Path], object]) -> None:
+    def __init__(self, directory: Path, prefix: str, guard: Guard) -> None:
         self.directory = directory
         self.name = ""
         """Empty until there is one."""

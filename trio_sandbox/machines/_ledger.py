@@ -8,7 +8,7 @@ one sees the other. Both may see each other, and take it back; they look again s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
@@ -17,10 +17,12 @@ import attrs
 
 from .._observe import part_logger
 from ._held_files import (
+    Guard,
     HeldFile,
     decode_record,
     default_directory as default_directory,
     encode_record,
+    no_guard,
     read_held_files,
     read_whole,
 )
@@ -84,10 +86,6 @@ def reckon(measured: int, reserved: int, totals: Iterable[int]) -> int:
     return min(max(measured, *totals, 0), measured + reserved)
 
 
-def _ignore(path: Path) -> None:
-    """Take no notice."""
-
-
 @final
 class Ledger:
     """The file of one host, and what those of the others say. Made by `open_ledger`.
@@ -95,7 +93,7 @@ class Ledger:
     Where there can be no file, this host is for itself: `problem` says why.
     """
 
-    def __init__(self, directory: Path | None, guard: Callable[[Path], object] = _ignore) -> None:
+    def __init__(self, directory: Path | None, guard: Guard = no_guard) -> None:
         self._file = HeldFile(default_directory() if directory is None else directory, "", guard)
         self._entry: LedgerEntry | None = None
         self._unreadable: set[str] = set()
@@ -155,7 +153,7 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(directory: Path | None = None, *, guard: Callable[[Path], object] = _ignore) -> Generator[Ledger]:
+def open_ledger(directory: Path | None = None, *, guard: Guard = no_guard) -> Generator[Ledger]:
     """Yield a ledger for the block; others know of it from its first entry until the block is left.
 
     Args:

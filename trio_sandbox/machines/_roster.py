@@ -21,7 +21,7 @@ from .._image import AnyImage
 from .._observe import part_logger
 from .._stored_json import Fields
 from ..qemu import Vm
-from ._held_files import HeldFile, decode_record, default_directory, encode_record
+from ._held_files import Guard, HeldFile, decode_record, default_directory, encode_record, no_guard
 from ._process_facts import MOST_PID, pid_namespace, process_status
 
 _log = part_logger("host")
@@ -115,10 +115,6 @@ def _number(fields: Fields, name: str, most: int) -> int:
     return number
 
 
-def _ignore(path: Path) -> None:
-    """Take no notice."""
-
-
 @final
 class Roster:
     """The file of one host. Made by `open_roster`.
@@ -126,7 +122,7 @@ class Roster:
     A sandbox whose record can't be written is opened like any other, and not listed. Of the first one the log says why.
     """
 
-    def __init__(self, directory: Path | None = None, guard: Callable[[Path], object] = _ignore) -> None:
+    def __init__(self, directory: Path | None = None, guard: Guard = no_guard) -> None:
         self._file = HeldFile(default_directory() if directory is None else directory, PREFIX, guard)
         self._records: dict[int, SandboxRecord] = {}
         self._namespace = pid_namespace()
@@ -220,7 +216,7 @@ def ignore_machine(vm: Vm | None) -> None:
 
 
 @contextmanager
-def open_roster(directory: Path | None = None, *, guard: Callable[[Path], object] = _ignore) -> Generator[Roster]:
+def open_roster(directory: Path | None = None, *, guard: Guard = no_guard) -> Generator[Roster]:
     """Yield a roster for the block. Others know of it until the block is left.
 
     Args:

@@ -31,7 +31,7 @@ import contextlib
 import errno
 import gc
 import os
-import resource
+import resource  # or os.wait4 would, after the fork of the first process
 import select
 import signal
 import socket
