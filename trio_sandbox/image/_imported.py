@@ -16,7 +16,7 @@ from .._errors import ImageCorruptError
 from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
 from ._manifest import Manifest
-from ._recipe import BuildContext
+from ._recipe import BuildContext, StandsAlone
 from ._stored import IMAGE_NAME
 
 #: Bytes that are copied between two looks whether to go on.
@@ -76,7 +76,7 @@ async def copy_file(
 
 @final
 @attrs.frozen
-class ImportedEntry:
+class ImportedEntry(StandsAlone):
     """A recipe that takes an entry from elsewhere.
 
     Args:
@@ -99,16 +99,6 @@ class ImportedEntry:
     def files(self) -> tuple[str, ...]:
         """Those that the manifest says."""
         return tuple(self.manifest.files)
-
-    @property
-    def base(self) -> None:
-        """Nothing: what it stands on came before."""
-        return
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Nobody asks."""
-        return ()
 
     def digest(self) -> str:
         """Return that of the recipe that it was built by."""

@@ -17,7 +17,7 @@ import trio
 from .._errors import ImageBuildError
 from .._network import Network
 from ..constants import OUTPUT_TAIL_BYTES
-from ._recipe import BuildContext, digest_of
+from ._recipe import BuildContext, StandsAlone, digest_of
 from ._stored import IMAGE_NAME, BuiltImage, SystemDisk
 from ._uv import Report
 
@@ -101,7 +101,7 @@ class Content(Protocol):
 
 @final
 @attrs.frozen(kw_only=True)
-class LayerRecipe:
+class LayerRecipe(StandsAlone):
     """How to make a layer: a recipe for the store."""
 
     image: BuiltImage
@@ -121,11 +121,6 @@ class LayerRecipe:
     def files(self) -> tuple[str, ...]:
         """The one disk."""
         return (IMAGE_NAME,)
-
-    @property
-    def base(self) -> None:
-        """Nothing: what it stands on is there already."""
-        return
 
     @property
     def languages(self) -> tuple[str, ...]:

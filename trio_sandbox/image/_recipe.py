@@ -78,3 +78,19 @@ def digest_of(*values: object) -> str:
     """Return a digest of JSON values and of the builder's version."""
     text = json.dumps([BUILDER_VERSION, *values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class StandsAlone:
+    """What recipes have in common that need nothing of the store, and know no languages before they are built."""
+
+    __slots__ = ()
+
+    @property
+    def base(self) -> None:
+        """Nothing."""
+        return
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None."""
+        return ()

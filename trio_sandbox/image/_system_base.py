@@ -13,7 +13,7 @@ from ..qemu import InheritedFds
 from ._initrd import InitrdEntry, encode_initrd
 from ._kernel import extract_vmlinux
 from ._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap
-from ._recipe import BuildContext, digest_of
+from ._recipe import BuildContext, StandsAlone, digest_of
 
 KERNEL_NAME, INITRD_NAME, USERLAND_NAME = "vmlinux", "initrd.img", "userland.tar"
 
@@ -88,7 +88,7 @@ exec /bin/busybox switch_root /root /usr/bin/python3.13 -I -S /agent
 
 
 @attrs.frozen
-class SystemBase:
+class SystemBase(StandsAlone):
     """How to build it; there is one."""
 
     name: str = "system-base"
@@ -101,16 +101,6 @@ class SystemBase:
     def files(self) -> tuple[str, ...]:
         """Kernel and initial RAM disk as they are booted, and the tree for the agent to be put into."""
         return (KERNEL_NAME, INITRD_NAME, USERLAND_NAME)
-
-    @property
-    def base(self) -> None:
-        """Nothing."""
-        return
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """None: no user sees it."""
-        return ()
 
     def digest(self) -> str:
         """Return the digest of the recipe. Newer versions of the packages do not change it."""

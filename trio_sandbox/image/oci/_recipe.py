@@ -14,7 +14,7 @@ import trio.from_thread
 
 from ..._errors import OciError
 from .._mmdebstrap import run_tool
-from .._recipe import BuildContext, digest_of
+from .._recipe import BuildContext, StandsAlone, digest_of
 from .._stored import IMAGE_NAME, ImageSettings
 from ._contents import Contents
 from ._ext4 import UNIT, write_file_system
@@ -42,7 +42,7 @@ def container_digest(manifest: str) -> str:
 
 @final
 @attrs.frozen(kw_only=True)
-class OciRecipe:
+class OciRecipe(StandsAlone):
     """How to make the disk of a container image: a recipe for the store."""
 
     manifest: str
@@ -61,16 +61,6 @@ class OciRecipe:
     def files(self) -> tuple[str, ...]:
         """The one disk."""
         return (IMAGE_NAME,)
-
-    @property
-    def base(self) -> None:
-        """Nothing."""
-        return
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Not known before it is made; the manifest says it."""
-        return ()
 
     def digest(self) -> str:
         """Return the digest of the recipe."""
