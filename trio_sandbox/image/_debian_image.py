@@ -11,7 +11,7 @@ import attrs
 from ..qemu import InheritedFds
 from ._ext4 import mke2fs_script
 from ._mmdebstrap import Bootstrap, lend_output, run_mmdebstrap, run_tool
-from ._recipe import BuildContext, StandsAlone, digest_of
+from ._recipe import BuildContext, digest_of
 from ._rights import find_rights
 from ._stored import IMAGE_NAME as IMAGE_NAME
 
@@ -55,7 +55,7 @@ _MAKE_DISK = 'set -e; mount --bind "$1" "$1/mnt"; trap \'umount "$1/mnt"\' EXIT;
 
 
 @attrs.frozen(kw_only=True)
-class DebianImage(StandsAlone):
+class DebianImage:
     """A root file system of Debian packages, with an ordinary user of number 1000."""
 
     name: str
@@ -72,6 +72,11 @@ class DebianImage(StandsAlone):
     def files(self) -> tuple[str, ...]:
         """The one disk."""
         return (IMAGE_NAME,)
+
+    @property
+    def base(self) -> None:
+        """Nothing."""
+        return
 
     @property
     def python(self) -> str:

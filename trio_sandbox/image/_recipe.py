@@ -81,7 +81,7 @@ def digest_of(*values: object) -> str:
 
 
 class StandsAlone:
-    """What recipes have in common that need nothing of the store, and know no languages before they are built."""
+    """What most recipes have in common that need nothing of the store: what they say of languages comes with the build, if at all."""
 
     __slots__ = ()
 
