@@ -204,10 +204,10 @@ class GuestFile(trio.abc.AsyncResource):
                 return parse(await self._session.reply())
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, self.name) from None
-        except BaseException:
+        except BaseException as exc:
             # An answer that nobody took would be taken for the answer to the next request.
             self._closed = True
-            if changes:  # done or not done, but not under way: see `call`
+            if changes and isinstance(exc, trio.Cancelled):  # done or not done, but not under way: see `call`
                 await self._session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
             self._session.close()
             raise
