@@ -377,6 +377,7 @@ def use(name): dict.__setitem__(rcParams, 'backend', name)
 """,
     "figure.py": """
 class Figure:
+    canvas = None
     def __init__(self): self.axes, self.lines = [], []
     def savefig(self, file, format, bbox_inches):
         assert (format, bbox_inches) == ('png', 'tight')
@@ -416,7 +417,7 @@ async def plotting(host: Host, tmp_path: Path) -> Host:
         path = tmp_path / "matplotlib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    await host.run(f"import sys; sys.path.append({str(tmp_path)!r})")
+    await host.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     return host
 
 

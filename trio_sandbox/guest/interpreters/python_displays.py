@@ -46,6 +46,13 @@ _METHODS = (
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type})
 
 _BACKEND = "trio_sandbox_figures"
+#: Settings under which a saved figure looks as it does on its canvas.
+_USUAL = (
+    ("savefig.dpi", "figure"),
+    ("savefig.facecolor", "auto"),
+    ("savefig.edgecolor", "auto"),
+    ("savefig.transparent", False),
+)
 
 _modules = sys.modules  # as code may put something else there
 
@@ -185,9 +192,56 @@ def _add(forms: dict[str, bytes], mime: Any, data: Any) -> None:
 def _figure(figure: Any) -> dict[str, bytes]:
     if not figure.axes and not figure.lines:
         return {}  # nothing was drawn
+    return {"image/png": _drawn_once(figure) or _saved(figure)}
+
+
+def _saved(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
-    return {"image/png": buffer.getvalue()}
+    return buffer.getvalue()
+
+
+def _drawn_once(figure: Any) -> bytes | None:
+    """Draw *figure* and cut off what is empty around it; None where only `_saved` can tell what it looks like.
+
+    `_saved` draws twice and looks for the best filter of each row. This takes about half of its time.
+    """
+    canvas = figure.canvas
+    agg = _modules.get("matplotlib.backends.backend_agg")
+    if agg is None or type(canvas) is not agg.FigureCanvasAgg:
+        return None
+    settings: dict[str, Any] = _modules["matplotlib"].rcParams
+    if any(settings[name] != value for name, value in _USUAL):
+        return None
+    canvas.draw()
+    math: Any = import_module("math")
+    ceil, floor, dpi = math.ceil, math.floor, figure.dpi
+    box = figure.get_tightbbox(canvas.get_renderer())  # in inches, from the lower left corner
+    pixels: Any = canvas.buffer_rgba()
+    height, width, _ = pixels.shape
+    left, right, top, bottom = box.x0 * dpi, box.x1 * dpi, height - box.y1 * dpi, height - box.y0 * dpi
+    if not (left >= 0 and right <= width and top >= 0 and bottom <= height):
+        return None  # it has something beyond its edges
+    margin = settings["savefig.pad_inches"] * dpi
+    first, end = max(floor(left - margin), 0), min(ceil(right + margin), width)
+    rows = range(max(floor(top - margin), 0), min(ceil(bottom + margin), height))
+    flat = pixels.cast("B")
+    return _png([flat[4 * (row * width + first) : 4 * (row * width + end)] for row in rows], end - first)
+
+
+def _png(rows: Sequence[memoryview], width: int) -> bytes:
+    """Return a picture of rows of red, green, blue and alpha. Source: the PNG specification, third edition, sections 5 and 11.2."""
+    zlib: Any = import_module("zlib")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return b"".join(
+            (len(data).to_bytes(4, "big"), kind, data, zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big"))
+        )
+
+    # Eight bits, four channels, and no filter of rows: that is 0 before each.
+    header = width.to_bytes(4, "big") + len(rows).to_bytes(4, "big") + b"\x08\x06\0\0\0"
+    data = zlib.compress(b"".join(part for row in rows for part in (b"\0", row)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def _is_figure(value: object) -> bool:
