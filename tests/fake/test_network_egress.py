@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import operator
 import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -45,6 +48,7 @@ class FakeKernel:
         self.syns, self._packets = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.syns.setblocking(False)
         self.sent: dict[int, Syn] = {}
+        self._numbers = itertools.count()
         self.let_in_ports: list[int] = []
         self.refused: list[tuple[int, int]] = []
         self.down = 0
@@ -56,8 +60,13 @@ class FakeKernel:
         return port
 
     def send_syn(self, source_port: int, *, target: bytes = LOOPBACK, target_port: int | None = None) -> None:
-        syn = Syn(bytes(40), 20, LOOPBACK, target, source_port, self.port if target_port is None else target_port)
+        packet = bytes(24) + next(self._numbers).to_bytes(4, "big") + bytes(12)
+        syn = Syn(packet, 20, LOOPBACK, target, source_port, self.port if target_port is None else target_port)
         self.sent[source_port] = syn
+        self.send_again(source_port)
+
+    def send_again(self, source_port: int) -> None:
+        """Send the last SYN of that port once more."""
         self._packets.send(source_port.to_bytes(2, "big"))
 
     def receive_syn(self) -> Syn | None:
@@ -285,7 +294,7 @@ async def test_a_program_hears_nothing_of_a_timeout_or_a_host_that_goes_away_and
         assert (guest.kernel.refused, guest.kernel.let_in_ports) == ([], [])
         guest.assert_nothing_is_left()
         guest.serve = refuse_all
-        guest.kernel.send_syn(port)
+        guest.kernel.send_again(port)
         await until(lambda: guest.kernel.refused == [(port, errno.ECONNREFUSED)])
 
 
@@ -307,11 +316,36 @@ async def test_an_address_that_means_no_name_is_refused_and_asks_nobody() -> Non
 async def test_a_packet_that_is_sent_again_dials_once() -> None:
     async with open_guest(never) as guest, guest.program() as (port, _):
         for _ in range(5):
-            guest.kernel.send_syn(port)
+            guest.kernel.send_again(port)
         await trio.testing.wait_all_tasks_blocked()
         await until(lambda: guest.requests)
         await trio.testing.wait_all_tasks_blocked()
         assert len(guest.requests) == 1
+
+
+async def test_a_packet_that_is_seen_after_its_answer_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine it was sent again before the answer, and comes to us after it."""
+    monkeypatch.setattr(egress_module, "_MOST_CONNECTIONS", 3)
+    async with open_guest(echo) as guest, guest.program() as (port, sock):
+        await until(lambda: guest.kernel.let_in_ports)
+        stream = await connected(sock, guest.kernel.port)
+        await until(lambda: not guest.egress._pending)  # pyright: ignore[reportPrivateUsage]
+        guest.kernel.send_again(port)
+        stream.socket.close()
+        await trio.testing.wait_all_tasks_blocked()
+        guest.kernel.send_again(port)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(guest.requests), guest.kernel.let_in_ports, guest.kernel.refused) == (1, [port], [])
+        # A refusal is said again.
+        guest.serve = refuse_all
+        refused = guest.kernel.refused
+        for count in range(1, 11):
+            guest.kernel.send_syn(40_000 + count)
+            await until(partial(operator.contains, refused, (40_000 + count, errno.ECONNREFUSED)))
+        guest.kernel.send_again(40_010)
+        await until(lambda: refused[9:] == [(40_010, errno.ECONNREFUSED)] * 2)
+        assert len(guest.requests) == 11
+        assert len(guest.egress._settled) == 3  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_program_that_gave_up_has_the_host_end_it(monkeypatch: pytest.MonkeyPatch) -> None:

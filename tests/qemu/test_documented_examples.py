@@ -16,10 +16,19 @@ import trio
 import trio_sandbox
 from tests._telemetry import of_its_own
 from tests.documented import ROOT, Block, blocks
+from trio_sandbox import Timeouts
 from trio_sandbox.image import default_cache_directory
 from trio_sandbox.machines._named import NamedTemplateStore
 
 pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have code that an example stops keep its state, however slow the machine is now."""
+    defaults = Timeouts.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "interrupt_grace", 60.0)
 
 
 def check_output(block: Block, printed: str) -> None:

@@ -83,6 +83,8 @@ class Egress:
         self._questions = Questions(channel)
         self._lookups = Lookups(self._questions, names)
         self._pending: dict[tuple[bytes, int, bytes, int], _Pending] = {}
+        self._settled: dict[tuple[bytes, int, bytes, int], tuple[int, int]] = {}
+        """The sequence numbers of SYNs that were answered, and by which errno they were refused, or 0."""
         self._connections = 0
         self._queries = 0
 
@@ -110,7 +112,7 @@ class Egress:
                 try:
                     for _ in range(_AT_ONCE):
                         syn = self._kernel.receive_syn()
-                        if syn is not None and syn.key not in self._pending:  # else it is sent again, and under way
+                        if syn is not None and not self._has_seen(syn):
                             self._begin(syn, nursery)
                 except _NOBODY_ASKS:
                     pass
@@ -121,6 +123,21 @@ class Egress:
             for pending in [pending for pending in self._pending.values() if not pending.is_answered]:
                 pending.question.close()
                 self._end(pending)
+
+    def _has_seen(self, syn: Syn) -> bool:
+        """Whether it comes again, since no answer came for a second; a refusal is said again, as nobody is sure to have taken it."""
+        number, refusal = self._settled.get(syn.key, (None, 0))
+        if number != syn.number:
+            return syn.key in self._pending
+        if refusal:
+            self._kernel.refuse(syn, refusal)
+        return True
+
+    def _settle(self, syn: Syn, refusal: int = 0) -> None:
+        self._settled.pop(syn.key, None)
+        self._settled[syn.key] = syn.number, refusal
+        if len(self._settled) > _MOST_CONNECTIONS:
+            del self._settled[next(iter(self._settled))]
 
     def _begin(self, syn: Syn, nursery: trio.Nursery) -> None:
         if syn.target == RESOLVER.packed:
@@ -162,6 +179,7 @@ class Egress:
         # again, maybe in another machine.
         if number != errno.ETIMEDOUT:
             self._kernel.refuse(syn, number)
+            self._settle(syn, number)
         self._end(pending)
 
     def _end(self, pending: _Pending) -> None:
@@ -191,6 +209,7 @@ class Egress:
         if sock is None:
             stream.reset("the program gave up")
             return None
+        self._settle(pending.syn)
         return trio.socket.from_stdlib_socket(sock)
 
     async def _accept_all(self, nursery: trio.Nursery) -> None:

@@ -28,6 +28,11 @@ class Syn(NamedTuple):
         """What no other connection has at the same time: both ends."""
         return self.source, self.source_port, self.target, self.target_port
 
+    @property
+    def number(self) -> int:
+        """Its sequence number, which the packet has again when it is sent again."""
+        return int.from_bytes(self.packet[self.header_length + 4 : self.header_length + 8], "big")
+
 
 def parse_syn(packet: bytes) -> Syn | None:
     """Return the SYN that *packet* is; None if it is none that is whole."""
@@ -59,8 +64,7 @@ def refuse(syn: Syn, number: int) -> bytes:
         message = struct.pack(">BBHI", 3, code, 0, 0) + syn.packet[: syn.header_length + 8]
         message = message[:2] + struct.pack(">H", _checksum(message)) + message[4:]
         return _packet(syn.target, syn.source, _ICMP, message)
-    (number_sent,) = struct.unpack_from(">I", syn.packet, syn.header_length + 4)
-    fields = (syn.target_port, syn.source_port, 0, (number_sent + 1) & 0xFFFFFFFF, _HEADER_WORDS, _RST_ACK, 0)
+    fields = (syn.target_port, syn.source_port, 0, (syn.number + 1) & 0xFFFFFFFF, _HEADER_WORDS, _RST_ACK, 0)
     segment = struct.pack(">HHIIBBHHH", *fields, 0, 0)
     checksum = _checksum(_pseudo_header(syn.target, syn.source, len(segment)) + segment)
     return _packet(syn.target, syn.source, _TCP, struct.pack(">HHIIBBHHH", *fields, checksum, 0))
