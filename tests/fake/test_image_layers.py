@@ -51,6 +51,13 @@ class Base(TinyRecipe):
         return {**await TinyRecipe.build(self, context), "packages": PYTHON}
 
 
+def packed_files(archive: Path) -> dict[str, str]:
+    """Give the files of an archive that is unpacked in /."""
+    with tarfile.open(archive) as tar:
+        files = {f"/{each.name}": tar.extractfile(each) for each in tar if each.isfile()}
+        return {name: file.read().decode(errors="replace") for name, file in files.items() if file is not None}
+
+
 async def do_nothing(job: LayerJob) -> None:
     await trio.lowlevel.checkpoint()
 
@@ -87,9 +94,12 @@ class Site:
                 f"{place}/{path.relative_to(tree)}": path.read_text(errors="replace")
                 for place, tree in job.work.trees.items()
                 for path in tree.rglob("*")
-                if path.is_file()
+                if path.is_file() and path.suffix != ".tar"
             }
         )
+        for tree in job.work.trees.values():
+            for archive in tree.glob("*.tar"):
+                self.seen[-1].update(packed_files(archive))
         job.overlay.write_text(f"{job.image.content}\n{job.work.script}\n{sorted(self.seen[-1].items())}")
         await self.after(job)
         return b""
@@ -444,7 +454,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Index]:
         yield index
 
 
-SITE = "/run/image-step/content/usr/local/lib/python3.13/dist-packages"
+SITE = "/usr/local/lib/python3.13/dist-packages"
 
 
 async def test_packages_are_chosen_for_the_image_and_unpacked(tmp_path: Path, index: Index) -> None:
@@ -454,13 +464,14 @@ async def test_packages_are_chosen_for_the_image_and_unpacked(tmp_path: Path, in
     assert {name for name in files if name.endswith(".py")} == {
         f"{SITE}/{name}.py" for name in ("alpha", "beta", "native")
     }
-    assert files["/run/image-step/content/usr/local/bin/alpha"].startswith("#!/usr/bin/python3\n")
+    assert files["/usr/local/bin/alpha"].startswith("#!/usr/bin/python3\n")
     assert built.manifest.details["packages"] == {"alpha": "1.0", "beta": "2.0", "native": "1.0"}
     assert "compileall" in site.jobs[0].work.script
     assert [step.message for step in site.progress] == [
         "choosing packages",
         "fetching 3 packages",
         "compiling them",
+        "packing them",
         "working",
         "built",
     ]

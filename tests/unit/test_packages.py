@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import tarfile
 import tomllib
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from trio_sandbox import PackagesError, WheelMissingError
 from trio_sandbox.image import _uv
+from trio_sandbox.image._package_archive import pack
 from trio_sandbox.image._package_tree import arrange
 from trio_sandbox.image._pylock import Pin, parse_lock
 from trio_sandbox.image._target import Target, find_target
@@ -376,3 +378,67 @@ def test_a_hostile_record_leads_nowhere(tmp_path: Path) -> None:
     assert secret.read_text() == "mine"
     record = tmp_path / "root" / TARGET.site / "x-1.dist-info" / "RECORD"
     assert record.read_text().startswith("../../../bin/../../../secret,sha256=x,4\n")
+
+
+def make_packages(root: Path) -> Path:
+    """Make a tree as `arrange` leaves it; return where its modules are."""
+    local = root / "usr" / "local"
+    site = local / "lib" / "python3.13" / "dist-packages"
+    for directory in ("big", "small/empty", "small/sub"):
+        (site / directory).mkdir(parents=True)
+    (site / "big" / "native.so").write_bytes(bytes(5 << 20))
+    for number in range(64):
+        (site / "small" / "sub" / f"{number}.py").write_text(f"x = {number}\n")
+    (site / "small" / "link").symlink_to("sub")
+    (local / "bin").mkdir()
+    (local / "bin" / "tool").write_text("#!/usr/bin/python3\n")
+    (local / "bin" / "tool").chmod(0o755)
+    os.utime(site / "small" / "sub" / "0.py", ns=(1_600_000_000_900_000_000,) * 2)
+    return site
+
+
+def test_packages_are_packed_into_archives_that_are_equally_much_work(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    site = make_packages(root)
+    archives = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    pack(root, site, archives, (12, 34))
+    files: list[list[str]] = []
+    for number in (1, 0):  # in whichever order they are unpacked
+        with tarfile.open(archives[number]) as tar:
+            members = tar.getmembers()
+            files.append([os.path.basename(each.name) for each in members if each.isfile()])
+            assert {(each.uid, each.gid, each.uname, each.pax_headers == {}) for each in members} == {
+                (12, 34, "", True)
+            }
+            # What may be there already stays as it is.
+            assert not {each.name for each in members} & {
+                "usr",
+                "usr/local",
+                "usr/local/bin",
+                str(site.relative_to(root)),
+            }
+            tar.extractall(tmp_path / "target", filter="tar")
+    modules, others = files
+    assert others == ["tool", "native.so"]
+    assert len(modules) == 64
+    target = tmp_path / "target"
+    found, wanted = ({path.relative_to(top) for path in top.rglob("*")} for top in (target, root))
+    assert found == wanted
+    small = target / site.relative_to(root) / "small"
+    assert int((small / "sub" / "0.py").stat().st_mtime) == 1_600_000_000
+    assert os.readlink(small / "link") == "sub"
+    assert (target / "usr" / "local" / "bin" / "tool").stat().st_mode & 0o777 == 0o755
+
+
+def test_one_small_package_is_in_as_many_archives_as_were_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    site = root / TARGET.site
+    site.mkdir(parents=True)
+    (site / "one.py").write_text("x = 1\n")
+    archives = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    pack(root, site, archives, (0, 0))
+    names: list[list[str]] = []
+    for archive in archives:
+        with tarfile.open(archive) as tar:
+            names.append(tar.getnames())
+    assert names == [[f"{TARGET.site}/one.py"], []]

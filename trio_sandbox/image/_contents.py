@@ -24,6 +24,7 @@ from ._layer import Work
 from ._npm import fetch_npm
 from ._npm_lock import NpmLock
 from ._npm_tree import unpack_npm
+from ._package_archive import pack
 from ._package_tree import arrange
 from ._pylock import Lock
 from ._recipe import BuildContext
@@ -35,10 +36,18 @@ _PLACE: Final = "/run/image-step"
 #: What was fetched, in a build's directory.
 _DOWNLOADS: Final = "packages"
 _VARIABLES: Final = "/etc/environment"
+_ROOT: Final = (0, 0)
 #: Copies what is below one directory into another; what is there besides stays. Everything becomes root's.
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
 #: The same by a cp that does not know how, as container images have it: it forgets times, and which files were one.
 _PLAIN_COPY: Final = 'copy() { (umask 0; exec cp -RP "$@"); }'
+#: Unpacks archives at the same time; everything becomes root's. It fails if one of them does.
+_UNPACK: Final = (
+    'processes=; for archive in {archives}; do tar -C / -x -p --same-owner -b 2048 -f $archive & processes="$processes $!"; done\n'
+    "for process in $processes; do wait $process; done"
+)
+#: As many machines of ours have two processors at least.
+_ARCHIVES: Final = 2
 #: What the guest does where the host could not. A file that can't be compiled is nothing unusual, and is status 1.
 _COMPILE: Final = f"python3 -m compileall -q -j 0 -x '{TESTS}' {{site}} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
 #: What apt is told: to fail where anything failed, to wait for no answer, to write without waiting for the disk, which is sealed in the end.
@@ -76,7 +85,7 @@ class PackagesContent:
 
     def key(self) -> object:
         """Return what decides."""
-        way = self._work().program or (_COPY, _COMPILE)
+        way = self._work().program or (_UNPACK, _COMPILE)
         return ["packages", 1, *way, self.missing.text, attrs.astuple(self.target)]
 
     def _work(self) -> Work:
@@ -85,7 +94,8 @@ class PackagesContent:
         if self.target.container:
             arguments = f"{_PLACE}/content", site, magic, TESTS
             return Work(program=in_guest_program(self.target.interpreter, "python_place.py", *arguments))
-        return Work(script=f"{_COPY} {_PLACE}/content/. /\n{check_magic(magic, _COMPILE.format(site=site))}\n")
+        unpack = _UNPACK.format(archives=f"{_PLACE}/*.tar")
+        return Work(script=f"{unpack}\n{check_magic(magic, _COMPILE.format(site=site))}\n")
 
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
@@ -104,10 +114,11 @@ class PackagesContent:
         )
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
-        """Fetch and unpack them, and note by which Python they were compiled."""
-        content, downloads = tree / "content", context.staging / _DOWNLOADS
-        content.mkdir()
+        """Fetch, unpack and compile them, and put into *tree* what the machine takes, and by which Python they were compiled."""
+        downloads = context.staging / _DOWNLOADS
         downloads.mkdir()
+        content = (tree if self.target.container else downloads) / "content"
+        content.mkdir()
         context.report(f"fetching {len(self.missing.pins)} packages", None)
         unpacked = downloads / "unpacked"
         await unpack(self.missing, self.target, downloads, unpacked, context.environment, context.report)
@@ -115,6 +126,10 @@ class PackagesContent:
         context.report("compiling them", None)
         magic = await compile_tree(self.system, content, self.target, downloads, context.environment)
         (tree / "magic").write_text(magic, "ascii")
+        if not self.target.container:
+            context.report("packing them", None)
+            archives = [tree / f"{number}.tar" for number in range(_ARCHIVES)]
+            await trio.to_thread.run_sync(pack, content, content / self.target.site, archives, _ROOT)
 
 
 @final

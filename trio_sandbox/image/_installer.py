@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tarfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from ._interpreters import (
     unpacking_program,
 )
 from ._layers import Planner
+from ._package_archive import pack
 from ._package_tree import arrange
 from ._store import ImageStore
 from ._stored import BuiltImage, SystemDisk
@@ -129,7 +129,7 @@ class PackageInstaller:
             # Byte code of another version than the guest's is of no use to it, and of no harm.
             await compile_tree(self._system.disk, tree, content.target, directory, self._environment)
             owner = _OWNER if settings is None else (settings.user, settings.group)
-            await trio.to_thread.run_sync(_pack, tree, tree / content.target.site, archive, owner)
+            await trio.to_thread.run_sync(pack, tree, tree / content.target.site, [archive], owner)
             report("copying them into the guest", None)
             try:
                 yield PackedPackages(archive, "" if python is None else python.interpreter)
@@ -145,17 +145,3 @@ class PackageInstaller:
         except FileNotFoundError as exc:
             raise missing_interpreter(self._name, question[0]) from exc
         return parse_python(find_answer(said, self._name))
-
-
-def _pack(tree: Path, site: Path, archive: Path, owner: tuple[int, int]) -> None:
-    def own(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid, member.gid = owner
-        member.uname = member.gname = ""
-        return member
-
-    # Nothing of the directories on the way is in it: they stay whose they are.
-    tops = [*site.iterdir()]
-    tops += [path for path in tree.rglob("*") if site not in path.parents and (path.is_symlink() or not path.is_dir())]
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(tops):
-            tar.add(path, path.relative_to(tree).as_posix(), filter=own)

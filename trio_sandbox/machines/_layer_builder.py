@@ -103,7 +103,9 @@ class LayerBuilder:
         return said
 
     async def _build(self, job: LayerJob, gateway: Gateway, report: Report) -> bytes:
-        machine = describe_machine(job.image, job.system, self.config, overlay=job.overlay, balloon=False)
+        # No code is run in there: no interpreter is started for it.
+        image = attrs.evolve(job.image, languages=())
+        machine = describe_machine(image, job.system, self.config, overlay=job.overlay, balloon=False)
         trees = job.work.trees
         places: list[Place] = []
         filled = trio.Event()
