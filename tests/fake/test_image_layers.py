@@ -52,10 +52,15 @@ class Base(TinyRecipe):
 
 
 def packed_files(archive: Path) -> dict[str, str]:
-    """Give the files of an archive that is unpacked in /."""
+    """Give the files of an archive that is unpacked in /, and where its links lead."""
+    found: dict[str, str] = {}
     with tarfile.open(archive) as tar:
-        files = {f"/{each.name}": tar.extractfile(each) for each in tar if each.isfile()}
-        return {name: file.read().decode(errors="replace") for name, file in files.items() if file is not None}
+        for member in tar:
+            if member.issym():
+                found[f"/{member.name}"] = member.linkname
+            elif (file := tar.extractfile(member)) is not None:
+                found[f"/{member.name}"] = file.read().decode(errors="replace")
+    return found
 
 
 async def do_nothing(job: LayerJob) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import tomllib
@@ -17,6 +18,7 @@ import pytest
 
 from trio_sandbox import PackagesError, WheelMissingError
 from trio_sandbox.image import _uv
+from trio_sandbox.image._contents import _PLACE as PLACE, _UNPACK as UNPACK
 from trio_sandbox.image._package_archive import pack
 from trio_sandbox.image._package_tree import arrange
 from trio_sandbox.image._pylock import Pin, parse_lock
@@ -442,3 +444,25 @@ def test_one_small_package_is_in_as_many_archives_as_were_asked_for(tmp_path: Pa
         with tarfile.open(archive) as tar:
             names.append(tar.getnames())
     assert names == [[f"{TARGET.site}/one.py"], []]
+
+
+@pytest.mark.parametrize("damaged", [None, "0.tar", "1.tar"])
+def test_archives_are_unpacked_side_by_side_or_the_step_fails(tmp_path: Path, damaged: str | None) -> None:
+    root, target = tmp_path / "root", tmp_path / "target"
+    site = make_packages(root)
+    there = target / "usr" / "local" / "bin"
+    there.mkdir(parents=True)
+    there.chmod(0o700)
+    (there / "tool").symlink_to("elsewhere")
+    pack(root, site, [tmp_path / "0.tar", tmp_path / "1.tar"], (os.getuid(), os.getgid()))
+    if damaged is not None:
+        (tmp_path / damaged).write_bytes(b"no archive")
+    script = UNPACK.replace(PLACE, str(tmp_path)).replace("-C /", f"-C {target}")
+    status = subprocess.run(["/bin/sh", "-e", "-c", f"{script}\n: the rest"], check=False).returncode
+    assert (status == 0) is (damaged is None)
+    if damaged is None:
+        assert sum(1 for _ in target.rglob("*")) == sum(1 for _ in root.rglob("*"))
+        # A directory that is there stays as it is; a file takes the place of what is there, and not of where that leads.
+        assert there.stat().st_mode & 0o777 == 0o700
+        assert (there / "tool").read_text() == "#!/usr/bin/python3\n"
+        assert not (there / "elsewhere").exists()

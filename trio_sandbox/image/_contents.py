@@ -23,7 +23,7 @@ from ._interpreters import ImageNode, in_guest_program
 from ._layer import Work
 from ._npm import fetch_npm
 from ._npm_lock import NpmLock
-from ._npm_tree import unpack_npm
+from ._npm_tree import NODE_MODULES, unpack_npm
 from ._package_archive import pack
 from ._package_tree import arrange
 from ._pylock import Lock
@@ -41,12 +41,13 @@ _ROOT: Final = (0, 0)
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
 #: The same by a cp that does not know how, as container images have it: it forgets times, and which files were one.
 _PLAIN_COPY: Final = 'copy() { (umask 0; exec cp -RP "$@"); }'
-#: Unpacks archives at the same time; everything becomes root's. It fails if one of them does.
+#: Unpacks what `_pack` made, all at the same time; everything becomes root's. It fails if one of them does.
 _UNPACK: Final = (
-    'processes=; for archive in {archives}; do tar -C / -x -p --same-owner -b 2048 -f $archive & processes="$processes $!"; done\n'
-    "for process in $processes; do wait $process; done"
+    f"processes=; for archive in {_PLACE}/*.tar; do\n"
+    '  tar -C / -x -p --same-owner -b 2048 -f "$archive" & processes="$processes $!"\n'
+    'done; for process in $processes; do wait "$process"; done'
 )
-#: As many machines of ours have two processors at least.
+#: As many as a machine that makes a layer has processors, at most.
 _ARCHIVES: Final = 2
 #: What the guest does where the host could not. A file that can't be compiled is nothing unusual, and is status 1.
 _COMPILE: Final = f"python3 -m compileall -q -j 0 -x '{TESTS}' {{site}} > /run/image-compile.log 2>&1 || [ $? = 1 ]"
@@ -94,8 +95,7 @@ class PackagesContent:
         if self.target.container:
             arguments = f"{_PLACE}/content", site, magic, TESTS
             return Work(program=in_guest_program(self.target.interpreter, "python_place.py", *arguments))
-        unpack = _UNPACK.format(archives=f"{_PLACE}/*.tar")
-        return Work(script=f"{unpack}\n{check_magic(magic, _COMPILE.format(site=site))}\n")
+        return Work(script=f"{_UNPACK}\n{check_magic(magic, _COMPILE.format(site=site))}\n")
 
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
@@ -128,8 +128,7 @@ class PackagesContent:
         (tree / "magic").write_text(magic, "ascii")
         if not self.target.container:
             context.report("packing them", None)
-            archives = [tree / f"{number}.tar" for number in range(_ARCHIVES)]
-            await trio.to_thread.run_sync(pack, content, content / self.target.site, archives, _ROOT)
+            await _pack(content, content / self.target.site, tree)
 
 
 @final
@@ -151,7 +150,7 @@ class NpmContent:
     def key(self) -> object:
         """Return what decides."""
         missing, cleared = self.lock.change(self.earlier)
-        way = self._work(cleared).program or (_COPY,)
+        way = self._work(cleared).program or (_UNPACK,)
         return ["npm", 1, *way, [attrs.astuple(package) for package in missing], cleared, self.lock.wanted]
 
     def _work(self, cleared: Iterable[str]) -> Work:
@@ -159,8 +158,8 @@ class NpmContent:
         places = [f"/{place}" for place in cleared]
         if self.node is not None:
             return Work(program=in_guest_program(self.node.interpreter, "node_place.js", _PLACE, *places))
-        removal = f"rm -rf {' '.join(map(shlex.quote, places))}; " if places else ""
-        return Work(script=f"{removal}{_COPY} {_PLACE}/. /")
+        removal = f"rm -rf {' '.join(map(shlex.quote, places))}\n" if places else ""
+        return Work(script=f"{removal}{_UNPACK}\n")
 
     async def prepare(self, context: BuildContext) -> Work:
         """Say what is fetched and unpacked while the machine boots."""
@@ -189,7 +188,11 @@ class NpmContent:
         context.report(f"fetching {len(missing)} packages", None)
         archives = await fetch_npm(missing, downloads, context.environment)
         context.report("unpacking them", None)
-        await trio.to_thread.run_sync(unpack_npm, missing, archives, self.lock.wanted, tree)
+        content = tree if self.node is not None else downloads / "content"
+        await trio.to_thread.run_sync(unpack_npm, missing, archives, self.lock.wanted, content)
+        if self.node is None:
+            context.report("packing them", None)
+            await _pack(content, content / NODE_MODULES, tree)
 
 
 @final
@@ -285,6 +288,12 @@ class ScriptContent:
         """Say it."""
         await trio.lowlevel.checkpoint()
         return Work(script=self.step.command, network=self.step.network)
+
+
+async def _pack(content: Path, inside: Path, tree: Path) -> None:
+    """Make archives in *tree* of *content*, which is to be / in the guest, and where all is ours that is in the directory *inside*."""
+    archives = [tree / f"{number}.tar" for number in range(_ARCHIVES)]
+    await trio.to_thread.run_sync(pack, content, inside, archives, _ROOT)
 
 
 def _network_key(network: Network) -> list[object]:

@@ -18,6 +18,8 @@ from typing import IO, BinaryIO, Final, cast, final
 from .._errors import PackagesError
 from ._npm_lock import NpmPackage
 
+#: Where packages are that others ask for by name, relative to /.
+NODE_MODULES: Final = "node_modules"
 #: Where programs are that were asked for, and the way from there to /.
 _PROGRAMS, _UP = "usr/local/bin", "../../.."
 #: Bytes and entries of all packages together, and directories one in another in a package.
@@ -45,7 +47,7 @@ def unpack_npm(packages: Iterable[NpmPackage], archives: Mapping[str, Path], wan
 
     """
     budget = _Budget()
-    names = {f"node_modules/{name}" for name in wanted}
+    names = {f"{NODE_MODULES}/{name}" for name in wanted}
     (root / _PROGRAMS).mkdir(parents=True)
     for package in packages:
         target = root / package.place
@@ -150,7 +152,7 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) 
 def _link_programs(package: NpmPackage, root: Path, *, by_name: bool) -> None:
     if package.place.count("node_modules/") > 1:
         return
-    programs = root / "node_modules/.bin"
+    programs = root / NODE_MODULES / ".bin"
     for name, path in package.programs:
         relative = os.path.normpath(path)
         program = root / package.place / relative
