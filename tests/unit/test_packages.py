@@ -395,7 +395,8 @@ def make_packages(root: Path) -> Path:
     (local / "bin").mkdir()
     (local / "bin" / "tool").write_text("#!/usr/bin/python3\n")
     (local / "bin" / "tool").chmod(0o755)
-    os.utime(site / "small" / "sub" / "0.py", ns=(1_600_000_000_900_000_000,) * 2)
+    then = 1_600_000_000_900_000_000
+    os.utime(site / "small" / "sub" / "0.py", ns=(then, then))
     return site
 
 
