@@ -31,7 +31,7 @@ from trio_sandbox import (
 )
 from trio_sandbox._image_steps import PackagesStep
 from trio_sandbox.cli._image import description, listing
-from trio_sandbox.image import BuildContext, BuiltImage, ImageStore, LayerJob, PackageInstaller, ensure_layers
+from trio_sandbox.image import PLACE, BuildContext, BuiltImage, ImageStore, LayerJob, PackageInstaller, ensure_layers
 from trio_sandbox.image._stored import IMAGE_NAME
 from trio_sandbox.machines import Dependents
 
@@ -94,17 +94,12 @@ class Site:
         self.jobs.append(job)
         report("working", None)
         await self.before(job)
-        self.seen.append(
-            {
-                f"{place}/{path.relative_to(tree)}": path.read_text(errors="replace")
-                for place, tree in job.work.trees.items()
-                for path in tree.rglob("*")
-                if path.is_file() and path.suffix != ".tar"
-            }
-        )
-        for tree in job.work.trees.values():
-            for archive in tree.glob("*.tar"):
-                self.seen[-1].update(packed_files(archive))
+        self.seen.append({})
+        for path in [] if job.work.tree is None else job.work.tree.rglob("*"):
+            if path.suffix == ".tar":
+                self.seen[-1].update(packed_files(path))
+            elif path.is_file():
+                self.seen[-1][f"{PLACE}/{path.relative_to(job.work.tree)}"] = path.read_text(errors="replace")
         job.overlay.write_text(f"{job.image.content}\n{job.work.script}\n{sorted(self.seen[-1].items())}")
         await self.after(job)
         return b""
@@ -403,9 +398,9 @@ async def test_files_are_copied_as_they_are(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     first = await site.ensure(image)
     assert set(site.seen[0]) == {
-        "/run/image-step/0/content/sub/run",
-        "/run/image-step/0/content/link",
-        "/run/image-step/1/content",
+        "/run/image-step/0/sub/run",
+        "/run/image-step/0/link",
+        "/run/image-step/1",
     }
     assert await site.ensure(image) == first
     # What decides is what is in them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -33,20 +33,20 @@ class Workshop:
     builder: LayerBuilder
     told: list[str] = attrs.field(factory=list[str])
 
-    def job(self, *modes: str, trees: Mapping[str, Path] | None = None) -> LayerJob:
+    def job(self, *modes: str, tree: Path | None = None) -> LayerJob:
         image, system = fake_disks(self.directory, *modes)
         return LayerJob(
             image=image,
             system=system,
-            work=Work(script="true", trees=trees or {}),
+            work=Work(script="true", tree=tree),
             overlay=self.directory / "layer.qcow2",
             mounts=self.directory / "mounts",
         )
 
-    async def build(self, *modes: str, trees: Mapping[str, Path] | None = None) -> None:
+    async def build(self, *modes: str, tree: Path | None = None) -> None:
         (self.directory / "layer.qcow2").unlink(missing_ok=True)
         gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
-        await self.builder.build(self.job(*modes, trees=trees), gateway, lambda message, _: self.told.append(message))
+        await self.builder.build(self.job(*modes, tree=tree), gateway, lambda message, _: self.told.append(message))
 
 
 @asynccontextmanager
@@ -83,7 +83,7 @@ async def test_a_machine_that_fails_is_a_build_that_failed(tmp_path: Path, mode:
             nothing_left(),
             pytest.raises(ImageBuildError, match="that was to make the layer failed") as caught,
         ):
-            await workshop.build(mode, trees={"/run/image-step": tree})
+            await workshop.build(mode, tree=tree)
     assert why in str(caught.value)
     assert not (tmp_path / "mounts").exists()
 
@@ -133,7 +133,7 @@ async def test_what_can_not_be_fetched_is_raised_as_it_is(tmp_path: Path) -> Non
             if message == "booting a machine":
                 booting.set()
 
-        job = workshop.job("none", trees={"/run/image-step": tree})
+        job = workshop.job("none", tree=tree)
         job = attrs.evolve(job, work=attrs.evolve(job.work, fill=fetch))
         gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
         with nothing_left(), pytest.raises(PackagesError, match="no such wheel"):
@@ -150,7 +150,7 @@ async def test_what_nobody_needs_any_more_is_removed_while_the_machine_works(tmp
         pass
 
     async with open_workshop(tmp_path) as workshop:
-        job = workshop.job("never-starts", trees={"/a": ours, "/b": theirs})
+        job = workshop.job("never-starts", tree=theirs)
         job = attrs.evolve(job, work=attrs.evolve(job.work, spent=(ours, tmp_path / "not made")))
         gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
         with nothing_left():

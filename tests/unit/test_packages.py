@@ -17,8 +17,8 @@ from typing import cast
 import pytest
 
 from trio_sandbox import PackagesError, WheelMissingError
-from trio_sandbox.image import _uv
-from trio_sandbox.image._contents import _PLACE as PLACE, _UNPACK as UNPACK
+from trio_sandbox.image import PLACE, _uv
+from trio_sandbox.image._contents import _UNPACK as UNPACK
 from trio_sandbox.image._package_archive import pack
 from trio_sandbox.image._package_tree import arrange
 from trio_sandbox.image._pylock import Pin, parse_lock

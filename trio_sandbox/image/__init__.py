@@ -17,6 +17,7 @@ from ._imported import Receive as Receive
 from ._installer import PackageInstaller as PackageInstaller
 from ._layer import (
     LAYER_MARK as LAYER_MARK,
+    PLACE as PLACE,
     LayerJob as LayerJob,
     ProgramMissingError as ProgramMissingError,
     RunLayer as RunLayer,
@@ -28,7 +29,6 @@ from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import (
     Place as Place,
     check_directory as check_directory,
-    fill_mounts_disk as fill_mounts_disk,
     open_empty_mounts_disk as open_empty_mounts_disk,
     open_mounts_disk as open_mounts_disk,
     unreadable_mount as unreadable_mount,
@@ -49,3 +49,4 @@ from ._stored import (
     are_there as are_there,
     default_cache_directory as default_cache_directory,
 )
+from ._tree_disk import write_tree_disk as write_tree_disk

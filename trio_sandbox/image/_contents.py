@@ -20,7 +20,7 @@ from .._image_steps import AptStep, EnvironmentStep, FilesStep, ScriptStep
 from .._network import Network
 from ._bytecode import TESTS, check_magic, compile_tree
 from ._interpreters import ImageNode, in_guest_program
-from ._layer import Work
+from ._layer import PLACE, Work
 from ._npm import fetch_npm
 from ._npm_lock import NpmLock
 from ._npm_tree import NODE_MODULES, unpack_npm
@@ -31,8 +31,6 @@ from ._recipe import BuildContext
 from ._target import Target
 from ._uv import unpack
 
-#: Where the guest finds the directories of a step: in memory, so that nothing of them stays.
-_PLACE: Final = "/run/image-step"
 #: What was fetched, in a build's directory.
 _DOWNLOADS: Final = "packages"
 _VARIABLES: Final = "/etc/environment"
@@ -43,7 +41,7 @@ _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
 _PLAIN_COPY: Final = 'copy() { (umask 0; exec cp -RP "$@"); }'
 #: Unpacks what `_pack` made, all at the same time; everything becomes root's. It fails if one of them does.
 _UNPACK: Final = (
-    f"processes=; for archive in {_PLACE}/*.tar; do\n"
+    f"processes=; for archive in {PLACE}/*.tar; do\n"
     '  tar -C / -x -p --same-owner -b 2048 -f "$archive" & processes="$processes $!"\n'
     'done; for process in $processes; do wait "$process"; done'
 )
@@ -91,9 +89,9 @@ class PackagesContent:
 
     def _work(self) -> Work:
         """Say what the machine does; a container image may have nothing but its Python for it."""
-        site, magic = f"/{self.target.site}", f"{_PLACE}/magic"
+        site, magic = f"/{self.target.site}", f"{PLACE}/magic"
         if self.target.container:
-            arguments = f"{_PLACE}/content", site, magic, TESTS
+            arguments = f"{PLACE}/content", site, magic, TESTS
             return Work(program=in_guest_program(self.target.interpreter, "python_place.py", *arguments))
         return Work(script=f"{_UNPACK}\n{check_magic(magic, _COMPILE.format(site=site))}\n")
 
@@ -110,7 +108,7 @@ class PackagesContent:
             return attrs.evolve(nothing, details=details)
         fill = partial(self._fill, context, tree)
         return attrs.evolve(
-            self._work(), trees={_PLACE: tree}, fill=fill, spent=(tree, context.staging / _DOWNLOADS), details=details
+            self._work(), tree=tree, fill=fill, spent=(tree, context.staging / _DOWNLOADS), details=details
         )
 
     async def _fill(self, context: BuildContext, tree: Path) -> None:
@@ -157,7 +155,7 @@ class NpmContent:
         """Say what the machine does; a container image may have nothing but its Node.js for it."""
         places = [f"/{place}" for place in cleared]
         if self.node is not None:
-            return Work(program=in_guest_program(self.node.interpreter, "node_place.js", _PLACE, *places))
+            return Work(program=in_guest_program(self.node.interpreter, "node_place.js", PLACE, *places))
         removal = f"rm -rf {' '.join(map(shlex.quote, places))}\n" if places else ""
         return Work(script=f"{removal}{_UNPACK}\n")
 
@@ -175,7 +173,7 @@ class NpmContent:
         fill = partial(self._fill, context, tree)
         return attrs.evolve(
             self._work(cleared),
-            trees={_PLACE: tree},
+            tree=tree,
             fill=fill,
             spent=(tree, context.staging / _DOWNLOADS),
             details=details,
@@ -236,21 +234,18 @@ class FilesContent:
     async def prepare(self, context: BuildContext) -> Work:
         """Take copies, and make sure that they are of what was looked at."""
         context.report("copying files", None)
-        trees: dict[str, Path] = {}
+        tree = context.staging / "tree"
+        tree.mkdir()
         lines = [f'copy() {{ {_COPY} "$@"; }}; cp --version > /dev/null 2>&1 || {_PLAIN_COPY}']
         for number, ((target, source), digest) in enumerate(self._each()):
-            tree = context.staging / f"tree{number}"
-            tree.mkdir()
-            copy = tree / "content"
+            copy = tree / f"{number}"
             await trio.to_thread.run_sync(_copy, source, copy)
             if await trio.to_thread.run_sync(digest_of_tree, copy) != digest:
                 raise ImageBuildError(f"{source} changed while it was copied into the image; it is safe to try again")
-            place = f"{_PLACE}/{number}"
-            trees[place] = tree
             parent, name = os.path.split(target)
             # What is a directory on both sides is merged.
-            lines.append(f"mkdir -p {shlex.quote(parent)}; copy -T {place}/content {shlex.quote(f'{parent}/{name}')}")
-        return Work(script="\n".join(lines), trees=trees)  # noqa: ASYNC910 - there is a file at least
+            lines.append(f"mkdir -p {shlex.quote(parent)}; copy -T {PLACE}/{number} {shlex.quote(f'{parent}/{name}')}")
+        return Work(script="\n".join(lines), tree=tree)  # noqa: ASYNC910 - there is a file at least
 
 
 @final

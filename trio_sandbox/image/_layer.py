@@ -1,6 +1,6 @@
 """Layers: what one step adds to an image, made by a virtual machine of that image whose disk is then frozen.
 
-Nothing is done as root on the host. Whatever a step is, it is a shell script that runs as root in the guest, and directories
+Nothing is done as root on the host. Whatever a step is, it is a shell script that runs as root in the guest, and a directory
 that it reads there; the machine's overlay becomes the layer.
 """
 
@@ -25,6 +25,8 @@ from ._uv import Report
 LAYER_MARK: Final = "+"
 _NAME_DIGITS: Final = 12
 SHELL: Final = "/bin/sh"
+#: Where the guest finds the directory of a step: in memory, so that nothing of it stays.
+PLACE: Final = "/run/image-step"
 
 
 @final
@@ -36,12 +38,12 @@ class Work:
     """Run by ``sh -e`` as root, in /."""
     program: tuple[str, ...] = ()
     """Run in place of the script, with its arguments, where there may be no shell."""
-    trees: Mapping[str, Path] = attrs.field(factory=dict[str, Path])
-    """Directories of the host's, by where the script finds copies of them."""
+    tree: Path | None = None
+    """A directory of ours; the script finds a copy at `PLACE`, which is root's."""
     fill: Callable[[], Awaitable[None]] = attrs.field(default=trio.lowlevel.checkpoint, eq=False)
-    """Makes the directories complete; the machine may boot meanwhile."""
+    """Makes the directory complete; the machine may boot meanwhile."""
     spent: tuple[Path, ...] = ()
-    """Directories of ours that nobody needs once those are copied: removed while the machine works."""
+    """Directories of ours that nobody needs once that is copied: removed while the machine works."""
     network: Network = attrs.field(factory=Network.none)
     """What the script may reach."""
     most_output: int = OUTPUT_TAIL_BYTES
@@ -69,7 +71,7 @@ class LayerJob:
     overlay: Path
     """The new file for what it writes to its disk: complete, and nobody's any more, when the job is done."""
     mounts: Path
-    """The new file for the disk of `Work.trees`; of no use afterwards."""
+    """The new file for the disk of `Work.tree`; of no use afterwards."""
 
 
 RunLayer = Callable[[LayerJob, Report], Awaitable[bytes]]

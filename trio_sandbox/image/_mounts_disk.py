@@ -127,14 +127,14 @@ async def open_mounts_disk(
             disk, start = before
             _check_room(path.parent, disk.stat().st_blocks * 512)
             await trio.to_thread.run_sync(_copy_disk, disk, path)
-        yield await fill_mounts_disk(mounts, path, environment=environment, report=report, owner=owner, start=start)
+        yield await _fill(mounts, path, environment=environment, report=report, owner=owner, start=start)
 
 
 @contextmanager
 def open_empty_mounts_disk(path: Path) -> Generator[None]:
     """Make the disk *path*, which reads as zeros; remove it at the block's end.
 
-    A machine may have it already when `fill_mounts_disk` fills it: its kernel looks at it when it mounts something.
+    A machine may have it already when somebody fills it: its kernel looks at it when it mounts something.
     """
     with open(path, "xb", buffering=0, opener=_open_private) as disk:
         disk.truncate(MOUNTS_DISK_BYTES)  # a hole
@@ -144,7 +144,7 @@ def open_empty_mounts_disk(path: Path) -> Generator[None]:
         path.unlink(missing_ok=True)
 
 
-async def fill_mounts_disk(
+async def _fill(
     mounts: Mapping[str, Path],
     path: Path,
     *,

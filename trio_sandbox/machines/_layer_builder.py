@@ -27,7 +27,7 @@ from .._nurseries import hide_nursery
 from .._quote import quote_lines
 from ..client import ask, open_process, process_request
 from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
-from ..image import LayerJob, Place, ProgramMissingError, fill_mounts_disk, open_empty_mounts_disk
+from ..image import PLACE, LayerJob, Place, ProgramMissingError, open_empty_mounts_disk, write_tree_disk
 from ..network import Gateway
 from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
 from ._description import describe_machine
@@ -106,21 +106,22 @@ class LayerBuilder:
         # No code is run in there: no interpreter is started for it.
         image = attrs.evolve(job.image, languages=())
         machine = describe_machine(image, job.system, self.config, overlay=job.overlay, balloon=False)
-        trees = job.work.trees
-        places: list[Place] = []
+        tree = job.work.tree
+        size = 0
         filled = trio.Event()
 
         async def fill() -> None:
+            nonlocal size
             await job.work.fill()
-            if trees:
-                places.extend(await fill_mounts_disk(trees, job.mounts, environment=self._environment, report=report))
+            if tree is not None:
+                size = await trio.to_thread.run_sync(write_tree_disk, tree, job.mounts)
             filled.set()
             for path in job.work.spent:
                 # Whatever stays is removed with all that the build made.
                 await trio.to_thread.run_sync(partial(shutil.rmtree, path, ignore_errors=True))
 
         with ExitStack() as stack, hide_nursery("LayerBuilder.build()"):
-            if trees:
+            if tree is not None:
                 stack.enter_context(open_empty_mounts_disk(job.mounts))
                 machine = attrs.evolve(machine, mounts=job.mounts)
             # What the machine finds on its third disk is made while it boots.
@@ -132,8 +133,8 @@ class LayerBuilder:
                     machine, guest_handler=gateway.handler, guest_certificates=gateway.certificates
                 ) as vm:
                     await filled.wait()
-                    if places:
-                        await mount(vm, places, patience=self._timeouts.boot)
+                    if tree is not None:
+                        await mount(vm, [Place(PLACE, 0, size)], patience=self._timeouts.boot)
                     report("working", None)
                     said = await self._run(vm, job, gateway.environment)
                     report("freezing its disk", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._ext4 import BLOCK as BLOCK, UNIT as UNIT, write_file_system as write_file_system
 from ._manifest import read_container_image as read_container_image
 from ._notes import (
     Note as Note,
@@ -12,3 +13,5 @@ from ._notes import (
 )
 from ._recipe import OciRecipe as OciRecipe, container_digest as container_digest
 from ._skopeo import fetch as fetch
+from ._tar import Kind as Kind
+from ._tree import Node as Node, TreeError as TreeError

@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from ._tar import Kind
 from ._tree import Node, TreeError
@@ -53,11 +53,19 @@ _XATTR_INDEXES: Final = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
 _WORD: Final = 0xFFFFFFFF
 
 
+class Sources(Protocol):
+    """Where files have their content, by numbers."""
+
+    def __getitem__(self, number: int, /) -> bytes | memoryview:
+        """Return all of one."""
+        ...
+
+
 def write_file_system(
     fd: int,
     size: int,
     root: Node,
-    sources: Sequence[bytes | memoryview],
+    sources: Sources,
     *,
     uuid: bytes,
     check_cancelled: Callable[[], object],
@@ -65,7 +73,7 @@ def write_file_system(
     """Write a file system. Blocks: call it in a thread.
 
     Args:
-      fd: An empty file, which gets *size* bytes, with holes where nothing is.
+      fd: An empty file, or one of zeros, which gets *size* bytes at least, with holes where nothing is.
       size: A multiple of `UNIT`.
       root: The tree.
       sources: Where files have their content, by `Node.source`.
@@ -77,7 +85,8 @@ def write_file_system(
       OSError: if the file can't be written.
 
     """
-    os.ftruncate(fd, size)
+    if os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
     _Writer(fd, size, root, sources, uuid, check_cancelled).write()
 
 
@@ -88,7 +97,7 @@ class _Writer:
         fd: int,
         size: int,
         root: Node,
-        sources: Sequence[bytes | memoryview],
+        sources: Sources,
         uuid: bytes,
         check_cancelled: Callable[[], object],
     ) -> None:
