@@ -64,8 +64,8 @@ class Movable(Base):
 
 async def fill(job: LayerJob) -> None:
     await trio.lowlevel.checkpoint()
-    trees = [digest_of_tree(tree) for tree in job.work.trees.values()]
-    job.overlay.write_bytes(disk(f"{job.work.script} {trees}"))
+    brought = "" if job.work.tree is None else digest_of_tree(job.work.tree)
+    job.overlay.write_bytes(disk(f"{job.work.script} {brought}"))
 
 
 @attrs.define

@@ -51,6 +51,17 @@ class Base(TinyRecipe):
         return {**await TinyRecipe.build(self, context), "packages": PYTHON}
 
 
+def files_of(tree: Path) -> dict[str, str]:
+    """Give the files of a step, by where they are in the guest in the end, or where it finds them."""
+    found: dict[str, str] = {}
+    for path in tree.rglob("*"):
+        if path.suffix == ".tar":
+            found.update(packed_files(path))
+        elif path.is_file():
+            found[f"{PLACE}/{path.relative_to(tree)}"] = path.read_text(errors="replace")
+    return found
+
+
 def packed_files(archive: Path) -> dict[str, str]:
     """Give the files of an archive that is unpacked in /, and where its links lead."""
     found: dict[str, str] = {}
@@ -94,12 +105,7 @@ class Site:
         self.jobs.append(job)
         report("working", None)
         await self.before(job)
-        self.seen.append({})
-        for path in [] if job.work.tree is None else job.work.tree.rglob("*"):
-            if path.suffix == ".tar":
-                self.seen[-1].update(packed_files(path))
-            elif path.is_file():
-                self.seen[-1][f"{PLACE}/{path.relative_to(job.work.tree)}"] = path.read_text(errors="replace")
+        self.seen.append({} if job.work.tree is None else files_of(job.work.tree))
         job.overlay.write_text(f"{job.image.content}\n{job.work.script}\n{sorted(self.seen[-1].items())}")
         await self.after(job)
         return b""
