@@ -240,7 +240,7 @@ def open_fleet_of(hosts: Mapping[str, LocalHost]) -> AbstractAsyncContextManager
     return open_fake_fleet(*hosts, **cast("dict[str, Any]", hosts))
 
 
-async def start_node(nursery: trio.Nursery, name: str, host: LocalHost) -> FakeNode:
+async def start_node(nursery: trio.Nursery, name: str, host: LocalHost, *, lease: float = 4) -> FakeNode:
     """Start a node, which ends with its user."""
     address, node = await nursery.start(
         partial(
@@ -249,7 +249,7 @@ async def start_node(nursery: trio.Nursery, name: str, host: LocalHost) -> FakeN
             Stock(host.cache, host.images, host.directory),
             host.notes,
             name,
-            lease=4,
+            lease=lease,
             patience=HANG_LIMIT,
         )
     )

@@ -29,6 +29,7 @@ from trio_sandbox import (
 )
 from trio_sandbox.fleet import FleetConfig, _keeper, _machine
 from trio_sandbox.fleet._host import open_fleet
+from trio_sandbox.fleet._lease import Lease
 from trio_sandbox.fleet._links import connect
 from trio_sandbox.sandbox import Sandbox
 
@@ -333,7 +334,7 @@ async def test_a_wrong_secret_opens_nothing(secret: bytes, caplog: pytest.LogCap
     async with open_fake_fleet("one") as fleet:
         address = fleet.nodes["one"].address
         with caplog.at_level(logging.WARNING, "trio_sandbox.fleet"):
-            async with await connect(address, secret, lease=4) as stream:
+            async with await connect(address, secret, lease=Lease(4)) as stream:
                 if len(secret) == 32:
                     assert await stream.receive_some() == b"", "the node broke it off, and said nothing"
             await wait_until(lambda: bool(caplog.records))

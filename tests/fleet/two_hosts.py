@@ -149,6 +149,20 @@ async def cut_when(hosts: Hosts, condition: Callable[[], bool]) -> None:
     hosts.forward(False)
 
 
+async def cut_while_sending(hosts: Hosts, host: FleetHost) -> None:
+    """What is under way nobody acknowledges; kernels by themselves would send it again for a quarter of an hour."""
+    async with host.open_sandbox() as sandbox, trio.open_nursery() as nursery:
+        began = trio.current_time()
+        nursery.start_soon(cut_when, hosts, lambda: trio.current_time() > began + 0.5)
+        with pytest.raises(OutcomeUnknownError, match="node far") as info:
+            await sandbox.run_process(["sh", "-c", "while true; do cat > /dev/null; done"], stdin=bytes(10**9))
+        assert isinstance(info.value.__cause__, NodeLostError)
+        print(f"the user knew {trio.current_time() - began - 0.5:.1f} s after the cut; it said: {info.value.__cause__}")
+        await trio.to_thread.run_sync(hosts.node.wait)
+        assert hosts.node.stdout is not None
+        assert hosts.node.stdout.read() == "left 0\n"
+
+
 async def cut_while_connecting(hosts: Hosts, host: FleetHost) -> None:
     """A network that was cut while nobody said anything: an opening finds out."""
     hosts.forward(False)
@@ -179,6 +193,7 @@ SCENARIOS: dict[str, Callable[[Hosts, FleetHost], Awaitable[None]]] = {
     "cut_for_a_second": cut_for_a_second,
     "cut_for_ever_idle": lambda hosts, host: cut_for_ever(hosts, host, busy=False),
     "cut_for_ever_busy": lambda hosts, host: cut_for_ever(hosts, host, busy=True),
+    "cut_while_sending": cut_while_sending,
     "cut_while_connecting": cut_while_connecting,
     "lossy": lossy,
 }

@@ -13,7 +13,9 @@ from .._config import Progress
 from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
 from .._nurseries import open_services
 from ..host import HostStatistics
+from ..image import Cargo
 from ..wire import Channel, ChannelError, Role, StreamResetError
+from ._lease import Lease
 from ._links import MessageStream, connect, open_link, why
 from ._messages import (
     Answered,
@@ -24,13 +26,17 @@ from ._messages import (
     Lent,
     NodeAddress,
     NodeStatus,
+    Offer,
     Opened,
     OpenedTogether,
     Status,
+    is_sound,
 )
 
 _log = logging.getLogger("trio_sandbox.fleet")
 
+#: Messages about different things that are kept for who will listen to them, of one block; the oldest go first.
+_MOST_NEWS: Final = 256
 #: Seconds for a node's event loop to answer a ping, before the node is taken for lost. Its kernel is asked more often.
 SILENCE: Final = 30.0
 
@@ -41,14 +47,14 @@ class NodeClient:
 
     Args:
       address: Where it is.
-      lease: See `FleetConfig.lease`.
+      lease: Watches its connections.
       end_timeout: See `FleetConfig.end_timeout`.
 
     """
 
-    def __init__(self, address: NodeAddress, *, lease: float, end_timeout: float) -> None:
+    def __init__(self, address: NodeAddress, *, lease: Lease, end_timeout: float) -> None:
         self.address: NodeAddress = address
-        self.lease: float = lease
+        self.lease: Lease = lease
         self.failure: NodeLostError | None = None
         """Why it is lost; None while it is not."""
         self.statistics: HostStatistics | None = None
@@ -145,14 +151,14 @@ class NodeClient:
         messages = self._open(what)
         ended = trio.Event()
         last: list[object] = []
-        about: set[tuple[type[object], int]] = set()
+        about: dict[tuple[type[object], int], None] = {}
 
         async def listen(*, task_status: trio.TaskStatus[None]) -> None:
             task_status.started()
             try:
                 while (heard := await messages.receive()) is not None:
                     if isinstance(heard, (Answered, Failure)):
-                        last.append(heard)
+                        last[:] = [heard]
                     else:
                         self._dispatch(heard, about)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -185,17 +191,21 @@ class NodeClient:
             for key in about:
                 self._unheard.pop(key, None)
 
-    def _dispatch(self, heard: object, ours: set[tuple[type[object], int]]) -> None:
+    def _dispatch(self, heard: object, ours: dict[tuple[type[object], int], None]) -> None:
         match heard:
             case Ended(machine=number) | Status(sandbox=number):
                 key = type(heard), number
             case _:
                 raise LinkProtocolError(f"node {self.name} said {heard!r:.100}")
-        ours.add(key)
         if (function := self._hears.get(key)) is not None:
             function(heard)
-        else:
-            self._unheard[key] = heard
+            return
+        ours[key] = None
+        self._unheard[key] = heard
+        if len(ours) > _MOST_NEWS:
+            oldest = next(iter(ours))
+            del ours[oldest]
+            self._unheard.pop(oldest, None)
 
     @asynccontextmanager
     async def _failures(self, what: str) -> AsyncGenerator[None]:
@@ -211,12 +221,17 @@ class NodeClient:
     def _unwrap(self, answer: object, *, kept: bool = False) -> Any:
         """Return the value of an answer, or what is kept; raise what it raised there."""
         match answer:
-            case Failure(error):
+            case Failure(Exception() as error):
                 error.add_note(f"on node {self.name}")
                 raise error
             case Answered(value) if not kept:
                 return value
-            case Opened() | OpenedTogether() | NodeStatus() | Lent() | Delivered() if kept:
+            case (
+                Opened(sandbox=int(), offer=Offer(machine=int(), secret=bytes()))
+                | OpenedTogether(sandboxes=tuple())
+                | Lent(cargo=Cargo(), secrets=tuple())
+                | Delivered(path=str())
+            ) if kept:
                 return answer
             case _:
                 raise LinkProtocolError(f"node {self.name} answered a request with {answer!r:.100}")
@@ -283,10 +298,20 @@ class NodeClient:
         try:
             if not self._known.is_set():
                 await messages.send("watch")
-            heard = await messages.receive()
-            return None if heard is None else self._unwrap(heard, kept=True)
+            match await messages.receive():
+                case None:
+                    return None
+                case NodeStatus() as status if is_sound(status):
+                    return status
+                case Failure() as failure:
+                    self._unwrap(failure)
+                case heard:
+                    raise LinkProtocolError(f"node {self.name} said {heard!r:.100} of itself")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the connection's end says so
+        except LinkProtocolError as exc:
+            self._silence = exc
+            self.lose(str(exc))
         except Exception as exc:  # noqa: BLE001 - what its host raised when it was asked
             self._silence = exc
             _log.warning("node %s says no more what it is like: %s", self.name, exc)

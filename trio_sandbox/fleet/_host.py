@@ -25,6 +25,7 @@ from ..sandbox import ObservedSandbox, Sandbox
 from ._client import NodeClient
 from ._config import FleetConfig
 from ._dial import NodeDialer
+from ._lease import Lease
 from ._life import RemoteLife
 from ._machine import RemoteMachine
 from ._members import FleetStatistics, Member, Members
@@ -291,7 +292,9 @@ class FleetHost:
 async def open_fleet(config: HostConfig, fleet: FleetConfig) -> AsyncGenerator[tuple[FleetHost, Members]]:
     """Yield a fleet, and its nodes, which are none yet; when the block exits, all of them are let go."""
     async with open_services("a fleet") as services:
-        members = Members(fleet, services, ProgressLog(config.progress))
+        lease = Lease(fleet.lease)
+        await services.start(lease.serve)
+        members = Members(fleet, services, lease, ProgressLog(config.progress))
         with hide_nursery("a fleet"):
             async with trio.open_nursery() as background:
                 host = FleetHost(config, fleet, members, background)

@@ -5,16 +5,17 @@ The user is the channel's host and the node its guest. So a stream of the user's
 
 from __future__ import annotations
 
-import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Final, cast
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, cast, final
 
 import trio
 
 from .._errors import LinkError, LinkProtocolError
 from ..wire import Channel, ChannelStream, PortStream, Role, StreamHandler, open_channel
+from ._lease import Lease
 from ._messages import HEAD_BYTES, Decoder, NodeAddress, decode_all, encode, length_of
 from ._security import SECRET_BYTES, Identity, check_fingerprint, client_context
 from ._tls import TlsStream
@@ -23,22 +24,11 @@ from ._tls import TlsStream
 PATIENCE: Final = 10.0
 #: Connections that may be proving who they are at a time.
 _MOST_STRANGERS: Final = 64
-#: Seconds of silence after which the kernel asks whether the peer is there, and between two questions.
-_PROBE: Final = 1
 #: What is said first on every channel of a fleet.
 _HELLO: Final = {"fleet": 1}
 
 
-def _watch_silence(sock: trio.socket.SocketType, lease: float) -> None:
-    """Have the kernel give a connection up whose peer's kernel says nothing any more."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, max(1, round(lease)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(lease * 1000)))
-
-
-async def connect(address: NodeAddress, secret: bytes, *, lease: float) -> TlsStream:
+async def connect(address: NodeAddress, secret: bytes, *, lease: Lease) -> TlsStream:
     """Connect to a node and say *secret*, within `PATIENCE` seconds; cancelled, it leaves nothing.
 
     Raises:
@@ -77,11 +67,12 @@ async def _open_tcp(address: NodeAddress) -> trio.SocketStream:
 
 
 def _take_over(
-    tcp: trio.SocketStream, context: ssl.SSLContext, lease: float, *, server_side: bool = False
+    tcp: trio.SocketStream, context: ssl.SSLContext, lease: Lease, *, server_side: bool = False
 ) -> TlsStream:
-    """Speak TLS over a connection, which is given up after *lease* seconds of silence."""
-    _watch_silence(tcp.socket, lease)
-    return TlsStream(PortStream(tcp.socket.detach()), context, server_side=server_side)
+    """Speak TLS over a connection, which *lease* watches."""
+    stream = TlsStream(PortStream(tcp.socket.detach()), context, server_side=server_side)
+    lease.watch(stream)
+    return stream
 
 
 @asynccontextmanager
@@ -100,23 +91,28 @@ async def serve_links(
     identity: Identity,
     serve: Callable[[TlsStream, bytes], Awaitable[object]],
     *,
-    lease: float,
+    lease: Lease,
     handlers: trio.Nursery,
 ) -> None:
     """Accept connections until cancelled, and have *serve* care for each, given what came as its secret.
 
-    Strangers cost little: few at a time, for some seconds, and nothing is read of them but a secret's length.
+    Strangers cost little: few at a time, for some seconds, and nothing is read of them but a secret's length. Who comes never waits for
+    them: when there are as many as there may be, one is broken off.
     """
-    strangers = trio.CapacityLimiter(_MOST_STRANGERS)
+    strangers = _Strangers()
 
     async def welcome(tcp: trio.SocketStream) -> None:
+        try:
+            host = str(tcp.socket.getpeername()[0])
+        except OSError:  # it has gone already
+            await trio.aclose_forcefully(tcp)
+            return
         stream = _take_over(tcp, identity.context, lease, server_side=True)
         try:
             try:
-                async with strangers:
-                    with trio.fail_after(PATIENCE):
-                        await stream.do_handshake()
-                        secret = await _receive_secret(stream)
+                with trio.fail_after(PATIENCE) as patience, strangers.counted(patience, host):
+                    await stream.do_handshake()
+                    secret = await _receive_secret(stream)
             except (trio.BrokenResourceError, trio.TooSlowError, OSError):
                 return
             await serve(stream, secret)
@@ -124,6 +120,28 @@ async def serve_links(
             stream.close()
 
     await trio.serve_listeners(welcome, [listener], handler_nursery=handlers)
+
+
+@final
+class _Strangers:
+    """Who has not said a secret yet. For one more than there may be, one is broken off, of the machine that most of them are on."""
+
+    def __init__(self) -> None:
+        self._known: dict[trio.CancelScope, str] = {}  # and where they are; who came first is first
+
+    @contextmanager
+    def counted(self, patience: trio.CancelScope, host: str) -> Generator[None]:
+        """Count one for a block, which *patience* ends."""
+        if len(self._known) >= _MOST_STRANGERS:
+            ((busiest, _),) = Counter(self._known.values()).most_common(1)
+            oldest = next(scope for scope, where in self._known.items() if where == busiest)
+            del self._known[oldest]
+            oldest.cancel(reason="there are too many strangers")
+        self._known[patience] = host
+        try:
+            yield
+        finally:
+            self._known.pop(patience, None)
 
 
 async def _receive_secret(stream: trio.abc.Stream) -> bytes:

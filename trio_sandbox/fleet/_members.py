@@ -18,6 +18,7 @@ from .._observe import measure, span
 from ..host import HostStatistics
 from ._client import NodeClient
 from ._config import FleetConfig
+from ._lease import Lease
 from ._messages import NodeAddress
 from ._placement import Claim, Demand, Placement, Wants, demand_of
 from ._saved import Located
@@ -77,14 +78,18 @@ class Members:
     Args:
       fleet: How the fleet works.
       services: Those of its block.
+      lease: Watches the connections.
       progress: Told what the long work of nodes says.
 
     """
 
-    def __init__(self, fleet: FleetConfig, services: Services, progress: Callable[[Progress], object]) -> None:
+    def __init__(
+        self, fleet: FleetConfig, services: Services, lease: Lease, progress: Callable[[Progress], object]
+    ) -> None:
         self._progress = progress
         self._fleet = fleet
         self._services = services
+        self._lease = lease
         self._members: dict[str, Member] = {}
         self._placement = Placement(fleet.placement)
         self._waiting: dict[Claim, trio.Event] = {}
@@ -119,7 +124,7 @@ class Members:
           LinkError, WrongNodeError: if it can't be connected to.
 
         """
-        client = NodeClient(address, lease=self._fleet.lease, end_timeout=self._fleet.end_timeout)
+        client = NodeClient(address, lease=self._lease, end_timeout=self._fleet.end_timeout)
         client.on_progress = lambda each: self._progress(attrs.evolve(each, stage=f"node {client.name}: {each.stage}"))
         await self._services.start(client.serve)
         statistics = client.statistics

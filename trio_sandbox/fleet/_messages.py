@@ -10,6 +10,7 @@ import importlib
 import io
 import pickle
 import struct
+import sys
 from typing import Any, Final
 
 import attrs
@@ -19,6 +20,7 @@ from .._errors import LinkProtocolError, SandboxError
 from .._image import AnyImage
 from ..host import HostStatistics
 from ..image import Cargo
+from ..machines import AdmissionStatistics
 from ..qemu import Accelerator
 from ..sandbox import Usage
 
@@ -245,6 +247,27 @@ class NodeStatus:
     """The newest of what its long work has said since then."""
 
 
+def is_sound(status: NodeStatus) -> bool:
+    """Tell whether what a node says of itself can be reckoned with: classes are checked when it comes, and their fields are not."""
+    match status:
+        case NodeStatus(
+            HostStatistics(admission=AdmissionStatistics(memory_mib_budget=int(), vcpu_budget=int())),
+            bool(),
+            tuple(progress),
+        ):
+            return all(map(_is_progress, progress))
+        case _:
+            return False
+
+
+def _is_progress(value: object) -> bool:
+    match value:
+        case Progress(stage=str(), message=str(), fraction=None | int() | float()):
+            return True
+        case _:
+            return False
+
+
 # --- Bytes ---
 
 
@@ -262,13 +285,21 @@ class _Unpickler(pickle.Unpickler):
         if "." not in name:
             if (module_name, name) in _PLAIN:
                 return getattr(importlib.import_module(module_name), name)
-            root = module_name.partition(".")[0]
-            if root in ("trio_sandbox", "trio", "builtins"):
-                found = getattr(importlib.import_module(module_name), name, None)
-                ours = root == "trio_sandbox" and getattr(found, "__module__", "").partition(".")[0] == root
-                if isinstance(found, type) and (ours or issubclass(found, Exception)):
+            # Nothing is imported because a message says so: what our messages have in them, both sides have imported.
+            root, module = module_name.partition(".")[0], sys.modules.get(module_name)
+            if root in ("trio_sandbox", "trio", "builtins") and module is not None:
+                found = getattr(module, name, None)
+                if isinstance(found, type) and (
+                    issubclass(found, Exception) or (root == "trio_sandbox" and _is_value(found))
+                ):
                     return found
         raise LinkProtocolError(f"a message has a {module_name}.{name} in it, which is none of ours")
+
+
+def _is_value(kind: type) -> bool:
+    """Tell whether it is a frozen class of ours: to make one does nothing else. A host, say, is none."""
+    ours = kind.__module__.partition(".")[0] == "trio_sandbox"
+    return ours and attrs.has(kind) and kind.__setattr__ is NodeAddress.__setattr__
 
 
 def encode(message: object) -> bytes:

@@ -23,8 +23,9 @@ from .._image import AnyImage
 from .._nurseries import hide_nursery
 from ..host import HostStatistics
 from ..sandbox import Sandbox
-from ..wire import ChannelStream, PeerGoneError, Role
+from ..wire import ChannelError, ChannelStream, Role
 from ._keeper import Keeper, gone
+from ._lease import Lease
 from ._links import MessageStream, open_link, serve_links
 from ._messages import (
     Answered,
@@ -80,7 +81,7 @@ class NodeHost(Protocol):
 class Node:
     """Serves one user with the sandboxes of one host. Made by `serve_node`."""
 
-    def __init__(self, host: NodeHost, stock: Stock, notes: ProgressNotes, lease: float) -> None:
+    def __init__(self, host: NodeHost, stock: Stock, notes: ProgressNotes, lease: Lease) -> None:
         self.secrets: Secrets = Secrets()
         self.connected: trio.Event = trio.Event()
         """Set when the user has come."""
@@ -124,7 +125,8 @@ class Node:
                     await loan.serve(stream)
             else:
                 _log.warning("a connection with a wrong secret was broken off")
-        except (PeerGoneError, trio.BrokenResourceError) as exc:
+        except (ChannelError, LinkProtocolError, trio.BrokenResourceError) as exc:
+            # Also who has a secret may say what nobody understands. That costs nothing else here.
             _log.info("a connection ended before it was one: %s", exc)
 
     async def _serve_user(self, stream: trio.abc.Stream) -> None:
@@ -149,7 +151,10 @@ class Node:
                 answer = Failure(exc)
             else:
                 answer = await self._obey(messages, request, scope)
-            await messages.send(answer)
+            try:
+                await messages.send(answer)
+            except ValueError as exc:  # it is too long
+                await messages.send(Failure(LinkProtocolError(f"the answer can't be sent: {exc}")))
             await messages.end()
 
     async def _obey(self, messages: MessageStream, request: object, scope: trio.CancelScope) -> object:
@@ -326,15 +331,17 @@ async def serve_node(
 
     """
     identity = make_identity()
-    node = Node(host, stock, notes, lease)
+    watch = Lease(lease)
+    node = Node(host, stock, notes, watch)
     (listener,) = await trio.open_tcp_listeners(0, host=address)
     async with listener:
         port = listener.socket.getsockname()[1]
         with hide_nursery("serve_node()"):
             async with trio.open_nursery() as handlers:
+                await handlers.start(watch.serve)
                 async with trio.open_nursery() as accepting:
                     accepting.start_soon(
-                        partial(serve_links, listener, identity, node.serve, lease=lease, handlers=handlers)
+                        partial(serve_links, listener, identity, node.serve, lease=watch, handlers=handlers)
                     )
                     secret = node.secrets.issue(_USER)
                     task_status.started((NodeAddress(name, address, port, identity.fingerprint, secret), node))

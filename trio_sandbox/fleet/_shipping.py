@@ -7,6 +7,7 @@ file goes on where it was.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from .._image import AnyImage
 from .._nurseries import Services, open_services
 from ..image import Cargo, Receive
 from ..wire import Channel, ChannelError, ChannelStream, Role, StreamResetError
+from ._lease import Lease
 from ._links import MessageStream, connect, open_link
 from ._messages import Lent, NodeAddress, Piece
 
@@ -31,6 +33,8 @@ CONNECTIONS: Final = 6
 _PAUSE: Final = 0.2
 #: Seconds of silence after which the other node is taken for lost.
 _SILENCE: Final = 30.0
+#: Seconds for the next bytes of a file to come; a node that answers pings and sends nothing is as good as lost.
+_STALL: Final = 60.0
 #: Bytes that are read at once.
 _PIECE: Final = 2**18
 
@@ -114,13 +118,19 @@ class Loan:
             stream.close()
 
     def _open(self, wanted: object) -> BinaryIO:
-        if not isinstance(wanted, Piece):
-            raise LinkProtocolError(f"a file was to be asked for, not {wanted!r:.100}")
-        if not 0 <= wanted.entry < len(self._directories) or "/" in wanted.name or wanted.offset < 0:
-            raise LinkProtocolError(f"there is no file {wanted!r:.100}")
-        file = (self._directories[wanted.entry] / wanted.name).open("rb")
-        file.seek(wanted.offset)
-        return file
+        """Open what a message asks for. Whoever sent that had a secret, and is not believed anything else."""
+        match wanted:
+            case Piece(int(entry), str(name), int(offset)) if 0 <= entry < len(self._directories):
+                directory = self._directories[entry]
+                if name in os.listdir(directory):
+                    file = (directory / name).open("rb")
+                    if 0 <= offset <= os.fstat(file.fileno()).st_size:
+                        file.seek(offset)
+                        return file
+                    file.close()
+            case _:
+                pass
+        raise LinkProtocolError(f"there is no file {wanted!r:.100}")
 
 
 # --- The one that fetches ---
@@ -130,7 +140,7 @@ class Loan:
 class Fetcher:
     """Reads files of another node. Made by `open_fetcher`."""
 
-    def __init__(self, services: Services, source: NodeAddress, lent: Lent, lease: float) -> None:
+    def __init__(self, services: Services, source: NodeAddress, lent: Lent, lease: Lease) -> None:
         self._services = services
         self._source = source
         self._secrets = list(lent.secrets)
@@ -168,6 +178,7 @@ class Fetcher:
         if not self._secrets:
             raise LinkError(f"node {self._source.name} was lost while an image was fetched: {failure}") from failure
         _log.info("fetching from node %s goes on over a new connection: %s", self._source.name, failure)
+        self._link = None
         await trio.sleep(self._pause)
         self._pause *= 2
 
@@ -195,12 +206,13 @@ class _Part:
         """Return its next bytes, b"" at its end."""
         while True:
             try:
-                if self._stream is None:
-                    self._stream = await self._fetcher.open_stream(self._piece)
-                data = await self._stream.receive_some()
+                with trio.fail_after(_STALL):
+                    if self._stream is None:
+                        self._stream = await self._fetcher.open_stream(self._piece)
+                    data = await self._stream.receive_some()
             except StreamResetError as exc:
                 raise LinkError(f"a file of an image can't be fetched: {exc.reason}") from exc
-            except (trio.BrokenResourceError, trio.ClosedResourceError, LinkError) as exc:
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, LinkError) as exc:
                 self._stream = None
                 await self._fetcher.recover(exc)
                 continue
@@ -209,13 +221,13 @@ class _Part:
 
 
 @asynccontextmanager
-async def open_fetcher(source: NodeAddress, lent: Lent, *, lease: float) -> AsyncGenerator[Fetcher]:
+async def open_fetcher(source: NodeAddress, lent: Lent, *, lease: Lease) -> AsyncGenerator[Fetcher]:
     """Yield what reads the files that another node has lent; its connections end with the block."""
     async with open_services("fetching an image") as services:
         yield Fetcher(services, source, lent, lease)
 
 
-async def fetch(images: NodeImages, image: AnyImage, source: NodeAddress, lent: Lent, *, lease: float) -> None:
+async def fetch(images: NodeImages, image: AnyImage, source: NodeAddress, lent: Lent, *, lease: Lease) -> None:
     """Have an image that another node has lent, unless it is there.
 
     Cancelled or failed, it leaves whole entries of the store only.

@@ -37,6 +37,8 @@ class _Item:
     """The nodes that have it."""
     first: trio.Lock = attrs.field(factory=trio.Lock)
     """Held while nobody is known to have it."""
+    fetching: dict[str, trio.Lock] = attrs.field(factory=dict[str, trio.Lock])
+    """Held while a node fetches it."""
 
 
 @final
@@ -146,8 +148,9 @@ class Supply:
                 await self._locate(item, client, image)
             if client.name not in item.nodes and not self._sources(item, client):
                 await self._build(item, client, image)
-        if client.name not in item.nodes:
-            await self._fetch(item, client, image)
+        async with item.fetching.setdefault(client.name, trio.Lock()):
+            if client.name not in item.nodes:
+                await self._fetch(item, client, image)
 
     def _sources(self, item: _Item, besides: NodeClient) -> list[NodeClient]:
         return [client for client in self._clients() if client.name in item.nodes and client is not besides]
@@ -184,7 +187,7 @@ class Supply:
                 await self._fetch_from(source, client, image)
             except ImageBuildError:
                 raise  # there is no room for it: no other source changes that
-            except (SandboxError, OSError) as exc:
+            except Exception as exc:
                 if client.failure is not None:
                     raise
                 if isinstance(exc, ImageMissingError):

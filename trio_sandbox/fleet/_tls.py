@@ -7,7 +7,10 @@ relayed two thirds of the time.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import Final, cast, final
 
 import trio
@@ -40,6 +43,44 @@ class TlsStream(DirectStream):
         self._more = False  # some of what was read may not have been received yet
         self._sealed = _NOTHING  # what the socket has yet to take
         self._owed = 0  # how many bytes that was, before it was sealed
+        self._failure: OSError | None = None  # why it was given up
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was neither closed nor given up."""
+        return self._failure is None and self._port.fileno() >= 0
+
+    # --- The socket ---
+
+    def get_option(self, level: int, option: int, size: int) -> bytes:
+        """Return an option of the socket, as `socket.socket.getsockopt` does."""
+        with self._socket() as sock:
+            return sock.getsockopt(level, option, size)
+
+    def set_option(self, level: int, option: int, value: int) -> None:
+        """Set an option of the socket."""
+        with self._socket() as sock:
+            sock.setsockopt(level, option, value)
+
+    def give_up(self, failure: OSError) -> None:
+        """Have whoever reads or writes find the connection broken, because of *failure*. It is still to be closed."""
+        self._failure = failure
+        with self._socket() as sock, suppress(OSError):  # the kernel may have given it up just now
+            sock.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def _socket(self) -> Generator[socket.socket]:
+        sock = socket.socket(fileno=self._port.fileno())
+        try:
+            yield sock
+        finally:
+            sock.detach()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise trio.BrokenResourceError(f"the connection was given up: {self._failure}") from self._failure
+
+    # --- The beginning ---
 
     async def do_handshake(self) -> None:
         """Agree on keys; cancelled, or failed, the connection is of no use any more.
@@ -70,6 +111,7 @@ class TlsStream(DirectStream):
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """See `DirectStream`: all of *data* is taken, or nothing; then *data* is what has to be sent next."""
+        self._check()
         if not self._owed:
             self._seal(data)
         self._sealed = self._sealed[self._port.send_nowait(self._sealed) :]
@@ -139,6 +181,8 @@ class TlsStream(DirectStream):
                 continue
             except OSError as exc:
                 raise trio.BrokenResourceError(f"reading failed: {exc}") from exc
+            if not data:
+                self._check()
             self._incoming.write(data)
             return bool(data)
 
