@@ -23,7 +23,7 @@ from trio_sandbox.fleet._node import Node, serve_node
 from trio_sandbox.fleet._progress import ProgressNotes
 from trio_sandbox.fleet._shipping import NodeImages
 from trio_sandbox.fleet._stock import Stock
-from trio_sandbox.image import Cargo, Receive
+from trio_sandbox.image import BuiltImage, Cargo, Receive, SystemDisk
 from trio_sandbox.machines import AdmissionStatistics, WarmStatistics
 
 from ._guest import FakeMachine
@@ -42,6 +42,12 @@ class FakeImages:
 
     def name_of(self, image: str | Image) -> str:
         return str(image)
+
+    @asynccontextmanager
+    async def hold(self, image: str | Image, saved: object = None) -> AsyncGenerator[tuple[BuiltImage, SystemDisk]]:
+        await trio.lowlevel.checkpoint()
+        raise ImageError(f"{image} is no image")
+        yield
 
     @asynccontextmanager
     async def lend(self, image: str | Image) -> AsyncGenerator[tuple[Cargo, tuple[Path, ...]]]:
@@ -71,6 +77,8 @@ class LocalHost:
     """Where saved sandboxes are."""
     images: NodeImages = attrs.field(factory=FakeImages)
     """The images of its disk."""
+    check: Callable[..., object] = lambda *_: None
+    """Refuses saved sandboxes that a machine could not go on from."""
     directory: Path = Path("/nonexistent/trees")
     """Where its user's files are."""
     notes: ProgressNotes = attrs.field(factory=ProgressNotes)
@@ -123,6 +131,8 @@ class Wire:
 
     to: int
     """The port that it leads to."""
+    host: str = "127.0.0.1"
+    """Where that is."""
     port: int = 0
     ends: list[list[trio.SocketStream]] = attrs.field(factory=list[list[trio.SocketStream]])
     """The two ends of each connection, the user's and the node's, in the order in which they came."""
@@ -150,7 +160,7 @@ class Wire:
             self.ignored += 1
             await trio.sleep_forever()
         try:
-            node = await trio.open_tcp_stream("127.0.0.1", self.to)
+            node = await trio.open_tcp_stream(self.host, self.to)
         except OSError:  # the node has ended
             await trio.aclose_forcefully(user)
             return
@@ -246,7 +256,7 @@ async def start_node(nursery: trio.Nursery, name: str, host: LocalHost, *, lease
         partial(
             serve_node,
             host,
-            Stock(host.cache, host.images, host.directory),
+            Stock(host.cache, host.images, host.directory, host.check),
             host.notes,
             name,
             lease=lease,

@@ -23,6 +23,7 @@ from trio_sandbox.fleet import FleetConfig, _actor, _client, _links, _shipping
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._lease import Lease, is_silent, keepalive
 from trio_sandbox.fleet._links import MessageStream, connect, open_link
+from trio_sandbox.fleet._machine import RemoteMachine
 from trio_sandbox.fleet._messages import Decoder, Lend, Lent, NodeStatus, Piece, Status, is_sound
 from trio_sandbox.fleet._tls import TlsStream
 from trio_sandbox.wire import ChannelStream, Role, StreamResetError
@@ -128,6 +129,30 @@ async def test_a_node_lends_what_it_has_lent_and_nothing_else(tmp_path: Path) ->
         await assert_serves(fleet)
 
 
+async def test_a_secret_of_a_loan_is_good_once_and_while_it_is_lent(tmp_path: Path) -> None:
+    async with open_stores(tmp_path, "one") as (fleet, _):
+        await fleet.host.prepare(IMAGE)
+        (client,) = fleet.members.clients
+
+        async def is_served(secret: bytes) -> bool:
+            async with await connect(client.address, secret, lease=Lease(4)) as stream:
+                return bool(await stream.receive_some())
+
+        async with client.hold(Lend(IMAGE), "lending") as lent:
+            assert [await is_served(lent.secrets[0]) for _ in range(2)] == [True, False]
+        assert not await is_served(lent.secrets[1])
+        await assert_serves(fleet)
+
+
+async def test_a_secret_of_a_machine_is_good_once() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
+        machine = cast("RemoteMachine", sandbox._slot.machine)  # pyright: ignore[reportPrivateUsage]
+        secret = machine._offer.secret  # pyright: ignore[reportPrivateUsage]
+        async with await connect(_first(fleet).address, secret, lease=Lease(4)) as stream:
+            assert await stream.receive_some() == b""
+        assert (await sandbox.run("print(1)")).stdout == "1\n"
+
+
 async def test_a_node_that_has_lent_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers pings, so its connection is fine: the file goes on over another."""
     stuck: list[object] = []
@@ -187,7 +212,7 @@ SOUND = LocalHost().statistics()
         (NodeStatus(SOUND, False, (Progress("a", "b", "c"),)), False),  # type: ignore[arg-type]
         (NodeStatus(SOUND, False, 7), False),  # type: ignore[arg-type]
         (NodeStatus(SOUND, "no"), False),  # type: ignore[arg-type]
-        (NodeStatus(attrs.evolve(SOUND, admission=None), False), False),
+        (NodeStatus(attrs.evolve(SOUND, admission=None), False), False),  # type: ignore[arg-type]
         (NodeStatus(HostStatistics.__new__(HostStatistics), False), False),
     ],
     ids=range(7),

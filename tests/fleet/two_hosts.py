@@ -13,16 +13,28 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Generator
+from typing import Literal
 
 import attrs
 import pytest
 import trio
 
 from tests._leaks import wait_until
-from trio_sandbox import HostConfig, NodeLostError, OutcomeUnknownError, Sandbox, SandboxClosedError
+from trio_sandbox import (
+    HostConfig,
+    Network,
+    NetworkRule,
+    NodeLostError,
+    OutcomeUnknownError,
+    RunFailedError,
+    Sandbox,
+    SandboxClosedError,
+)
 from trio_sandbox.fleet import FleetConfig, FleetHost
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._messages import NodeAddress
+
+from .where import PORT
 
 LEASE = 2.0
 FORWARD = "/proc/sys/net/ipv4/ip_forward"
@@ -41,15 +53,28 @@ class Hosts:
         """Have the router pass packets on, or drop them."""
         inside(self.router.pid, f"echo {int(on)} > {FORWARD}")
 
+    def answer(self, pid: int, text: str) -> None:
+        """Have a web server that answers *text* on the loopback of a process's network namespace."""
+        command = [*entering(pid), sys.executable, "-m", "tests.fleet.where", text]
+        server = self.ends.enter_context(subprocess.Popen(command, stdout=-1, stderr=-3, text=True))
+        self.ends.callback(server.kill)
+        assert server.stdout is not None
+        server.stdout.readline()
+
     def flap(self, off: str, on: str) -> None:
         """Have the router drop packets for *off* seconds, pass them on for *on* seconds, and so on until the end."""
         script = f"while true; do echo 0 > {FORWARD}; sleep {off}; echo 1 > {FORWARD}; sleep {on}; done"
         self.ends.callback(self.ends.enter_context(subprocess.Popen(shell(self.router.pid, script))).kill)
 
 
+def entering(pid: int) -> list[str]:
+    """Give the beginning of a command that is run in the network namespace of a process."""
+    return ["nsenter", f"--target={pid}", "--net"]
+
+
 def shell(pid: int, script: str) -> list[str]:
     """Give the command for a line of shell in the network namespace of a process."""
-    return ["nsenter", f"--target={pid}", "--net", "sh", "-ec", script]
+    return [*entering(pid), "sh", "-ec", script]
 
 
 def inside(pid: int, script: str) -> None:
@@ -58,8 +83,8 @@ def inside(pid: int, script: str) -> None:
 
 
 @contextlib.contextmanager
-def two_hosts() -> Generator[Hosts]:
-    """Yield a node that is reached through a router."""
+def two_hosts(*, machines: bool = False) -> Generator[Hosts]:
+    """Yield a node that is reached through a router; with *machines* its sandboxes are virtual machines."""
     with contextlib.ExitStack() as ends:
 
         def start(command: str) -> subprocess.Popen[str]:
@@ -72,7 +97,7 @@ def two_hosts() -> Generator[Hosts]:
             return process
 
         ours, router = os.getpid(), start("sleep infinity")
-        node = start(f"{sys.executable} -m tests.fleet.far_node 10.77.2.1 {LEASE}")
+        node = start(f"{sys.executable} -m tests.fleet.far_node 10.77.2.1 {LEASE}{' machines' if machines else ''}")
         for pid, script in (
             (ours, "ip link set lo up; ip link add user0 type veth peer name user1"),
             (ours, f"ip link set user1 netns {router.pid}; ip addr add 10.77.1.1/24 dev user0; ip link set user0 up"),
@@ -189,6 +214,27 @@ async def lossy(hosts: Hosts, host: FleetHost) -> None:
     print("runs, a process's 500 kB and a cancellation came through")
 
 
+async def connections(hosts: Hosts, host: FleetHost, *, made_by: str) -> None:
+    """A guest of the node reaches a server on the loopback of whoever makes its connections, and no other."""
+    hosts.answer(os.getpid(), "program")
+    hosts.answer(hosts.node.pid, "node")
+    rule = NetworkRule("where.test", to=("127.0.0.1", PORT))
+    code = "from urllib.request import urlopen; print(urlopen('http://where.test/').read().decode())"
+    async with host.open_sandbox("python", network=Network.allow(rule)) as sandbox:
+        for _ in range(3):
+            assert (await sandbox.run(code)).stdout == f"{made_by}\n"
+        # The policy, and what is counted, are the program's either way.
+        with pytest.raises(RunFailedError):
+            await sandbox.run(code.replace("where", "elsewhere"), check=True)
+        assert sandbox.network_statistics().connections == 3
+        print(f"connections were made by the {made_by}")
+
+
+#: By what they open a fleet of virtual machines with.
+CONNECTIONS: dict[str, Literal["program", "node"]] = {
+    "connections_of_the_program": "program",
+    "connections_of_the_node": "node",
+}
 SCENARIOS: dict[str, Callable[[Hosts, FleetHost], Awaitable[None]]] = {
     "cut_for_a_second": cut_for_a_second,
     "cut_for_ever_idle": lambda hosts, host: cut_for_ever(hosts, host, busy=False),
@@ -200,10 +246,15 @@ SCENARIOS: dict[str, Callable[[Hosts, FleetHost], Awaitable[None]]] = {
 
 
 async def main(scenario: str) -> None:
-    with trio.fail_after(60), two_hosts() as hosts:
-        async with open_fleet(HostConfig(), FleetConfig(lease=LEASE)) as (host, members):
+    made_by = CONNECTIONS.get(scenario)
+    config = FleetConfig(lease=LEASE, connections=made_by or "program")
+    with trio.fail_after(300 if made_by else 60), two_hosts(machines=made_by is not None) as hosts:
+        async with open_fleet(HostConfig(), config) as (host, members):
             await members.join(hosts.address)
-            await SCENARIOS[scenario](hosts, host)
+            if made_by is not None:
+                await connections(hosts, host, made_by=made_by)
+            else:
+                await SCENARIOS[scenario](hosts, host)
 
 
 if __name__ == "__main__":

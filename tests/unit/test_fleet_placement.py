@@ -132,8 +132,9 @@ def test_copies_count_where_they_are() -> None:
     assert ask(fleet, 10).node == "a"
 
 
-def test_only_some_nodes_will_do() -> None:
-    fleet = placement(("a", 10), ("b", 99))
-    assert ask(fleet, 10, nodes=frozenset("a")).node == "a"
-    lost = ask(fleet, 1, nodes=frozenset("c"))
-    assert "c is not there" in str(lost.error)
+def test_some_nodes_are_better_and_some_will_not_do() -> None:
+    fleet = placement(("a", 20), ("b", 99), ("c", 500))
+    asked = [ask(fleet, 10, prefer=frozenset("a"), refuse=frozenset("c")).node for _ in range(3)]
+    assert asked == ["a", "a", "b"], "who has no room is not waited for"
+    lost = ask(fleet, 1, prefer=frozenset("c"), refuse=frozenset("abc"))
+    assert "no node is there that has what was saved" in str(lost.error)

@@ -66,14 +66,14 @@ def test_ray_is_told_who_waits_and_what_is_taken() -> None:
     assert ray.there == []
 
 
-def test_who_waits_for_certain_nodes_is_not_helped_by_others() -> None:
+def test_who_waits_for_a_saved_sandbox_is_helped_by_any_node() -> None:
     placement = Placement("spread")
     placement.add("one", Demand(1000, 4, 1))
     demand = demand_of(SandboxConfig(memory_mib=256))
-    for nodes in (None, None, frozenset({"one"}), None):
-        placement.submit(Claim(demand, nodes=nodes))
+    for nodes in ((), (), ("one",), ()):
+        placement.submit(Claim(demand, prefer=frozenset(nodes)))
         placement.settle()
-    assert placement.wants() == Wants({"one": 1}, 2)
+    assert placement.wants() == Wants({"one": 1}, 3)
 
 
 # --- Metrics ---

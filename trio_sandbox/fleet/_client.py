@@ -14,6 +14,7 @@ from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknow
 from .._nurseries import open_services
 from ..host import HostStatistics
 from ..image import Cargo
+from ..machines import SavedCargo
 from ..wire import Channel, ChannelError, Role, StreamResetError
 from ._lease import Lease
 from ._links import MessageStream, connect, open_link, why
@@ -229,7 +230,7 @@ class NodeClient:
             case (
                 Opened(sandbox=int(), offer=Offer(machine=int(), secret=bytes()))
                 | OpenedTogether(sandboxes=tuple())
-                | Lent(cargo=Cargo(), secrets=tuple())
+                | Lent(cargo=Cargo() | SavedCargo(), secrets=tuple())
                 | Delivered(path=str())
             ) if kept:
                 return answer

@@ -30,7 +30,7 @@ from ._life import RemoteLife
 from ._machine import RemoteMachine
 from ._members import FleetStatistics, Member, Members
 from ._messages import Open, Opened
-from ._saved import SavedSandboxes
+from ._saved import Located, SavedSandboxes
 from ._supply import Supply
 from ._trees import deliver_mounts, forget
 
@@ -104,8 +104,8 @@ class FleetHost:
         Args:
           image: What the guest's code sees: the name of an image, or an `Image`.
           config: Memory, vCPUs and limits; the default is `SandboxConfig()`.
-          template: The name of a saved sandbox to restore, as for `Host.open_sandbox`. It is restored on the node that has it;
-            if several have one of that name, the newest is meant.
+          template: The name of a saved sandbox to restore, as for `Host.open_sandbox`. It is restored on a node that has it, or if
+            none of these has room, on one that fetches it. If there are several of that name, the newest is meant.
           **fields: Fields of a `SandboxConfig`, in place of *config*.
 
         Raises:
@@ -141,10 +141,7 @@ class FleetHost:
         # What the node does not need to know: connections are made, and idleness is noticed, here.
         there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
         with ObservedSandbox(wanted, config, "fleet") as observed:
-            async with self._members.placed(wanted, config, located) as member:
-                name = wanted
-                if located is None:  # what was saved stands on an image of its own node's
-                    name = await self._supply.provide(member.client, wanted, digests)
+            async with self._placed(wanted, config, digests, located) as (member, name):
                 async with (
                     deliver_mounts(member.client, config.mounts) as mounts,
                     member.client.hold(
@@ -156,6 +153,22 @@ class FleetHost:
                     await forget(member.client, mounts.values())  # they are on the disk of the machine
                     with self._members.counted(member):
                         yield sandbox
+
+    @asynccontextmanager
+    async def _placed(
+        self, image: AnyImage, config: SandboxConfig, digests: tuple[str, ...], located: Located | None
+    ) -> AsyncGenerator[tuple[Member, AnyImage]]:
+        """Wait for a node with room, and have on it what the sandbox starts from; yield what to call the image there."""
+        while True:  # noqa: ASYNC913 - it waits for a node
+            async with self._members.placed(image, config, located) as member:
+                if located is None:
+                    yield member, await self._supply.provide(member.client, image, digests)
+                    return
+                # What was saved stands on an image of its own node's.
+                if member.client.name in located.nodes or await self._supply.provide_saved(member.client, located):
+                    yield member, image
+                    return
+            located = located.without(member.client.name)
 
     @asynccontextmanager
     async def _adopt(
@@ -191,6 +204,7 @@ class FleetHost:
             open_child=open_child,
             hold_shares=lambda count: self._members.shares(client, config, count),
             check_free=lambda name: self._saved.check_free(name, besides=client.name),
+            remove_older=lambda name: self._saved.remove_older(name, besides=client.name),
             id=observed.id,
         )
         observed.tell_node(client.name)

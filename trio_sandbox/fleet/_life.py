@@ -46,6 +46,7 @@ class RemoteLife(Generic[Child]):
       open_child: Makes the sandbox of a copy of this one.
       hold_shares: Notes, for a block, that the node has so many sandboxes like this one more.
       check_free: Refuses the name of what was saved on another node.
+      remove_older: Removes what was saved on other nodes under a name that is this one's now.
       id: The sandbox's own.
 
     """
@@ -64,6 +65,7 @@ class RemoteLife(Generic[Child]):
         open_child: Callable[[Services, Opened, Gateway], AbstractAsyncContextManager[Child]],
         hold_shares: Callable[[int], AbstractAsyncContextManager[None]],
         check_free: Callable[[str], Awaitable[object]],
+        remove_older: Callable[[str], Awaitable[object]],
         id: str,  # noqa: A002 - that is what it is
     ) -> None:
         self.slot: Slot = Slot(machine, id)
@@ -82,6 +84,7 @@ class RemoteLife(Generic[Child]):
         self._open_child = open_child
         self._hold_shares = hold_shares
         self._check_free = check_free
+        self._remove_older = remove_older
         self._changing = trio.Lock()
         self._checkpoints: Checkpoints[int] = Checkpoints()
         self._status: Status | None = None
@@ -199,6 +202,8 @@ class RemoteLife(Generic[Child]):
             await self._check_free(name)
         async with self._awake("saving"):
             await self._ask("save", name, replace)
+        if replace:
+            await self._remove_older(name)
 
     @asynccontextmanager
     async def fork(self, count: int) -> AsyncGenerator[tuple[Child, ...]]:

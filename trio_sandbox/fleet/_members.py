@@ -162,10 +162,10 @@ class Members:
     async def placed(
         self, image: AnyImage, config: SandboxConfig, saved: Located | None = None
     ) -> AsyncGenerator[Member]:
-        """Wait for a node with room, one of those that have what was *saved*, first come, first served; hold that for the block."""
+        """Wait for a node with room, best one of those that have what was *saved*, first come, first served; hold that for the block."""
         claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
         if saved is not None:
-            claim.template, claim.nodes = saved.saved.marker, saved.nodes
+            claim.template, claim.prefer, claim.refuse = saved.saved.marker, saved.nodes, saved.refused
         decided = self._waiting[claim] = trio.Event()
         try:
             with span("admit", memory_mib=claim.demand.memory_mib):

@@ -11,7 +11,7 @@ import io
 import pickle
 import struct
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
@@ -20,7 +20,7 @@ from .._errors import LinkProtocolError, SandboxError
 from .._image import AnyImage
 from ..host import HostStatistics
 from ..image import Cargo
-from ..machines import AdmissionStatistics
+from ..machines import AdmissionStatistics, SavedCargo
 from ..qemu import Accelerator
 from ..sandbox import Usage
 
@@ -99,10 +99,27 @@ class Lend:
 
 
 @attrs.frozen
+class LendSaved:
+    """Let another node have a saved sandbox, until the stream that this came on ends."""
+
+    name: str
+    marker: bytes
+    """Its own: there may be another of that name by now."""
+
+
+@attrs.frozen
 class Fetch:
     """Have an image that another node has lent."""
 
     image: AnyImage
+    source: NodeAddress
+    lent: Lent
+
+
+@attrs.frozen
+class FetchSaved:
+    """Have a saved sandbox that another node has lent, and what it stands on."""
+
     source: NodeAddress
     lent: Lent
 
@@ -207,9 +224,9 @@ class Delivered:
 
 @attrs.frozen
 class Lent:
-    """An image can be fetched."""
+    """An image, or a saved sandbox, can be fetched."""
 
-    cargo: Cargo
+    cargo: Cargo | SavedCargo
     """What it consists of."""
     secrets: tuple[bytes, ...] = attrs.field(repr=False)
     """What who connects has to say, each once."""
@@ -288,15 +305,15 @@ class _Unpickler(pickle.Unpickler):
             # Nothing is imported because a message says so: what our messages have in them, both sides have imported.
             root, module = module_name.partition(".")[0], sys.modules.get(module_name)
             if root in ("trio_sandbox", "trio", "builtins") and module is not None:
-                found = getattr(module, name, None)
-                if isinstance(found, type) and (
-                    issubclass(found, Exception) or (root == "trio_sandbox" and _is_value(found))
-                ):
-                    return found
+                found: object = getattr(module, name, None)
+                if isinstance(found, type):
+                    kind = cast("type[object]", found)
+                    if issubclass(kind, Exception) or (root == "trio_sandbox" and _is_value(kind)):
+                        return kind
         raise LinkProtocolError(f"a message has a {module_name}.{name} in it, which is none of ours")
 
 
-def _is_value(kind: type) -> bool:
+def _is_value(kind: type[object]) -> bool:
     """Tell whether it is a frozen class of ours: to make one does nothing else. A host, say, is none."""
     ours = kind.__module__.partition(".")[0] == "trio_sandbox"
     return ours and attrs.has(kind) and kind.__setattr__ is NodeAddress.__setattr__

@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final, NoReturn, Protocol, final
 
 import attrs
@@ -22,6 +23,8 @@ from .._errors import DrainingError, LinkProtocolError
 from .._image import AnyImage
 from .._nurseries import hide_nursery
 from ..host import HostStatistics
+from ..image import Cargo
+from ..machines import SavedCargo
 from ..sandbox import Sandbox
 from ..wire import ChannelError, ChannelStream, Role
 from ._keeper import Keeper, gone
@@ -35,8 +38,10 @@ from ._messages import (
     Delivered,
     Failure,
     Fetch,
+    FetchSaved,
     Fork,
     Lend,
+    LendSaved,
     Lent,
     NodeAddress,
     NodeStatus,
@@ -47,7 +52,7 @@ from ._messages import (
 )
 from ._progress import ProgressNotes
 from ._security import Secrets, make_identity
-from ._shipping import CONNECTIONS, Loan, fetch
+from ._shipping import CONNECTIONS, Loan, fetch, fetch_saved
 from ._stock import Stock
 from ._tls import TlsStream
 
@@ -191,8 +196,13 @@ class Node:
                             await self._host.prepare(image)
                             answer = Answered(self._stock.images.name_of(image))
                         case Lend(image):
-                            async with self._lend(messages, image):
+                            async with self._lend(messages, self._stock.images.lend(image)):
                                 await trio.sleep_forever()
+                        case LendSaved(name, marker):
+                            async with self._lend(messages, self._stock.saved.lend(name, marker)):
+                                await trio.sleep_forever()
+                        case FetchSaved(source, lent):
+                            await fetch_saved(self._stock.saved, source, lent, lease=self._lease)
                         case Fetch(image, source, lent):
                             await fetch(self._stock.images, image, source, lent, lease=self._lease)
                         case Call(operation, arguments):
@@ -243,8 +253,12 @@ class Node:
                 yield keepers
 
     @asynccontextmanager
-    async def _lend(self, messages: MessageStream, image: AnyImage) -> AsyncGenerator[None]:
-        async with self._stock.images.lend(image) as (cargo, directories):
+    async def _lend(
+        self,
+        messages: MessageStream,
+        lending: AbstractAsyncContextManager[tuple[Cargo | SavedCargo, tuple[Path, ...]]],
+    ) -> AsyncGenerator[None]:
+        async with lending as (cargo, directories):
             number, loan = next(self._numbers), Loan(directories)
             self._loans[number] = loan
             try:

@@ -45,8 +45,10 @@ class Claim:
     demand: Demand
     template: Hashable = None
     """What it starts from: a node that has opened one from that has the saved state of a machine."""
-    nodes: frozenset[str] | None = None
-    """The only nodes that will do; None: all will."""
+    prefer: frozenset[str] = frozenset()
+    """The nodes that come first, if they have room."""
+    refuse: frozenset[str] = frozenset()
+    """The nodes that won't do."""
     node: str | None = None
     """The node that it was given."""
     error: CapacityError | None = None
@@ -100,11 +102,8 @@ class Placement:
         return tuple(self._waiting)
 
     def wants(self) -> Wants:
-        """Return what there is, and what is waited for. Who waits for certain nodes is not helped by others."""
-        return Wants(
-            {name: node.taken.slots for name, node in self._nodes.items()},
-            sum(claim.nodes is None for claim in self._waiting),
-        )
+        """Return what there is, and what is waited for."""
+        return Wants({name: node.taken.slots for name, node in self._nodes.items()}, len(self._waiting))
 
     def add(self, name: str, capacity: Demand) -> None:
         """Have one more node."""
@@ -167,22 +166,19 @@ class Placement:
         return decided
 
     def _candidates(self, claim: Claim) -> Iterable[tuple[str, _Node]]:
-        return [
-            (name, node)
-            for name, node in self._nodes.items()
-            if node.open and (claim.nodes is None or name in claim.nodes)
-        ]
+        return [(name, node) for name, node in self._nodes.items() if node.open and name not in claim.refuse]
 
     def _choose(self, claim: Claim) -> str | None:
         fitting = [(name, node) for name, node in self._candidates(claim) if node.has_room(claim.demand)]
         if not fitting:
             return None
 
-        def order(item: tuple[str, _Node]) -> tuple[int, int]:
-            node = item[1]
+        def order(item: tuple[str, _Node]) -> tuple[bool, int, int]:
+            name, node = item
             boots = claim.template not in node.templates
             # Whoever spreads wants to have the template everywhere in the end.
-            return (-node.left, boots) if self._policy == "spread" else (boots, node.left)
+            first, second = (-node.left, boots) if self._policy == "spread" else (boots, node.left)
+            return name not in claim.prefer, first, second
 
         return min(fitting, key=order)[0]
 
@@ -192,13 +188,9 @@ class Placement:
             return None
         wanted = f"a sandbox that takes {claim.demand.memory_mib} MiB, with QEMU's own memory, and {claim.demand.vcpus} vCPUs"
         if not candidates:
-            where = (
-                "no node is there to open it"
-                if claim.nodes is None
-                else f"{', '.join(sorted(claim.nodes))} is not there"
-            )
+            where = "to open it" if not claim.prefer else "that has what was saved, or could have it"
             return CapacityError(
-                f"{wanted} can't be opened: {where} (nodes that are drained open none). Nothing was started; add a node, and try again"
+                f"{wanted} can't be opened: no node is there {where} (nodes that are drained open none). Nothing was started; add a node, and try again"
             )
         nodes = ", ".join(
             f"{name} has {node.capacity.memory_mib} MiB, {node.capacity.vcpus} vCPUs and room for {node.capacity.slots} sandboxes"

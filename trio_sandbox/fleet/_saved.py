@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, final
@@ -9,10 +10,19 @@ from typing import Any, final
 import attrs
 import trio
 
-from .._errors import OutcomeUnknownError, SandboxClosedError, TemplateError, TemplateExistsError, UnknownTemplateError
+from .._errors import (
+    OutcomeUnknownError,
+    SandboxClosedError,
+    SandboxError,
+    TemplateError,
+    TemplateExistsError,
+    UnknownTemplateError,
+)
 from ..machines import NamedTemplate, SavedSandbox, check_template_name
 from ._client import NodeClient
 from ._messages import Call
+
+_log = logging.getLogger("trio_sandbox.fleet")
 
 
 @final
@@ -22,6 +32,12 @@ class Located:
 
     saved: NamedTemplate
     nodes: frozenset[str]
+    refused: frozenset[str] = frozenset()
+    """The nodes that it can't be brought to: they have another of that name, or could not go on from it."""
+
+    def without(self, node: str) -> Located:
+        """Return the same, with one more node that it can't be brought to."""
+        return attrs.evolve(self, refused=self.refused | {node})
 
 
 @final
@@ -61,8 +77,9 @@ class SavedSandboxes:
                 f"no node of the fleet has a saved sandbox {name!r}; there are: {', '.join(names) or 'none'}"
             )
         newest = max(known.values(), key=lambda saved: saved.created)
-        # Nodes may share a disk, and have the same one.
-        return Located(newest, frozenset(node for node, saved in known.items() if saved.marker == newest.marker))
+        # It may have been brought to several, or several share a disk.
+        nodes = frozenset(node for node, saved in known.items() if saved.marker == newest.marker)
+        return Located(newest, nodes, frozenset(known) - nodes)
 
     async def check_free(self, name: str, *, besides: str) -> None:
         """Refuse a name that is taken on another node than *besides*, which looks by itself.
@@ -78,6 +95,18 @@ class SavedSandboxes:
                 f"there is a saved sandbox {name!r} on node {taken[0]} already; choose another name, say replace=True, or "
                 f"remove it with `await host.remove_saved_sandbox({name!r})`"
             )
+
+    async def remove_older(self, name: str, *, besides: str) -> None:
+        """Remove what other nodes have of a name that was just saved on one. Failing is no reason to say that it was not saved."""
+        try:
+            found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=[])
+            newest = found.get(besides)
+            for client in self._clients():
+                older = found.get(client.name)
+                if newest is not None and older is not None and older.created < newest.created:
+                    await client.request(Call("remove", (name, older.marker)), "removing what was saved anew elsewhere")
+        except (SandboxError, OSError) as exc:
+            _log.warning("an older saved sandbox %r may be left on a node: %s", name, exc)
 
     async def remove(self, name: str) -> int:
         """What `FleetHost.remove_saved_sandbox` does."""

@@ -1,6 +1,6 @@
-"""Images from node to node: the one that has an image lends it, the other fetches the files that it lacks.
+"""Images and saved sandboxes from node to node: the one that has one lends it, the other fetches the files that it lacks.
 
-The user's program says who fetches from whom, and nothing of an image goes through it. A connection that breaks off is made again, and the
+The user's program says who fetches from whom, and nothing of what is fetched goes through it. A connection that breaks off is made again, and the
 file goes on where it was.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, final
 
@@ -20,6 +20,7 @@ from .._errors import LinkError, LinkProtocolError
 from .._image import AnyImage
 from .._nurseries import Services, open_services
 from ..image import Cargo, Receive
+from ..machines import Images, SavedCargo, SavedExchange
 from ..wire import Channel, ChannelError, ChannelStream, Role, StreamResetError
 from ._lease import Lease
 from ._links import MessageStream, connect, open_link
@@ -39,30 +40,12 @@ _STALL: Final = 60.0
 _PIECE: Final = 2**18
 
 
-class NodeImages(Protocol):
+class NodeImages(Images, Protocol):
     """What a node needs of its images; `HostImages` is one."""
-
-    async def has(self, image: AnyImage) -> bool:
-        """Tell whether an image is there and intact."""
-        ...
 
     def name_of(self, image: AnyImage) -> str:
         """Return the name of an image that is ready: that of its top layer."""
         ...
-
-    def lend(self, image: AnyImage) -> AbstractAsyncContextManager[tuple[Cargo, tuple[Path, ...]]]:
-        """Yield what an image consists of, and the directories of that by their numbers."""
-        ...
-
-    async def take(self, cargo: Cargo, open_file: OpenFile) -> None:
-        """Take what an image consists of."""
-        ...
-
-
-class OpenFile(Protocol):
-    """Returns where a file comes from."""
-
-    def __call__(self, entry: int, name: str, /) -> Receive: ...
 
 
 # --- The one that lends ---
@@ -70,7 +53,7 @@ class OpenFile(Protocol):
 
 @final
 class Loan:
-    """Files of an image that another node may read, for as long as a block.
+    """Files that another node may read, for as long as a block.
 
     Args:
       directories: Where the files are, by the number of their entry.
@@ -176,7 +159,9 @@ class Fetcher:
 
         """
         if not self._secrets:
-            raise LinkError(f"node {self._source.name} was lost while an image was fetched: {failure}") from failure
+            raise LinkError(
+                f"node {self._source.name} was lost while something was fetched from it: {failure}"
+            ) from failure
         _log.info("fetching from node %s goes on over a new connection: %s", self._source.name, failure)
         self._link = None
         await trio.sleep(self._pause)
@@ -211,7 +196,7 @@ class _Part:
                         self._stream = await self._fetcher.open_stream(self._piece)
                     data = await self._stream.receive_some()
             except StreamResetError as exc:
-                raise LinkError(f"a file of an image can't be fetched: {exc.reason}") from exc
+                raise LinkError(f"a file can't be fetched: {exc.reason}") from exc
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, LinkError) as exc:
                 self._stream = None
                 await self._fetcher.recover(exc)
@@ -237,6 +222,24 @@ async def fetch(images: NodeImages, image: AnyImage, source: NodeAddress, lent: 
       ImageError: as `take_cargo`.
 
     """
+    if not isinstance(lent.cargo, Cargo):
+        raise LinkProtocolError("an image was to be lent, and something else was")
     if not await images.has(image):
         async with open_fetcher(source, lent, lease=lease) as fetcher:
             await images.take(lent.cargo, fetcher.open_file)
+
+
+async def fetch_saved(saved: SavedExchange, source: NodeAddress, lent: Lent, *, lease: Lease) -> None:
+    """Have a saved sandbox that another node has lent, unless it is there.
+
+    Cancelled or failed, it leaves whole entries of the store only.
+
+    Raises:
+      LinkError: if the other node can't be reached, or is lost.
+      Exception: besides, what `SavedExchange.take` raises.
+
+    """
+    if not isinstance(lent.cargo, SavedCargo):
+        raise LinkProtocolError("a saved sandbox was to be lent, and something else was")
+    async with open_fetcher(source, lent, lease=lease) as fetcher:
+        await saved.take(lent.cargo, fetcher.open_file)

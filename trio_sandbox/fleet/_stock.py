@@ -1,4 +1,4 @@
-"""What is on a node's disk: saved sandboxes, and images, which go from node to node."""
+"""What is on a node's disk: saved sandboxes and images, which go from node to node."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import trio
 
 from .._errors import LinkProtocolError, UnknownTemplateError
 from ..host import Host
-from ..image import default_cache_directory, digest_of_tree
-from ..machines import NamedTemplate, NamedTemplateStore, SavedSandbox, saved_sandboxes
+from ..image import BuiltImage, SystemDisk, default_cache_directory, digest_of_tree
+from ..machines import NamedTemplate, NamedTemplateStore, SavedExchange, SavedSandbox, saved_sandboxes
 from ._shipping import NodeImages
 from ._trees import Trees
 
@@ -25,16 +25,25 @@ class Stock:
       cache: The cache directory of its host.
       images: The images of its host.
       directory: Where its user's files are kept as long as they are needed.
+      check: As that of `SavedExchange`.
 
     """
 
-    def __init__(self, cache: Path, images: NodeImages, directory: Path) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        images: NodeImages,
+        directory: Path,
+        check: Callable[[BuiltImage, SystemDisk, NamedTemplate], object],
+    ) -> None:
         self.trees: Trees = Trees(directory)
         """Copies of its user's files."""
         self.images: NodeImages = images
         """The images."""
         self._cache = cache
         self._named = NamedTemplateStore(cache)
+        self.saved: SavedExchange = SavedExchange(self._named, images, check)
+        """What goes from node to node of the saved sandboxes."""
         self._operations: dict[str, Callable[..., Awaitable[object]]] = {
             "saved": self._saved,
             "find": self._find,
@@ -49,7 +58,8 @@ class Stock:
         """Return what the disk of a host has."""
         config, runtime = host._config, host._runtime  # pyright: ignore[reportPrivateUsage]
         images = host._images  # pyright: ignore[reportPrivateUsage]
-        return cls(config.cache_dir or default_cache_directory(), images, runtime.directory / "trees")
+        check = host._launcher.check_saved  # pyright: ignore[reportPrivateUsage]
+        return cls(config.cache_dir or default_cache_directory(), images, runtime.directory / "trees", check)
 
     async def ask(self, operation: str, arguments: tuple[Any, ...]) -> object:
         """Do what its user asks for.
@@ -78,8 +88,10 @@ class Stock:
         except UnknownTemplateError:
             return None
 
-    async def _remove(self, name: str) -> int | None:
-        """Remove the sandbox that was saved as that; return the bytes that came free, None if there is none."""
+    async def _remove(self, name: str, marker: bytes | None = None) -> int | None:
+        """Remove the sandbox that was saved as that, or only the one of that marker; return the bytes that came free, None if there is none."""
+        if marker is not None and ((found := await self._find(name)) is None or found.marker != marker):
+            return None
         try:
             return await trio.to_thread.run_sync(partial(self._named.remove, name))
         except UnknownTemplateError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, final
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -17,7 +18,8 @@ from .._image import AnyImage, Image
 from .._image_steps import FilesStep, Step
 from ..image import digest_of_tree
 from ._client import NodeClient
-from ._messages import Call, Fetch, Lend, Lent, Prepare
+from ._messages import Call, Fetch, FetchSaved, Lend, LendSaved, Lent, NodeAddress, Prepare
+from ._saved import Located
 from ._trees import deliver
 
 _log = logging.getLogger("trio_sandbox.fleet")
@@ -65,6 +67,7 @@ class Supply:
         self._items: dict[AnyImage, _Item] = {}
         self._named: dict[tuple[AnyImage, tuple[str, ...]], _Named] = {}
         self._loans: dict[str, trio.CapacityLimiter] = {}
+        self._bringing: WeakValueDictionary[tuple[str, bytes], trio.Lock] = WeakValueDictionary()
 
     async def read(self, image: AnyImage) -> tuple[str, ...]:
         """Return the digests of the files of this machine that *image* has, as they are now.
@@ -187,7 +190,7 @@ class Supply:
                 await self._fetch_from(source, client, image)
             except ImageBuildError:
                 raise  # there is no room for it: no other source changes that
-            except Exception as exc:
+            except Exception as exc:  # whatever comes of what another node says: the image is to be had elsewhere
                 if client.failure is not None:
                     raise
                 if isinstance(exc, ImageMissingError):
@@ -199,13 +202,62 @@ class Supply:
         await self._build(item, client, image)
 
     async def _fetch_from(self, source: NodeClient, client: NodeClient, image: AnyImage) -> None:
-        limiter = self._loans.setdefault(source.name, trio.CapacityLimiter(_MOST_LOANS))
-        async with limiter, AsyncExitStack() as stack:
-            lent = await stack.enter_async_context(source.hold(Lend(image), "lending an image"))
-            assert isinstance(lent, Lent)
-            address = attrs.evolve(source.address, secret=b"")
+        async with self._borrowed(source, Lend(image)) as (address, lent):
             await client.request(Fetch(image, address, lent), f"fetching image {image!s:.200}")
             _log.info("node %s has fetched image %s from node %s", client.name, image, source.name)
+
+    @asynccontextmanager
+    async def _borrowed(
+        self, source: NodeClient, message: Lend | LendSaved
+    ) -> AsyncGenerator[tuple[NodeAddress, Lent]]:
+        """Have a node lend something for a block; yield where it is, for another node, and what it says."""
+        limiter = self._loans.setdefault(source.name, trio.CapacityLimiter(_MOST_LOANS))
+        async with limiter, source.hold(message, "lending to another node") as lent:
+            assert isinstance(lent, Lent)
+            yield attrs.evolve(source.address, secret=b""), lent
+
+    # --- Saved sandboxes ---
+
+    async def provide_saved(self, client: NodeClient, located: Located) -> bool:
+        """Have a saved sandbox on a node that did not have it: fetched from one that does. Cancelled, nothing of it is left there.
+
+        Returns:
+          Whether it is there. If not, the node can't go on from it, or have it; why is logged.
+
+        Raises:
+          Exception: what `NodeClient.request` raises when that node is lost, or all of those are that have it.
+
+        """
+        saved = located.saved
+        async with self._bringing.setdefault((client.name, saved.marker), trio.Lock()):
+            there = await client.request(Call("find", (saved.name,)), "looking for a saved sandbox")
+            if there is not None and there.marker == saved.marker:
+                return True
+            failure: Exception | None = None
+            for source in self._having(located):
+                try:
+                    async with self._borrowed(source, LendSaved(saved.name, saved.marker)) as (address, lent):
+                        await client.request(FetchSaved(address, lent), f"fetching the saved sandbox {saved.name!r}")
+                except Exception as exc:  # as with images: another node may have it whole
+                    if client.failure is not None:
+                        raise
+                    failure = exc
+                    _log.warning(
+                        "node %s could not fetch the saved sandbox %r from node %s: %s",
+                        client.name,
+                        saved.name,
+                        source.name,
+                        exc,
+                    )
+                else:
+                    _log.info("node %s has fetched the saved sandbox %r from %s", client.name, saved.name, source.name)
+                    return True
+            if failure is not None and not self._having(located):
+                raise failure
+            return False
+
+    def _having(self, located: Located) -> list[NodeClient]:
+        return [client for client in self._clients() if client.name in located.nodes]
 
 
 def _sources_of(image: AnyImage) -> list[Path]:

@@ -13,7 +13,7 @@ from ._contents import digest_of_tree as digest_of_tree
 from ._debian_image import DebianImage as DebianImage
 from ._entry import entry_name as entry_name
 from ._exchange import export_image as export_image, import_images as import_images
-from ._imported import Receive as Receive
+from ._imported import Receive as Receive, copy_file as copy_file
 from ._installer import PackageInstaller as PackageInstaller
 from ._layer import (
     LAYER_MARK as LAYER_MARK,
@@ -25,6 +25,7 @@ from ._layer import (
 from ._layers import ensure_layers as ensure_layers
 from ._lock import try_lock as try_lock, try_lock_directory as try_lock_directory
 from ._locked import LOCKED as LOCKED, spell_out as spell_out
+from ._manifest import StoredFile as StoredFile, describe_files as describe_files
 from ._mmdebstrap import examine_building as examine_building
 from ._mounts_disk import (
     Place as Place,

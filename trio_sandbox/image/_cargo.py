@@ -43,6 +43,8 @@ class Cargo:
     """Those of the image's layers, the lowest first."""
     locks: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
     """What was chosen for requirements, by name."""
+    times: tuple[tuple[tuple[str, int], ...], ...] = attrs.field(default=(), repr=False)
+    """When the files of the system disk, and of each layer, were written to last, in nanoseconds."""
 
 
 def entries_of(image: BuiltImage, system: SystemDisk) -> tuple[Path, ...]:
@@ -58,14 +60,19 @@ def describe_cargo(store: ImageStore, image: BuiltImage, system: SystemDisk) -> 
       OSError: if it can't be read.
 
     """
-    base, *manifests = [read_manifest(entry) for entry in entries_of(image, system)]
+    entries = entries_of(image, system)
+    base, *manifests = [read_manifest(entry) for entry in entries]
     if is_container(manifests[0]):
         raise unmoved(image.name)
     for entry, manifest in zip(image.entries, manifests, strict=True):
         with ExitStack() as stack:
             check_movable(manifest, stack.enter_context(open_regular(entry / IMAGE_NAME)))
     texts = [each.to_json() for each in manifests]
-    return Cargo(base.to_json(), tuple(texts), tuple(locks_of(store, manifests)))
+    times = [
+        tuple((name, (entry / name).stat().st_mtime_ns) for name in manifest.files)
+        for entry, manifest in zip(entries, (base, *manifests), strict=True)
+    ]
+    return Cargo(base.to_json(), tuple(texts), tuple(locks_of(store, manifests)), tuple(times))
 
 
 async def take_cargo(
@@ -96,7 +103,7 @@ async def take_cargo(
     """
     manifests = await trio.to_thread.run_sync(_check, store, cargo)
     for number, manifest in enumerate(manifests):
-        entry = ImportedEntry(manifest, partial(open_file, number), _STAGE)
+        entry = ImportedEntry(manifest, partial(open_file, number), _STAGE, dict(cargo.times[number]))
         try:
             await store.add(entry, progress=progress, environment=environment)
         except Qcow2FormatError as exc:
@@ -114,6 +121,8 @@ def _check(store: ImageStore, cargo: Cargo) -> list[Manifest]:
     except (ValueError, PackagesError) as exc:
         raise ImageError(f"the image of another node can't be used here, and nothing was fetched: {exc}") from exc
     manifests = [system, *layers]
+    if len(cargo.times) != len(manifests):
+        raise ImageError("the image of another node can't be used here, and nothing was fetched: it is damaged")
     _check_room(store, manifests)
     return manifests
 

@@ -22,7 +22,7 @@ from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
 from ._archive import Archive, archive_parts, read_archive
 from ._choices import choices_of, is_choice
 from ._entry import entry_name, is_container
-from ._imported import ImportedEntry, Receive, copy_file, create, receive_from
+from ._imported import ImportedEntry, Receive, copy_file, create, not_as_built, receive_from
 from ._layer import LAYER_MARK, layer_name
 from ._manifest import Manifest, read_manifest
 from ._store import ImageStore
@@ -66,7 +66,12 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
                     if isinstance(part, bytes):
                         file.write(part)
                     else:
-                        await copy_file(receive_from(disks[part]), file, manifests[part], IMAGE_NAME)
+                        await copy_file(
+                            receive_from(disks[part]),
+                            file,
+                            manifests[part].files[IMAGE_NAME],
+                            not_as_built(manifests[part]),
+                        )
                 await trio.to_thread.run_sync(_publish, file, temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import trio
 from .._errors import ImageCorruptError
 from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
-from ._manifest import Manifest
+from ._manifest import Manifest, StoredFile
 from ._recipe import BuildContext, StandsAlone
 from ._stored import IMAGE_NAME
 
@@ -39,25 +39,24 @@ def create(path: Path) -> BinaryIO:
 async def copy_file(
     receive: Receive,
     target: BinaryIO,
-    manifest: Manifest,
-    name: str,
+    wanted: StoredFile,
+    complaint: str,
     report: Callable[[float], object] | None = None,
 ) -> None:
-    """Write a file of an entry to *target*; what comes behind its end is not looked at.
+    """Write a file to *target*; what comes behind its end is not looked at.
 
     Args:
       receive: Where it comes from.
       target: Open for writing.
-      manifest: Of the entry.
-      name: Of the file.
+      wanted: What it is to be.
+      complaint: What to say if it is not.
       report: Told how much of it is there, from 0 to 1.
 
     Raises:
-      ImageCorruptError: if it is not what the manifest says; what was written is of no use.
+      ImageCorruptError: if it is something else; what was written is of no use.
       Exception: what *receive* raises.
 
     """
-    wanted = manifest.files[name]
     digest, left = hashlib.sha256(), wanted.size
     while left and (piece := (await receive())[:left]):
         left -= len(piece)
@@ -70,8 +69,13 @@ async def copy_file(
             report(1 - left / wanted.size)
     target.truncate(target.tell())
     if left or digest.hexdigest() != wanted.sha256:
-        raise ImageCorruptError(f"the disk of {manifest.name} is not what was built: its digest is another")
+        raise ImageCorruptError(f"{complaint}: its digest is another")
     await trio.lowlevel.checkpoint()
+
+
+def not_as_built(manifest: Manifest) -> str:
+    """Say that a file of an entry is not what was built."""
+    return f"the disk of {manifest.name} is not what was built"
 
 
 @final
@@ -83,12 +87,14 @@ class ImportedEntry(StandsAlone):
       manifest: What the entry is to be.
       open_file: Returns where the file of a name comes from, from its beginning on.
       stage: What is said to be done.
+      times: When files were written to last, in nanoseconds, by their names: a saved sandbox tells by that what it stands on.
 
     """
 
     manifest: Manifest
     open_file: Callable[[str], Receive] = attrs.field(eq=False)
     stage: str = "importing"
+    times: Mapping[str, int] = attrs.field(factory=dict[str, int], eq=False)
 
     @property
     def name(self) -> str:
@@ -115,9 +121,11 @@ class ImportedEntry(StandsAlone):
                 context.report(self.stage, (before + fraction * size) / whole)
 
             with await trio.to_thread.run_sync(create, context.output / name) as output:
-                await copy_file(self.open_file(name), output, self.manifest, name, report)
+                await copy_file(self.open_file(name), output, file, not_as_built(self.manifest), report)
                 if name == IMAGE_NAME:
                     self._check_disk(output)
+            if (time := self.times.get(name)) is not None:
+                os.utime(context.output / name, ns=(time, time))
             done += file.size
         return self.manifest.details  # noqa: ASYNC910 - there is a file
 

@@ -37,6 +37,7 @@ from ._saved import (
     remove_saved_sandbox as remove_saved_sandbox,
     saved_sandboxes as saved_sandboxes,
 )
+from ._saved_cargo import Images as Images, SavedCargo as SavedCargo, SavedExchange as SavedExchange
 from ._templates import (
     Template as Template,
     TemplateStore as TemplateStore,

@@ -159,17 +159,7 @@ class Launcher:
           QemuStorageDaemonError, OSError: if its disk can't be made.
 
         """
-        machine = attrs.evolve(
-            self._machine(image, system, saved_config(template, config)),
-            layers=template.layers,
-            mounts=template.mounts,
-            mounts_bytes=template.mounts_bytes,
-            memory_file=template.memory,
-            memory_shared=template.balloon and template.memory is not None,
-            balloon=template.balloon,
-        )
-        if template.machine != self._identity(image, machine):
-            raise self._unusable(template, self._difference(template, image))
+        machine = self._saved_machine(image, system, template, config)
         saved: SavedState | None = SavedState(template.devices, template.marker, with_memory=template.with_memory)
         if boots_anew(template, config):
             self._progress(Progress(f"saved {template.name}", BOOTS_ANEW))
@@ -190,6 +180,31 @@ class Launcher:
             disk_mib = choose_disk_mib(config.disk_mib, self._directory)
             await limit_disk(vm, disk_mib, patience=self._timeouts.kill)
             yield vm
+
+    def check_saved(self, image: BuiltImage, system: SystemDisk, template: NamedTemplate) -> None:
+        """Make sure that a machine could go on from a named template, whose files need not be here yet.
+
+        Raises:
+          TemplateUnusableError: if none could.
+
+        """
+        self._saved_machine(image, system, template, SandboxConfig())
+
+    def _saved_machine(
+        self, image: BuiltImage, system: SystemDisk, template: NamedTemplate, config: SandboxConfig
+    ) -> MachineConfig:
+        machine = attrs.evolve(
+            self._machine(image, system, saved_config(template, config)),
+            layers=template.layers,
+            mounts=template.mounts,
+            mounts_bytes=template.mounts_bytes,
+            memory_file=template.memory,
+            memory_shared=template.balloon and template.memory is not None,
+            balloon=template.balloon,
+        )
+        if template.machine != self._identity(image, machine):
+            raise self._unusable(template, self._difference(template, image))
+        return machine
 
     def describe(self, name: str, image: BuiltImage, snapshot: Snapshot) -> NamedTemplate:
         """Describe the named template that *snapshot* is to be, of a machine that stands on *image*."""
