@@ -46,7 +46,7 @@ async def measure() -> list[Figure]:
         Figure(
             name="first sandbox of all, which makes the template, to first output", value=first, unit="s", samples=1
         ),
-        Figure(name="of that after the warm-up: saving, and going on from there", value=saving, unit="s", samples=1),
+        Figure(name="of that after the warm-up: saving, and restoring the template", value=saving, unit="s", samples=1),
         Figure(
             name=f"last starts of {_STARTS} against the first, medians of {tenth}",
             value=statistics.median(starts[-tenth:]) / statistics.median(starts[:tenth]),

@@ -83,6 +83,14 @@ def test_links_of_the_readme_lead_to_files_and_headings() -> None:
             assert fragment in anchors, f"{target}#{fragment}"
 
 
+def test_every_guide_leads_to_other_pages() -> None:
+    for page in (ROOT / "docs" / "howto").glob("*.md"):
+        if page.name != "index.md":
+            links = re.findall(r"\]\((?!https?://)([^)#]+\.md)", page.read_text("utf-8"))
+            assert links, page.name
+            assert all((page.parent / link).is_file() for link in links), page.name
+
+
 def test_every_public_name_is_in_the_reference_once() -> None:
     directives = re.compile(r"^\.\. auto(?:class|function|exception):: trio_sandbox\.(\w+)(?:\(\))?$", re.MULTILINE)
     pages = (ROOT / "docs" / "reference").glob("*.md")
