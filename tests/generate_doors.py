@@ -91,6 +91,7 @@ ORIGINS: Final[dict[str, str]] = {
     **dict.fromkeys(["BinaryMode", "ChangeKind", "OnConflict", "TextMode"], "..sandbox"),
     **dict.fromkeys(["plain", "plain_all", "start_service"], "..portal"),
     **dict.fromkeys(["AioDoor", "BlockingDoor", "open_beside", "open_root"], "._door"),
+    "refuse": ".._refused",
     **{name: f".{file}" for name, file in DOORS.items()},
     "AnyGuestPath": "._paths",
 }
@@ -215,7 +216,9 @@ class Writer:
                 )
             elif inspect.isfunction(value):
                 room = "trio_sandbox" if kind.__module__ == "trio.abc" else kind.__module__
-                yield self.method(key, value, f"{room}.{kind.__name__}.{key}", pure=pure)
+                refused = ", ".join(f'"{name}"' for name in getattr(value, "__refuses__", ()))
+                refusing = f"@refuse({refused})\n" if refused else ""
+                yield refusing + self.method(key, value, f"{room}.{kind.__name__}.{key}", pure=pure)
 
     def property_(self, name: str, annotation: str, text: str | None, read: str) -> str:
         """Give a property."""

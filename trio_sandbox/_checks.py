@@ -56,12 +56,13 @@ def check_callable(_: object, attribute: attrs.Attribute[Any], value: object) ->
         raise TypeError(f"`{attribute.name}` must be a function, not {_show(value)}")
 
 
-def instance(kind: type[T]) -> Check[T]:
-    """Make a check for objects of one class."""
+def instance(kind: type[T], example: str = "") -> Check[T]:
+    """Make a check for objects of one class; *example* is how to make one."""
+    such_as = f", such as {example}," if example else ","
 
     def check(_: object, attribute: attrs.Attribute[Any], value: T) -> None:
         if not isinstance(value, kind):
-            raise TypeError(f"`{attribute.name}` must be a {kind.__name__}, not {_show(value)}")
+            raise TypeError(f"`{attribute.name}` must be a {kind.__name__}{such_as} not {_show(value)}")
 
     return check
 

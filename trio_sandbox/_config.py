@@ -25,6 +25,7 @@ from ._checks import (
 from ._image import AnyImage, Image, to_image
 from ._metadata import mark_public
 from ._network import Network
+from ._refused import check_refused
 
 
 def _timeout(default: float) -> float:
@@ -69,7 +70,7 @@ class Timeouts:
 
 @attrs.frozen
 class Progress:
-    """One step of long work, for showing."""
+    """One step of long work, to show to people."""
 
     stage: str
     """What is being done, for instance ``"image python"``."""
@@ -115,7 +116,7 @@ def _warm(counts: _Counts) -> Mapping[tuple[AnyImage, SandboxConfig], int]:
             raise ValueError(f"`warm` must have the names of images, and numbers from 0, not {key!r}: {count}")
         if config.mounts:
             raise ValueError(
-                "`warm` must have no configuration with `mounts`: their content is that of the sandbox's opening"
+                "`warm` must have no configuration with `mounts`: a mount is a copy of the directory when the sandbox opens"
             )
         if (image, config) in checked:
             raise ValueError(f"`warm` has image {image!r} with one and the same configuration twice")
@@ -166,15 +167,15 @@ class HostConfig:
     confinement: Literal["best", "require"] = attrs.field(default="best", validator=one_of("best", "require"))
     """How QEMU is confined. "best" leaves out what this host does not allow, and logs it; "require" raises `ConfinementRequiredError` instead.
 
-    `Sandbox.confinement` and ``trio-sandbox doctor`` tell what holds.
+    `Sandbox.confinement` and ``trio-sandbox doctor`` say what applies.
     """
     cgroup: Literal["auto", "off"] | Path = attrs.field(default="auto", converter=_cgroup)
-    """Where QEMU gets control groups (cgroup v2): each a limit of memory, a little more than its guest's RAM, and all of a host's together half of the
-    weight of other groups when processors are short.
+    """Where QEMU gets control groups (cgroup v2). Each has a limit of memory, a little above its guest's RAM. All VMs of a host together get half as
+    much processor time as another group when processors are short.
 
-    "auto": in this program's own group, where that lets groups in it be counted, as the topmost does for root; else there are none. A path: in that
-    directory, which was delegated to this user (by systemd's ``Delegate=`` and ``DelegateSubgroup=``, for instance) and has no processes of its own. "off": none.
-    `Sandbox.confinement` and ``trio-sandbox doctor`` tell which it is.
+    "auto": below this program's own group, if that is allowed, as it is for root in the topmost group; else there are none. A path: below that
+    directory, which was delegated to this user (by systemd's ``Delegate=`` and ``DelegateSubgroup=``, for instance) and has no processes of its
+    own. "off": none. `Sandbox.confinement` and ``trio-sandbox doctor`` say which of these applies.
     """
     memory_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
     """What all sandboxes together may take of the host's memory, in MiB: RAM, and `constants.VM_OVERHEAD_MIB` for each.
@@ -201,8 +202,8 @@ class HostConfig:
     image_budget_mib: int | None = attrs.field(default=None, validator=or_none(whole_number(1, unit="MiB")))
     """What all images and layers in the cache may take of the disk, in MiB: when this host has built one, those used longest ago are removed.
 
-    Never removed are the images that come with the library, and what an open sandbox of any process, a template, a saved sandbox or another layer
-    stands on; so there may be more. A host that builds no images removes none either. None: they stay until ``trio-sandbox image prune`` or
+    The images that come with the library are never removed, nor is anything that an open sandbox of any process, a template, a saved sandbox or
+    another layer needs. So the cache may be larger. A host that builds no images removes none. None: they stay until ``trio-sandbox image prune`` or
     ``rm`` removes them.
     """
     templates: bool = attrs.field(default=True, validator=check_flag)
@@ -230,8 +231,8 @@ class HostConfig:
     """
     proxy: str | None = attrs.field(default=None, validator=or_none(check_text), repr=False)
     """An HTTP proxy that guests' connections to the outside go through, ``"http://user:password@proxy:3128"``, or "environment"
-    for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names, so it must check itself
-    where they lead. None: your process connects directly.
+    for the one that the variables ``https_proxy`` and ``all_proxy`` name. It resolves the names,
+    so it has to check their addresses itself. None: your process connects directly.
     """
     ca_certificates: Path | None = attrs.field(default=None, converter=_certificates)
     """A PEM file with certificates to trust besides the system's: those of a company that inspects TLS, for instance. Guests
@@ -254,7 +255,9 @@ check_vcpus = whole_number(1, constants.MAXIMUM_VCPUS)
 
 def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
     if not isinstance(value, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`mounts` must be a mapping from places in the guest to directories, not {value!r}")
+        raise TypeError(
+            f"`mounts` must be a mapping from places in the guest to directories, as in {{'/data': '/srv/data'}}, not {value!r:.100}"
+        )
     mounts: dict[str, Path] = {}
     for target, source in value.items():
         if type(target) is not str:
@@ -269,7 +272,7 @@ def _mounts(value: Mapping[str, str | os.PathLike[str]]) -> Mapping[str, Path]:
 def _check_mounts(_: object, _attribute: attrs.Attribute[Mapping[str, Path]], value: Mapping[str, Path]) -> None:
     if len(value) > constants.MAXIMUM_MOUNTS:
         raise ValueError(
-            f"`mounts` must be at most {constants.MAXIMUM_MOUNTS}, not {len(value)}; mount what holds them"
+            f"`mounts` must be at most {constants.MAXIMUM_MOUNTS}, not {len(value)}; mount a directory that has several of them in it"
         )
     for target in value:
         place = PurePosixPath(target)
@@ -327,7 +330,7 @@ class SandboxConfig:
     """Whether the guest's ordinary users may make user namespaces, which bubblewrap, rootless containers and a browser's own
     sandbox need. They open a large part of the guest's kernel. The guest's root may always make them.
     """
-    network: Network = attrs.field(factory=Network.none, validator=instance(Network))
+    network: Network = attrs.field(factory=Network.none, validator=instance(Network, "Network.allow('pypi.org')"))
     """What the sandbox may reach; see `Network`. `warmup` runs without a network. `Sandbox.network` applies another policy for a block."""
     mounts: Mapping[str, Path] = attrs.field(
         factory=dict[str, Path], converter=_mounts, validator=_check_mounts, hash=False
@@ -371,6 +374,7 @@ def sandbox_config(config: SandboxConfig | None, fields: Mapping[str, object]) -
     """
     if config is not None and not isinstance(config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`config` must be a SandboxConfig, not {config!r:.100}")
+    check_refused("opening a sandbox", fields, "timeout")
     known = [field.name for field in attrs.fields(SandboxConfig)]
     if wrong := sorted(fields.keys() - set(known)):
         raise TypeError(f"there is no argument {', '.join(map(repr, wrong))}; a sandbox has {', '.join(known)}")

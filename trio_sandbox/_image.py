@@ -40,7 +40,7 @@ def _check_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"an image's `name` must be str, not {name!r:.100}")
     if not name:
-        raise ValueError("an image's `name` must not be empty; there are 'python' and 'node'")
+        raise ValueError("an image's `name` must not be empty; there are 'python', 'node' and 'data'")
     return str(parse_oci(name)) if is_oci(name) else name
 
 
@@ -53,8 +53,8 @@ class Image:
         async with open_sandbox(image) as sandbox:
             ...
 
-    A frozen value: you can compare, hash, print and pickle it, and send it to another machine. Use it wherever an image's
-    name is taken. Each method returns a new value with one more step. Nothing is read or started until a host needs the
+    A frozen value: you can compare, hash, print and pickle it, and send it to another machine. Use it in place of an
+    image's name. Each method returns a new value with one more step. Nothing is read or started until a host needs the
     image, unless a method says so. Then each step becomes a layer of the disk, which is built once and kept in the cache.
     Images that begin with the same steps share those layers.
     """
@@ -120,7 +120,7 @@ class Image:
             path = to_path(each, "a file of requirements", "file")
             if LOCK_NAME.fullmatch(path.name):
                 if len(requirements) > 1 or exclude_newer is not None:
-                    raise ValueError(f"{path} is a lock, which says all: leave out the other arguments")
+                    raise ValueError(f"{path} is a lock, which fixes everything: leave out the other arguments")
                 return self._with(PackagesStep(lock=path.read_text("utf-8")))
             found += read_requirements(path)
         if not found:
@@ -128,7 +128,7 @@ class Image:
         return self._with(PackagesStep(tuple(found), exclude_newer=_moment(exclude_newer)))
 
     def npm(self, *requirements: str) -> Image:
-        """Add packages of Node.js from the npm registry, which JavaScript in the guest finds wherever it is.
+        """Add packages of Node.js from the npm registry, which JavaScript finds in every directory of the guest.
 
         npm on the host, or else that of the extra ``npm``, chooses and fetches them, and their digests are checked. They are
         unpacked, and none of their code runs, not even install scripts. Chosen versions stay, as with `packages`; packages of

@@ -190,6 +190,8 @@ class NetworkRule:
     @classmethod
     def parse(cls, text: str) -> NetworkRule:
         """Return the rule that *text* is: a host, or a host and a port, ``"db.example.org:5432"``."""
+        if "://" in text:
+            raise ValueError(f"a host must be a name such as 'pypi.org', not the URL {text!r:.200}")
         host, colon, port = text.rpartition(":")
         if not colon or ":" in host:
             return cls(text)
@@ -289,6 +291,11 @@ class Network:
             raise TypeError(
                 "Network.allow() needs a host; nothing is Network.none(), and every public host Network.open()"
             )
+        for host in hosts:
+            if not isinstance(host, (str, NetworkRule)):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"a host must be str or a NetworkRule, not {host!r:.200}; pass those of a list as Network.allow(*hosts)"
+                )
         return cls(
             rules=tuple(NetworkRule.parse(host) if isinstance(host, str) else host for host in hosts),
             max_connections=max_connections,

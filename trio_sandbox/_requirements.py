@@ -19,6 +19,8 @@ _SCRIPT_START: Final = "# /// script"
 _SCRIPT_END: Final = "# ///"
 #: How a URL, an absolute path or a variable that uv replaces begins.
 _PLACE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|/|\$\{")
+#: How a requirement begins (PEP 508): a name, maybe extras, and the end or what a version, a URL or a marker begins with.
+_BEGINNING: Final = re.compile(r"\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\[\]]*\]\s*)?($|[(<>=!~@;])")
 #: A name of npm's, and what it may be followed by.
 NPM_NAME: Final = r"(?:@[A-Za-z0-9~_][A-Za-z0-9._~-]*/)?[A-Za-z0-9~_][A-Za-z0-9._~-]*"
 _NPM: Final = re.compile(rf"{NPM_NAME}(?:@[A-Za-z0-9^~*<>=][A-Za-z0-9.^~*<>=|+ -]*)?(?<!\.tgz)(?<!\.tar)(?<!\.tar\.gz)")
@@ -33,7 +35,7 @@ def check_requirement(text: str) -> None:
     """Refuse what can't be a requirement; uv looks closer.
 
     Raises:
-      ValueError: if it is empty, an option, more than one line, the name of a file, or of a relative path.
+      ValueError: if it is empty, an option, more than one line, the name of a file, or of a relative path, or begins with no package's name.
 
     """
     if not text.strip() or not text.isprintable():
@@ -44,6 +46,10 @@ def check_requirement(text: str) -> None:
         )
     if "/" in text.partition("@")[0].partition(";")[0] or text.strip().endswith((".txt", ".toml")):
         raise ValueError(f"{text!r:.100} is the name of a file: pass it as Path({text!r:.100})")
+    if not _BEGINNING.match(text):
+        raise ValueError(
+            f"a requirement must be a package's name, with a version if you like, as in 'pandas' or 'pandas>=2', not {text!r:.100}"
+        )
     name, at, place = text.partition("@")
     if at and not _PLACE.match(place.strip()):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,7 +15,8 @@ import trio
 
 import trio_sandbox
 import trio_sandbox.qemu
-from trio_sandbox import SandboxConfig
+from trio_sandbox import GuestProcess, Sandbox, SandboxConfig
+from trio_sandbox.sessions import Sessions
 from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
 
 from ._host import open_fake_host
@@ -143,3 +145,104 @@ def test_the_doors_keep_their_signatures() -> None:
     assert "image" in inspect.signature(trio_sandbox.open_sandbox).parameters
     assert trio_sandbox.open_sandbox.__doc__
     assert trio_sandbox.open_sandbox.__module__ == "trio_sandbox"
+
+
+#: What callers expect to take a ``timeout``, as the functions of `subprocess` and `socket` do.
+WAITING: dict[str, Callable[..., Any]] = {
+    "run()": Sandbox.run,
+    "stream()": Sandbox.stream,
+    "run_process()": Sandbox.run_process,
+    "open_process()": Sandbox.open_process,
+    "open_tcp_stream()": Sandbox.open_tcp_stream,
+    "wait_port()": Sandbox.wait_port,
+    "install()": Sandbox.install,
+    "wait()": GuestProcess.wait,
+    "lease()": Sessions.lease,
+}
+#: What else `subprocess.run` takes, and what to do in its place.
+INSTEAD = {
+    "input": "pass bytes as `stdin`",
+    "capture_output": "`capture_stdout=True`",
+    "text": "decode",
+    "encoding": "decode",
+}
+REFUSED = [(name, "timeout", "trio.fail_after(seconds)") for name in WAITING] + [
+    *(("run_process()", argument, way) for argument, way in INSTEAD.items()),
+    *((name, "input", INSTEAD["input"]) for name in ("run()", "stream()")),
+]
+
+
+@pytest.mark.parametrize("door", ["trio_sandbox", "trio_sandbox.aio", "trio_sandbox.blocking"])
+@pytest.mark.parametrize(("name", "argument", "way"), REFUSED)
+async def test_who_passes_what_other_libraries_take_is_told_the_way(
+    name: str, argument: str, way: str, door: str
+) -> None:
+    owner, method = WAITING[name].__qualname__.replace("GuestRequests", "Sandbox").split(".")
+    module = importlib.import_module("trio_sandbox.sessions" if (door, owner) == ("trio_sandbox", "Sessions") else door)
+    function = getattr(getattr(module, owner), method)
+    with pytest.raises(TypeError) as caught:
+        called = function(None, "1", **{argument: 5})
+        if inspect.isawaitable(called):
+            await called
+    assert str(caught.value).startswith(f"{name} has no `{argument}`, and nothing was done: ")
+    assert way in str(caught.value)
+    assert argument not in inspect.signature(function).parameters
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_refuses_an_argument_stays_the_kind_of_function_that_it_is(name: str) -> None:
+    function = WAITING[name]
+    inner: Any = inspect.unwrap(function)
+    assert inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    assert inspect.iscoroutinefunction(function) == inspect.iscoroutinefunction(inner)
+
+
+async def test_a_sandbox_goes_on_after_an_argument_was_refused() -> None:
+    async with open_scripted_sandbox(answer) as sandbox:
+        with pytest.raises(TypeError, match=r"^run\(\) has no `timeout`"):
+            await sandbox.run("1", timeout=5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        assert (await sandbox.run("1")).ok
+        assert sandbox.statistics().runs == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"stdin": "yes"}, "`stdin` must be bytes, not str; encode it, as in 'yes'.encode()"),
+        ({"stdin": None}, "`stdin` must be bytes, not NoneType"),
+        ({"stdin": True}, "`stdin` must be bytes, not bool"),
+        ({"env": ["TZ=UTC"]}, "`env` must be a mapping from names to values, as in {'TZ': 'UTC'}, not list"),
+        ({"command": ["head", "-c", 5]}, "an argument in `command` must be str or a path in the guest, not int: 5"),
+        ({"command": ["cat", b"x"]}, "an argument in `command` must be str or a path in the guest, not bytes: b'x'"),
+        ({"command": 5}, "`command` must be a sequence of arguments"),
+    ],
+)
+async def test_arguments_of_a_process_that_can_be_none_are_refused(arguments: dict[str, Any], words: str) -> None:
+    async with open_scripted_sandbox(answer) as sandbox:
+        given: dict[str, Any] = {"command": ["true"]} | arguments
+        with pytest.raises(TypeError) as caught:
+            await sandbox.run_process(**given)
+        assert str(caught.value).startswith(words)
+        assert sandbox.statistics().processes == 0
+
+
+async def test_a_command_may_be_any_iterable() -> None:
+    async with open_scripted_sandbox(answer) as sandbox:
+        command: Any = (word for word in ("ls", "-l"))
+        assert (await sandbox.run_process(command)).args == ["ls", "-l"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"stdin": "yes"}, "`stdin` must be bytes, not str; encode it"),
+        ({"stdin": None}, "`stdin` must be bytes, not NoneType"),
+        ({"env": "TZ=UTC"}, "`env` must be a mapping from names to values"),
+    ],
+)
+async def test_arguments_of_a_run_that_can_be_none_are_refused(arguments: dict[str, Any], words: str) -> None:
+    async with open_scripted_sandbox(answer) as sandbox:
+        with pytest.raises(TypeError) as caught:
+            await sandbox.run("1", **arguments)
+        assert str(caught.value).startswith(words)
+        assert sandbox.statistics().runs == 0

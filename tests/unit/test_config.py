@@ -53,8 +53,11 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "reclaim_after": (SECONDS, "must be a number of seconds, not "),
         "warmup": ((5, None, b"import x", Path("x")), "must be str, not "),
         "guest_namespaces": (FLAGS, "must be True or False, not "),
-        "network": (("pypi.org", None, ["pypi.org"]), "must be a Network, not "),
-        "mounts": ((5, "x", ["/x"], None), "must be a mapping from places in the guest to directories, not "),
+        "network": (("pypi.org", None, ["pypi.org"]), "must be a Network, such as Network.allow('pypi.org'), not "),
+        "mounts": (
+            (5, "x", ["/x"], None),
+            "must be a mapping from places in the guest to directories, as in {'/data': '/srv/data'}, not ",
+        ),
     },
     Timeouts: {field.name: ((*SECONDS, None), "must be a number of seconds, not ") for field in attrs.fields(Timeouts)},
 }
@@ -143,6 +146,11 @@ def test_fields_make_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("config", "fields", "words"),
     [
+        (
+            None,
+            {"timeout": 5},
+            "opening a sandbox has no `timeout`, and nothing was done: put a deadline around it, `with trio.fail_after(",
+        ),
         (None, {"memory": 512}, "there is no argument 'memory'; a sandbox has memory_mib, vcpus, "),
         (None, {"vcpus": True}, "`vcpus` must be a whole number, not True"),
         (SandboxConfig(), {"memory_mib": 512}, "`memory_mib` is 512, and in `config` it is 256: say it once"),

@@ -77,7 +77,7 @@ def test_no_keyword_is_a_name(name: str) -> None:
         ({1: search}, TypeError, "must be str, not 1"),
         ({"search": "search"}, TypeError, r"`functions\['search'\]` must be a function"),
         ({"search": None}, TypeError, "must be a function, not None"),
-        ({f"f{n}": print for n in range(MAXIMUM_FUNCTIONS + 1)}, ValueError, "may be 64, not 65"),
+        ({f"f{n}": print for n in range(MAXIMUM_FUNCTIONS + 1)}, ValueError, "must be at most 64, not 65"),
     ],
 )
 def test_what_can_be_no_functions(functions: object, error: type[Exception], match: str) -> None:

@@ -118,11 +118,36 @@ def test_no_moments() -> None:
         ("alpha @ dist/alpha-1.0-py3-none-any.whl", "has a relative path.*absolute, as in 'alpha @ file:///"),
         ("alpha[all]@./alpha.whl ; python_version > '3'", "has a relative path"),
         ("pylock.toml", "is the name of a file: pass it as Path"),
+        ("alpha beta", "must be a package's name.*as in 'pandas' or 'pandas>=2', not 'alpha beta'"),
+        ("alpha 2.0", "must be a package's name"),
+        (">=2", "must be a package's name"),
+        ("alpha[all", "must be a package's name"),
     ],
 )
 def test_no_requirements(requirement: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Image("python").packages(requirement)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        *(
+            "alpha",
+            "alpha>=2",
+            "alpha >= 2, <3",
+            "alpha (==2.*)",
+            "alpha~=1.4",
+            "alpha===2",
+            "Al_ph.a-1!=3",
+            " alpha<2 ",
+        ),
+        *("alpha[all]", "alpha[one, two]>=2", "alpha [all] ; sys_platform == 'linux'", "alpha;python_version>'3'"),
+        *("alpha @ https://example.org/alpha.whl", "alpha[all]@file:///srv/alpha.whl"),
+    ],
+)
+def test_requirements_of_every_form(requirement: str) -> None:
+    assert Image("python").packages(requirement).steps
 
 
 def test_packages_need_a_requirement() -> None:
@@ -170,7 +195,7 @@ def test_a_lock_says_all(tmp_path: Path) -> None:
     (tmp_path / "pylock.dev.toml").write_text("lock-version = '1.0'\n")
     image = Image("python").packages(tmp_path / "pylock.dev.toml")
     assert repr(image) == "Image('python').packages(<a lock of 21 characters>)"
-    with pytest.raises(ValueError, match="is a lock, which says all"):
+    with pytest.raises(ValueError, match="is a lock, which fixes everything"):
         Image("python").packages("rich", tmp_path / "pylock.dev.toml")
 
 

@@ -38,6 +38,7 @@ BASE = (
     "_quote",
     "_quiet_log",
     "_rate",
+    "_refused",
     "_requirements",
     "_results",
     "_secrets",

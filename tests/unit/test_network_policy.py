@@ -136,6 +136,18 @@ def test_a_port_that_is_none_is_refused(text: str) -> None:
         Network.allow(text)
 
 
+@pytest.mark.parametrize("host", ["https://pypi.org", "http://pypi.org:80/simple", "ssh://example.org"])
+def test_a_url_is_no_host(host: str) -> None:
+    with pytest.raises(ValueError, match=r"^a host must be a name such as 'pypi\.org', not the URL '"):
+        Network.allow(host)
+
+
+@pytest.mark.parametrize("host", [["pypi.org", "example.org"], ("pypi.org",), 5, None])
+def test_hosts_are_not_a_list(host: Any) -> None:
+    with pytest.raises(TypeError, match=r"^a host must be str or a NetworkRule, not .*Network\.allow\(\*hosts\)$"):
+        Network.allow("ok.example", host)
+
+
 def test_nothing_allowed_can_not_be_written_by_mistake() -> None:
     with pytest.raises(TypeError, match=r"Network\.none\(\)"):
         Network.allow()

@@ -90,7 +90,7 @@ class _Block(AbstractAsyncContextManager[R], Generic[S, R]):
 
     async def __aenter__(self) -> R:
         if self._work is not None:
-            raise RuntimeError("this block was entered before; call what made it again for another one")
+            raise RuntimeError("this block was entered before: call the function that made it again, for another one")
         task = _current_task()
         entered, self._over = _Signal(), _Signal()
         value = Delivery[S](entered.set)

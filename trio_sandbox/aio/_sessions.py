@@ -8,6 +8,7 @@ from typing import Unpack, final
 import trio_sandbox.sessions
 
 from .. import Image, SandboxConfig, SandboxFields
+from .._refused import refuse
 from ..portal import plain
 from ..sessions import SessionEnd, SessionsConfig, SessionsStatistics
 from ._door import AioDoor, open_beside
@@ -58,9 +59,10 @@ class Sessions(AioDoor[trio_sandbox.sessions.Sessions]):
         return self._now(self._inner.statistics)
 
     def remembers(self, key: str) -> bool:
-        """Tell whether there is a session of *key*, or was one whose end the next lease is told of (`Session.ended`)."""
+        """Tell whether there is a session of *key*, or one has ended and the next lease will say so (`Session.ended`)."""
         return self._now(lambda: self._inner.remembers(key))
 
+    @refuse("timeout")
     def lease(self, key: str, *, exclusive: bool = False) -> AbstractAsyncContextManager[Session]:
         """Have the sandbox of *key* for a block. It is opened if there is none, and woken up if it sleeps.
 

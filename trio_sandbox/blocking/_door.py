@@ -96,7 +96,7 @@ class _Block(AbstractContextManager[R], Generic[S, R]):
 
     def __enter__(self) -> R:
         if self._work is not None:
-            raise RuntimeError("this block was entered before; call what made it again for another one")
+            raise RuntimeError("this block was entered before: call the function that made it again, for another one")
         entered = threading.Event()
         value = Delivery[S](entered.set)
         self._work = Block(self._manager, value, self._finished, deadline=current_deadline())

@@ -113,7 +113,7 @@ class GuestTextFile(BlockingDoor[trio_sandbox.GuestTextFile]):
 
     @property
     def errors(self) -> str:
-        """What becomes of what can't be decoded or encoded, as for `open`."""
+        """How errors of decoding and encoding are handled, as for `open`."""
         return self._inner.errors
 
     def close(self) -> None:

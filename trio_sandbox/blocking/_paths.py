@@ -282,7 +282,7 @@ class FileChange(BlockingDoor[trio_sandbox.FileChange]):
 
     @property
     def kind(self) -> ChangeKind:
-        """What happened: "created"; "modified": its content changed; "written": who had it open for writing closed it; "attributes": mode, owner, times or number of names; "deleted"; "moved_from": it is called otherwise or elsewhere now; "moved_to": it was; "overflow": changes were lost here, because nobody took them in time."""
+        """What happened: "created"; "modified": its content changed; "written": a program that had it open for writing closed it; "attributes": mode, owner, times or number of names; "deleted"; "moved_from": it was renamed, or moved away from here; "moved_to": it got this name, or was moved to here; "overflow": changes were lost here, because nobody took them in time."""
         return self._inner.kind
 
     @property

@@ -10,6 +10,7 @@ import trio
 import trio_sandbox
 
 from .. import Display, OutputChunk, ProcessUsage, RunResult
+from .._refused import refuse
 from ._door import BlockingDoor
 
 
@@ -162,6 +163,7 @@ class GuestProcess(BlockingDoor[trio_sandbox.GuestProcess]):
         """What the process has used; None while it runs, and if its end is not known."""
         return self._now(lambda: self._inner.usage)
 
+    @refuse("timeout")
     def wait(self) -> int:
         """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.
 

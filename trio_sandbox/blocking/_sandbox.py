@@ -25,6 +25,7 @@ from .. import (
     Usage,
     WorkspaceChange,
 )
+from .._refused import refuse
 from ..client import Stderr
 from ..portal import plain, plain_all, start_service
 from ..sandbox import OnConflict
@@ -203,6 +204,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         """Return the ends of the outputs of the last runs of all tasks, at most eight, the oldest first, for error reports."""
         return self._now(self._inner.recent_runs)
 
+    @refuse("timeout", "input")
     def stream(
         self,
         code: str,
@@ -223,6 +225,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
             RunEvents,
         )
 
+    @refuse("timeout", "input")
     def run(
         self,
         code: str,
@@ -245,6 +248,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
             )
         )
 
+    @refuse("timeout")
     def open_process(
         self,
         command: Sequence[AnyGuestPath] | None = None,
@@ -275,6 +279,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
             GuestProcess,
         )
 
+    @refuse("timeout", "input", "capture_output", "text", "encoding")
     def run_process(
         self,
         command: Sequence[AnyGuestPath] | str | None = None,
@@ -310,6 +315,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
             )
         )
 
+    @refuse("timeout")
     def open_tcp_stream(self, port: int) -> GuestConnection:
         """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
 
@@ -317,6 +323,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         """
         return GuestConnection(self._portal, self._call(lambda: self._inner.open_tcp_stream(port)))
 
+    @refuse("timeout")
     def wait_port(self, port: int) -> None:
         """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
 
@@ -435,6 +442,7 @@ class Sandbox(BlockingDoor[trio_sandbox.Sandbox]):
         """
         return self._block(self._inner.transaction, lambda _, value: value)
 
+    @refuse("timeout")
     def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
         """Install Python packages that the sandbox's code can import at once, as `Image.packages` adds them to an image.
 

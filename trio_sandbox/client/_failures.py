@@ -96,7 +96,7 @@ async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
         vm.retire(f"it broke the guest protocol: {exc}")
         raise GuestProtocolError(f"the guest broke the protocol during {what}: {exc}") from exc
     except StreamResetError as exc:
-        raise OutcomeUnknownError(f"the guest gave {what} up: {quote_guest(exc.reason)}") from exc
+        raise OutcomeUnknownError(f"the guest broke off {what}: {quote_guest(exc.reason)}") from exc
     except trio.BrokenResourceError as exc:
         cause = exc.__cause__
         if isinstance(cause, WireError):

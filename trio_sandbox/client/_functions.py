@@ -196,7 +196,7 @@ def check_functions(functions: object, language: str) -> dict[str, Callable[...,
         raise ValueError("`functions` can't be called from a shell: leave them out, or run Python or JavaScript")
     if len(named) > MAXIMUM_FUNCTIONS:
         raise ValueError(
-            f"`functions` may be {MAXIMUM_FUNCTIONS}, not {len(named)}; one can take what to do as an argument"
+            f"`functions` must be at most {MAXIMUM_FUNCTIONS}, not {len(named)}; one function can take what to do as an argument"
         )
     for name, function in named.items():
         if type(name) is not str:

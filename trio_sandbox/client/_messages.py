@@ -32,9 +32,8 @@ _BEGINNING_OF_END = b'{"finished"'
 
 #: What a run without a language is told, in a container image that has none of ours.
 NO_INTERPRETER: Final = (
-    "the container image has no interpreter of its own that runs are for: python3 (3.11 or newer), node or bash. If a step has installed one, name the "
-    "language, run(..., language=...). run_process() and open_process() run "
-    "its programs; or use an image that has one"
+    "the container image has no interpreter for runs: python3 (3.11 or newer), node or bash. If a step has installed one, name its language, "
+    "run(..., language=...). Programs of the image are run by run_process() and open_process()"
 )
 
 #: Characters of a user's name; no system has longer ones.
@@ -258,7 +257,7 @@ def process_request(
     user: str | int | None,
 ) -> dict[str, object]:
     """The request of the service `process`, its streams still to be filled in."""
-    if isinstance(command, (str, bytes, PathLike)):
+    if isinstance(command, (str, bytes, PathLike)) or not isinstance(command, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError("`command` must be a sequence of arguments; for a shell command line pass shell=True")
     check_user(user)
     argv = [fspath(argument) for argument in command]
@@ -279,6 +278,13 @@ def process_request(
     return request
 
 
+def check_input(stdin: object) -> None:
+    """Refuse what can be no standard input."""
+    if not isinstance(stdin, (bytes, bytearray, memoryview)):
+        way = "; encode it, as in 'yes'.encode()" if isinstance(stdin, str) else ""
+        raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}{way}")
+
+
 def check_user(user: object) -> None:
     """Refuse what can be no user of the guest's."""
     if user is None:
@@ -296,6 +302,10 @@ def check_user(user: object) -> None:
 def _environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     if env is None:
         return None
+    if not isinstance(env, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`env` must be a mapping from names to values, as in {{'TZ': 'UTC'}}, not {type(env).__name__}"
+        )
     for name, value in env.items():
         _check_text(name, "a name in `env`")
         _check_text(value, f"`env[{name!r}]`")

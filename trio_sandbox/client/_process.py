@@ -13,6 +13,7 @@ import trio
 
 from .._errors import DeadlinePassedError, GuestProtocolError, OutcomeUnknownError, SandboxError
 from .._nurseries import open_services
+from .._refused import refuse
 from .._results import ProcessUsage
 from ..wire import JSON, ChannelStream, RecordStream
 from ._deadline import TravellingDeadline, let_deadline_pass
@@ -142,6 +143,7 @@ class GuestProcess:
         """What the process has used; None while it runs, and if its end is not known."""
         return self._usage
 
+    @refuse("timeout")
     async def wait(self) -> int:
         """Wait until the process ends, then return `returncode`. Cancelled: the process keeps running.
 

@@ -15,6 +15,7 @@ from .._nurseries import hide_nursery
 from .._results import ProcessFailedError
 from ..constants import OUTPUT_TAIL_BYTES
 from ._failures import STREAM_GONE
+from ._messages import check_input
 from ._output import Tail
 from ._process import GuestOutput, GuestProcess
 from ._terminal import Terminal
@@ -41,6 +42,7 @@ async def run_process(
     task_status: trio.TaskStatus[GuestProcess],
 ) -> subprocess.CompletedProcess[bytes]:
     """What `Sandbox.run_process` does."""
+    check_input(stdin)
     if shell:
         if not isinstance(command, str):
             raise TypeError("with shell=True `command` must be one string")
@@ -117,7 +119,7 @@ async def run_process(
                             nursery.start_soon(discard, process.stdio)
             returncode = await process.wait()
             if lost:
-                raise OutcomeUnknownError(f"the guest gave the output of {process.args[0]!r} up") from lost[0]
+                raise OutcomeUnknownError(f"the guest broke off the output of {process.args[0]!r}") from lost[0]
             said = await last_words() if check and returncode else b""
     stdout = bytes(output["stdout"]) if capture_stdout else None
     stderr = bytes(output["stderr"]) if capture_stderr else None

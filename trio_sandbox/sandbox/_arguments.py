@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import PathLike
 
 from ._path import AnyGuestPath, GuestPath, check_guest_path, check_slot
 from ._slot import Slot
@@ -26,6 +27,16 @@ async def path_text(slot: Slot, path: AnyGuestPath) -> str:
 
 async def command_texts(slot: Slot, command: Sequence[AnyGuestPath]) -> Sequence[str]:
     """Return a process's arguments as the guest is to get them. Errors as `path_text`."""
-    if isinstance(command, (str, bytes)):
+    if isinstance(command, (str, bytes)) or not isinstance(command, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         return command  # noqa: ASYNC910 - `process_request` refuses it
-    return [argument if isinstance(argument, str) else await path_text(slot, argument) for argument in command]  # noqa: ASYNC910 - as above
+    texts: list[str] = []
+    for argument in command:
+        if isinstance(argument, str):
+            texts.append(argument)
+        elif isinstance(argument, (PathLike, GuestPath)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            texts.append(await path_text(slot, argument))
+        else:
+            raise TypeError(
+                f"an argument in `command` must be str or a path in the guest, not {type(argument).__name__}: {argument!r:.80}"
+            )
+    return texts  # noqa: ASYNC910 - as above

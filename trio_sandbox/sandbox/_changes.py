@@ -31,7 +31,7 @@ class Base:
     states: Mapping[str, bytes] = attrs.field(factory=dict[str, bytes])
     """By path, the state of the guest's file then, if it will be another after each change."""
     machine: ref[Machine] | None = None
-    """Where these hold. A machine that goes on from a saved state has programs that write to files as they did before."""
+    """Where these hold. A machine restored from a saved state has programs that write to files as they did before."""
 
     def known(self, machine: Machine) -> Mapping[str, bytes]:
         """Return the states that hold in *machine*."""

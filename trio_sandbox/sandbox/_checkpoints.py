@@ -65,9 +65,11 @@ class Checkpoints(Generic[Kept]):
         if not isinstance(checkpoint, Checkpoint):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"`checkpoint` must be what `Sandbox.checkpoint` returned, not {checkpoint!r}")
         if checkpoint.discarded:
-            raise ValueError("this checkpoint was discarded")
+            raise ValueError(
+                "this checkpoint was discarded; revert to another, or make one with `await sandbox.checkpoint()`"
+            )
         if checkpoint not in self._kept:
-            raise ValueError("this checkpoint is another sandbox's")
+            raise ValueError("this checkpoint is another sandbox's; revert to one that this sandbox has made")
         return self._kept[checkpoint]
 
     def discard_all(self) -> None:

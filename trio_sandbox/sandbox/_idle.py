@@ -38,7 +38,7 @@ async def check_idle(vm: Vm, patience: float) -> None:
     answer = await ask(vm, {"service": "idle"}, "hibernating", most=_LONGEST_ANSWER, patience=patience)
     if answer != _IDLE:
         raise trio.BusyResourceError(
-            "a sandbox can't hibernate while processes or threads, which an earlier run has left, run in its guest"
+            "a sandbox can't hibernate while processes or threads that an earlier run has left behind run in its guest; end them first"
         )
 
 

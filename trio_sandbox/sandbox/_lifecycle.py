@@ -61,7 +61,7 @@ _LOOKS: Final = 4
 
 @final
 class Lifecycle(Generic[Child]):
-    """Takes snapshots of a sandbox's machine, and puts machines that go on from them into its slot. One thing at a time.
+    """Takes snapshots of a sandbox's machine, and puts machines restored from them into its slot. One thing at a time.
 
     Args:
       services: Those of the sandbox's block.
@@ -72,7 +72,7 @@ class Lifecycle(Generic[Child]):
       named: Where to save.
       config: What the sandbox was opened with.
       timeouts: Bounds on going back when a transaction fails.
-      open_child: Makes the sandbox of a machine that goes on from this one's, told what its own children have to fit beside, and
+      open_child: Makes the sandbox of a machine restored from this one's, told what its own children have to fit beside, and
         what decides on its connections.
       gateway: What decides on the guest's connections.
       note_machine: Told of each machine that the sandbox gets besides *held*, and of its sleep.
@@ -182,7 +182,7 @@ class Lifecycle(Generic[Child]):
             self.reverts += 1
 
     async def _replace(self, snapshot: Snapshot) -> None:
-        """Open a machine that goes on from *snapshot*, and have it take the place of the one there is."""
+        """Open a machine restored from *snapshot*, and have it take the place of the one there is."""
         self.slot.shut_off(self._gate)
         try:
             held = await self._hold(
@@ -381,7 +381,7 @@ class Lifecycle(Generic[Child]):
             raise SnapshotError(f"the sandbox did not wake up, and still hibernates: {exc}") from exc
 
     async def _wake(self, snapshot: Snapshot) -> None:
-        """Have a machine that goes on from *snapshot* end the sleep."""
+        """Have a machine restored from *snapshot* end the sleep."""
         asleep = self._asleep
         assert asleep is not None
         held = await self._hold(self._admitted(snapshot))

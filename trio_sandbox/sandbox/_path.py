@@ -50,8 +50,8 @@ class GuestPath:
     - `OutcomeUnknownError`: the VM, or the helper in it that touches files, ended meanwhile.
     - `GuestProtocolError`: the guest broke the protocol; its VM was ended.
 
-    A cancelled method may have had its effect, unless it says more; it has none after that. For this it waits until the guest is done with
-    it, two seconds at most.
+    A cancelled method may have had its effect, unless its own description says more. It has no effect later: it waits until the guest is
+    done with it, two seconds at most.
     """
 
     __slots__ = ("_path", "_slot", "_user")

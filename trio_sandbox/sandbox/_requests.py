@@ -16,6 +16,7 @@ from .._config import SandboxConfig, Timeouts
 from .._entries import asker_of, current_asker
 from .._errors import RunRefusedError
 from .._observe import span
+from .._refused import refuse
 from .._results import RunOutput, RunResult
 from ..client import (
     NO_INTERPRETER,
@@ -97,6 +98,7 @@ class GuestRequests(WorkspaceRequests):
         """Return the ends of the outputs of the last runs of all tasks, at most eight, the oldest first, for error reports."""
         return tuple(trace.output() for trace in self._recent)
 
+    @refuse("timeout", "input")
     @asynccontextmanager
     async def stream(
         self,
@@ -174,6 +176,7 @@ class GuestRequests(WorkspaceRequests):
                     self._runs += 1
                     yield events
 
+    @refuse("timeout", "input")
     async def run(
         self,
         code: str,
@@ -239,6 +242,7 @@ class GuestRequests(WorkspaceRequests):
             raise exc.with_traceback(None)  # noqa: B904 - it is the same
         return result.check() if check else result
 
+    @refuse("timeout")
     @asynccontextmanager
     async def open_process(
         self,
@@ -333,6 +337,7 @@ class GuestRequests(WorkspaceRequests):
                     if process.returncode is not None:
                         observed.set(exit_status=process.returncode)
 
+    @refuse("timeout", "input", "capture_output", "text", "encoding")
     async def run_process(
         self,
         command: Sequence[AnyGuestPath] | str | None = None,
@@ -403,6 +408,7 @@ class GuestRequests(WorkspaceRequests):
             task_status=task_status,
         )
 
+    @refuse("timeout")
     async def open_tcp_stream(self, port: int) -> trio.abc.HalfCloseableStream:
         """Connect to a TCP server in the guest, at its 127.0.0.1 or else its ::1.
 
@@ -427,6 +433,7 @@ class GuestRequests(WorkspaceRequests):
         check_port(port, "port")
         return await open_tcp_stream(self._slot, port)
 
+    @refuse("timeout")
     async def wait_port(self, port: int) -> None:
         """Wait until a server in the guest listens at *port*, where `open_tcp_stream` would reach it.
 

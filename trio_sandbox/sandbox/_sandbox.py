@@ -16,6 +16,7 @@ from .._errors import PackagesError, SnapshotError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._image_steps import PackagesStep
 from .._network import Network
+from .._refused import refuse
 from ..network import NetworkStatistics, NetworkWatch
 from ._checkpoints import Checkpoint
 from ._install import Installer
@@ -320,6 +321,7 @@ class Sandbox(GuestRequests):
         async with self._lifecycle.transaction():
             yield
 
+    @refuse("timeout")
     async def install(self, *requirements: str | PathLike[str], exclude_newer: str | date | None = None) -> None:
         """Install Python packages that the sandbox's code can import at once, as `Image.packages` adds them to an image.
 
@@ -348,7 +350,7 @@ class Sandbox(GuestRequests):
 
     async def _install(self, step: PackagesStep) -> None:
         if self._installer is None:
-            raise PackagesError("packages can't be installed in this sandbox, which has no image of ours")
+            raise PackagesError("packages can't be installed in this sandbox: it has no image")
         await self._installer.install(self, step)
 
     async def save(self, name: str, *, replace: bool = False) -> None:

@@ -83,7 +83,7 @@ class GuestTextFile(trio.abc.AsyncResource):
         self.encoding = encoding
         """How its bytes are read as text."""
         self.errors = errors
-        """What becomes of what can't be decoded or encoded, as for `open`."""
+        """How errors of decoding and encoding are handled, as for `open`."""
         self._newline = newline
         self._limit = limit
         self._line_end = re.compile("\r\n|\n|\r" if newline == "" else newline or "\n")

@@ -46,9 +46,9 @@ class FileChange:
     """Something happened to a file or directory."""
 
     kind: ChangeKind
-    """What happened: "created"; "modified": its content changed; "written": who had it open for writing closed it;
-    "attributes": mode, owner, times or number of names; "deleted"; "moved_from": it is called otherwise or elsewhere now; "moved_to": it
-    was; "overflow": changes were lost here, because nobody took them in time."""
+    """What happened: "created"; "modified": its content changed; "written": a program that had it open for writing closed it;
+    "attributes": mode, owner, times or number of names; "deleted"; "moved_from": it was renamed, or moved away from here;
+    "moved_to": it got this name, or was moved to here; "overflow": changes were lost here, because nobody took them in time."""
     path: GuestPath
     """What it happened to; for "overflow" what is watched."""
     is_dir: bool

@@ -53,7 +53,7 @@ class WorkspaceRequests(FileRequests):
           progress: As that of `upload`.
 
         Returns:
-          What went over.
+          How much was copied.
 
         Raises:
           NotADirectoryError: if *local* is not a directory; nothing was sent.
@@ -137,8 +137,8 @@ class WorkspaceRequests(FileRequests):
     ) -> str:
         """Return what `pull` would change on the host as a unified diff, which ``git apply`` and ``patch -p1`` take; "" if that is nothing.
 
-        Conflicts are in it as if they were none. Of files that are no text in UTF-8, or longer than 1 MiB, and of what comes after 16 MiB of diff,
-        there are only the names. Files with more than 1000 lines between their first and their last difference are shown as replaced there.
+        It shows conflicts like other changes. Files that are not UTF-8 text or are longer than 1 MiB, and all files after 16 MiB of diff, are in it
+        by name only. Files with more than 1000 lines between their first and their last difference are shown as replaced there.
 
         Arguments and errors are those of `pull`.
         """

@@ -15,6 +15,7 @@ from .._errors import SandboxError
 from .._image import DEFAULT_IMAGE, Image
 from .._nurseries import hide_nursery
 from .._observe import part_logger
+from .._refused import refuse
 from ..machines import check_image
 from ..sandbox import Sandbox
 from ._book import Book, Kept, Phase
@@ -70,9 +71,10 @@ class Sessions:
         return self._book.statistics()
 
     def remembers(self, key: str) -> bool:
-        """Tell whether there is a session of *key*, or was one whose end the next lease is told of (`Session.ended`)."""
+        """Tell whether there is a session of *key*, or one has ended and the next lease will say so (`Session.ended`)."""
         return self._book.remembers(_check_key(key))
 
+    @refuse("timeout")
     @asynccontextmanager
     @trio.lowlevel.enable_ki_protection
     async def lease(self, key: str, *, exclusive: bool = False) -> AsyncGenerator[Session]:
@@ -91,7 +93,7 @@ class Sessions:
         task that has one lease while it waits for another may wait for ever: put a deadline around it.
 
         Cancelled while it waits: a sandbox that is being opened, or woken up, for it will be there for the next lease, or is closed
-        when its time has come. Cancelled in the block: it is given back.
+        when its time has come. Cancelled in the block: the lease ends.
 
         Args:
           key: Whose sandbox it is: any text that is not empty.
@@ -211,7 +213,7 @@ def _check_key(key: str) -> str:
 async def open_sessions_with(
     open_sandbox: Callable[[str], AbstractAsyncContextManager[Sandbox]], limits: SessionsConfig | None = None
 ) -> AsyncGenerator[Sessions]:
-    """Yield sessions whose sandboxes a function of yours opens: each as its key wants it, prepared, saved at the end.
+    """Yield sessions whose sandboxes your own function opens: it can prepare each for its key, and save things at its end.
 
         @asynccontextmanager
         async def open_workspace(user):
