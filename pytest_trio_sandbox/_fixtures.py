@@ -42,11 +42,17 @@ def _sandbox_options(request: pytest.FixtureRequest) -> dict[str, object]:
         if mark.args:
             pytest.fail(f"the marker `sandbox` takes keyword arguments only, not {mark.args[0]!r}", pytrace=False)
         options |= mark.kwargs
+    if wrong := _what_is_wrong(options):  # outside of the exception, which the report would show as well
+        pytest.fail(f"the marker `sandbox` of {request.node.name} is wrong: {wrong}", pytrace=False)
+    return options
+
+
+def _what_is_wrong(options: dict[str, object]) -> str:
     try:
         _image_and_config(options)
     except (TypeError, ValueError) as exc:
-        pytest.fail(f"the marker `sandbox` of {request.node.name} is wrong: {exc}", pytrace=False)
-    return options
+        return str(exc)
+    return ""
 
 
 def _image_and_config(options: dict[str, object]) -> tuple[str | Image, SandboxConfig]:

@@ -2,9 +2,9 @@
 
     SandboxError
     ├── MissingProgramError          a program of the host's is not installed
-    ├── HardwareRequiredError        no accelerator was proved, and software emulation was refused
-    ├── ConfinementRequiredError     this host does not allow all that QEMU can be confined by
-    ├── CapacityError                the request can never fit
+    ├── HardwareRequiredError        no hardware accelerator works, and software emulation was refused
+    ├── ConfinementRequiredError     the host does not allow all of QEMU's confinement
+    ├── CapacityError                the request does not fit on this host
     ├── ImageError
     │   ├── UnknownImageError        no recipe and no image of that name
     │   ├── ImageMissingError        not built, and building was refused
@@ -29,7 +29,7 @@
     ├── OutcomeUnknownError          the request was sent, and its fate is unknown
     ├── FleetError                   a fleet could not be opened
     │   ├── LinkError                a node can't be connected to
-    │   │   └── WrongNodeError       whoever answers at its address is another
+    │   │   └── WrongNodeError       another program answers at its address
     │   ├── LinkProtocolError        a node, or its user, broke the protocol
     │   ├── DrainingError            the node opens no more sandboxes
     │   └── NodeLostError            a node, or the way to it, is gone
@@ -226,7 +226,10 @@ class SandboxHibernatedError(SandboxError):
 
 
 class OutcomeUnknownError(SandboxError):
-    """The request was sent and the answer never came; it may have had its effect."""
+    """The request was sent and the answer never came; it may have had its effect.
+
+    Only you know whether it may be done twice. Open another sandbox for it, or revert to a checkpoint.
+    """
 
     retry_safe = False
     """False: it may have had its effect."""
@@ -241,11 +244,11 @@ class LinkError(FleetError):
 
 
 class WrongNodeError(LinkError):
-    """Whoever answered at a node's address has another certificate than that node. Nothing was said to it."""
+    """The peer at a node's address has another certificate than that node. Nothing was sent to it."""
 
 
 class LinkProtocolError(FleetError):
-    """A node of a fleet, or its user, said what no other side of this version says."""
+    """A node of a fleet, or its user, sent something that this version never sends."""
 
     retry_safe = False
     """False: it may have had its effect."""
@@ -256,9 +259,9 @@ class DrainingError(FleetError):
 
 
 class NodeLostError(FleetError):
-    """A node of a fleet, or the way to it, is gone, and with it the sandboxes that it had; others go on.
+    """A node of a fleet, or the way to it, is gone, and with it the sandboxes that it had; others continue.
 
-    It is the cause of what requests raise, which know more: `SandboxClosedError` for what was not sent, `OutcomeUnknownError` for what was.
+    It is the cause of what requests raise: `SandboxClosedError` for one that was not sent, `OutcomeUnknownError` for one that was.
     """
 
     retry_safe = False

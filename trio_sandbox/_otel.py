@@ -61,7 +61,7 @@ class _Failures:
         except Exception:  # noqa: BLE001 - it is not ours, and logged
             if (now := time.monotonic()) - self._told >= _QUIET:
                 self._told = now
-                _log.exception("OpenTelemetry failed, and some of what it is told may be lost; the sandboxes go on")
+                _log.exception("OpenTelemetry failed, and spans and metrics may be lost; the sandboxes continue")
 
 
 _failures: Final = _Failures()

@@ -25,7 +25,7 @@ def decode(data: bytes) -> str:
 @final
 @attrs.frozen(kw_only=True)
 class RunTimings:
-    """When what happened to a run, in seconds on the host's clock, counted from the call of `Sandbox.run` or `Sandbox.stream`."""
+    """The times of one run, in seconds on the host's clock, counted from the call of `Sandbox.run` or `Sandbox.stream`."""
 
     sent: float = 0.0
     """When the code was sent to the guest. Before that the run waits for its turn, or for a sandbox that wakes up."""
@@ -83,8 +83,8 @@ class RunResult:
     `Sandbox.usage` has what the host counts."""
     peak_memory_bytes: int | None = None
     """The most memory that the interpreter had at once during the run, in bytes: what was resident, shared libraries
-    included. Processes that the code started don't count. Where runs follow each other within a twentieth of a second, what
-    the one before has given back may still count. If the run ended its interpreter, it is the most that a Python
+    included. Processes that the code started don't count. Memory that the run before freed less than 50 ms earlier may still
+    count. If the run ended its interpreter, it is the most that a Python
     interpreter or a process that it has ever waited for had, and None for other languages. None for a shell, too."""
     disk_written_bytes: int | None = None
     """What the interpreter, and processes that it started and waited for, wrote to files on a disk, in bytes, in whole blocks
@@ -156,7 +156,7 @@ class RunOutput:
     language: str
     """The language of the code."""
     outcome: Literal["unsent", "running", "ended", "stopped", "refused", "broken"]
-    """What became of it.
+    """How far it got, and how it ended.
 
     - "unsent": nothing was sent to the guest; the run waits for its turn, or was cancelled while it waited.
     - "running": the code runs.

@@ -153,7 +153,7 @@ class Host:
           ImageBuildError: if building failed; of packages, as `PackagesError` and `WheelMissingError` say, and of a container image, as `OciError` says.
           ImageCorruptError: if the stored files are not what was built.
           MissingProgramError: if a program needed for building is not installed.
-          ModuleNotFoundError: if the image has packages to be chosen, and the extra ``packages`` is not installed.
+          ModuleNotFoundError: if the image needs packages to be chosen, and the extra ``packages`` is not installed.
           CapacityError: if the host never has the memory of a machine that makes a layer, `constants.BUILD_MEMORY_MIB`.
 
         """
@@ -311,7 +311,7 @@ class Host:
         gateway: Gateway,
         beside: int,
     ) -> AsyncGenerator[Sandbox]:
-        """Yield the sandbox of a machine that goes on from that of another sandbox."""
+        """Yield the sandbox of a machine restored from that of another sandbox."""
         with ObservedSandbox(image, config, "fork") as observed:
             async with open_services("Sandbox.fork()") as services:
                 held = await hold_machine(services, machine)

@@ -137,7 +137,7 @@ class Site:
 
     def boots(self) -> int:
         """How many templates were begun."""
-        return sum(step.message == "booting a machine" for step in self.progress)
+        return sum(step.message == "booting a VM" for step in self.progress)
 
 
 @asynccontextmanager

@@ -116,7 +116,7 @@ async def test_a_cancelled_build_leaves_no_machine(tmp_path: Path) -> None:
                 await workshop.build("none")
 
         assert await cancel_at_every_step(build, check=lambda: None) > 5
-    assert workshop.told[-2:] == ["booting a machine", "working"]
+    assert workshop.told[-2:] == ["booting a VM", "working"]
 
 
 async def test_what_can_not_be_fetched_is_raised_as_it_is(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_what_can_not_be_fetched_is_raised_as_it_is(tmp_path: Path) -> Non
             raise PackagesError("no such wheel")
 
         def report(message: str, fraction: float | None) -> None:
-            if message == "booting a machine":
+            if message == "booting a VM":
                 booting.set()
 
         job = workshop.job("none", tree=tree)

@@ -440,7 +440,7 @@ async def test_saving(site: Site) -> None:
     assert site.named.find("mine").devices.read_text() == "first"
     await site.sandbox.save("mine", replace=True)
     assert site.named.find("mine").devices.read_text() == "second"
-    with pytest.raises(ValueError, match="a template's name"):
+    with pytest.raises(ValueError, match="the name of a saved sandbox"):
         await site.sandbox.save("../mine")
 
 

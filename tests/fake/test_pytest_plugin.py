@@ -167,6 +167,7 @@ def test_a_wrong_marker_is_an_error_before_anything_starts(inner: pytest.Pyteste
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([message])
     assert "Traceback" not in result.stdout.str()
+    assert "During handling" not in result.stdout.str()
     assert "was run" not in result.stdout.str()
 
 

@@ -105,7 +105,7 @@ async def test_a_disk_that_fills_up_while_a_template_is_made(
             (disk / name).symlink_to(default_cache_directory() / name)
 
         def fill(step: Progress) -> None:
-            if step.message == "booting a machine":
+            if step.message == "booting a VM":
                 stack.enter_context(filled(disk, leave=16 * 2**20))
 
         config = HostConfig(cache_dir=disk, progress=fill)

@@ -261,7 +261,7 @@ async def test_kill_9_while_a_template_is_made(own: Store) -> None:
     async with process.stdout:
         try:
             said = b""
-            while b"booting a machine" not in said:
+            while b"booting a VM" not in said:
                 piece = await process.stdout.receive_some()
                 assert piece, said
                 said += bytes(piece)

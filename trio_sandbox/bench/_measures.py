@@ -89,7 +89,7 @@ async def boots(lab: Lab, n: int, rounds: int) -> list[float]:
 
 
 async def clones(lab: Lab, n: int, rounds: int) -> list[float]:
-    """Machines that go on from a template that is there: seconds until each had answered."""
+    """Machines restored from a template that is there: seconds until each had answered."""
     async with lab.open(n) as host:
         async with lab.open_answering(host, 1):  # makes the template, if need be
             pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Once(argparse.Action):
@@ -35,6 +35,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the help is, and exit with status 2."""
+        super().error(f"{message}; see `{self.prog} --help`")
 
     # What argparse itself offers for this, `nargs=REMAINDER`, treats "--" in another way in each version of Python.
     def parse_known_args(  # type: ignore[override]

@@ -21,7 +21,7 @@ def add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python"
         type=image_name,
         default=image,
         metavar="NAME",
-        help=f"what is seen inside: python, node, data, or a container image such as docker://debian:12 (default: {image or 'one that has the language'})",
+        help=f"the image: python, node, data, or a container image such as docker://debian:12 (default: {image or 'one that has the language'})",
     )
     parser.add_argument(
         "--memory",
@@ -44,10 +44,8 @@ def add_machine(parser: argparse.ArgumentParser, *, image: str | None = "python"
     )
     parser.set_defaults(no_templates=False, network=[], proxy=None)
     if templates:
-        parser.add_argument(
-            "--no-templates", action="store_true", help="boot, and neither write nor use a saved machine"
-        )
-    parser.add_argument("--no-build", action="store_true", help="fail where the image is not built yet")
+        parser.add_argument("--no-templates", action="store_true", help="boot, and neither write nor use a template")
+    parser.add_argument("--no-build", action="store_true", help="fail if the image is not built yet")
 
 
 def add_packages(parser: argparse.ArgumentParser, what_for: str) -> None:
@@ -58,7 +56,7 @@ def add_packages(parser: argparse.ArgumentParser, what_for: str) -> None:
         action="append",
         default=[],
         metavar="REQUIREMENT",
-        help=f"a package {what_for}: of Python's, such as 'pandas>=2', or of npm's for JavaScript; more than once for more",
+        help=f"a package {what_for}: from Python's index, such as 'pandas>=2', or from npm for JavaScript; may be repeated",
     )
 
 
@@ -69,13 +67,13 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=network_rule,
         metavar="HOST[:PORT]",
-        help="what may be reached: pypi.org, '*.pythonhosted.org', db.example.org:5432, or open for every public host; "
-        "more than once for more (default: nothing)",
+        help="what the guest may reach: pypi.org, '*.pythonhosted.org', db.example.org:5432, or open for every public host; "
+        "may be repeated (default: nothing)",
     )
     parser.add_argument(
         "--proxy",
         metavar="URL",
-        help="an HTTP proxy that connections go through; environment: that of the variable https_proxy (default: none)",
+        help="an HTTP proxy that connections go through; environment: the one in the variable https_proxy (default: none)",
     )
 
 

@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "run",
             help="run a program in a fresh virtual machine",
-            description="Run a program in a fresh virtual machine, to its end, with our standard input, output and error: "
-            "as python3 FILE, node FILE or bash FILE would.",
+            description="Run a program to its end in a fresh virtual machine, as python3 FILE, node FILE or bash FILE would. "
+            "It has this command's standard input, output and error.",
             epilog=_examples.RUN + EXIT_STATUSES,
         )
     )
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "shell",
             help="open a shell in a fresh virtual machine",
-            description="Open a shell in a fresh virtual machine, for as long as the shell runs. "
+            description="Open a shell in a fresh virtual machine. When the shell ends, the virtual machine is destroyed. "
             "Ctrl-] ends both from outside, whatever the guest does.",
             epilog=_examples.SHELL + SHELL_EXIT_STATUSES,
         )
@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "mcp",
             help="serve tools that work in sandboxes, to an AI model's program",
-            description="Serve tools that work in a sandbox by the Model Context Protocol: to the program that has started this, "
-            "on standard input and output, or by HTTP. Each session has a sandbox of its own. Needs the extra mcp.",
+            description="Serve tools that work in a sandbox, by the Model Context Protocol: on standard input and output, to the "
+            "program that has started this command, or by HTTP. Each session has a sandbox of its own. Needs the extra mcp.",
             epilog=_examples.MCP,
         )
     )
@@ -70,17 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "ps",
             help="list the sandboxes that run on this machine",
-            description="List the sandboxes of this user that run on this machine, whatever process has opened them. "
-            "Exit status 0, or 1 if they can't be known.",
+            description="List the sandboxes of this user that run on this machine, of any process. "
+            "Exit status 0, or 1 if it can't find out.",
             epilog=_examples.PS,
         )
     )
     _fill_kill(
         commands.add_parser(
             "kill",
-            help="end the virtual machines of sandboxes, in whatever process they are",
+            help="end the virtual machines of sandboxes, of any process",
             description="End the virtual machines of sandboxes of this user, at once, and nothing else. In the program that has opened "
-            "such a sandbox, what is under way in it raises OutcomeUnknownError, because of a VmDiedError, and later requests SandboxClosedError. "
+            "such a sandbox, requests under way raise OutcomeUnknownError, whose cause is a VmDiedError, and later ones SandboxClosedError. "
             "Exit status 0, or 1 if one was not ended.",
             epilog=_examples.KILL,
         )
@@ -90,15 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
             "bench",
             help="measure how fast sandboxes are on this machine",
             description="Measure how fast sandboxes are on this machine, and what they cost. It takes some minutes under "
-            "software emulation; a busy machine gives figures of no use.",
+            "software emulation; figures from a busy machine are useless.",
             epilog=_examples.BENCH + BENCH_EXIT_STATUSES,
         )
     )
     _fill_doctor(
         commands.add_parser(
             "doctor",
-            help="say what is there, what is missing and how to get it",
-            description="Say what of this machine is there, what is missing and how to get it. "
+            help="say what is installed, what is missing and how to get it",
+            description="Say what is installed on this machine, what is missing and how to get it. "
             "Exit status 0: sandboxes can run; 1: something is missing.",
             epilog=_examples.DOCTOR,
         )
@@ -112,12 +112,14 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=_examples.FLEET,
         )
     )
-    _fill_template(commands.add_parser("template", help="list and remove saved machines", epilog=_examples.TEMPLATE))
+    _fill_template(
+        commands.add_parser("template", help="list and remove templates and saved sandboxes", epilog=_examples.TEMPLATE)
+    )
     _fill_completion(
         commands.add_parser(
             "completion",
-            help="print what makes a shell complete this command line",
-            description="Print a script for a shell, which completes this command line then. Needs the extra cli.",
+            help="print the script for completion in your shell",
+            description="Print the script that makes a shell complete this command line. Needs the extra cli.",
             epilog=_examples.COMPLETION,
         )
     )
@@ -163,7 +165,7 @@ def _fill_run(run: CommandParser) -> None:
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="set a variable of the program's environment; without a value: to the one it has here",
+        help="set a variable of the program's environment; without a value, copy yours",
     )
     run.add_argument(
         "--upload",
@@ -181,13 +183,13 @@ def _fill_run(run: CommandParser) -> None:
         action="append",
         default=[],
         metavar="GUEST[:HOST]",
-        help="copy a file or directory back in the end",
+        help="copy a file or directory back at the end",
     )
     run.add_argument(
         "--workspace",
         type=Path,
         metavar="DIR",
-        help="run in a copy of this directory, in which FILE is, and bring back what the program changes there",
+        help="run in a copy of this directory, which contains FILE, and bring back the program's changes",
     )
     add_packages(run, "that the program finds installed")
     run.add_argument(
@@ -195,7 +197,7 @@ def _fill_run(run: CommandParser) -> None:
         "--workdir",
         type=guest_directory,
         metavar="DIR",
-        help="where the program starts in the guest, and is copied to (default: the home directory)",
+        help="the directory in the guest that the program is copied to and starts in (default: the home directory)",
     )
     add_machine(run, image=None)
     add_network(run)
@@ -204,13 +206,11 @@ def _fill_run(run: CommandParser) -> None:
         type=seconds,
         default=math.inf,
         metavar="SECONDS",
-        help="stop the program after that long (default: never)",
+        help="stop the program after that time (default: never)",
     )
-    add_json(run, "print one JSON object in the end, with what the program printed")
+    add_json(run, "print one JSON object at the end, with the program's output in it")
     run.add_argument("--timings", action="store_true", help="say on standard error how long each step took")
-    run.add_argument(
-        "--trace", action="store_true", help="draw on standard error what was done when, and how long it took"
-    )
+    run.add_argument("--trace", action="store_true", help="draw the steps and their times on standard error, as bars")
     add_quiet(run)
     add_cache_dir(run)
 
@@ -219,7 +219,7 @@ def _fill_shell(shell: argparse.ArgumentParser) -> None:
     shell.add_argument(
         "argv", nargs="*", metavar="COMMAND", help="run this on the terminal instead (default: the user's shell)"
     )
-    shell.add_argument("--user", metavar="NAME", help="who to be in the guest: a name or a number (default: 1000)")
+    shell.add_argument("--user", metavar="NAME", help="the user in the guest: a name or a number (default: 1000)")
     add_packages(shell, "to have installed")
     add_machine(shell)
     add_network(shell)
@@ -239,7 +239,7 @@ def _fill_mcp(mcp: argparse.ArgumentParser) -> None:
         type=seconds,
         default=900.0,
         metavar="SECONDS",
-        help="close a sandbox that nobody has used for so long (default: %(default)g)",
+        help="close a sandbox that nobody has used for that time (default: %(default)g)",
     )
     mcp.add_argument(
         "--sandboxes",
@@ -261,7 +261,7 @@ def _fill_bench(bench: argparse.ArgumentParser) -> None:
         type=measures,
         default=MEASURES,
         metavar="NAMES",
-        help=f"measure these only, with commas between them: {', '.join(MEASURES)}",
+        help=f"measure only these, with commas between them: {', '.join(MEASURES)}",
     )
     bench.add_argument(
         "-n",
@@ -283,7 +283,9 @@ def _fill_doctor(doctor: argparse.ArgumentParser) -> None:
 
 def _fill_kill(kill: argparse.ArgumentParser) -> None:
     which = kill.add_mutually_exclusive_group(required=True)
-    which.add_argument("ids", nargs="*", default=[], metavar="ID", help="what `trio-sandbox ps` calls it")
+    which.add_argument(
+        "ids", nargs="*", default=[], metavar="ID", help="the sandbox's id, as `trio-sandbox ps` shows it"
+    )
     which.add_argument("--all", action="store_true", help="all that run on this machine for this user")
     add_json(kill)
 
@@ -332,11 +334,11 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
     inspect = _add_action(
         actions,
         "inspect",
-        "print all that is known of an image and what it stands on, as JSON",
+        "print all that is known of an image and the layers below it, as JSON",
         "trio-sandbox image inspect python",
     )
     inspect.add_argument("name", type=image_name, metavar="NAME", help="image name")
-    add_json(inspect, "print JSON, which it does in any case")
+    add_json(inspect, "print JSON, as it always does")
     add_cache_dir(inspect)
 
     listing = _add_action(
@@ -372,7 +374,7 @@ def _fill_image(image: argparse.ArgumentParser) -> None:
 
 def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
     fleet.add_argument(
-        "--address", default="auto", metavar="HOST:PORT", help="of the Ray cluster (default: the one of this machine)"
+        "--address", default="auto", metavar="HOST:PORT", help="the Ray cluster (default: the one of this machine)"
     )
     actions = fleet.add_subparsers(dest="action", required=True, metavar="ACTION")
     status = _add_action(
@@ -389,9 +391,9 @@ def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
         "have a node open no more sandboxes, wait until it has none, and end our process there",
         "trio-sandbox fleet drain worker-3f9a61c2 --timeout 600",
     )
-    drain.add_argument("node", metavar="NODE", help="the node's name, as `status` says it")
+    drain.add_argument("node", metavar="NODE", help="the node's name, as `status` shows it")
     drain.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", help="end sandboxes that are left then (default: wait)"
+        "--timeout", type=seconds, metavar="SECONDS", help="then end the sandboxes that are left (default: wait)"
     )
     add_json(drain)
 

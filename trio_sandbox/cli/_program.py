@@ -174,7 +174,7 @@ def _language_of_file(file: str, content: bytes) -> str | None:
         if names and pattern.fullmatch(names[0]):
             return language
     raise ValueError(
-        f"{file} starts with {'#!' + line!r}, which names no language of ours; say --language, one of {', '.join(_INTERPRETERS)}"
+        f"{file} starts with {'#!' + line!r}, which is no language that trio-sandbox runs; say --language, one of {', '.join(_INTERPRETERS)}"
     )
 
 

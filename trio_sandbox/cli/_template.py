@@ -1,4 +1,4 @@
-"""``trio-sandbox template``: list and remove the saved states that sandboxes go on from."""
+"""``trio-sandbox template``: list and remove the saved states that sandboxes are restored from."""
 
 from __future__ import annotations
 

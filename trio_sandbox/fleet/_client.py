@@ -315,7 +315,7 @@ class NodeClient:
             self.lose(str(exc))
         except Exception as exc:  # noqa: BLE001 - what its host raised when it was asked
             self._silence = exc
-            _log.warning("node %s says no more what it is like: %s", self.name, exc)
+            _log.warning("node %s no longer reports its state: %s", self.name, exc)
         return None
 
 

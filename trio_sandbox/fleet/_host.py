@@ -249,7 +249,7 @@ class FleetHost:
         check: bool = False,
         **fields: Unpack[SandboxFields],
     ) -> RunResult:
-        """Run a file of Python's, of this machine, as `Host.run_script` does, on a node. Errors are those of both."""
+        """Run a Python file of this machine on a node, as `Host.run_script` does. Errors are those of both."""
         self._home.check("FleetHost.run_script()")
         source = await read_source(path)
         wanted = image_for_script(check_image(image), source)
@@ -272,7 +272,7 @@ class FleetHost:
     async def remove_saved_sandbox(self, name: str) -> int:
         """Remove what was saved as *name* from every node that has it; return the bytes that came free. It can't be made again.
 
-        Sandboxes that go on from it are not disturbed. Cancelled: it is gone from some nodes, or from all.
+        Sandboxes restored from it are not disturbed. Cancelled: it is gone from some nodes, or from all.
 
         Raises:
           TypeError, ValueError: for what can't be a name.

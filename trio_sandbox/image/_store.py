@@ -163,7 +163,7 @@ class ImageStore:
         with self.hold(recipe.image.entries) as held:
             if not held:
                 raise ImageMissingError(
-                    f"what the {stage} stands on was removed just now, to make room in the cache; trying again builds it"
+                    f"a layer below the {stage} was removed just now, to make room in the cache; try again, which builds it"
                 )
             try:
                 entry, manifest = await self._ensure(recipe, stage, build, progress, environment or {})

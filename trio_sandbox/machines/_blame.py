@@ -1,4 +1,4 @@
-"""Why a machine did not go on from a saved state: whether the state may be to blame."""
+"""Why a machine was not restored from a saved state: whether the state may be to blame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from .._errors import CapacityError, GuestProtocolError, QemuStorageDaemonError, VmError
 from ..qemu import describe_exit
 
-#: What going on from a saved state can raise: it is no good, or other processes leave no room for it.
+#: What restoring a saved state can raise: it is no good, or other processes leave no room for it.
 RESTORE_FAILURES: Final = (VmError, GuestProtocolError, QemuStorageDaemonError, CapacityError, OSError)
 
 #: What is said where somebody killed QEMU, or this host has too little of something.
@@ -21,7 +21,7 @@ _OF_THE_HOST: Final = (
 
 
 def blames_the_state(exc: Exception) -> bool:
-    """Whether that may be the state's fault; where it is not, the next machine may go on from it."""
+    """Whether that may be the state's fault; where it is not, the next machine may be restored from it."""
     return not any(reason in first_line(exc) for reason in _OF_THE_HOST)
 
 

@@ -1,4 +1,4 @@
-"""What may be asked for: which image, and what of a machine that goes on from a saved sandbox."""
+"""What may be asked for: which image, and what of a machine restored from a saved sandbox."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_known(store: ImageStore, image: AnyImage) -> None:
 
 
 def boots_anew(saved: NamedTemplate, config: SandboxConfig) -> bool:
-    """Whether a machine of *config* can't go on from the state of *saved*, and boots from its disk."""
+    """Whether a machine of *config* can't be restored from the state of *saved*, and boots from its disk."""
     return config.memory_mib > saved.memory_mib
 
 
@@ -53,13 +53,13 @@ def saved_config(saved: NamedTemplate, config: SandboxConfig) -> SandboxConfig:
 def fit(
     saved: NamedTemplate, image: AnyImage, config: SandboxConfig | None, fields: Container[str]
 ) -> tuple[AnyImage, SandboxConfig]:
-    """Return the image and the configuration of a machine that goes on from *saved*, or refuse what was asked for.
+    """Return the image and the configuration of a machine restored from *saved*, or refuse what was asked for.
 
     *fields* were said one by one. Of a whole configuration nobody knows which were; what is the default was not.
     """
     if image not in (saved.image, DEFAULT_IMAGE):
         raise ValueError(
-            f"the saved sandbox {saved.name!r} is one of image {saved.image!r}, not {image!r}: leave `image` out"
+            f"the saved sandbox {saved.name!r} has the image {saved.image!r}, not {image!r}: leave `image` out"
         )
     if config is None:
         config = SandboxConfig()

@@ -117,7 +117,7 @@ class HostImages:
 
         Args:
           image: Which.
-          saved: A saved sandbox that is to go on from it; then it is not built, since it would be another one.
+          saved: A saved sandbox that is to be restored on it; then it is not built, since it would be another one.
 
         Raises:
           TemplateUnusableError: if it is not there for *saved*.
@@ -131,8 +131,8 @@ class HostImages:
                 if saved is None:
                     raise
                 raise TemplateUnusableError(
-                    f"the saved sandbox {saved.name!r} stands on files that are not there any more, and that can't be built "
-                    f"the same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
+                    f"the saved sandbox {saved.name!r} needs files of its image that are gone, and that can't be built the "
+                    f"same again: {exc}. `trio-sandbox template rm {saved.name}` removes it"
                 ) from exc
             yield disks
 

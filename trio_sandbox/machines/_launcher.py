@@ -148,12 +148,12 @@ class Launcher:
     async def open_saved(
         self, image: BuiltImage, system: SystemDisk, template: NamedTemplate, config: SandboxConfig
     ) -> AsyncGenerator[Vm]:
-        """Yield a machine that goes on from a named template for the block; *config* fits it.
+        """Yield a machine restored from a named template for the block; *config* fits it.
 
         With more memory than the template has it boots from the template's disk instead.
 
         Raises:
-          TemplateUnusableError: if it can't go on from there.
+          TemplateUnusableError: if it can't be restored.
           MountError: if `SandboxConfig.mounts` can't be copied, or not be mounted.
           VmBootError: if it was killed, or this host has too little of something.
           QemuStorageDaemonError, OSError: if its disk can't be made.
@@ -173,7 +173,7 @@ class Launcher:
             except (VmError, GuestProtocolError, FileNotFoundError) as exc:
                 if saved is None or not blames_the_state(exc):
                     raise
-                raise self._unusable(template, f"a machine could not start from it: {exc}") from exc
+                raise self._unusable(template, f"a VM could not start from it: {exc}") from exc
             if places:
                 await mount(vm, places, patience=self._timeouts.boot)
             # It may have been saved with a limit of its own.
@@ -288,7 +288,7 @@ class Launcher:
     async def open_restored(
         self, snapshot: Snapshot, guest_handler: StreamHandler | None = None, guest_certificates: str = ""
     ) -> AsyncGenerator[Vm]:
-        """Yield a machine that goes on from *snapshot*, as somebody else, for the block.
+        """Yield a machine restored from *snapshot*, as somebody else, for the block.
 
         The snapshot may be discarded once the block has started. Errors are those of `open_machine`, and `SnapshotError`
         if its memory is not as it was.
@@ -370,8 +370,8 @@ class Launcher:
             shutil.rmtree(directory, ignore_errors=True)
 
     def _needs_memory(self, machine: MachineConfig) -> bool:
-        """Whether a machine that goes on from a state needs a copy of the RAM's file of its own."""
-        # What its guest gives back is cut out of the file; or it could write to what others go on from.
+        """Whether a machine restored from a state needs a copy of the RAM's file of its own."""
+        # What its guest gives back is cut out of the file; or it could write to what others are restored from.
         return machine.memory_shared or not self._machines.shares_memory
 
     async def _open_clone(
@@ -397,7 +397,7 @@ class Launcher:
                 _log.warning("the template %s can't be used now, and a VM boots: %s", key, first_line(exc))
                 return None, None
             self._failures[key] += 1
-            return None, partial(templates.discard, key, f"a machine could not start from it: {exc}")
+            return None, partial(templates.discard, key, f"a VM could not start from it: {exc}")
 
     # --- Templates ---
 
@@ -454,7 +454,7 @@ class Launcher:
             key, image=image.name, memory_mib=config.memory_mib, vcpus=config.vcpus, warmup=config.warmup
         )
         with span("template"), templates.make(wanted) as staged:
-            report("booting a machine")
+            report("booting a VM")
             original = attrs.evolve(
                 machine,
                 overlay=staged.overlay,

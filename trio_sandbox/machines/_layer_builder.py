@@ -128,7 +128,7 @@ class LayerBuilder:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fill)
                 await self._overlays.acquire(job.image.top, job.overlay)
-                report("booting a machine", None)
+                report("booting a VM", None)
                 async with self._machines.open_vm(
                     machine, guest_handler=gateway.handler, guest_certificates=gateway.certificates
                 ) as vm:

@@ -1,4 +1,4 @@
-"""The store of named templates: sandboxes that a user has saved, for others to go on from.
+"""The store of named templates: sandboxes that a user has saved, to restore others from.
 
 They are the user's data: nothing removes them but the user, and nothing can make them again. One is a manifest,
 ``NAME.json``, and the directory that it tells of, ``NAME~TOKEN``. The manifest comes last and takes its place at
@@ -61,7 +61,7 @@ class NamedTemplate:
     qemu: str
     """What ran it, in words."""
     marker: bytes = attrs.field(repr=False)
-    """What wakes up the agent of a machine that goes on from here."""
+    """What wakes up the agent of a machine restored from here."""
     with_memory: bool
     """The RAM is in `devices`, too."""
     balloon: bool
@@ -135,10 +135,10 @@ def check_template_name(name: object) -> None:
 
     """
     if not isinstance(name, str):
-        raise TypeError(f"a template's name must be str, not {type(name).__name__}")
+        raise TypeError(f"the name of a saved sandbox must be str, not {type(name).__name__}")
     if _NAME.fullmatch(name) is None:
         raise ValueError(
-            "a template's name must be 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-', "
+            "the name of a saved sandbox must be 1 to 64 of the characters A-Z, a-z, 0-9, '.', '_' and '-', "
             f"the first a letter or digit, not {name!r:.100}"
         )
 
@@ -301,7 +301,7 @@ class NamedTemplateStore:
         sync_files([self._directory])
 
     def remove(self, name: str) -> int:
-        """Remove a template; return the bytes that came free. Machines that go on from it are not disturbed.
+        """Remove a template; return the bytes that came free. Machines restored from it are not disturbed.
 
         Raises:
           UnknownTemplateError: if there is none of that name.
@@ -390,7 +390,7 @@ class NamedTemplateStore:
             with_memory=fields.flag("with_memory"),
             balloon=fields.flag("balloon"),
             mounted=fields.flag("mounted"),
-            # Earlier versions did not say; nothing goes on from what they saved.
+            # Earlier versions did not say; nothing is restored from what they saved.
             mounts_bytes=fields.number("mounts_bytes") if "mounts_bytes" in fields.names() else 0,
             # More than there are files of it could be as many as memory holds.
             layer_count=min(fields.number("layer_count"), len(files) + 1),

@@ -17,7 +17,7 @@ from ._named import NamedTemplateStore
 @final
 @attrs.frozen(kw_only=True)
 class SavedSandbox:
-    """A sandbox that `Sandbox.save` has saved, for ``open_sandbox(template=name)`` to go on from."""
+    """A sandbox that `Sandbox.save` has saved, for ``open_sandbox(template=name)`` to restore."""
 
     name: str
     """What it was saved as."""
@@ -54,7 +54,7 @@ def saved_sandboxes(cache_dir: str | os.PathLike[str] | None = None) -> tuple[Sa
 def remove_saved_sandbox(name: str, cache_dir: str | os.PathLike[str] | None = None) -> int:
     """Remove a sandbox that was saved; return the bytes that came free. It can't be made again.
 
-    Sandboxes that go on from it are not disturbed. It takes as long as the disk does.
+    Sandboxes restored from it are not disturbed. It takes as long as the disk does.
 
     Args:
       name: Which.

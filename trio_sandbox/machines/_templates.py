@@ -1,4 +1,4 @@
-"""The store of templates: saved states of machines that have booted and warmed up, for others to go on from.
+"""The store of templates: saved states of machines that have booted and warmed up, to restore others from.
 
 A template is a directory of the cache with the RAM, the devices' state and the frozen disk overlay of one
 machine, and a manifest that is written last. Its name is the digest of everything that could make it wrong.
@@ -71,7 +71,7 @@ class Template:
     warmup: str
     """The code that ran before the state was saved."""
     marker: bytes = attrs.field(repr=False)
-    """What wakes up the agent of a machine that goes on from here."""
+    """What wakes up the agent of a machine restored from here."""
     created: float
     """When it was made, in Unix seconds."""
     used: float = 0.0
@@ -232,7 +232,7 @@ class TemplateStore:
     def remove(self, key: str) -> int:
         """Remove the templates whose key begins with *key*; return the bytes that came free.
 
-        Machines that go on from them are not disturbed.
+        Machines restored from them are not disturbed.
 
         Raises:
           UnknownTemplateError: if there is none, or *key* is shorter than 6 characters.

@@ -270,7 +270,9 @@ class Gateway:
         rule = network.find(host, port)
         if rule is None:
             where = host if port is None else f"{host}:{port}"
-            raise _RefusedError("refused by policy", f"no rule allows {where}; Network.allow({where!r}) would")
+            raise _RefusedError(
+                "refused by policy", f"no rule allows {where}; Network.allow({where!r}) would, or --network {where}"
+            )
         self._check_bytes(network, 1)
         if host not in self._names:
             if len(self._names) >= _MOST_NAMES:

@@ -102,7 +102,7 @@ class MachineFds:
 
     kernel: int
     initrd: int | None
-    """None: none is read, which is for machines that go on from a state."""
+    """None: none is read, which is for machines restored from a state."""
     system_disk: int
     image: int
     image_layers: tuple[int, ...] = ()
@@ -401,7 +401,7 @@ def _disk(node: str) -> list[str]:
 
 
 def stand_in_kernel() -> bytes:
-    """Return the smallest kernel that QEMU takes: for a machine that goes on from a saved state, and boots none.
+    """Return the smallest kernel that QEMU takes: for a machine that is restored from a saved state, and boots none.
 
     QEMU wants a kernel of the same kind, for the same option ROM to be there, and would read all of the real one.
     It is an ELF file with one byte of code and the note that says where to enter it (Xen's PVH).

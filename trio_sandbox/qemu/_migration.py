@@ -67,7 +67,7 @@ async def save_with_memory(qmp: QMPChannel, fd: int) -> None:
 
 
 async def load_state(qmp: QMPChannel, fd: int, *, with_memory: bool = False) -> None:
-    """Read the devices' state from *fd*, and the RAM if `save_with_memory` wrote it; let the machine go on from there.
+    """Read the devices' state from *fd*, and the RAM if `save_with_memory` wrote it; let the machine continue from there.
 
     Args:
       qmp: The machine's, which was started to wait for it.

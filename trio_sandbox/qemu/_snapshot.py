@@ -1,11 +1,11 @@
-"""A snapshot: the state of a machine at one moment, for others to go on from, while the machine itself goes on.
+"""A snapshot: the state of a machine at one moment, to restore others from, while the machine itself continues.
 
 While the agent holds still and QEMU has the machine stopped, the devices' state is written to a file, what the RAM's
 file does not have is added to a copy of that which was made before, and the disk gets a new overlay: the one before
-is written to by nobody any more, and is a layer under this machine's disk and under all that go on from the snapshot.
+is written to by nobody any more, and is a layer under this machine's disk and under those of all machines restored from it.
 
 Where the kernel does not let us read QEMU's memory, the RAM is in one stream with the devices' state, which each
-machine that goes on from it has to read.
+machine restored from it has to read.
 
 Sources: ``migration.json`` and ``block-core.json`` of QEMU's ``qapi``. `xen-save-devices-state` has nothing to do
 with Xen but that it was the first to want the state without the RAM.
@@ -73,7 +73,7 @@ class Snapshot:
     directory: Path
     """Where its files are."""
     config: MachineConfig
-    """The machine. Each that goes on from here needs an overlay of its own, over the last of the layers, and a copy of
+    """The machine. Each restored from here needs an overlay of its own, over the last of the layers, and a copy of
     the RAM's file of its own where that is `memory_shared`."""
     saved: SavedState
     """Its state."""
@@ -101,7 +101,7 @@ class Snapshot:
             )
 
     def discard(self) -> None:
-        """Remove its files. Machines that went on from it, and have links to its layers, are not disturbed."""
+        """Remove its files. Machines that were restored from it have links to its layers, and are not disturbed."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

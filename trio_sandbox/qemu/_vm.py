@@ -104,7 +104,7 @@ class Vm:
         self.guest_certificates: str = ""
         """What its programs are to trust then besides their image's certificates, as PEM; told by the hello only."""
         self.restored: bool = False
-        """Whether it goes on from a state, and has not booted."""
+        """Whether it was restored from a state, and has not booted."""
 
     def __repr__(self) -> str:
         if self._failure is not None:
@@ -198,7 +198,7 @@ class Vm:
     async def save(self, devices: Path) -> None:
         """Stop the machine for good and write the state of its devices to the new file *devices*.
 
-        With that, its RAM's file and its disks, others can be opened that go on from here. Cancelled
+        With that, its RAM's file and its disks, others can be restored. Cancelled
         or failed, it leaves a part of the file. Either way all that is left to do is to leave the block.
 
         Raises:
@@ -231,7 +231,7 @@ class Vm:
         raise AssertionError("nobody cancels that scope")
 
     async def snapshot(self, directory: Path, overlay: Path) -> Snapshot:
-        """Save the machine's state, for others to go on from, and let it go on; it writes to *overlay* from then on.
+        """Save the machine's state, to restore others from, and let it continue; it writes to *overlay* from then on.
 
         The machine stands still for some 30 ms, and longer the more memory it has written to: 1 GiB takes about a second.
         Its runs and processes notice nothing else. One snapshot is taken at a time, and others wait. When there are

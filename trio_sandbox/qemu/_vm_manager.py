@@ -249,7 +249,7 @@ class VmManager:
         )
         if not self._with_library:
             _log.warning(
-                "%s would open the memory that sandboxes go on from for writing: each gets a copy of its own, which takes longer; "
+                "%s would open for writing the memory that sandboxes start from: each gets a copy of its own, which takes longer; "
                 "to change that, install QEMU 8.2 or later",
                 self._accelerator.qemu,
             )

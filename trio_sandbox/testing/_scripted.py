@@ -34,8 +34,7 @@ async def open_scripted_sandbox(
 
     Limits on output, turns of the interpreter, cancellation and errors are those of the real thing, as is everything
     between your program and the guest. It costs a millisecond, and works with `trio.testing.MockClock`. Checkpoints, copies and sleep keep
-    what the script remembers (`Call.state`) and the files. These are in memory: methods of `GuestPath`, `Sandbox.upload` and `Sandbox.download` work on them, and nobody
-    is refused anything. The script connects by `Call.connect`, as the policy allows. It does not fall asleep by itself. Terminals, tunnels and
+    what the script remembers (`Call.state`) and the files. These are in memory: methods of `GuestPath`, `Sandbox.upload` and `Sandbox.download` work on them, without checks of rights. The script connects by `Call.connect`, as the policy allows. It does not fall asleep by itself. Terminals, tunnels and
     `Sandbox.watch` are not scripted: they need a guest.
 
     Args:
