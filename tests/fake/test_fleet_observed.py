@@ -8,6 +8,7 @@ import trio
 from tests._telemetry import telemetry
 from trio_sandbox import CapacityError
 from trio_sandbox._observe import record
+from trio_sandbox.fleet import FleetConfig
 
 from ._fleet import LocalHost, open_fake_fleet
 
@@ -48,3 +49,15 @@ async def test_numbers_of_sandboxes_on_nodes() -> None:
         assert outcomes == {"ok": 2, "cancelled": 1, "error": 1}
         assert seen.total("admission.duration") == 3, "who never gets room has waited, too"
         assert seen.total("sandboxes.open") == 0
+
+
+async def test_what_a_fleet_logs_of_a_sandbox_has_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_fake_fleet("one", fleet=FleetConfig(end_timeout=0.1)) as fleet:
+        async with fleet.host.open_sandbox() as sandbox:
+            fleet.nodes["one"].wire.stall()
+        fleet.nodes["one"].wire.go_on()
+    logged = {
+        (each.__dict__["sandbox_id"], each.getMessage()) for each in caplog.records if each.name == "trio_sandbox.fleet"
+    }
+    assert (sandbox.id, "node one did not clean up after opening a sandbox within 0.1 s") in logged
+    assert all(hasattr(each, "sandbox_id") for each in caplog.records if each.name.startswith("trio_sandbox"))

@@ -18,6 +18,7 @@ import trio.testing
 from opentelemetry import context, metrics, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+import trio_sandbox
 from tests._leaks import cancel_at_every_step
 from tests._telemetry import Telemetry, attributes_of, of_its_own, telemetry
 from trio_sandbox import (
@@ -494,6 +495,12 @@ def test_a_record_says_what_it_is_about(caplog: pytest.LogCaptureFixture) -> Non
         ("trio_sandbox.a_part", "three", None, None),
     ]
     assert caplog.records[0].funcName == "test_a_record_says_what_it_is_about"
+
+
+def test_every_part_logs_what_its_records_are_about() -> None:
+    package = Path(trio_sandbox.__file__).parent
+    loggers = {path.name for path in package.rglob("*.py") if "getLogger(" in path.read_text()}
+    assert loggers == {"_observe.py", "_otel.py"}, "others have a part_logger"
 
 
 async def test_what_a_run_is_told_of_has_its_ids(caplog: pytest.LogCaptureFixture) -> None:

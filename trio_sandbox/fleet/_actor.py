@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import Any, Final, NoReturn, final
@@ -12,6 +11,7 @@ import trio
 
 from .._config import HostConfig
 from .._errors import NodeLostError
+from .._observe import part_logger
 from ..host import Host, HostStatistics, open_host
 from ..image import default_cache_directory
 from ..machines import SavedSandbox, TemplateStore, saved_sandboxes
@@ -22,7 +22,7 @@ from ._node import Node, serve_node
 from ._progress import ProgressNotes
 from ._stock import Stock
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Seconds between two looks at what has changed.
 _LOOK: Final = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, final
@@ -12,6 +11,7 @@ import trio
 from .._config import Progress
 from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
 from .._nurseries import open_services
+from .._observe import part_logger
 from ..host import HostStatistics
 from ..image import Cargo
 from ..machines import SavedCargo
@@ -34,7 +34,7 @@ from ._messages import (
     is_sound,
 )
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Messages about different things that are kept for who will listen to them, of one block; the oldest go first.
 _MOST_NEWS: Final = 256
@@ -184,7 +184,7 @@ class NodeClient:
                         if await _end(messages):
                             await ended.wait()
                     if patience.cancelled_caught:
-                        _log.warning("node %s did not end %s within %g s", self.name, what, self._end_timeout)
+                        _log.warning("node %s did not clean up after %s within %g s", self.name, what, self._end_timeout)
             if last:
                 self._unwrap(last[0])
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from .._config import SandboxConfig, Timeouts
 from .._errors import SandboxClosedError, SandboxError, SandboxHibernatedError, SnapshotError
 from .._image_steps import PackagesStep
 from .._nurseries import Services, open_services
+from .._observe import part_logger
 from ..client import check_open
 from ..machines import check_count, check_template_name
 from ..network import Gateway
@@ -22,7 +22,7 @@ from ._client import NodeClient
 from ._machine import RemoteMachine
 from ._messages import Ask, Fork, Offer, Opened, OpenedTogether, Status
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 Child = TypeVar("Child")
 

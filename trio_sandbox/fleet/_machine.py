@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable
 from typing import Final, final
 
@@ -10,13 +9,14 @@ import trio
 
 from .._errors import LinkError, NodeLostError, VmDiedError
 from .._nurseries import hide_nursery
+from .._observe import part_logger
 from ..qemu import Accelerator
 from ..wire import Channel, ChannelError, ChannelStream, Role, StreamHandler
 from ._client import SILENCE, NodeClient
 from ._links import connect, open_link, why
 from ._messages import Ended, Offer, Status
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Seconds for the news of a machine's end to come, after its link was found closed.
 _NEWS_SECONDS: Final = 3.0

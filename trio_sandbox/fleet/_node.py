@@ -7,7 +7,6 @@ thing, and what is kept, a sandbox or copies of one, is kept until its stream en
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -22,6 +21,7 @@ from .._config import SandboxConfig
 from .._errors import DrainingError, LinkProtocolError
 from .._image import AnyImage
 from .._nurseries import hide_nursery
+from .._observe import part_logger
 from ..host import HostStatistics
 from ..image import Cargo
 from ..machines import SavedCargo
@@ -56,7 +56,7 @@ from ._shipping import CONNECTIONS, Loan, fetch, fetch_saved
 from ._stock import Stock
 from ._tls import TlsStream
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: What the secret of the user's first connection is good for; machines have numbers from 1.
 _USER: Final = 0

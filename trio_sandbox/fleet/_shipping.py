@@ -6,7 +6,6 @@ file goes on where it was.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import trio
 from .._errors import LinkError, LinkProtocolError
 from .._image import AnyImage
 from .._nurseries import Services, open_services
+from .._observe import part_logger
 from ..image import Cargo, Receive
 from ..machines import Images, SavedCargo, SavedExchange
 from ..wire import Channel, ChannelError, ChannelStream, Role, StreamResetError
@@ -26,7 +26,7 @@ from ._lease import Lease
 from ._links import MessageStream, connect, open_link
 from ._messages import Lent, NodeAddress, Piece
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Connections that one fetch may take, one after the other: so often it may break off.
 CONNECTIONS: Final = 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,13 +15,14 @@ import trio
 from .._errors import ImageBuildError, ImageMissingError, SandboxError, UnknownImageError
 from .._image import AnyImage, Image
 from .._image_steps import FilesStep, Step
+from .._observe import part_logger
 from ..image import digest_of_tree
 from ._client import NodeClient
 from ._messages import Call, Fetch, FetchSaved, Lend, LendSaved, Lent, NodeAddress, Prepare
 from ._saved import Located
 from ._trees import deliver
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Nodes that fetch from one node at a time: each that has finished is one more to fetch from.
 _MOST_LOANS: Final = 4
