@@ -201,6 +201,28 @@ async def test_what_opening_raises_there_is_raised_here(error: Exception) -> Non
         assert (await fleet.host.run("print(1)")).stdout == "1\n", "its share was given back"
 
 
+async def test_a_node_on_which_starts_fail_does_not_attract_all_others() -> None:
+    """It has the most memory left, since nothing is opened there."""
+    host = LocalHost(memory_mib=20_000)
+    async with open_fake_fleet("one", "two", one=host) as fleet:
+
+        async def where() -> str | None:
+            async with fleet.host.open_sandbox() as sandbox:
+                return sandbox.node
+
+        with pytest.raises(ZeroDivisionError):
+            async with fleet.host.open_sandbox():
+                _ = 1 / 0
+        assert await where() == "one", "what a block raises is no failure of its node"
+        host.failure = ImageBuildError("the disk is full")
+        with pytest.raises(ImageBuildError):
+            await where()
+        assert [await where() for _ in range(3)] == ["two"] * 3
+        fleet.nodes["two"].node.draining = True
+        await wait_until(lambda: any(node.draining for node in fleet.host.statistics().nodes))
+        assert await where() == "one", "when no other is left"
+
+
 async def test_cancelled_while_it_is_opened() -> None:
     host = LocalHost(gate=trio.Event())
     async with open_fake_fleet("one", one=host) as fleet:

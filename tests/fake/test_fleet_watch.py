@@ -13,10 +13,11 @@ import pytest
 import trio
 
 from tests._leaks import wait_until
-from trio_sandbox import HostConfig
+from trio_sandbox import HostConfig, constants
 from trio_sandbox.fleet import FleetConfig, _ray
 
 from ._fleet import open_fake_fleet
+from ._ray import Group, Groups
 
 
 class RayError(Exception):
@@ -25,17 +26,19 @@ class RayError(Exception):
 
 @attrs.define(eq=False)
 class FakeRay:
-    """Answers after it has failed twice, and then that there is no node any more."""
+    """Fails until it answers, with the nodes that are there."""
 
     exceptions: types.SimpleNamespace = attrs.field(factory=lambda: types.SimpleNamespace(RayError=RayError))
     asked: int = 0
     answers: bool = False
+    there: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
+    util: Groups = attrs.field(factory=Groups)
 
     def nodes(self) -> list[dict[str, Any]]:
         self.asked += 1
         if not self.answers:
             raise RayError("no head")
-        return []
+        return self.there
 
 
 class DeadActor:
@@ -69,13 +72,26 @@ class Gauge:
         pass
 
 
-async def test_ray_that_fails_and_then_says_that_a_node_is_gone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def node_of_ray(name: str, *, alive: bool = True, **resources: int) -> dict[str, Any]:
+    """Make a node as Ray tells of it, which a fleet calls NAME-NAME."""
+    return {
+        "NodeID": name,
+        "NodeManagerHostname": name,
+        "NodeManagerAddress": "127.0.0.1",
+        "Resources": resources,
+        "Alive": alive,
+    }
+
+
+@pytest.fixture(autouse=True)
+def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ray", "ray.util", "ray.util.metrics"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setattr(sys.modules["ray.util.metrics"], "Gauge", Gauge, raising=False)
     monkeypatch.setattr(_ray, "_LOOK", 0.01)
+
+
+async def test_ray_that_fails_and_then_says_that_a_node_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     ray = FakeRay()
     supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
     supervisor._names["id"], supervisor._actors["id"] = "one", DeadActor()  # pyright: ignore[reportPrivateUsage]
@@ -95,3 +111,58 @@ async def test_ray_that_fails_and_then_says_that_a_node_is_gone(
         assert failure.__notes__ == ["Ray says of our process there: it was killed for want of memory"]
         await fleet.nodes["one"].node.left.wait()
         nursery.cancel_scope.cancel()
+
+
+# --- Nodes that come when they are needed ---
+
+
+def test_which_nodes_have_sandboxes() -> None:
+    head, worker, gone = node_of_ray("head"), node_of_ray("w", trio_sandbox=3), node_of_ray("g", alive=False)
+    for there, with_slots_only, names in (
+        ([head, worker, gone], False, ["w-w"]),
+        ([head, gone], False, ["head-head"]),
+        ([head, gone], True, []),
+        ([head, worker], True, ["w-w"]),
+    ):
+        nodes = _ray.alive_nodes(FakeRay(answers=True, there=there))
+        assert [node.name for node in _ray.usable(nodes, with_slots_only=with_slots_only)] == names
+
+
+async def test_a_node_is_not_lost_because_others_come_that_have_the_resource() -> None:
+    ray = FakeRay(answers=True, there=[node_of_ray("n")])
+    supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
+    supervisor._names |= {"n": "n-n", "m": "m-m"}  # pyright: ignore[reportPrivateUsage]
+    async with open_fake_fleet("n-n") as fleet, fleet.host.open_sandbox() as sandbox, trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.watch, fleet.members)
+        ray.there.append(node_of_ray("m", trio_sandbox=3))
+        asked = ray.asked
+        await wait_until(lambda: ray.asked > asked + 2)
+        assert (await sandbox.run("print('here')")).stdout == "here\n"
+        nursery.cancel_scope.cancel()
+
+
+async def test_ray_is_told_who_waits_until_the_fleet_ends() -> None:
+    ray = FakeRay(answers=True, there=[node_of_ray("n", trio_sandbox=1)])
+    config = FleetConfig(autoscaling=True)
+    supervisor = _ray._Supervisor(ray, HostConfig(), config)  # pyright: ignore[reportPrivateUsage]
+    supervisor._names["n"] = "n-n"  # pyright: ignore[reportPrivateUsage]
+
+    async def hold(memory_mib: int) -> None:
+        async with fleet.host.open_sandbox(memory_mib=memory_mib):
+            await trio.sleep_forever()
+
+    async with open_fake_fleet("n-n", slots=1, fleet=config) as fleet, trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.watch, fleet.members)
+        nursery.start_soon(hold, 256)
+        await wait_until(lambda: fleet.host.statistics().sandboxes_open == 1)
+        asked = ray.asked
+        await wait_until(lambda: ray.asked > asked + 2)
+        assert ray.util.calls == 0
+        for memory_mib in (256, 20_000):  # the second fits on no node that is there
+            nursery.start_soon(hold, memory_mib)
+        wanted = {Group(memory_mib + constants.VM_OVERHEAD_MIB, "!in(n)") for memory_mib in (256, 20_000)}
+        await wait_until(lambda: set(ray.util.there) == wanted)
+        nursery.cancel_scope.cancel()
+    assert len(ray.util.there) == 2
+    await supervisor.stop()
+    assert ray.util.there == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from trio_sandbox import SandboxConfig, constants
-from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of
+from trio_sandbox import HostConfig, SandboxConfig, constants
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of, most_of
 
 
-def placement(*nodes: tuple[str, int], policy: str = "spread", slots: int = 100) -> Placement:
-    made = Placement(policy)  # type: ignore[arg-type]
+def placement(
+    *nodes: tuple[str, int], policy: str = "spread", slots: int = 100, largest: Demand | None = None
+) -> Placement:
+    made = Placement(policy, largest)  # type: ignore[arg-type]
     for name, memory in nodes:
         made.add(name, Demand(memory, 8, slots))
     return made
@@ -57,6 +59,21 @@ def test_first_come_first_served() -> None:
     fleet.withdraw(held[1])
     assert fleet.settle() == [large, small]
     assert (large.node, small.node) == ("b", "a")
+
+
+def test_who_waits_holds_up_others_only_where_it_could_go() -> None:
+    fleet = placement(("a", 10), ("b", 20))
+    held = [ask(fleet, 20), ask(fleet, 5)]
+    assert [claim.node for claim in held] == ["b", "a"]
+    large, saved = ask(fleet, 15), ask(fleet, 8, refuse=frozenset("b"))
+    small = [ask(fleet, 5), ask(fleet, 1, refuse=frozenset("a"))]
+    assert [claim.node for claim in (large, saved, *small)] == [None] * 4, "b is kept for the first, and a for the next"
+    fleet.withdraw(saved)
+    assert fleet.settle() == [small[0]]
+    assert small[0].node == "a", "where the first could never go"
+    fleet.withdraw(held[0])
+    assert fleet.settle() == [large, small[1]]
+    assert (large.node, small[1].node) == ("b", "b")
 
 
 def test_who_gives_up_waiting_lets_others_on() -> None:
@@ -138,3 +155,61 @@ def test_some_nodes_are_better_and_some_will_not_do() -> None:
     assert asked == ["a", "a", "b"], "who has no room is not waited for"
     lost = ask(fleet, 1, prefer=frozenset("c"), refuse=frozenset("abc"))
     assert "no node is there that has what was saved" in str(lost.error)
+
+
+@pytest.mark.parametrize("policy", ["spread", "pack"])
+def test_a_node_that_fails_is_the_last_choice_until_it_does_not(policy: str) -> None:
+    fleet = placement(("a", 10), ("b", 10), policy=policy)
+    failed = ask(fleet, 5)
+    assert failed.node == "a"
+    fleet.judge("a", failing=True)
+    fleet.withdraw(failed)
+    assert [ask(fleet, 5).node for _ in range(3)] == ["b", "b", "a"]
+    fleet.add("c", Demand(9, 8, 100))
+    assert ask(fleet, 1).node == "c"
+    fleet.judge("a", failing=False)
+    assert ask(fleet, 1).node == ("c" if policy == "spread" else "a"), "the one has 8 left, the other 5"
+    fleet.judge("nowhere", failing=True)
+
+
+# --- More nodes may come ---
+
+
+def test_what_fits_on_no_node_waits_for_a_larger_one_and_holds_nobody_up() -> None:
+    fleet = placement(("a", 10), largest=most_of(HostConfig()))
+    large = ask(fleet, 11)
+    assert (large.node, large.error, fleet.has_place_for(large)) == (None, None, False)
+    assert ask(fleet, 10).node == "a"
+    waits = ask(fleet, 10)
+    assert fleet.wants() == (large.demand, waits.demand)
+    fleet.add("b", Demand(20, 8, 100))
+    assert fleet.settle() == [large]
+    assert (large.node, waits.node) == ("b", None)
+
+
+def test_the_first_node_is_waited_for() -> None:
+    fleet = placement(largest=most_of(HostConfig()))
+    waits = ask(fleet, 10)
+    fleet.add("a", Demand(10, 8, 1))
+    assert fleet.settle() == [waits]
+    fleet.close("a")
+    assert ask(fleet, 10).error is None
+
+
+def test_what_the_configuration_forbids_fits_on_no_node_that_may_come() -> None:
+    fleet = placement(("a", 10), largest=most_of(HostConfig(memory_budget_mib=1500, vcpu_budget=4)))
+    assert ask(fleet, 1500).error is None
+    assert "`HostConfig.memory_budget_mib` is 1500 MiB. Nothing" in str(ask(fleet, 1501).error)
+    claim = Claim(Demand(1501, 5))
+    fleet.submit(claim)
+    assert claim in fleet.settle()
+    assert "is 1500 MiB and `HostConfig.vcpu_budget` is 4 vCPUs" in str(claim.error)
+
+
+def test_what_was_saved_can_be_brought_to_a_node_that_comes_as_long_as_one_has_it() -> None:
+    fleet = placement(("a", 10), largest=most_of(HostConfig()))
+    waits = ask(fleet, 11, prefer=frozenset("a"))
+    assert (waits.error, fleet.wants()) == (None, (waits.demand,))
+    fleet.remove("a")
+    assert fleet.settle() == [waits]
+    assert "no node is there that has what was saved" in str(waits.error)

@@ -11,58 +11,51 @@ import attrs
 import pytest
 
 from tests.fake._fleet import LocalHost
+from tests.fake._ray import Group, Groups
 from trio_sandbox import SandboxConfig
 from trio_sandbox.fleet import FleetStatistics, NodeStatistics
 from trio_sandbox.fleet._demand import MOST_WAITING, Demands
 from trio_sandbox.fleet._metrics import OF_A_FLEET, OF_A_NODE, Gauges
-from trio_sandbox.fleet._placement import Claim, Demand, Placement, Wants, demand_of
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of
 
 
-@attrs.define(eq=False)
-class Groups:
-    """Placement groups: `ray.util`, and `ray` as well."""
-
-    there: list[tuple[str, int]] = attrs.field(factory=list[tuple[str, int]])
-    calls: int = 0
-
-    @property
-    def util(self) -> Groups:
-        return self
-
-    def placement_group(
-        self, bundles: list[dict[str, int]], bundle_label_selector: list[dict[str, str]] | None = None
-    ) -> tuple[str, int]:
-        ((slots,),) = [tuple(bundle.values()) for bundle in bundles]
-        assert list(bundles[0]) == ["trio_sandbox"]
-        group = (bundle_label_selector[0]["ray.io/node-id"] if bundle_label_selector else "", slots)
-        self.calls += 1
-        self.there.append(group)
-        return group
-
-    def remove_placement_group(self, group: tuple[str, int]) -> None:
-        self.calls += 1
-        self.there.remove(group)
+def waiting(*memory_mib: int) -> tuple[Demand, ...]:
+    return tuple(Demand(memory, 1) for memory in memory_mib)
 
 
 def test_ray_is_told_of_nothing_while_nobody_waits() -> None:
     ray = Groups()
-    Demands(ray).tell(Wants({"a": 3, "b": 1}, 0))
+    Demands(ray).tell(["a", "b"], ())
     assert ray.calls == 0
 
 
-def test_ray_is_told_who_waits_and_what_is_taken() -> None:
+def test_ray_is_told_who_waits_and_where_there_is_no_room() -> None:
     ray = Groups()
     demands = Demands(ray)
-    demands.tell(Wants({"a": 3, "b": 1, "c": 0}, 2))
-    assert Counter(ray.there) == {("a", 3): 1, ("b", 1): 1, ("", 1): 2}
+    demands.tell((), waiting(360))
+    assert ray.there == [Group(360)], "any node will do"
+    demands.tell(["b", "a"], waiting(360, 600, 360))
+    assert Counter(ray.there) == {Group(360, "!in(a,b)"): 2, Group(600, "!in(a,b)"): 1}
     calls = ray.calls
-    demands.tell(Wants({"a": 3, "b": 1, "c": 0}, 2))
+    demands.tell(["a", "b"], waiting(360, 360, 600))
     assert ray.calls == calls, "what has not changed is not told again"
-    demands.tell(Wants({"a": 2, "b": 1, "c": 1}, 3))
-    assert Counter(ray.there) == {("a", 2): 1, ("b", 1): 1, ("c", 1): 1, ("", 1): 3}
-    demands.tell(Wants({"a": 2}, 1000))
-    assert ray.there.count(("", 1)) == MOST_WAITING
-    demands.tell(Wants({"a": 2}, 0))
+    demands.tell(["a", "b", "c"], waiting(600))
+    assert ray.there == [Group(600, "!in(a,b,c)")], "what Ray has given on c is given back, as c has no room either"
+    demands.tell(["a"], waiting(*[360] * 1000))
+    assert ray.there == [Group(360, "!in(a)")] * MOST_WAITING
+    demands.tell(["a"], ())
+    assert ray.there == []
+
+
+def test_what_ray_did_not_do_is_tried_again() -> None:
+    ray = Groups()
+    demands = Demands(ray)
+    demands.tell(["a"], waiting(360, 360))
+    ray.fails = True
+    with pytest.raises(OSError, match="no head"):
+        demands.tell(["a"], ())
+    ray.fails = False
+    demands.tell(["a"], ())
     assert ray.there == []
 
 
@@ -73,7 +66,7 @@ def test_who_waits_for_a_saved_sandbox_is_helped_by_any_node() -> None:
     for nodes in ((), (), ("one",), ()):
         placement.submit(Claim(demand, prefer=frozenset(nodes)))
         placement.settle()
-    assert placement.wants() == Wants({"one": 1}, 3)
+    assert placement.wants() == (demand, demand, demand)
 
 
 # --- Metrics ---

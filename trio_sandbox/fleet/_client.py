@@ -184,7 +184,9 @@ class NodeClient:
                         if await _end(messages):
                             await ended.wait()
                     if patience.cancelled_caught:
-                        _log.warning("node %s did not clean up after %s within %g s", self.name, what, self._end_timeout)
+                        _log.warning(
+                            "node %s did not clean up after %s within %g s", self.name, what, self._end_timeout
+                        )
             if last:
                 self._unwrap(last[0])
         finally:

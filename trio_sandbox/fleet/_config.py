@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from .._checks import check_seconds, one_of
+from .._checks import check_flag, check_seconds, one_of
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +22,10 @@ class FleetConfig:
     program; "node" has the sandbox's node do so, which then reaches what that machine reaches. Policies, secrets, limits and events stay
     with this program either way, and so all bytes go through it. With "node", a rule's `private` is about the node's networks, and
     `HostConfig.proxy` is what the node connects to; a function in `NetworkRule.to` is called here."""
+    autoscaling: bool = attrs.field(default=False, validator=check_flag)
+    """Whether Ray's autoscaler adds nodes, and larger ones than those that are there: a sandbox that fits on none of them then waits for one
+    that it fits on, in place of a `CapacityError`. Only nodes with Ray's resource ``trio_sandbox`` are used, and there need be none at first.
+    Put a deadline of your own around what waits: nobody can say whether such a node comes."""
     lease: float = attrs.field(default=4.0, validator=check_seconds)
     """Seconds that the network between two machines may be silent, before each side takes the other for lost: a node then ends the
     sandboxes that it has for this program, and this program says of them that the node is lost. The kernels of both machines ask

@@ -1,19 +1,17 @@
 """Who waits for room is shown to Ray, whose autoscaler then adds nodes.
 
-Ray does not know of sandboxes: it takes our processes for idle, and the resource `trio_sandbox` for unused. So while somebody waits, and only
-then, what is taken is booked with Ray, and what is wanted besides is asked for: placement groups, one for each node and one for each sandbox
-that waits. They end with the program, however it ends.
+Ray does not know of sandboxes: it takes the resource `trio_sandbox` of each node for unused. So each sandbox that waits is a placement group that
+may be on none of the nodes that are there, for none of them has room for it: it is pending until a further node comes. The groups end
+with the fleet, and with the program, however that ends.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
 
-from ._placement import Wants
-
-_log = logging.getLogger("trio_sandbox.fleet")
+from ._placement import Demand
 
 #: The custom resource of Ray's that says how many sandboxes a node may have.
 SLOTS: Final = "trio_sandbox"
@@ -32,18 +30,17 @@ class Demands:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
-        self._told: dict[tuple[str, int], list[Any]] = {}  # groups, by the node that they are for and their slots
+        self._told: dict[tuple[str, int], list[Any]] = {}  # groups, by the nodes that are not for them and their MiB
 
-    def tell(self, wants: Wants) -> None:
-        """Have Ray know what is taken, and what is waited for, if anything is."""
-        wanted: Counter[tuple[str, int]] = Counter()
-        if wants.waiting:
-            wanted = Counter({(node, slots): 1 for node, slots in wants.taken.items() if slots})
-            wanted["", 1] = min(wants.waiting, MOST_WAITING)
+    def tell(self, nodes: Iterable[str], waiting: Sequence[Demand]) -> None:
+        """Have Ray know what is waited for, and that it is not to be had of *nodes*."""
+        others = ",".join(sorted(nodes))  # Ray takes a space for a part of the value
+        wanted = Counter((others, demand.memory_mib) for demand in waiting[:MOST_WAITING])
         for key in [*self._told]:
             groups = self._told[key]
             while len(groups) > wanted[key]:
-                self._ray.util.remove_placement_group(groups.pop())
+                self._ray.util.remove_placement_group(groups[-1])
+                groups.pop()
             if not groups:
                 del self._told[key]
         for key, count in wanted.items():
@@ -51,6 +48,8 @@ class Demands:
             while len(groups) < count:
                 groups.append(self._ask(*key))
 
-    def _ask(self, node: str, slots: int) -> Any:
-        where = {"bundle_label_selector": [{"ray.io/node-id": node}]} if node else {}
-        return self._ray.util.placement_group([{SLOTS: slots}], **where)
+    def _ask(self, others: str, memory_mib: int) -> Any:
+        # vCPUs are given out several times over, which Ray does not do with its CPUs.
+        bundle = {SLOTS: 1, "memory": memory_mib * 2**20}
+        where = {"bundle_label_selector": [{"ray.io/node-id": f"!in({others})"}]} if others else {}
+        return self._ray.util.placement_group([bundle], **where)

@@ -28,8 +28,9 @@ from ._dial import NodeDialer
 from ._lease import Lease
 from ._life import RemoteLife
 from ._machine import RemoteMachine
-from ._members import FleetStatistics, Member, Members
+from ._members import FleetStatistics, Member, Members, Place
 from ._messages import Open, Opened
+from ._placement import most_of
 from ._saved import Located, SavedSandboxes
 from ._supply import Supply
 from ._trees import deliver_mounts, forget
@@ -96,7 +97,7 @@ class FleetHost:
         """Start a virtual machine on a node and yield it as a `Sandbox`. When the block exits, the VM is destroyed.
 
         If no node has room for it now, it waits until others are closed or a node joins; tasks are served in the order of their
-        calls. `Sandbox.node` says where it is. Cancelled at any point, on the way in or out, it leaves nothing on the node.
+        calls, and later ones do not get a node that an earlier one waits for. `Sandbox.node` says where it is. Cancelled at any point, on the way in or out, it leaves nothing on the node.
 
         Its connections to the outside (`SandboxConfig.network`) are made from here, or from its node: see `FleetConfig.connections`. Nothing is tried again: when
         the node is lost, requests raise `SandboxClosedError` or `OutcomeUnknownError` that name it, and other sandboxes go on.
@@ -113,7 +114,8 @@ class FleetHost:
           UnknownTemplateError: if no node has a saved sandbox of that name.
           ValueError: if *image* is an archive of this machine, which a node does not have; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), be copied to the node, or be mounted.
-          CapacityError: at once, if it never fits on a node that is there; or what `Host.open_sandbox` raises of it on the node.
+          CapacityError: at once, if it never fits on a node that is there, or with `FleetConfig.autoscaling` on none that may come;
+            or what `Host.open_sandbox` raises of it on the node.
           SandboxClosedError: if the fleet's block was left, or the node is lost before it was asked; nothing was started.
           OutcomeUnknownError: if the node is lost while it opens the sandbox, which ends with it.
           Exception: besides, what `Host.open_sandbox` raises on the node.
@@ -141,7 +143,8 @@ class FleetHost:
         # What the node does not need to know: connections are made, and idleness is noticed, here.
         there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
         with ObservedSandbox(wanted, config, "fleet") as observed:
-            async with self._placed(wanted, config, digests, located) as (member, name):
+            async with self._placed(wanted, config, digests, located) as (place, name):
+                member = place.member
                 async with (
                     deliver_mounts(member.client, config.mounts) as mounts,
                     member.client.hold(
@@ -151,24 +154,25 @@ class FleetHost:
                     self._adopt(member, services, opened, wanted, config, gateway, observed) as sandbox,
                 ):
                     await forget(member.client, mounts.values())  # they are on the disk of the machine
-                    with self._members.counted(member):
+                    with self._members.counted(place):
                         yield sandbox
 
     @asynccontextmanager
     async def _placed(
         self, image: AnyImage, config: SandboxConfig, digests: tuple[str, ...], located: Located | None
-    ) -> AsyncGenerator[tuple[Member, AnyImage]]:
+    ) -> AsyncGenerator[tuple[Place, AnyImage]]:
         """Wait for a node with room, and have on it what the sandbox starts from; yield what to call the image there."""
         while True:  # noqa: ASYNC913 - it waits for a node
-            async with self._members.placed(image, config, located) as member:
+            async with self._members.placed(image, config, located) as place:
+                client = place.member.client
                 if located is None:
-                    yield member, await self._supply.provide(member.client, image, digests)
+                    yield place, await self._supply.provide(client, image, digests)
                     return
                 # What was saved stands on an image of its own node's.
-                if member.client.name in located.nodes or await self._supply.provide_saved(member.client, located):
-                    yield member, image
+                if client.name in located.nodes or await self._supply.provide_saved(client, located):
+                    yield place, image
                     return
-            located = located.without(member.client.name)
+            located = located.without(client.name)
 
     @asynccontextmanager
     async def _adopt(
@@ -308,7 +312,7 @@ async def open_fleet(config: HostConfig, fleet: FleetConfig) -> AsyncGenerator[t
     async with open_services("a fleet") as services:
         lease = Lease(fleet.lease)
         await services.start(lease.serve)
-        members = Members(fleet, services, lease, ProgressLog(config.progress))
+        members = Members(fleet, services, lease, ProgressLog(config.progress), most_of(config))
         with hide_nursery("a fleet"):
             async with trio.open_nursery() as background:
                 host = FleetHost(config, fleet, members, background)

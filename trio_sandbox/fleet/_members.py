@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import final
@@ -14,16 +13,16 @@ from .._config import Progress, SandboxConfig
 from .._errors import NodeLostError
 from .._image import AnyImage
 from .._nurseries import Services
-from .._observe import measure, span
+from .._observe import measure, part_logger, span
 from ..host import HostStatistics
 from ._client import NodeClient
 from ._config import FleetConfig
 from ._lease import Lease
 from ._messages import NodeAddress
-from ._placement import Claim, Demand, Placement, Wants, demand_of
+from ._placement import Claim, Demand, Placement, demand_of
 from ._saved import Located
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Sandboxes on a node for which nobody has said how many there may be.
 _UNLIMITED = 10**6
@@ -72,6 +71,16 @@ class Member:
 
 
 @final
+@attrs.define(eq=False)
+class Place:
+    """A sandbox's share of a node."""
+
+    member: Member
+    opened: bool = False
+    """Whether the sandbox has been opened there."""
+
+
+@final
 class Members:
     """The nodes that have joined, and the sandboxes that are placed on them.
 
@@ -80,18 +89,24 @@ class Members:
       services: Those of its block.
       lease: Watches the connections.
       progress: Told what the long work of nodes says.
+      most: The most that a node may give out, however large it is.
 
     """
 
     def __init__(
-        self, fleet: FleetConfig, services: Services, lease: Lease, progress: Callable[[Progress], object]
+        self,
+        fleet: FleetConfig,
+        services: Services,
+        lease: Lease,
+        progress: Callable[[Progress], object],
+        most: Demand,
     ) -> None:
         self._progress = progress
         self._fleet = fleet
         self._services = services
         self._lease = lease
         self._members: dict[str, Member] = {}
-        self._placement = Placement(fleet.placement)
+        self._placement = Placement(fleet.placement, most if fleet.autoscaling else None)
         self._waiting: dict[Claim, trio.Event] = {}
         self._open = self._opened = 0
 
@@ -113,9 +128,13 @@ class Members:
             ),
         )
 
-    def wants(self) -> Wants:
-        """Return what is taken of each node, and what is waited for."""
+    def wants(self) -> tuple[Demand, ...]:
+        """Return what is waited for that one more node could give, in order."""
         return self._placement.wants()
+
+    def has_joined(self, name: str) -> bool:
+        """Tell whether a node has joined; it may be lost since."""
+        return name in self._members
 
     async def join(self, address: NodeAddress, slots: int | None = None) -> None:
         """Have one more node, which is connected to; at most *slots* sandboxes are placed there.
@@ -152,6 +171,8 @@ class Members:
             self._placement.remove(client.name)
         elif client.draining:
             self._placement.close(client.name)
+        else:
+            return  # its numbers change nothing for those who wait
         self._settle()
 
     def _settle(self) -> None:
@@ -161,8 +182,11 @@ class Members:
     @asynccontextmanager
     async def placed(
         self, image: AnyImage, config: SandboxConfig, saved: Located | None = None
-    ) -> AsyncGenerator[Member]:
-        """Wait for a node with room, best one of those that have what was *saved*, first come, first served; hold that for the block."""
+    ) -> AsyncGenerator[Place]:
+        """Wait for a node with room, best one of those that have what was *saved*, first come, first served; hold that for the block.
+
+        A node on which the block fails before the sandbox is `counted` is given to others only if no other node has room.
+        """
         claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
         if saved is not None:
             claim.template, claim.prefer, claim.refuse = saved.saved.marker, saved.nodes, saved.refused
@@ -172,20 +196,30 @@ class Members:
                 began = trio.current_time()
                 self._placement.submit(claim)
                 self._settle()
+                if not decided.is_set() and not self._placement.has_place_for(claim):
+                    _log.info("a sandbox waits for a node that is larger than those that are there: %s", claim.demand)
                 await decided.wait()
                 measure("admission.duration", trio.current_time() - began)
             if claim.error is not None:
                 raise claim.error
             assert claim.node is not None
-            yield self._members[claim.node]
+            place = Place(self._members[claim.node])
+            try:
+                yield place
+            except Exception:
+                if not place.opened:
+                    self._placement.judge(claim.node, failing=True)
+                raise
         finally:
             self._placement.withdraw(claim)
             del self._waiting[claim]
             self._settle()
 
     @contextmanager
-    def counted(self, member: Member) -> Generator[None]:
-        """Count one sandbox of a node as open, for a block."""
+    def counted(self, place: Place) -> Generator[None]:
+        """Count a sandbox as open, for a block."""
+        member, place.opened = place.member, True
+        self._placement.judge(member.client.name, failing=False)
         member.open += 1
         self._open += 1
         self._opened += 1

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterator
 from typing import Literal, final
 
 import attrs
 
 from .. import constants
-from .._config import SandboxConfig
+from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
 
 
@@ -37,6 +38,11 @@ def demand_of(config: SandboxConfig) -> Demand:
     return Demand(config.memory_mib + constants.VM_OVERHEAD_MIB, config.vcpus)
 
 
+def most_of(config: HostConfig) -> Demand:
+    """Return the most that a host of *config* gives out, however large its machine is."""
+    return Demand(config.memory_budget_mib or sys.maxsize, config.vcpu_budget or sys.maxsize, sys.maxsize)
+
+
 @final
 @attrs.define(eq=False)
 class Claim:
@@ -46,7 +52,7 @@ class Claim:
     template: Hashable = None
     """What it starts from: a node that has opened one from that has the saved state of a machine."""
     prefer: frozenset[str] = frozenset()
-    """The nodes that come first, if they have room."""
+    """The nodes that come first, if they have room: they have what was saved, and others fetch it from them."""
     refuse: frozenset[str] = frozenset()
     """The nodes that won't do."""
     node: str | None = None
@@ -56,22 +62,12 @@ class Claim:
 
 
 @final
-@attrs.frozen
-class Wants:
-    """What a fleet has, and what it would have if there were more nodes."""
-
-    taken: dict[str, int]
-    """Sandboxes that each node has, by its name."""
-    waiting: int
-    """Sandboxes that wait for room on whatever node."""
-
-
-@final
 @attrs.define(eq=False)
 class _Node:
     capacity: Demand
     taken: Demand = attrs.field(factory=lambda: Demand(0, 0, 0))
     open: bool = True
+    failing: bool = False
     templates: set[Hashable] = attrs.field(factory=set[Hashable])
 
     def has_room(self, demand: Demand) -> bool:
@@ -88,11 +84,13 @@ class Placement:
 
     Args:
       policy: See `FleetConfig.placement`.
+      largest: What a node may have that is not there yet: claims wait for such a one. None: none is to come.
 
     """
 
-    def __init__(self, policy: Literal["spread", "pack"]) -> None:
+    def __init__(self, policy: Literal["spread", "pack"], largest: Demand | None = None) -> None:
         self._policy = policy
+        self._largest = largest
         self._nodes: dict[str, _Node] = {}
         self._waiting: deque[Claim] = deque()
 
@@ -101,9 +99,9 @@ class Placement:
         """The claims that wait, in their order."""
         return tuple(self._waiting)
 
-    def wants(self) -> Wants:
-        """Return what there is, and what is waited for."""
-        return Wants({name: node.taken.slots for name, node in self._nodes.items()}, len(self._waiting))
+    def wants(self) -> tuple[Demand, ...]:
+        """Return what is waited for, in order."""
+        return tuple(claim.demand for claim in self._waiting)
 
     def add(self, name: str, capacity: Demand) -> None:
         """Have one more node."""
@@ -117,6 +115,11 @@ class Placement:
     def remove(self, name: str) -> None:
         """Forget a node, and all that it has. Again is no error."""
         self._nodes.pop(name, None)
+
+    def judge(self, name: str, *, failing: bool) -> None:
+        """Note how the last start on a node went: one that fails has all of its room left, and would be given everything."""
+        if name in self._nodes:
+            self._nodes[name].failing = failing
 
     def submit(self, claim: Claim) -> None:
         """Have a claim wait; `settle` decides."""
@@ -143,59 +146,85 @@ class Placement:
     def settle(self) -> list[Claim]:
         """Decide what can be decided, and return the claims that it is decided of, in their order."""
         decided: list[Claim] = []
-        while self._waiting:
-            claim = self._waiting[0]
-            if (error := self._never(claim)) is not None:
-                claim.error = error
+        waiting, self._waiting = self._waiting, deque()
+        held: set[str] = set()  # nodes that are kept for those who wait already, as they will have room for them
+        everywhere = sum(node.open for node in self._nodes.values())
+        for claim in waiting:
+            name = self._choose(claim, held) if len(held) < everywhere else None
+            if name is not None:
+                self._give(claim, name)
+                decided.append(claim)
+            elif self.has_place_for(claim) or self._may_come(claim):
+                self._waiting.append(claim)
+                if len(held) < everywhere:
+                    held.update(self._able(claim))
             else:
-                name = self._choose(claim)
-                if name is None:
-                    break
-                claim.node = name
-                node = self._nodes[name]
-                node.taken += claim.demand
-                if claim.template is not None:
-                    node.templates.add(claim.template)
-            self._waiting.popleft()
-            decided.append(claim)
-        # What never fits need not wait for its turn to be told.
-        for claim in [each for each in self._waiting if self._never(each) is not None]:
-            claim.error = self._never(claim)
-            self._waiting.remove(claim)
-            decided.append(claim)
+                claim.error = self._refusal(claim)
+                decided.append(claim)
         return decided
 
-    def _candidates(self, claim: Claim) -> Iterable[tuple[str, _Node]]:
-        return [(name, node) for name, node in self._nodes.items() if node.open and name not in claim.refuse]
+    def has_place_for(self, claim: Claim) -> bool:
+        """Tell whether a node that is there will do for a claim, now or when others have given back what they have."""
+        return next(self._able(claim), None) is not None
 
-    def _choose(self, claim: Claim) -> str | None:
-        fitting = [(name, node) for name, node in self._candidates(claim) if node.has_room(claim.demand)]
-        if not fitting:
-            return None
+    def _able(self, claim: Claim) -> Iterator[str]:
+        return (name for name in self._candidates(claim) if claim.demand.fits(self._nodes[name].capacity))
 
-        def order(item: tuple[str, _Node]) -> tuple[bool, int, int]:
-            name, node = item
+    def _candidates(self, claim: Claim) -> Iterator[str]:
+        return (name for name, node in self._nodes.items() if node.open and name not in claim.refuse)
+
+    def _choose(self, claim: Claim, held: set[str]) -> str | None:
+        def order(name: str) -> tuple[bool, bool, int, int]:
+            node = self._nodes[name]
             boots = claim.template not in node.templates
             # Whoever spreads wants to have the template everywhere in the end.
             first, second = (-node.left, boots) if self._policy == "spread" else (boots, node.left)
-            return name not in claim.prefer, first, second
+            return node.failing, name not in claim.prefer, first, second
 
-        return min(fitting, key=order)[0]
+        free = (name for name in self._able(claim) if name not in held and self._nodes[name].has_room(claim.demand))
+        return min(free, key=order, default=None)
 
-    def _never(self, claim: Claim) -> CapacityError | None:
-        candidates = self._candidates(claim)
-        if any(claim.demand.fits(node.capacity) for _, node in candidates):
-            return None
+    def _give(self, claim: Claim, name: str) -> None:
+        node = self._nodes[name]
+        claim.node = name
+        node.taken += claim.demand
+        if claim.template is not None:
+            node.templates.add(claim.template)
+
+    def _may_come(self, claim: Claim) -> bool:
+        has_source = not claim.prefer or any(name in self._nodes for name in claim.prefer)
+        return self._largest is not None and has_source and claim.demand.fits(self._largest)
+
+    def _refusal(self, claim: Claim) -> CapacityError:
+        """Return the error for what fits on no node."""
+        candidates = list(self._candidates(claim))
         wanted = f"a sandbox that takes {claim.demand.memory_mib} MiB, with QEMU's own memory, and {claim.demand.vcpus} vCPUs"
+        if self._largest is not None and not claim.demand.fits(self._largest):
+            return CapacityError(
+                f"{wanted} never fits on a node of this fleet, however large that is: {_limits(claim.demand, self._largest)}. "
+                "Nothing was started; ask for less, or raise that"
+            )
         if not candidates:
             where = "to open it" if not claim.prefer else "that has what was saved, or could have it"
             return CapacityError(
-                f"{wanted} can't be opened: no node is there {where} (nodes that are drained open none). Nothing was started; add a node, and try again"
+                f"{wanted} can't be opened: no node is there {where} (nodes that are drained open none). Nothing was started; add a node, and try again, "
+                "or have Ray's autoscaler add it: FleetConfig(autoscaling=True)"
             )
         nodes = ", ".join(
             f"{name} has {node.capacity.memory_mib} MiB, {node.capacity.vcpus} vCPUs and room for {node.capacity.slots} sandboxes"
-            for name, node in candidates
+            for name, node in ((name, self._nodes[name]) for name in candidates)
         )
         return CapacityError(
             f"{wanted} never fits on a node of this fleet: {nodes}. Nothing was started; ask for less, or add a larger node"
         )
+
+
+def _limits(demand: Demand, most: Demand) -> str:
+    """Say what a host's configuration allows, where that is less than *demand*."""
+    both = (
+        ("memory_budget_mib", demand.memory_mib, most.memory_mib, "MiB"),
+        ("vcpu_budget", demand.vcpus, most.vcpus, "vCPUs"),
+    )
+    return " and ".join(
+        f"`HostConfig.{field}` is {limit} {unit}" for field, wanted, limit, unit in both if wanted > limit
+    )

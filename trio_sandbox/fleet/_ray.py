@@ -7,7 +7,6 @@ their user say to each other never goes through it.
 from __future__ import annotations
 
 import importlib
-import logging
 import secrets
 import threading
 from collections.abc import AsyncGenerator
@@ -22,6 +21,7 @@ from .._config import HostConfig
 from .._entries import open_block
 from .._errors import FleetError, NodeLostError, SandboxError
 from .._nurseries import hide_nursery
+from .._observe import part_logger
 from ._actor import NodeProcess
 from ._config import FleetConfig
 from ._demand import SLOTS, Demands
@@ -29,10 +29,9 @@ from ._host import FleetHost, open_fleet
 from ._members import Members
 from ._messages import Failure, NodeAddress, decode_all
 from ._metrics import OF_A_FLEET, Gauges
-from ._placement import Wants
 from ._security import check_extra
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 #: Where our actors have their names.
 NAMESPACE: Final = "trio-sandbox"
@@ -93,8 +92,8 @@ class RayNode:
 
 
 def alive_nodes(ray: Any) -> list[RayNode]:
-    """Return the nodes that can have sandboxes: all, or those with the resource `SLOTS` if any has that."""
-    nodes = [
+    """Return the nodes that there are."""
+    return [
         RayNode(
             id=node["NodeID"],
             name=f"{node['NodeManagerHostname']}-{node['NodeID'][:8]}",
@@ -104,8 +103,12 @@ def alive_nodes(ray: Any) -> list[RayNode]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def usable(nodes: list[RayNode], *, with_slots_only: bool) -> list[RayNode]:
+    """Return those that may be given sandboxes: those with the resource `SLOTS`, or else all, unless only such ones will do."""
     with_slots = [node for node in nodes if node.slots is not None]
-    return with_slots or nodes
+    return with_slots if with_slots or with_slots_only else nodes
 
 
 @asynccontextmanager
@@ -166,7 +169,7 @@ class _Supervisor:
         self._actors: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._explained: set[str] = set()
-        self._told = Wants({}, 0)
+        self._demands = Demands(ray)
 
     async def start_all(self, members: Members) -> None:
         """Start a process on each node that is there now.
@@ -184,12 +187,15 @@ class _Supervisor:
                 failures.append(exc)
                 _log.warning("node %s could not be started, and others go on: %s", node.name, exc)
 
-        nodes = await trio.to_thread.run_sync(alive_nodes, self._ray)
+        nodes = self._usable(await trio.to_thread.run_sync(alive_nodes, self._ray))
         async with trio.open_nursery() as nursery:
             for node in nodes:
                 nursery.start_soon(start, node)
         if failures and len(failures) == len(nodes):
             raise failures[0]
+
+    def _usable(self, nodes: list[RayNode]) -> list[RayNode]:
+        return usable(nodes, with_slots_only=self._fleet.autoscaling)
 
     async def _start(self, node: RayNode, members: Members) -> None:
         strategies = importlib.import_module("ray.util.scheduling_strategies")
@@ -222,13 +228,13 @@ class _Supervisor:
 
     async def watch(self, members: Members) -> None:
         """Look which nodes there are, until cancelled: have those that are new join, and say which are gone. Tell Ray who waits."""
-        gauges, demands = Gauges(OF_A_FLEET, user=self._user), Demands(self._ray)
+        gauges = Gauges(OF_A_FLEET, user=self._user)
         answers = True
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(_LOOK)
                 try:
-                    await self._look(members, nursery, demands)
+                    await self._look(members, nursery)
                     answers = True
                 except self._ray.exceptions.RayError as exc:
                     if answers:
@@ -236,11 +242,11 @@ class _Supervisor:
                     answers = False
                 gauges.tell(members.statistics())
 
-    async def _look(self, members: Members, nursery: trio.Nursery, demands: Demands) -> None:
+    async def _look(self, members: Members, nursery: trio.Nursery) -> None:
         nodes = await trio.to_thread.run_sync(alive_nodes, self._ray, abandon_on_cancel=True)
         for gone in self._names.keys() - {node.id for node in nodes}:
             members.lose(self._names[gone], "Ray says that it is gone")
-        for node in nodes:
+        for node in self._usable(nodes):
             if node.id not in self._names:
                 self._names[node.id] = node.name
                 nursery.start_soon(self._join_later, node, members)
@@ -248,9 +254,9 @@ class _Supervisor:
             if node_id not in self._explained and (failure := members.failure(name)) is not None:
                 self._explained.add(node_id)
                 nursery.start_soon(self._explain, self._actors[node_id], failure)
-        if any(node.slots is not None for node in nodes) and (wants := self._wants(members)) != self._told:
-            await trio.to_thread.run_sync(demands.tell, wants)
-            self._told = wants
+        if self._fleet.autoscaling or any(node.slots is not None for node in nodes):
+            there = [node.id for node in nodes if members.has_joined(node.name)]
+            await trio.to_thread.run_sync(self._demands.tell, there, members.wants())
 
     async def _explain(self, actor: Any, failure: NodeLostError) -> None:
         """Have a node's failure say what Ray knows of the end of our process there: that it was killed for want of memory, for instance."""
@@ -261,11 +267,6 @@ class _Supervisor:
                 failure.add_note(f"Ray says of our process there: {exc}")
                 _log.warning("%s; Ray says of our process there: %s", failure, exc)
 
-    def _wants(self, members: Members) -> Wants:
-        """Return what is taken and wanted, with Ray's names for the nodes; nothing where nobody waits."""
-        wants, ids = members.wants(), {name: node for node, name in self._names.items()}
-        return Wants({ids[name]: slots for name, slots in wants.taken.items()} if wants.waiting else {}, wants.waiting)
-
     async def _join_later(self, node: RayNode, members: Members) -> None:
         try:
             await self._start(node, members)
@@ -273,13 +274,20 @@ class _Supervisor:
             _log.warning("node %s has joined Ray, and no sandboxes can be opened there: %s", node.name, exc)
 
     async def stop(self) -> None:
-        """Have all processes end, and kill those that do not."""
+        """Have all processes end, and kill those that do not. Nobody waits any more."""
         with trio.move_on_after(_END_PATIENCE, shield=True):
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_end)
                 for actor in self._actors.values():
                     nursery.start_soon(self._stop, actor)
         for actor in self._actors.values():
             self._ray.kill(actor)
+
+    async def _tell_end(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._demands.tell, (), (), abandon_on_cancel=True)
+        except self._ray.exceptions.RayError as exc:
+            _log.warning("Ray was not told that nobody waits any more, and is when the program ends: %s", exc)
 
     async def _stop(self, actor: Any) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, final
@@ -18,11 +17,12 @@ from .._errors import (
     TemplateExistsError,
     UnknownTemplateError,
 )
+from .._observe import part_logger
 from ..machines import NamedTemplate, SavedSandbox, check_template_name
 from ._client import NodeClient
 from ._messages import Call
 
-_log = logging.getLogger("trio_sandbox.fleet")
+_log = part_logger("fleet")
 
 
 @final
