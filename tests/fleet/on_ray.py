@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,29 +24,12 @@ from trio_sandbox import (
     OutcomeUnknownError,
     Sandbox,
     SandboxClosedError,
+    constants,
 )
-from trio_sandbox.fleet import FleetConfig, FleetHost, _client, _machine, drain_node, open_ray_host, read_reports
+from trio_sandbox.fleet import FleetHost, _client, _machine, drain_node, open_ray_host, read_reports
 from trio_sandbox.fleet._ray import NAMESPACE, import_ray
 
-#: What each node's host may take, so that a few of them fit on a small machine.
-CONFIG = HostConfig(memory_budget_mib=1500, vcpu_budget=4)
-FLEET = FleetConfig(start_timeout=120)
-
-
-@contextmanager
-def cluster_of(nodes: int, *, slots: int = 3, **settings: object) -> Generator[Any]:
-    """Yield a cluster whose head has no sandboxes, and each of *nodes* others at most *slots*; *settings* are of Ray's own system."""
-    cluster = importlib.import_module("ray.cluster_utils").Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": settings},
-    )
-    try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, resources={"trio_sandbox": slots})
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
+from ._cluster import CONFIG, FLEET, cluster_of, demands, hold_sandbox
 
 
 @pytest.fixture(scope="module")
@@ -264,27 +245,20 @@ def taken_memory(size: int) -> Generator[None]:
 # --- Room ---
 
 
-async def test_who_waits_is_shown_to_rays_autoscaler() -> None:
-    with cluster_of(2, slots=1) as cluster:
-        async with open_ray_host(cluster.address, CONFIG, FLEET) as host, host.open_sandbox(), host.open_sandbox():
-            assert groups() == {}
+@pytest.mark.parametrize(("slots", "memory_mib"), [(1, 1500), (3, 400)])
+async def test_who_waits_is_shown_to_rays_autoscaler(slots: int, memory_mib: int) -> None:
+    """Whatever it is that the nodes have no more of: sandboxes, or memory."""
+    config = HostConfig(memory_budget_mib=memory_mib, vcpu_budget=4)
+    with cluster_of(2, slots=slots) as cluster:
+        async with open_ray_host(cluster.address, config, FLEET) as host, host.open_sandbox(), host.open_sandbox():
+            assert demands(cluster) == []
             async with trio.open_nursery() as nursery:
                 for _ in range(2):
                     nursery.start_soon(hold_sandbox, host)
-                await wait_until(lambda: groups() == {"CREATED": 2, "PENDING": 2})
+                one = {"trio_sandbox": 1.0, "memory": (256 + constants.VM_OVERHEAD_MIB) * 2.0**20}
+                await wait_until(lambda: demands(cluster) == [one, one])
                 nursery.cancel_scope.cancel()
-            await wait_until(lambda: groups() == {})
-
-
-async def hold_sandbox(host: FleetHost) -> None:
-    async with host.open_sandbox():
-        await trio.sleep_forever()
-
-
-def groups() -> Counter[str]:
-    """Count the placement groups that there are by what Ray has done for them."""
-    table = import_ray().util.placement_group_table()
-    return Counter(each["state"] for each in table.values() if each["state"] != "REMOVED")
+            await wait_until(lambda: demands(cluster) == [])
 
 
 # --- Nodes that come and go ---
