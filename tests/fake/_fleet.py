@@ -256,7 +256,7 @@ async def start_node(nursery: trio.Nursery, name: str, host: LocalHost, *, lease
         partial(
             serve_node,
             host,
-            Stock(host.cache, host.images, host.directory, host.check),
+            Stock(host.cache, host.images, host.directory, host.check, host.notes),
             host.notes,
             name,
             lease=lease,

@@ -311,7 +311,7 @@ async def test_one_of_that_name_is_never_replaced_by_another_nodes(stores: dict[
 
 
 def exchange(host: StoreHost) -> SavedExchange:
-    return SavedExchange(NamedTemplateStore(host.cache), cast("HostImages", host.images), host.check)
+    return SavedExchange(NamedTemplateStore(host.cache), cast("HostImages", host.images), host.check, host.notes)
 
 
 def rewritten(path: Path, data: bytes) -> Callable[[SavedCargo], SavedCargo]:
@@ -365,6 +365,35 @@ async def test_a_disk_that_names_a_file_of_this_machine_names_none_when_it_is_ta
         assert read_qcow2_info(layer).backing_file == "/etc/shadow"
         await taker.take(cargo, lambda entry, name: receive_from(io.BytesIO((directories[entry] / name).read_bytes())))
     assert read_qcow2_info(NamedTemplateStore(two.cache).find("mine").layers[0]).backing_file is None
+
+
+async def test_cancelled_it_leaves_nothing_half_made(stores: dict[str, StoreHost]) -> None:
+    one, two = stores.values()
+    async with exchange(one).lend("mine", b"x" * 16) as (cargo, directories):
+        stuck = trio.Event()
+
+        def open_file(entry: int, name: str) -> Receive:
+            async def receive() -> bytes:
+                if name == "memory":
+                    assert len(os.listdir(two.cache / "saved")) == 1, "it is in the middle of it"
+                    stuck.set()
+                    await trio.sleep_forever()
+                return await whole()
+
+            whole = receive_from(io.BytesIO((directories[entry] / name).read_bytes()))
+            return receive
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange(two).take, cargo, open_file)
+            await stuck.wait()
+            nursery.cancel_scope.cancel()
+        assert os.listdir(two.cache / "saved") == []
+        await exchange(two).take(
+            cargo, lambda entry, name: receive_from(io.BytesIO((directories[entry] / name).read_bytes()))
+        )
+        assert NamedTemplateStore(two.cache).find("mine").marker == b"x" * 16
+        fractions = [each.fraction for each in two.notes.take() if each.stage == "saved mine"]
+        assert fractions == [1.0], "the newest of a stage is what its user is told"
 
 
 async def test_one_that_was_replaced_is_not_lent(stores: dict[str, StoreHost]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -103,6 +105,30 @@ async def test_bytes_that_were_changed_on_the_way_are_not_received() -> None:
         with pytest.raises(trio.BrokenResourceError, match="what came is not what the other side sent") as info:
             await server.receive_some()
         assert isinstance(info.value.__cause__, ssl.SSLError)
+
+
+async def test_one_that_is_given_up_says_why_to_who_reads_and_who_writes() -> None:
+    client, server = await make_ends()
+    async with client, server:
+        while client.send_nowait(bytes(2**16)):
+            pass
+        broken: list[str] = []
+
+        async def expect_broken(use: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(trio.BrokenResourceError, match="given up: it was silent") as info:
+                await use()
+            broken.append(str(info.value.__cause__))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_broken, client.receive_some)
+            nursery.start_soon(expect_broken, partial(client.send_all, bytes(2**16)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert client.is_open
+            client.give_up(TimeoutError("it was silent"))
+        assert broken == ["it was silent"] * 2
+        assert not client.is_open
+        while await server.receive_some():
+            pass
 
 
 async def test_who_does_not_speak_tls() -> None:

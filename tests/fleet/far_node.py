@@ -29,7 +29,7 @@ async def open_node_host(machines: bool) -> AsyncGenerator[tuple[NodeHost, Stock
             yield host, Stock.of(host)
     else:
         local = LocalHost()
-        yield local, Stock(local.cache, local.images, local.directory, local.check)
+        yield local, Stock(local.cache, local.images, local.directory, local.check, local.notes)
 
 
 async def main(address: str, lease: float, machines: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import trio
 
+from .._config import Progress
 from .._errors import LinkProtocolError, UnknownTemplateError
 from ..host import Host
 from ..image import BuiltImage, SystemDisk, default_cache_directory, digest_of_tree
@@ -26,6 +27,7 @@ class Stock:
       images: The images of its host.
       directory: Where its user's files are kept as long as they are needed.
       check: As that of `SavedExchange`.
+      progress: Told when a saved sandbox is fetched.
 
     """
 
@@ -35,6 +37,7 @@ class Stock:
         images: NodeImages,
         directory: Path,
         check: Callable[[BuiltImage, SystemDisk, NamedTemplate], object],
+        progress: Callable[[Progress], object],
     ) -> None:
         self.trees: Trees = Trees(directory)
         """Copies of its user's files."""
@@ -42,7 +45,7 @@ class Stock:
         """The images."""
         self._cache = cache
         self._named = NamedTemplateStore(cache)
-        self.saved: SavedExchange = SavedExchange(self._named, images, check)
+        self.saved: SavedExchange = SavedExchange(self._named, images, check, progress)
         """What goes from node to node of the saved sandboxes."""
         self._operations: dict[str, Callable[..., Awaitable[object]]] = {
             "saved": self._saved,
@@ -59,7 +62,8 @@ class Stock:
         config, runtime = host._config, host._runtime  # pyright: ignore[reportPrivateUsage]
         images = host._images  # pyright: ignore[reportPrivateUsage]
         check = host._launcher.check_saved  # pyright: ignore[reportPrivateUsage]
-        return cls(config.cache_dir or default_cache_directory(), images, runtime.directory / "trees", check)
+        cache = config.cache_dir or default_cache_directory()
+        return cls(cache, images, runtime.directory / "trees", check, config.progress)
 
     async def ask(self, operation: str, arguments: tuple[Any, ...]) -> object:
         """Do what its user asks for.

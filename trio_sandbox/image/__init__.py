@@ -11,7 +11,7 @@ from ._cargo import (
 from ._containers import ensure_bootable as ensure_bootable
 from ._contents import digest_of_tree as digest_of_tree
 from ._debian_image import DebianImage as DebianImage
-from ._entry import entry_name as entry_name
+from ._entry import entry_name as entry_name, reading as reading
 from ._exchange import export_image as export_image, import_images as import_images
 from ._imported import Receive as Receive, copy_file as copy_file
 from ._installer import PackageInstaller as PackageInstaller

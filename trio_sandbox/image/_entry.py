@@ -36,6 +36,7 @@ def name_of(entry: Path) -> str:
 
 
 def reading() -> trio.CapacityLimiter:
+    """Return what bounds how many threads read whole images."""
     try:
         return _reading_limiter.get()
     except LookupError:

@@ -14,13 +14,15 @@ from typing import BinaryIO, Final, Protocol, final
 import attrs
 import trio
 
+from .._config import Progress
 from .._errors import TemplateError, TemplateExistsError, TemplateUnusableError, UnknownTemplateError
 from .._image import AnyImage
-from ..image import BuiltImage, Cargo, Receive, StoredFile, SystemDisk, copy_file, describe_files
+from ..image import BuiltImage, Cargo, Receive, StoredFile, SystemDisk, copy_file, describe_files, reading
 from ..qemu import FROZEN_MODE, HEAD_BYTES, Qcow2FormatError, check_strangers_header, forget_backing_file
-from ._named import NamedTemplate, NamedTemplateStore
+from ._named import NamedTemplate, NamedTemplateStore, StagedTemplate
 from ._templates import sync_files
 
+_STAGE: Final = "fetching it from another node"
 #: Of all but the RAM's file, which QEMU's user opens by its name.
 _MODE: Final = 0o600
 
@@ -68,6 +70,7 @@ class SavedExchange:
       named: Where they are.
       images: The images of the same cache.
       check: Raises `TemplateUnusableError` if no machine of the host could go on from one; see `Launcher.check_saved`.
+      progress: Told what is going on; must not block.
 
     """
 
@@ -76,10 +79,12 @@ class SavedExchange:
         named: NamedTemplateStore,
         images: Images,
         check: Callable[[BuiltImage, SystemDisk, NamedTemplate], object],
+        progress: Callable[[Progress], object],
     ) -> None:
         self._named = named
         self._images = images
         self._check = check
+        self._progress = progress
 
     @asynccontextmanager
     async def lend(self, name: str, marker: bytes) -> AsyncGenerator[tuple[SavedCargo, tuple[Path, ...]]]:
@@ -97,7 +102,7 @@ class SavedExchange:
             raise UnknownTemplateError(f"the saved sandbox {name!r} was replaced meanwhile")
         async with self._images.lend(saved.image) as (image, directories):
             names = [path.name for path in saved.files]
-            files = await trio.to_thread.run_sync(describe_files, saved.directory, names)
+            files = await trio.to_thread.run_sync(describe_files, saved.directory, names, limiter=reading())
             yield SavedCargo(saved, tuple(files.items()), image), (*directories, saved.directory)
 
     async def take(self, cargo: SavedCargo, open_file: Callable[[int, str], Receive]) -> None:
@@ -131,17 +136,27 @@ class SavedExchange:
             room = sum(file.size for file in wanted.values()) // 2**20
             try:
                 with self._named.make(template.name, memory_mib=room) as staged:
-                    here = attrs.evolve(template, directory=staged.directory)
-                    for path in here.files:
-                        await _take_file(
-                            open_file(len(cargo.image.layers) + 1, path.name), path, wanted[path.name], here
-                        )
-                    await trio.to_thread.run_sync(sync_files, here.files)
-                    staged.template = here
+                    await self._fill(staged, cargo, open_file)
             except TemplateExistsError as exc:
                 taken = exc
             if taken is not None and not await self._is_there(template):  # or another program has fetched it meanwhile
                 raise taken
+
+    async def _fill(self, staged: StagedTemplate, cargo: SavedCargo, open_file: Callable[[int, str], Receive]) -> None:
+        """Have what is being made consist of what comes."""
+        here, wanted = attrs.evolve(cargo.template, directory=staged.directory), dict(cargo.files)
+        whole, done = sum(file.size for file in wanted.values()), 0
+        for path in here.files:
+            size = wanted[path.name].size
+
+            def report(fraction: float, size: int = size, before: int = done) -> None:
+                self._progress(Progress(f"saved {here.name}", _STAGE, (before + fraction * size) / whole))
+
+            receive = open_file(len(cargo.image.layers) + 1, path.name)
+            await _take_file(receive, path, wanted[path.name], here, report)
+            done += size
+        await trio.to_thread.run_sync(sync_files, here.files)
+        staged.template = here
 
     async def _is_there(self, template: NamedTemplate) -> bool:
         try:
@@ -151,10 +166,12 @@ class SavedExchange:
         return found.marker == template.marker
 
 
-async def _take_file(receive: Receive, path: Path, wanted: StoredFile, template: NamedTemplate) -> None:
+async def _take_file(
+    receive: Receive, path: Path, wanted: StoredFile, template: NamedTemplate, report: Callable[[float], object]
+) -> None:
     complaint = f"{path.name} of the saved sandbox {template.name!r} is not what was saved"
     with await trio.to_thread.run_sync(_create, path, FROZEN_MODE if path == template.memory else _MODE) as file:
-        await copy_file(receive, file, wanted, complaint)
+        await copy_file(receive, file, wanted, complaint, report)
     if path in template.layers:
         await trio.to_thread.run_sync(_check_layer, path, template.name)
 
