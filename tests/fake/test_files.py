@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -397,6 +398,8 @@ async def wait_and_continue(stopped: list[int]) -> None:
 async def test_types_are_checked(here: GuestPath) -> None:
     with pytest.raises(TypeError, match="must be str"):
         await here.write_text(b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(ValueError, match="`newline` must be"):
+        await here.write_text("text", newline="x")
     with pytest.raises(TypeError):
         await here.write_bytes("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(ValueError, match="must not be empty"):
@@ -433,6 +436,29 @@ async def test_a_wrong_position_leaves_the_file_open(here: GuestPath) -> None:
             with pytest.raises(OverflowError, match="64 bits"):
                 await call(2**63)
         assert await file.write(b"still open") == 10
+
+
+@pytest.mark.parametrize("mode", ["rb", "r"])
+async def test_a_position_that_is_refused_changes_nothing(here: GuestPath, tmp_path: Path, mode: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(pipe, b"one\ntwo\n")
+    async with await (here / "pipe").open(mode) as file:
+        first = await file.readline()
+        with pytest.raises(OSError, match="Illegal seek"):
+            await file.seek(0)
+        assert [first, await file.readline()] == (["one\n", "two\n"] if mode == "r" else [b"one\n", b"two\n"])
+    os.close(pipe)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r"])
+async def test_a_position_before_the_start_changes_nothing(here: GuestPath, tmp_path: Path, mode: Any) -> None:
+    (tmp_path / "file").write_text("one\ntwo\n")
+    async with await (here / "file").open(mode) as file:
+        await file.readline()
+        with pytest.raises(OSError, match="Invalid argument"):
+            await (file.buffer if isinstance(file, GuestTextFile) else file).seek(-1)
+        assert await file.read() in ("two\n", b"two\n")
 
 
 async def test_a_path_in_another_sandbox_is_refused(sandbox: Sandbox, here: GuestPath, tmp_path: Path) -> None:
@@ -611,6 +637,87 @@ async def test_one_task_at_a_time(here: GuestPath, tmp_path: Path) -> None:
             await file.read(1)
         nursery.cancel_scope.cancel(reason="the test is over")
     os.close(pipe)
+
+
+async def test_what_was_read_ahead_is_for_one_task_at_a_time(here: GuestPath, tmp_path: Path) -> None:
+    """Or a second one, which comes while the first lets others run, would be told that the file is at its end."""
+    (tmp_path / "file").write_bytes(b"one\ntwo\nthree\n")
+    for read in ("readline", "read"):
+        async with await (here / "file").open("rb") as file:
+            await file.readline()
+            found: list[bytes | type] = []
+
+            async def take(file: GuestFile, read: str, found: list[bytes | type]) -> None:
+                try:
+                    found.append(await (file.readline() if read == "readline" else file.read(4)))
+                except trio.BusyResourceError as exc:
+                    found.append(type(exc))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(take, file, read, found)
+            assert sorted(map(str, found)) == ["<class 'trio.BusyResourceError'>", "b'two\\n'"]
+            assert await file.read() == b"three\n"
+
+
+async def test_text_that_tasks_share_goes_to_one_of_them(here: GuestPath, tmp_path: Path) -> None:
+    lines = [f"{number}\n" for number in range(20)]
+    (tmp_path / "file").write_text("".join(lines))
+    found: list[str] = []
+
+    async def take(read: Callable[[], Awaitable[str]]) -> None:
+        found.append(await read())
+
+    async with await (here / "file").open("r") as file:
+        assert await file.readline() == "0\n"
+        async with trio.open_nursery() as nursery:
+            for _ in range(9):
+                nursery.start_soon(take, file.readline)
+            nursery.start_soon(take, partial(file.read, 3))
+        assert sorted("".join([*found, await file.read()])) == sorted("".join(lines[1:]))
+        assert "" not in found
+
+
+async def test_cancelled_reading_of_text_loses_nothing_or_closes_the_file(here: GuestPath, tmp_path: Path) -> None:
+    """A long line comes in pieces, of which those that are there already wait for the last."""
+    line = "x" * 300_000 + "\n"
+    (tmp_path / "file").write_text(line)
+    for read in ("readline", "read"):
+        outcomes: set[str] = set()
+        for step in range(1, 200):
+            async with await (here / "file").open("r", limit=2**20) as file:
+                with trio.CancelScope() as scope, _cancelled_at(scope, step):
+                    assert await getattr(file, read)() == line
+                if scope.cancelled_caught:
+                    outcomes.add("closed" if file.closed else "open")
+                    if not file.closed:
+                        assert await file.read() == line
+                else:
+                    break
+        assert "closed" in outcomes
+
+
+class _Steps(trio.abc.Instrument):
+    """Cancels a scope when a task is about to take its step of that number."""
+
+    def __init__(self, scope: trio.CancelScope, left: int) -> None:
+        self.scope, self.left, self.task = scope, left, trio.lowlevel.current_task()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.left -= 1
+            if self.left == 0:
+                self.scope.cancel(reason="a test")
+
+
+@contextmanager
+def _cancelled_at(scope: trio.CancelScope, step: int) -> Generator[None]:
+    steps = _Steps(scope, step)
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(steps)
 
 
 # --- Helpers ---
@@ -812,6 +919,23 @@ async def test_what_was_cancelled_is_done_or_not_done_and_not_under_way(tmp_path
             await trio.sleep(0.02)
             if link.is_symlink() != was_made:
                 late.append(number)
+    assert not late
+
+
+async def test_what_was_cancelled_of_opening_a_file_is_not_under_way(tmp_path: Path) -> None:
+    """Neither is it made later nor emptied."""
+    late: list[str] = []
+    async with open_local_sandbox() as (sandbox, _):
+        for number in range(40):
+            path = tmp_path / f"file{number}"
+            if number % 2:
+                path.write_bytes(b"mine")
+            with trio.move_on_after(0.0002 * (number % 20)):
+                await sandbox.path(str(path)).open("w")
+            size = path.stat().st_size if path.exists() else None
+            await trio.sleep(0.02)
+            if (path.stat().st_size if path.exists() else None) != size:
+                late.append(path.name)
     assert not late
 
 

@@ -58,6 +58,13 @@ class GuestFile(AioDoor[trio_sandbox.GuestFile]):
         """
         return await self._call(lambda: self._inner.read(size))
 
+    async def read1(self, size: int = -1) -> bytes:
+        """Return up to *size* bytes, or some if negative, as soon as there are any; ``b""`` at the end of the file.
+
+        See `trio_sandbox.GuestFile.read1`.
+        """
+        return await self._call(lambda: self._inner.read1(size))
+
     async def readline(self, *, limit: int | None = None) -> bytes:
         r"""Return the next line with its ``\n``; ``b""`` at the end of the file.
 

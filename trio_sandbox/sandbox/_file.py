@@ -73,7 +73,7 @@ class GuestFile(trio.abc.AsyncResource):
     async def _read(self, size: int) -> bytes:
         self._check("read", self._readable)
         if 0 <= size <= len(self._buffer):
-            await trio.lowlevel.checkpoint()
+            await self._pause()
             return bytes(self._take(size))
         content = self._take(size)
         while data := await self._read_some(CHUNK if size < 0 else min(size - len(content), CHUNK)):
@@ -85,6 +85,18 @@ class GuestFile(trio.abc.AsyncResource):
                     errno.EFBIG, f"more than {MAXIMUM_READ_BYTES} bytes are left: read pieces of a size", self.name
                 )
         return bytes(content)
+
+    async def read1(self, size: int = -1) -> bytes:
+        """Return up to *size* bytes, or some if negative, as soon as there are any; ``b""`` at the end of the file.
+
+        So what somebody writes to a pipe or a terminal piece by piece is read piece by piece.
+        """
+        wanted = index(size)
+        self._check("read", self._readable)
+        if self._buffer or wanted == 0:
+            await self._pause()
+            return bytes(self._take(wanted))
+        return await self._read_some(CHUNK if wanted < 0 else min(wanted, CHUNK))
 
     def _take(self, size: int) -> bytearray:
         """Take up to so many bytes of what was read ahead; all of it if negative."""
@@ -120,8 +132,16 @@ class GuestFile(trio.abc.AsyncResource):
         size = len(self._buffer) if end < 0 else end + 1
         if size > longest:
             raise OSError(errno.EFBIG, f"a line of more than {longest} bytes: pass a higher `limit`", self.name)
-        await trio.lowlevel.checkpoint()
+        await self._pause()
         return bytes(self._take(size))
+
+    async def _pause(self) -> None:
+        """Be a checkpoint at which no other task may take what was read ahead."""
+        self._busy = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._busy = False
 
     async def _read_some(self, size: int) -> bytes:
         def check(data: bytes) -> bytes:
@@ -163,8 +183,9 @@ class GuestFile(trio.abc.AsyncResource):
         offset, whence = _offset(offset), _offset(whence)
         if whence == io.SEEK_CUR:
             offset -= len(self._buffer)
-        self._drop(len(self._buffer))
-        return await self._ask_number("seek", offset, whence)
+        position = await self._ask_number("seek", offset, whence)
+        self._drop(len(self._buffer))  # only now: where there is no such position, it is still what comes next
+        return position
 
     async def tell(self) -> int:
         """Return the position."""

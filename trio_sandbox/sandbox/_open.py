@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 from typing import Literal, TypeAlias
 
+import trio
+
 from ._file import GuestFile, check_limit
 from ._files import FileSession, encode_request
 from ._slot import Slot
-from ._text import GuestTextFile
+from ._text import GuestTextFile, check_newline
 
 BinaryMode: TypeAlias = Literal[
     "rb", "wb", "ab", "xb", "rb+", "wb+", "ab+", "xb+", "r+b", "w+b", "a+b", "x+b"
@@ -31,8 +33,7 @@ async def open_file(
     kinds = mode.replace("b", "", 1).replace("t", "", 1).replace("+", "", 1)
     if kinds not in ("r", "w", "a", "x") or ("b" in mode and "t" in mode):
         raise ValueError(f"`mode` must be one of r, w, a and x, with + and b where wanted, not {mode!r}")
-    if newline not in (None, "", "\n", "\r", "\r\n"):
-        raise ValueError(f"`newline` must be None, '', '\\n', '\\r' or '\\r\\n', not {newline!r}")
+    check_newline(newline)
     codecs.lookup(encoding)
     codecs.lookup_error(errors)
     check_limit(limit)
@@ -43,7 +44,9 @@ async def open_file(
         async with session.failures():
             await session.send(request)
             await session.reply()
-    except BaseException:
+    except BaseException as exc:
+        if kinds != "r" and isinstance(exc, trio.Cancelled):  # made, emptied or neither, but not under way: see `call`
+            await session.take_back()  # noqa: ASYNC102 - it is shielded and bounded by itself
         session.close()
         raise
     file = GuestFile(path, mode, session, limit)

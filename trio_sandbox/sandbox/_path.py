@@ -21,7 +21,7 @@ from ._files import CONTENT, END, REPLY, FileSession, call, encode_request, open
 from ._open import BinaryMode, TextMode, open_file
 from ._slot import Slot
 from ._status import HIGHEST_MODE, parse_stat
-from ._text import GuestTextFile, decode_text
+from ._text import GuestTextFile, check_newline, decode_text
 from ._walk import Walk
 
 #: What a path that leads nowhere fails with, which for `exists` and its like is an answer: as in pathlib.
@@ -392,8 +392,9 @@ class GuestPath:
           newline: What to write for ``\n``; None: just that.
 
         """
-        if type(data) is not str:
+        if not isinstance(data, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"data must be str, not {type(data).__name__}")
+        check_newline(newline)
         text = data if newline in (None, "", "\n") else data.replace("\n", newline or "\n")
         await self.write_bytes(text.encode(encoding, errors))
         return len(data)

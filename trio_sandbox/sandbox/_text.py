@@ -31,6 +31,12 @@ def _make_decoder(encoding: str, errors: str, *, translate: bool) -> _Decoder:
     return io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate)
 
 
+def check_newline(newline: str | None) -> None:
+    """Refuse what `open` takes for no end of a line."""
+    if newline not in (None, "", "\n", "\r", "\r\n"):
+        raise ValueError(f"`newline` must be None, '', '\\n', '\\r' or '\\r\\n', not {newline!r:.100}")
+
+
 async def decode_text(data: bytes, encoding: str, errors: str, name: str) -> str:
     r"""Return a file's content as text with ``\n`` for each kind of line end; the event loop turns meanwhile.
 
@@ -110,13 +116,21 @@ class GuestTextFile(trio.abc.AsyncResource):
 
     async def _fill(self) -> bool:
         """Decode more in place of what was decoded and is taken; False at the end of the file."""
-        data = await self.buffer.read(CHUNK)
+        data = await self.buffer.read1(CHUNK)
         self._text, self._taken = self._decoder.decode(data, not data), 0
         return bool(data)
 
     def _take(self, end: int) -> str:
         start, self._taken = self._taken, end
         return self._text[start:end]
+
+    def _take_some(self, wanted: int) -> str:
+        """Take up to so many characters; all that there are if negative."""
+        return self._take(len(self._text) if wanted < 0 else min(self._taken + wanted, len(self._text)))
+
+    def _put_back(self, text: str) -> None:
+        """Have *text*, which was taken, come next again."""
+        self._text, self._taken = text + self._text[self._taken :], 0
 
     async def read(self, size: int | None = -1) -> str:
         """Return *size* characters, fewer only at the end of the file; all of the rest if negative or None.
@@ -126,17 +140,19 @@ class GuestTextFile(trio.abc.AsyncResource):
 
         """
         wanted = -1 if size is None else index(size)
-        if 0 <= wanted <= len(self._text) - self._taken:
-            await trio.lowlevel.checkpoint()
-            return self._take(self._taken + wanted)
-        text = self._take(len(self._text))
+        await trio.lowlevel.checkpoint()
+        text = self._take_some(wanted)
         more = True
         while more and len(text) != wanted:
-            more = await self._fill()
-            text += self._take(min(len(self._text), wanted - len(text)) if wanted >= 0 else len(self._text))
+            try:
+                more = await self._fill()
+            except BaseException:
+                self._put_back(text)
+                raise
+            text += self._take_some(wanted if wanted < 0 else wanted - len(text))
             if wanted < 0:
                 _check_memory(text, self.name)
-        return text  # noqa: ASYNC910 - there is less than was wanted, so that _fill() is called
+        return text
 
     async def readline(self, *, limit: int | None = None) -> str:
         """Return the next line with its end; ``""`` at the end of the file.
@@ -149,17 +165,21 @@ class GuestTextFile(trio.abc.AsyncResource):
 
         """
         longest = self._limit if limit is None else check_limit(limit)
+        await trio.lowlevel.checkpoint()
         line = ""
         more = True
         while (match := self._line_end.search(self._text, self._taken)) is None and more and len(line) <= longest:
-            line += self._take(len(self._text))
-            more = await self._fill()
+            line += self._take_some(-1)
+            try:
+                more = await self._fill()
+            except BaseException:
+                self._put_back(line)
+                raise
         # Without one there is no more, or it is too much already.
         end = len(self._text) if match is None else match.end()
         if len(line) + end - self._taken > longest:
-            self._text, self._taken = line + self._text[self._taken :], 0
+            self._put_back(line)
             raise OSError(errno.EFBIG, f"a line of more than {longest} characters: pass a higher `limit`", self.name)
-        await trio.lowlevel.checkpoint()
         return line + self._take(end)
 
     def __aiter__(self) -> GuestTextFile:
@@ -173,7 +193,7 @@ class GuestTextFile(trio.abc.AsyncResource):
 
     async def write(self, text: str) -> int:
         """Write *text* and return its length in characters."""
-        if type(text) is not str:
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a file open for text takes str, not {type(text).__name__}")
         if self._taken < len(self._text):
             raise io.UnsupportedOperation("writing after reading needs a seek() between them in text mode")
@@ -189,8 +209,9 @@ class GuestTextFile(trio.abc.AsyncResource):
         """Go to the start, or with ``io.SEEK_END`` to the end; return the position in bytes."""
         if offset != 0 or whence not in (io.SEEK_SET, io.SEEK_END):
             raise io.UnsupportedOperation("in text mode seek() goes to the start or to the end only; see `buffer`")
+        position = await self.buffer.seek(0, whence)
         self._restart()
-        return await self.buffer.seek(0, whence)
+        return position
 
     async def truncate(self, size: int) -> int:
         """Make the file *size* bytes long; return that."""
