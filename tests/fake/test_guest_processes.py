@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from trio_sandbox.guest.agent import pipes
 from trio_sandbox.wire import StreamResetError
 
 from ._agent import Host, open_agent, read_all, send_for_ever
+from ._sandbox import open_local_sandbox
 
 
 @pytest.fixture
@@ -382,3 +384,27 @@ async def test_pipes_that_nobody_names_are_bounded(host: Host) -> None:
         await process.started()
         await process.exited()
     assert await host.run_process(["echo", "hi"]) == (0, b"hi\n")
+
+
+async def test_a_process_whose_start_was_cancelled_is_over(tmp_path: Path) -> None:
+    """Or it could begin after the caller has gone on, and do what nobody wants any more."""
+    late: list[str] = []
+    async with open_local_sandbox() as (sandbox, _):
+        for number in range(60):
+            path = tmp_path / f"file{number}"
+            with trio.move_on_after(0.0004 * (number % 20)):
+                await sandbox.run_process(["touch", str(path)])
+            was_made = path.exists()
+            await trio.sleep(0.02)
+            if path.exists() != was_made:
+                late.append(path.name)
+    assert not late
+
+
+async def test_input_that_is_none_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    wrong: list[Any] = ["text", 5, None, [1], memoryview(b"abcd")[::2]]
+    async with open_local_sandbox() as (sandbox, _):
+        for stdin in wrong:
+            with pytest.raises(TypeError, match="`stdin` must be bytes"):
+                await sandbox.run_process(["touch", str(tmp_path / "started")], stdin=stdin)
+    assert not (tmp_path / "started").exists()

@@ -269,7 +269,21 @@ class GuestProcess:
                 await self._send_request.send({"kill": True})
             await self._ended.wait()
         if not self._ended.is_set():
-            self._vm.retire(f"the process {self.args[0]!r} in it did not end when it was killed")
+            _retire(self._vm, self.args[0])
+
+
+async def _take_back(vm: Machine, records: RecordStream, program: str, patience: float) -> None:
+    """Make sure that a process whose start was cancelled is over, started or not; as `GuestProcess._end`."""
+    with trio.move_on_after(patience, shield=True) as waiting, contextlib.suppress(*STREAM_GONE):
+        await records.send_json({"kill": True})
+        while await records.stream.receive_some():
+            pass
+    if waiting.cancelled_caught:
+        _retire(vm, program)
+
+
+def _retire(vm: Machine, program: str) -> None:
+    vm.retire(f"the process {program!r} in it did not end when it was killed")
 
 
 async def receive_message(records: RecordStream) -> Message:
@@ -326,26 +340,35 @@ async def open_process(
             ids["terminal"] = {"stdio": stdio.id, **attrs.asdict(terminal)}
         records = RecordStream(open_stream(vm, {"service": "process"}, what))
         stack.callback(records.stream.close)  # the guest kills whatever is left of the process when it sees this
-        async with guest_failures(vm, f"the start of {args[0]!r}"):
-            deadline = TravellingDeadline()
-            more: dict[str, object] = {"leaves": True} if leaves else {}
-            await records.send_json({**request, **ids, **more, **deadline.fields()})
-            message = await receive_message(records)
-            if isinstance(message, Failed):
-                raise OSError(message.errno, message.reason, message.filename)
-            if not isinstance(message, Started):
-                raise GuestProtocolError(f"the guest answered the start of a process with {message!r}")
-        process = GuestProcess(
-            vm,
-            args,
-            message.pid,
-            None if pipes["stdin"] is None else GuestInput(pipes["stdin"]),
-            None if pipes["stdout"] is None else GuestOutput(pipes["stdout"]),
-            None if pipes["stderr"] is None else GuestOutput(pipes["stderr"]),
-            None if stdio is None else GuestTerminal(stdio),
-        )
-        services = await stack.enter_async_context(open_services("Sandbox.open_process()"))
-        await services.start(process._serve, records)  # pyright: ignore[reportPrivateUsage]
+        sent = False
+        try:
+            async with guest_failures(vm, f"the start of {args[0]!r}"):
+                deadline = TravellingDeadline()
+                more: dict[str, object] = {"leaves": True} if leaves else {}
+                await records.send_json({**request, **ids, **more, **deadline.fields()})
+                sent = True
+                message = await receive_message(records)
+                if isinstance(message, Failed):
+                    raise OSError(message.errno, message.reason, message.filename)
+                if not isinstance(message, Started):
+                    raise GuestProtocolError(f"the guest answered the start of a process with {message!r}")
+            process = GuestProcess(
+                vm,
+                args,
+                message.pid,
+                None if pipes["stdin"] is None else GuestInput(pipes["stdin"]),
+                None if pipes["stdout"] is None else GuestOutput(pipes["stdout"]),
+                None if pipes["stderr"] is None else GuestOutput(pipes["stderr"]),
+                None if stdio is None else GuestTerminal(stdio),
+            )
+            services = await stack.enter_async_context(open_services("Sandbox.open_process()"))
+            await services.start(process._serve, records)  # pyright: ignore[reportPrivateUsage]
+        except (OSError, SandboxError):
+            raise  # it is known what became of it
+        except BaseException:  # cancelled, which may be a group
+            if sent:  # or it could still begin, and do something
+                await _take_back(vm, records, args[0], patience)  # noqa: ASYNC102, ASYNC120 - shielded and bounded by itself
+            raise
         try:
             async with deadline.followed("Sandbox.open_process()", process._send_request.send):  # pyright: ignore[reportPrivateUsage]
                 yield process

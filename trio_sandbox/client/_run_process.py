@@ -53,6 +53,10 @@ async def run_process(
         raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
     if pty and capture_stderr:
         raise ValueError("with a terminal there is one output; use capture_stdout in place of `capture_stderr`")
+    try:
+        data = memoryview(stdin).cast("B")
+    except TypeError as exc:
+        raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}: {exc}") from None
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
 
     # What is not captured is discarded, but for the end of what explains a failure.
@@ -79,7 +83,7 @@ async def run_process(
     async def feed(stream: trio.abc.SendStream) -> None:
         # Like trio.run_process: a process that does not want its input is nobody's error.
         try:
-            await stream.send_all(stdin)
+            await stream.send_all(data)
         except STREAM_GONE:
             await trio.lowlevel.checkpoint()
         else:
@@ -93,7 +97,7 @@ async def run_process(
 
     async with open_process(
         command,
-        stdin=len(stdin) > 0,
+        stdin=len(data) > 0,
         stdout=capture_stdout,
         stderr="stdout" if stderr_to_stdout else "pipe" if capture_stderr or explains else "discard",
         env=env,
