@@ -29,6 +29,9 @@ def test_the_victim_is_named(subject: bytes) -> None:
         # Names of processes, which are at most 15 bytes long.
         b"6,514,9811700,-;: Killed process[12]: segfault at 0 ip 0000 sp 0000 error 4\n",
         b"6,515,9811800,-;Out of memory: K[12]: segfault at 0 ip 0000 sp 0000 error 4\n",
+        # Such a name, and that of the file in which it went wrong.
+        b"6,518,9812100,-;Out of memory[12]: segfault at 0 ip 0000 sp 0000 error 4 in : Killed process 713 (x[55d1+1000]\n",
+        b"6,519,9812200,-;Out of memory: [12]: segfault at 0 ip 0000 sp 0000 error 4 in a: Killed process 713 (x[55d1+1000]\n",
         b"3,516,9811900,-;Memory cgroup out of memory: Killed process\n",
         b"6,517,9812000,c;\n",
     ],

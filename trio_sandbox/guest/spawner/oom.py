@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # wanted by nothing else that is imported before the fork
     from collections.abc import Iterable
 
-#: Of what the kernel says of a kill, what comes before and after what is between: mm/oom_kill.c, `__oom_kill_process`.
-_SUBJECTS = (b"Memory cgroup out of memory", b"Out of memory")
+#: What the kernel says of a kill: one of these, and then this. Source: mm/oom_kill.c, `oom_kill_process` and `__oom_kill_process`.
+_SUBJECTS = (b"Memory cgroup out of memory", b"Out of memory", b"Out of memory (oom_kill_allocating_task)")
 _VERB = b": Killed process "
 #: No record of /dev/kmsg is longer: its ABI document.
 _LONGEST_RECORD = 8192
@@ -77,11 +77,13 @@ class OomKills:
 def find_victim(record: bytes) -> int | None:
     """Return the id of the process that was killed for want of memory, as *record* of /dev/kmsg says; None if it is about something else.
 
-    Names of processes are in such records as well, but none comes first in them, and none is as long as what does.
+    Other records have names in them that code has chosen: of a process at the beginning, and of a file further on. But between the two there
+    is more than nothing.
     """
     prefix, _, text = record.partition(b";")
     # What programs write is the kernel's in nothing but its place: it never has the kernel's facility, which is 0.
-    if int(prefix.split(b",", 1)[0]) >> 3 or not text.startswith(_SUBJECTS):
+    if int(prefix.split(b",", 1)[0]) >> 3:
         return None
-    victim = text.partition(_VERB)[2].split(b" ", 1)[0]
-    return int(victim) if victim.isdigit() else None
+    subject, _, rest = text.partition(_VERB)
+    victim = rest.split(b" ", 1)[0]
+    return int(victim) if subject in _SUBJECTS and victim.isdigit() else None
