@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import attrs
 import pytest
@@ -387,6 +388,46 @@ async def test_a_user_may_have_put_it_to_sleep(autojump_clock: MockClock, place:
 # --- Limits ---
 
 
+async def test_a_lease_wakes_up_what_another_has_put_to_sleep(autojump_clock: MockClock, place: Place) -> None:
+    async with place.sessions() as sessions, sessions.lease("ada") as session:
+        await run(session, "ada's")
+        await session.sandbox.hibernate()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use, sessions, "ada", "another's")
+        assert await run(session) == "another's"
+        numbers = sessions.statistics()
+        assert (numbers.awake, numbers.woken, numbers.leased) == (1, 1, 1)
+
+
+async def test_who_wakes_it_up_again_leaves_it_awake(autojump_clock: MockClock, place: Place) -> None:
+    async with place.sessions(SessionsConfig(max_awake=1)) as sessions:
+        async with sessions.lease("ada") as session:
+            await session.sandbox.hibernate()
+            with trio.move_on_after(1):
+                async with sessions.lease("bob"), sessions.lease("ada"):
+                    raise AssertionError("there is room for one of them")
+            await session.sandbox.resume()
+        assert sessions.statistics().awake == 1
+
+
+@asynccontextmanager
+async def open_nothing(_key: str) -> AsyncGenerator[None]:
+    yield None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(open_nothing, "must yield a Sandbox, not None"), (lambda _: 5, "must return what `async with` takes, .*, not 5")],
+)
+async def test_a_function_that_opens_no_sandbox_is_told_so(
+    autojump_clock: MockClock, wrong: Callable[[str], Any], message: str
+) -> None:
+    async with open_sessions_with(wrong) as sessions:
+        with pytest.raises(TypeError, match=message):
+            async with sessions.lease("ada"):
+                pass
+
+
 async def test_the_one_that_was_not_used_for_longest_makes_room(autojump_clock: MockClock, place: Place) -> None:
     async with place.sessions(attrs.evolve(NEVER, max_sessions=2)) as sessions:
         for key in ("a", "b", "a", "c"):
@@ -737,6 +778,7 @@ async def test_a_host_opens_what_all_sessions_are() -> None:
     [
         (lambda: open_sessions(OneKind(), "python", hibernate_after=60), ValueError, "sleep_after"),
         (lambda: open_sessions(OneKind(), "python", limits={"max_sessions": 3}), TypeError, "`limits` must be"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        (lambda: open_sessions("python"), TypeError, "`host` must have"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         (lambda: open_sessions(OneKind(), 3), TypeError, "image"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         (lambda: open_sessions_with("python"), TypeError, "`open_sandbox` must be a function"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     ],

@@ -66,6 +66,11 @@ class Kept:
         """Whether its VM has ended by itself."""
         return self.sandbox is not None and self.sandbox.failure is not None
 
+    def note_sleep(self) -> None:
+        """Take note if somebody who leases it has put it to sleep, or has woken it up."""
+        if self.sandbox is not None and self.phase in (Phase.AWAKE, Phase.ASLEEP):
+            self.phase = Phase.ASLEEP if self.sandbox.statistics().hibernated else Phase.AWAKE
+
     def ring(self) -> None:
         """Have its keeper look what there is to do."""
         self.bell.set()
@@ -145,7 +150,10 @@ class Book:
         if self._shut:
             raise _block_was_left()
         ticket = Ticket(key, exclusive, asker)
-        own = _own_leases(ticket, self._find(key))
+        kept = self._find(key)
+        if kept is not None:
+            kept.note_sleep()
+        own = _own_leases(ticket, kept)
         if own and (exclusive or any(each.exclusive for each in own)):
             raise RuntimeError(
                 f"this task has a lease of session {key!r:.100} already and would wait for itself: an exclusive lease is the only one; end the other first"
@@ -163,11 +171,10 @@ class Book:
             kept.leases.remove(ticket)
             kept.since = self._clock()
             if not kept.leases and kept.end is None:
-                assert kept.sandbox is not None
                 if kept.dead or kept.detached:
                     self._end(kept, "died")
-                elif kept.sandbox.statistics().hibernated:  # by its user
-                    kept.phase = Phase.ASLEEP
+                else:
+                    kept.note_sleep()
         if ticket.key in self._current:
             self._current[ticket.key].ring()  # its time may come now
         self._settle()

@@ -149,7 +149,8 @@ class Sessions:
         try:
             with kept.scope:
                 try:
-                    async with self._open_sandbox(kept.key) as sandbox:
+                    async with _check_manager(self._open_sandbox(kept.key)) as sandbox:
+                        _check_sandbox(sandbox)
                         self._book.opened(kept, sandbox)
                         while kept.end is None:
                             await self._tend(kept, sandbox)
@@ -206,6 +207,19 @@ def _check_key(key: str) -> str:
     if not key:
         raise ValueError("`key` must not be empty: say whose sandbox it is")
     return key
+
+
+def _check_manager(manager: AbstractAsyncContextManager[Sandbox]) -> AbstractAsyncContextManager[Sandbox]:
+    if not isinstance(manager, AbstractAsyncContextManager):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`open_sandbox` must return what `async with` takes, such as a function with @asynccontextmanager does, not {manager!r:.100}"
+        )
+    return manager
+
+
+def _check_sandbox(sandbox: Sandbox) -> None:
+    if not isinstance(sandbox, Sandbox):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`open_sandbox` must yield a Sandbox, not {sandbox!r:.100}")
 
 
 @open_block
@@ -285,6 +299,8 @@ async def open_sessions(
         `SessionsConfig.sleep_after` when a sandbox sleeps. Nothing was started.
 
     """
+    if not callable(getattr(host, "open_sandbox", None)):
+        raise TypeError(f"`host` must have open_sandbox(), as a Host has, not be {host!r:.100}")
     wanted = check_image(image)
     config = sandbox_config(config, fields) or SandboxConfig()
     if config.hibernate_after is not None:
