@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,6 +24,7 @@ from trio_sandbox import (
     SandboxConfig,
     VmDiedError,
 )
+from trio_sandbox.constants import MAXIMUM_VALUE_BYTES
 from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
 
 
@@ -169,6 +172,92 @@ async def test_what_is_wrong_in_the_script_comes_out_of_the_block() -> None:
 
     with pytest.raises(ZeroDivisionError, match="in the script"):
         await fail()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("stdout", None, TypeError),
+        ("stderr", 5, TypeError),
+        ("stdout", "\ud800", ValueError),
+        ("exit_code", 256, ValueError),
+        ("exit_code", -65, ValueError),
+        ("exit_code", True, TypeError),
+        ("value", 5, TypeError),
+        ("value", "x" * (MAXIMUM_VALUE_BYTES + 1), ValueError),
+        ("displays", None, TypeError),
+        ("displays", ["text"], TypeError),
+        ("displays", (Display("text/plain", "text"),), TypeError),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        ("cpu_seconds", math.nan, ValueError),
+        ("cpu_seconds", -0.1, ValueError),
+        ("cpu_seconds", "1", TypeError),
+        ("peak_memory_bytes", -1, ValueError),
+        ("disk_written_bytes", 2**70, ValueError),
+        ("state_kept", None, TypeError),
+        ("oom", 1, TypeError),
+    ],
+)
+def test_an_answer_that_no_guest_gives_is_refused(field: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="surrogates" if value == "\ud800" else f"`{field}` m"):
+        Answer(**{field: value})  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "the script must return an Answer for run 'x', not None"),
+        (Answer(exit_code=-9), "after signal n it is 128"),
+    ],
+)
+async def test_a_script_that_returns_no_answer_is_told_so(wrong: Answer, message: str) -> None:
+    async def answer(_call: Call) -> Answer:
+        await trio.lowlevel.checkpoint()
+        return wrong
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        async with open_scripted_sandbox(answer) as sandbox:
+            await sandbox.run("x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"answer": 5}, "`answer` must be a function"),
+        ({"before": 5}, "`before` must be a function"),
+        ({"config": {}}, "`config` must be a SandboxConfig"),
+        ({"state": 5}, "`state` must be a dict"),
+        ({"files": {"/a": "text"}}, "the content of the file '/a' must be bytes, not str"),
+        ({"files": {5: b""}}, "path must be str, not 5"),
+        ({"files": {"/a\0b": b""}}, "must not hold a NUL"),
+    ],
+)
+async def test_arguments_of_a_scripted_sandbox_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        async with open_scripted_sandbox(**{"answer": print_the_call, **arguments}):
+            pytest.fail("it was opened")
+
+
+async def test_scripted_files_can_not_do_what_no_file_can() -> None:
+    async with open_scripted_sandbox(print_the_call, files={"/home/user/there/file": b"1"}) as sandbox:
+        there = sandbox.path("there")
+        await there.rename("there")
+        for inside in ("there/inside", "./there/inside", "there/../there/inside"):
+            with pytest.raises(OSError, match="Invalid argument"):
+                await there.rename(inside)
+        await (there / "twin").hardlink_to("there/file")
+        await (there / "twin").rename("there/file")
+        assert len(list(await there.iterdir())) == 2
+        with pytest.raises(OSError, match="name too long"):
+            await sandbox.path("x" * 256).write_bytes(b"")
+        async with await (there / "file").open("r+b") as file:
+            with pytest.raises(OSError, match="Invalid argument"):
+                await file.truncate(-1)
+            with pytest.raises(OSError, match="too large"):
+                await file.truncate(2**60)
+            await file.seek(2**60)
+            with pytest.raises(OSError, match="too large"):
+                await file.write(b"x")
+        assert await (there / "file").read_bytes() == b"1"
 
 
 async def test_what_is_not_scripted_says_so() -> None:

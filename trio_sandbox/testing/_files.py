@@ -275,7 +275,7 @@ class FileSession:
         assert node is not None
         if self._appends:
             self._position = len(node.content)
-        node.content += bytes(max(self._position - len(node.content), 0))
+        node.resize(max(self._position + len(data), len(node.content)))
         node.content[self._position : self._position + len(data)] = data
         self._position += len(data)
         node.touch()
@@ -292,9 +292,9 @@ class FileSession:
     async def truncate(self, size: str) -> None:
         assert self._open is not None
         wanted = int(size) if size else self._position
-        content = self._open.content
-        content += bytes(max(wanted - len(content), 0))
-        del content[wanted:]
+        if wanted < 0:
+            raise failure(errno.EINVAL, "")
+        self._open.resize(wanted)
         await self._reply(wanted)
 
 

@@ -182,7 +182,7 @@ class ScriptedGuest:
                     files=self._files,
                 )
                 try:
-                    answers.append(await self._answer(call))
+                    answers.append(_check_answer(call, await self._answer(call)))
                 except Exception as exc:  # noqa: BLE001 - it comes out of the sandbox's block
                     self._fail(exc)
                     await trio.sleep_forever()  # until the end of the channel is noticed
@@ -203,6 +203,18 @@ class ScriptedGuest:
                 async for piece in pipe:
                     data += piece
         return data  # noqa: ASYNC910 (a task of the guest's)
+
+
+def _check_answer(call: Call, answer: Answer) -> Answer:
+    if not isinstance(answer, Answer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the script must return an Answer for {call.kind} {call.code or call.argv!r:.100}, not {answer!r:.100}"
+        )
+    if call.kind == "run" and answer.exit_code < 0:
+        raise ValueError(
+            f"the `exit_code` of a run must be from 0 to 255, not {answer.exit_code}: after signal n it is 128 + n"
+        )
+    return answer
 
 
 @final

@@ -48,7 +48,17 @@ async def open_scripted_sandbox(
         a file, "put /home/user/a.txt" for instance. What it raises (`SnapshotError`; of files `OSError`) is raised by that method, and the sandbox is as it was. Of
         files, other exceptions end the sandbox as those of *answer* do.
 
+    Raises:
+      TypeError, ValueError: if an argument can't be what it is. Of what *answer* returns, out of the block.
+
     """
+    for name, function in (("answer", answer), ("before", before or _do_nothing)):
+        if not callable(function):
+            raise TypeError(f"`{name}` must be a function, not {function!r:.100}")
+    if not (config is None or isinstance(config, SandboxConfig)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`config` must be a SandboxConfig, not {config!r:.100}")
+    if not (state is None or isinstance(state, dict)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`state` must be a dict, not {state!r:.100}")
     failures: list[Exception] = []
     script = _Script(config or SandboxConfig(), before or _do_nothing)
     disk = ScriptedFiles()

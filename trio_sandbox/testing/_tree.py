@@ -15,6 +15,9 @@ import attrs
 HOME: Final = "/home/user"
 _LINKS: Final = 40
 _USER: Final = 1000
+#: Bytes of a name, as of every Linux file system; and of a file, which is in memory.
+_LONGEST_NAME: Final = 255
+_LONGEST: Final = 2**30
 _numbers = itertools.count(2)
 
 
@@ -49,6 +52,17 @@ class Node:
     def size(self) -> int:
         """What stat(2) says of its size."""
         return len(os.fsencode(self.target)) if stat.S_ISLNK(self.mode) else len(self.content)
+
+    def holds(self, directory: Node) -> bool:
+        """Whether a directory is below this one."""
+        return any(each is directory or each.holds(directory) for each in self.entries.values())
+
+    def resize(self, size: int, path: str = "") -> None:
+        """Make a file longer or shorter."""
+        if size > _LONGEST:
+            raise failure(errno.EFBIG, path)
+        self.content += bytes(max(size - len(self.content), 0))
+        del self.content[size:]
 
     def touch(self) -> None:
         """Note that it was changed now."""
@@ -95,6 +109,14 @@ class ScriptedFiles(MutableMapping[str, bytes]):
         return bytes(node.content)
 
     def __setitem__(self, path: str, content: bytes) -> None:
+        if not isinstance(path, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a file's path must be str, not {path!r:.100}")
+        if "\0" in path:
+            raise ValueError(f"a file's path must not hold a NUL character: {path!r:.100}")
+        if not isinstance(content, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"the content of the file {path!r:.100} must be bytes, not {type(content).__name__}: encode text"
+            )
         self.make_directories(os.path.dirname(self.absolute(path)))
         parent, name = self.locate(path)
         node = parent.entries.setdefault(name, new_file())
@@ -144,6 +166,8 @@ class ScriptedFiles(MutableMapping[str, bytes]):
                 continue
             if not trail[-1].is_directory:
                 raise failure(errno.ENOTDIR, path)
+            if len(os.fsencode(part)) > _LONGEST_NAME:
+                raise failure(errno.ENAMETOOLONG, path)
             node = trail[-1].entries.get(part)
             last = not any(each not in ("", ".") for each in pending)
             if node is not None and stat.S_ISLNK(node.mode) and (follow or not last):
@@ -241,12 +265,14 @@ class ScriptedFiles(MutableMapping[str, bytes]):
     def rename(self, source: str, target: str) -> None:
         """Give another name, in place of what has it: as by the system call."""
         node = self.find(source, follow=False)
-        if node.is_directory and f"{self.absolute(target)}/".startswith(f"{self.absolute(source)}/"):
-            raise failure(errno.EINVAL, source, target)
         try:
+            there, new = self.locate(target, follow=False)
+            if there.entries.get(new) is node:
+                return
+            if node is there or node.holds(there):
+                raise failure(errno.EINVAL, source)
             self.add(target, node, replace=True)
         except OSError as exc:
             raise failure(exc.errno or errno.EIO, source, target) from None
         parent, name = self.locate(source, follow=False)
-        if parent.entries.get(name) is node and self.locate(target, follow=False) != (parent, name):
-            del parent.entries[name]
+        del parent.entries[name]
