@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -428,6 +429,22 @@ def test_files_that_are_no_host_s_are_passed_over(directory: Path) -> None:
         assert len(listed(directory)) == 1
         assert sorted(each.name for each in directory.iterdir() if each.name in names) == names[:3]
         assert (directory / f"{PREFIX}mine").exists()
+
+
+def test_who_has_no_descriptors_left_is_told_so_and_not_that_there_is_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def fail(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).startswith(PREFIX):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    with own_sandbox(directory):
+        monkeypatch.setattr(os, "open", fail)
+        with pytest.raises(SandboxError, match="Too many open files"):
+            running_sandboxes(directory)
 
 
 def test_who_ends_while_it_is_read_is_no_problem(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import attrs
 import pytest
@@ -80,6 +82,14 @@ def test_ps(running: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert [line.split()[0] for line in captured.out.splitlines()] == ["ID", ONE.id, TWO.id, THREE.id]
     assert captured.err == "trio-sandbox: a file is damaged\\x1b\n"
+
+
+def test_what_standard_output_can_not_encode_is_escaped(running: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ps, "running_sandboxes", lambda: ([attrs.evolve(ONE, owner_command="python \xfcbung.py")], []))
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    assert main(["ps"]) == 0
+    assert output.getvalue().endswith(b"python \\xfcbung.py\n")
 
 
 def test_ps_as_json(running: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,7 +195,7 @@ def read_held_files(path: Path, prefix: str, read: Callable[[str, int], T], *, b
       but: The name of one that is left out, since it is the caller's own.
 
     Raises:
-      OSError: if the directory can't be opened, or is somebody else's. That it is missing is no error.
+      OSError: if the directory can't be opened, or is somebody else's, or there are no descriptors left. That it is missing is no error.
 
     """
     try:
@@ -221,7 +221,9 @@ def _open_if_alive(directory: int, name: str) -> int | None:
     """Open a file whose owner lives; None if it is no such file. That of a dead owner is removed."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # it may well be one
         return None
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
