@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Generator
@@ -177,6 +178,9 @@ async def test_downloads_are_bounded(sandbox: Sandbox, tree: Path, tmp_path: Pat
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "new"))
     with pytest.raises(ValueError, match="`max_bytes` must not be negative"):
         await sandbox.download(str(tree), tmp_path / "new", max_bytes=-1)
+    for max_bytes in (math.nan, 1.5, True, None):
+        with pytest.raises(TypeError, match="`max_bytes` must be a whole number"):
+            await sandbox.download(str(tree), tmp_path / "new", max_bytes=max_bytes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 async def test_a_full_disk_leaves_nothing(sandbox: Sandbox, tmp_path: Path) -> None:

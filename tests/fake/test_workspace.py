@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import stat
@@ -256,9 +257,12 @@ async def test_the_guest_decides_nothing_but_contents(project: Project) -> None:
 
 
 async def test_limits_and_wrong_use(project: Project, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="allowed") as caught:
+    with pytest.raises(OSError, match="allowed by `max_bytes`") as caught:
         await project.pull(max_bytes=5000)
-    assert caught.value.errno == errno.EFBIG
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, os.fspath(project.there))
+    for max_bytes in (math.nan, 1e9, True, "1", None):
+        with pytest.raises(TypeError, match="`max_bytes` must be a whole number"):
+            await project.pull(max_bytes=max_bytes)
     wrong: list[dict[str, Any]] = [
         {"on_conflict": "ask"},
         {"exclude": ["a/b"]},
@@ -282,6 +286,16 @@ async def test_limits_and_wrong_use(project: Project, tmp_path: Path) -> None:
         await project.sandbox.pull(os.fspath(project.there / "kept"), project.here)
     with pytest.raises(FileNotFoundError):
         await project.sandbox.pull(os.fspath(project.there / "missing"), project.here)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # before the guest is asked for anything
+        await project.sandbox.pull(os.fspath(project.there / "missing"), tmp_path / "nowhere")
+
+
+async def test_what_can_not_come_is_named_with_the_way_out(project: Project) -> None:
+    os.mkfifo(project.there / "pipe")
+    with pytest.raises(OSError, match="remove it, or name it in `exclude`") as caught:
+        await project.pull()
+    assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, os.fspath(project.there / "pipe"))
+    assert await project.pull(exclude=["pipe"]) == {}
 
 
 async def test_a_cancelled_pull_has_done_all_or_nothing(project: Project) -> None:

@@ -401,7 +401,7 @@ class TreeWriter:
     def _charge(self, cost: int) -> None:
         self._cost += cost
         if self._limit is not None and self._cost > self._limit:
-            raise OSError(errno.EFBIG, f"more than the {self._limit} bytes that were allowed")
+            raise OSError(errno.EFBIG, f"more than the {self._limit} bytes that were allowed by `max_bytes`")
 
     def _close_file(self) -> None:
         if self._file >= 0:

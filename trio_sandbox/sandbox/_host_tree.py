@@ -72,7 +72,10 @@ def scan(directory: int, *, max_bytes: int | None = None, size: int = 0, ours: b
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     size += status.st_size if stat.S_ISREG(status.st_mode) else 0
                     if max_bytes is not None and size > max_bytes:
-                        raise OSError(errno.EFBIG, f"more than the {max_bytes} bytes that were allowed, holes included")
+                        raise OSError(
+                            errno.EFBIG,
+                            f"more than the {max_bytes} bytes that were allowed by `max_bytes`, holes included",
+                        )
                     tree[path] = _entry(descriptor, name, status, ours=ours)
                     states[path] = _state(status)
                 if tree[path].kind == "directory":

@@ -134,8 +134,7 @@ async def download(
     changes: Changes | None = None,
 ) -> TransferStatistics:
     """What `Sandbox.download` does; of a directory only *changes*, if they are given."""
-    if max_bytes < 0:
-        raise ValueError(f"`max_bytes` must not be negative, but is {max_bytes}")
+    check_max_bytes(max_bytes)
     if umask is not None and not 0 <= index(umask) <= _PERMISSIONS:
         raise ValueError(f"`umask` must be from 0 to {_PERMISSIONS:#o}, not {umask:#o}")
     request = encode_request("download", remote) if changes is None else changes.request(remote)
@@ -152,7 +151,9 @@ async def download(
             while data := await session.receive_raw():
                 error = await trio.to_thread.run_sync(target.take, data, limiter=limiter)
                 if error is not None:
-                    raise parse_error(error, session.what)
+                    raise _explained(
+                        parse_error(error, session.what), "" if changes is None else ", or name it in `exclude`"
+                    )
                 if progress is not None:
                     progress(target.statistics())
             if not target.complete:
@@ -163,6 +164,22 @@ async def download(
             # Bounded by what was written: removing that is all it does.
             await trio.to_thread.run_sync(target.close, limiter=limiter)
     return target.statistics()
+
+
+def check_max_bytes(max_bytes: int) -> None:
+    """Refuse what is no number of bytes, NaN for instance, which nothing would be too much for."""
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`max_bytes` must be a whole number of bytes, not {max_bytes!r:.100}")
+    if max_bytes < 0:
+        raise ValueError(f"`max_bytes` must not be negative, but is {max_bytes}")
+
+
+def _explained(error: OSError, way_out: str) -> OSError:
+    """Say what can't be copied, where the guest has sent no more than a number."""
+    if error.errno != errno.EOPNOTSUPP:
+        return error
+    reason = f"it is a named pipe, a device or a socket, which can't be copied: remove it{way_out}"
+    return OSError(error.errno, reason, error.filename)
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Sequence
@@ -142,28 +143,33 @@ async def _compare(comparison: Comparison, work: Callable[[int, Tree], T]) -> tu
     changes = Changes(comparison.base, comparison.excluded)
     top = comparison.staging / f"pull-{os.urandom(8).hex()}"
     await _in_thread(partial(make_private_directory, top))
+    copy = os.fspath(top / _COPY)
     try:
         await download(
             comparison.slot,
             comparison.user,
             comparison.remote,
-            top / _COPY,
+            copy,
             None,
             comparison.max_bytes,
             _PRIVATE_UMASK,
             changes,
         )
-        guest, result = await _in_thread(partial(_look_at, top / _COPY, comparison, changes.same, work))
+        guest, result = await _in_thread(partial(_look_at, copy, comparison, changes.same, work))
         return result, lambda tree: changes.now_known(Base(tree), guest)
+    except OSError as exc:
+        if exc.errno != errno.EFBIG or exc.filename != copy:
+            raise
+        raise OSError(exc.errno, exc.strerror, comparison.remote) from None  # it is that which is too large
     finally:
         with trio.CancelScope(shield=True):
             # Bounded by what was downloaded: removing that is all it does.
             await _in_thread(partial(_remove, top))
 
 
-def _look_at(copy: Path, comparison: Comparison, same: Tree, work: Callable[[int, Tree], T]) -> tuple[Tree, T]:
+def _look_at(copy: str, comparison: Comparison, same: Tree, work: Callable[[int, Tree], T]) -> tuple[Tree, T]:
     try:
-        descriptor = open_directory(os.fspath(copy))
+        descriptor = open_directory(copy)
     except NotADirectoryError as exc:
         raise NotADirectoryError(exc.errno, exc.strerror, comparison.remote) from None
     try:
@@ -174,6 +180,16 @@ def _look_at(copy: Path, comparison: Comparison, same: Tree, work: Callable[[int
         return guest, work(descriptor, guest)
     finally:
         os.close(descriptor)
+
+
+async def check_directory(local: Path) -> None:
+    """Raise `OSError` if *local* is no directory of the host's."""
+
+    def check() -> None:
+        with opened(local):
+            pass
+
+    await _in_thread(check)
 
 
 def _scan_host(local: Path) -> Found:

@@ -16,8 +16,8 @@ from ._changes import Base
 from ._file_requests import FileRequests, remote_path
 from ._path import AnyGuestPath, GuestPath
 from ._slot import Slot
-from ._transfer import TransferStatistics
-from ._workspace import Comparison, OnConflict, diff, pull, push
+from ._transfer import TransferStatistics, check_max_bytes
+from ._workspace import Comparison, OnConflict, check_directory, diff, pull, push
 
 #: What is left alone unless asked otherwise: a hook, or a setting, of a repository is a program that git executes.
 _LEFT_ALONE: Final = (".git",)
@@ -161,7 +161,9 @@ class WorkspaceRequests(FileRequests):
         for name in excluded:
             if not isinstance(name, str) or not name or "/" in name or "\0" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ValueError(f"`exclude` must have names of files without '/' and NUL, not {name!r:.100}")
+        check_max_bytes(max_bytes)
         path, user = remote_path(self._slot, remote, user)
+        await check_directory(here)  # now, and not when all has come
         key = await self._key(path, user, here)
         comparison = Comparison(
             slot=self._slot,
