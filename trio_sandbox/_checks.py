@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import attrs
 
 T = TypeVar("T")
+#: More than anybody waits; some more, and it would be too much for a time.
+_MOST_SECONDS = 1e15
 #: What attrs calls with the object, the field and the value.
 Check = Callable[[object, "attrs.Attribute[Any]", T], None]
 
@@ -34,8 +36,12 @@ def check_seconds(_: object, attribute: attrs.Attribute[Any], value: float) -> N
     """Check for a positive number of seconds; `math.inf` is one."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`{attribute.name}` must be a number of seconds, not {_show(value)}")
-    if math.isnan(value) or value <= 0:
-        raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {value!r}")
+    if not value > 0:  # NaN is not, either
+        raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {_show(value)}")
+    if _MOST_SECONDS < value != math.inf:
+        raise ValueError(
+            f"`{attribute.name}` must be at most {_MOST_SECONDS:g} seconds, or math.inf, not {_show(value)}"
+        )
 
 
 def check_flag(_: object, attribute: attrs.Attribute[Any], value: bool) -> None:

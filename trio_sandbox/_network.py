@@ -212,9 +212,18 @@ _check_limit = or_none(whole_number(0, unit="bytes"))
 
 
 def _check_rules(_: object, _attribute: attrs.Attribute[tuple[NetworkRule, ...]], value: tuple[object, ...]) -> None:
+    if not isinstance(value, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`rules` must be a tuple of NetworkRule, not {value!r:.100}")
     for rule in value:
         if not isinstance(rule, NetworkRule):
             raise TypeError(f"`rules` must have instances of NetworkRule, not {rule!r}")
+
+
+def _check_open_ports(_: object, _attribute: attrs.Attribute[tuple[int, ...] | None], value: object) -> None:
+    if not (value is None or isinstance(value, tuple)):
+        raise TypeError(f"`open_ports` must be a tuple of ports, or None for all of them, not {value!r:.100}")
+    for port in cast("tuple[object, ...]", value or ()):
+        check_port(port, "open_ports")
 
 
 @final
@@ -227,7 +236,7 @@ class Network:
 
     rules: tuple[NetworkRule, ...] = attrs.field(default=(), validator=_check_rules)
     """What may be connected to. Of several rules about a name, the first that allows the port counts."""
-    open_ports: tuple[int, ...] | None = attrs.field(default=(), repr=False)
+    open_ports: tuple[int, ...] | None = attrs.field(default=(), repr=False, validator=_check_open_ports)
     """The ports on which every public host may be connected to; (): none; None: all. `open` sets it."""
     max_connections: int = attrs.field(
         default=constants.DEFAULT_MAX_CONNECTIONS, validator=whole_number(1, constants.MAXIMUM_CONNECTIONS)

@@ -85,6 +85,8 @@ OUT_OF_RANGE = [
     (SandboxConfig, "max_output_bytes", 0, "must be at least 1 bytes, not 0"),
     (SandboxConfig, "hibernate_after", 0, "must be a positive number of seconds, not 0"),
     (SandboxConfig, "reclaim_after", math.nan, "must be a positive number of seconds, not nan"),
+    (Timeouts, "boot", 1e16, "must be at most 1e+15 seconds, or math.inf, not 1e+16"),
+    (Timeouts, "boot", 10**400, f"must be at most 1e+15 seconds, or math.inf, not 1{'0' * 99}"),
     (Timeouts, "boot", -1, "must be a positive number of seconds, not -1"),
     (Timeouts, "kill", math.nan, "must be a positive number of seconds, not nan"),
 ]

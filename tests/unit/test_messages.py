@@ -213,12 +213,14 @@ def test_a_wrong_command_is_refused(command: Any, error: type[Exception], words:
         ({"A": "b\0c"}, None, "NUL"),
         (None, "relative", "absolute path in the guest, not 'relative'"),
         (None, "/a\0b", "NUL"),
+        ([("A", "b")], None, "`env` must be a mapping .*, not list"),
+        ("A=b", None, "`env` must be a mapping .*, not str"),
     ],
 )
 def test_a_wrong_environment_or_directory_is_refused(env: Any, cwd: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         process_request(["true"], env=env, cwd=cwd, user=None)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         code_request("pass", language="python", env=env, cwd=cwd)
 
 

@@ -187,6 +187,24 @@ def test_limits_have_ranges(limits: Any, error: type[Exception]) -> None:
         Network.allow("pypi.org", **limits)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("rules", "pypi.org", TypeError),
+        ("rules", None, TypeError),
+        ("rules", [NetworkRule("pypi.org")], TypeError),
+        ("open_ports", False, TypeError),
+        ("open_ports", "", TypeError),
+        ("open_ports", 443, TypeError),
+        ("open_ports", (True,), TypeError),
+        ("open_ports", (0,), ValueError),
+    ],
+)
+def test_what_can_be_no_part_of_a_policy_opens_nothing(field: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"`{field}` must"):
+        Network(**{field: value})
+
+
 def test_policies_are_values() -> None:
     network = Network.allow("pypi.org", "*.x.org", max_sent_bytes=5)
     assert pickle.loads(pickle.dumps(network)) == network
