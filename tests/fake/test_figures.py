@@ -104,19 +104,21 @@ def test_what_lies_beyond_the_edges_is_shown_as_well(draw: Draw) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("dpi", 72), ("facecolor", "green"), ("edgecolor", "green"), ("transparent", True)]
+    ("name", "value"),
+    [
+        ("dpi", 72),
+        ("facecolor", "green"),
+        ("edgecolor", "green"),
+        ("transparent", True),
+        ("pad_inches", 0),
+        ("pad_inches", 3),  # more than there is on the canvas
+        ("pad_inches", -0.3),
+    ],
 )
 def test_settings_for_saved_figures_hold(name: str, value: object) -> None:
     with mpl.rc_context({f"savefig.{name}": value}):
         figure, image = shown(a_line)
         assert image == saved(figure)
-
-
-def test_the_margin_is_what_is_set() -> None:
-    _, narrow = shown(a_line)
-    with mpl.rc_context({"savefig.pad_inches": 0.2}):
-        _, wide = shown(a_line)
-    assert (wide.width - narrow.width, wide.height - narrow.height) == (20, 20)
 
 
 async def test_a_run_shows_it() -> None:

@@ -46,12 +46,15 @@ _METHODS = (
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type})
 
 _BACKEND = "trio_sandbox_figures"
+#: Inches of empty canvas that are left around a figure, where nobody has set something else: there may be less than that on the canvas.
+_MARGIN = 0.1
 #: Settings under which a saved figure looks as it does on its canvas.
 _USUAL = (
     ("savefig.dpi", "figure"),
     ("savefig.facecolor", "auto"),
     ("savefig.edgecolor", "auto"),
     ("savefig.transparent", False),
+    ("savefig.pad_inches", _MARGIN),
 )
 
 _modules = sys.modules  # as code may put something else there
@@ -222,7 +225,7 @@ def _drawn_once(figure: Any) -> bytes | None:
     left, right, top, bottom = box.x0 * dpi, box.x1 * dpi, height - box.y1 * dpi, height - box.y0 * dpi
     if not (left >= 0 and right <= width and top >= 0 and bottom <= height):
         return None  # it has something beyond its edges
-    margin = settings["savefig.pad_inches"] * dpi
+    margin = _MARGIN * dpi
     first, end = max(floor(left - margin), 0), min(ceil(right + margin), width)
     rows = range(max(floor(top - margin), 0), min(ceil(bottom + margin), height))
     flat = pixels.cast("B")
