@@ -261,6 +261,8 @@ class GuestRequests(WorkspaceRequests):
         A guest that does not acknowledge the kill within `Timeouts.kill` loses its VM. The effective deadline
         with which the block is entered goes along: see `run`. Here the guest kills at once.
 
+        Cancelled while it starts: it is ended in the same way, and does nothing after that.
+
         Args:
           command: The program, looked up in the guest's PATH, and its arguments: text, or paths in the guest. None: that of the
             container image, its entry point and what comes after it.
