@@ -140,7 +140,9 @@ class Ledger:
         )
 
     def _read(self, name: str, fd: int) -> LedgerEntry | None:
-        """Return what a file says; None if it can't be read."""
+        """Return what a file says; None if it can't be read, or says nothing yet: its host has given out nothing before it has written that."""
+        if os.fstat(fd).st_size == 0:
+            return None
         try:
             return read_whole(lambda: decode(os.pread(fd, SIZE + 1, 0)))
         except ValueError as exc:

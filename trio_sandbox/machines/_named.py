@@ -199,7 +199,7 @@ class NamedTemplateStore:
                     f"remove it with `trio-sandbox template rm {name}` and save such a sandbox anew"
                 ) from exc
             except (OSError, ValueError) as exc:
-                reason = str(exc)
+                reason = str(exc).removeprefix("it is damaged: ")
                 break
         raise TemplateUnusableError(
             f"the saved sandbox {name!r} is damaged: {reason}. It can't be made again; "
