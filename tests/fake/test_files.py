@@ -541,8 +541,12 @@ async def test_open_files_keep_to_their_mode(here: GuestPath, tmp_path: Path) ->
             await (here / "file").open(mode)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(ValueError, match="`newline` must be"):
         await (here / "file").open("r", newline="x")
-    with pytest.raises(LookupError):
-        await (here / "file").open("r", encoding="no-such-encoding")
+    for encoding in ("no-such-encoding", "base64"):
+        with pytest.raises(LookupError, match="encoding"):
+            await (here / "file").open("w", encoding=encoding)
+    assert (tmp_path / "file").read_text() == "xy", "nothing was emptied"
+    with pytest.raises(TypeError, match="`mode` must be str, not NoneType"):
+        await (here / "file").open(None)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @pytest.mark.parametrize(
@@ -636,6 +640,26 @@ async def test_one_task_at_a_time(here: GuestPath, tmp_path: Path) -> None:
         with pytest.raises(trio.BusyResourceError):
             await file.read(1)
         nursery.cancel_scope.cancel(reason="the test is over")
+    os.close(pipe)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r"])
+async def test_who_waits_for_a_file_that_another_task_closes_is_told_so(
+    here: GuestPath, tmp_path: Path, mode: Any
+) -> None:
+    """And not that the sandbox was closed, which is there."""
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    file = await (here / "pipe").open(mode)
+
+    async def read() -> None:
+        with pytest.raises(ValueError, match="another task closed the file"):
+            await file.read(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await file.aclose()
     os.close(pipe)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar, final
 
 import trio
 
+from .._errors import SandboxError
 from ..constants import MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
 from ._files import FileSession, encode_request
@@ -226,6 +227,8 @@ class GuestFile(trio.abc.AsyncResource):
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, self.name) from None
         except BaseException as exc:
+            if self._closed and isinstance(exc, SandboxError):
+                raise ValueError("another task closed the file, and what this one wanted of it may be done") from None
             # An answer that nobody took would be taken for the answer to the next request.
             self._closed = True
             if changes and isinstance(exc, trio.Cancelled):  # done or not done, but not under way: see `call`

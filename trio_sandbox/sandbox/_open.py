@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 from typing import Literal, TypeAlias
 
 import trio
@@ -30,11 +31,14 @@ async def open_file(
     limit: int,
 ) -> GuestFile | GuestTextFile:
     """What `GuestPath.open` does."""
+    if not isinstance(mode, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`mode` must be str, not {type(mode).__name__}")
     kinds = mode.replace("b", "", 1).replace("t", "", 1).replace("+", "", 1)
     if kinds not in ("r", "w", "a", "x") or ("b" in mode and "t" in mode):
         raise ValueError(f"`mode` must be one of r, w, a and x, with + and b where wanted, not {mode!r}")
     check_newline(newline)
     codecs.lookup(encoding)
+    io.TextIOWrapper(io.BytesIO(), encoding)  # which knows what encodings are of text
     codecs.lookup_error(errors)
     check_limit(limit)
     request = encode_request("open", path, kinds + ("+" if "+" in mode else ""))
