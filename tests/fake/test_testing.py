@@ -22,6 +22,7 @@ from trio_sandbox import (
     Sandbox,
     SandboxClosedError,
     SandboxConfig,
+    SandboxError,
     VmDiedError,
 )
 from trio_sandbox.constants import MAXIMUM_VALUE_BYTES
@@ -258,6 +259,24 @@ async def test_scripted_files_can_not_do_what_no_file_can() -> None:
             with pytest.raises(OSError, match="too large"):
                 await file.write(b"x")
         assert await (there / "file").read_bytes() == b"1"
+
+
+async def test_who_puts_it_to_sleep_while_its_block_exits_is_told_so() -> None:
+    ends: list[str] = []
+
+    async def hibernate(sandbox: Sandbox) -> None:
+        try:
+            await sandbox.hibernate()
+        except SandboxError as exc:
+            ends.append(type(exc).__name__)
+
+    async with trio.open_nursery() as nursery:
+        for steps in range(30):
+            async with open_scripted_sandbox(print_the_call) as sandbox:
+                nursery.start_soon(hibernate, sandbox)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+    assert set(ends) == {"OutcomeUnknownError", "SandboxClosedError"}
 
 
 async def test_what_is_not_scripted_says_so() -> None:

@@ -10,7 +10,7 @@ import trio
 
 from .._errors import SandboxClosedError, SandboxHibernatedError, SnapshotError
 from .._nurseries import Services
-from ..client import check_open
+from ..client import check_open, guest_failures
 from ..machines import HeldMachine, check_count, hold_machine, open_together
 from ..network import Gateway
 from ..sandbox import Checkpoint, Checkpoints, Sandbox, SandboxNetwork, Slot, Usage, transaction
@@ -142,7 +142,8 @@ class ScriptedLife:
                 return
             machine = self._held.vm
             check_open(machine, "hibernating")
-            await machine.guest.ping()  # with the answer come the guest's ends of streams that are over
+            async with guest_failures(machine, "hibernating"):
+                await machine.guest.ping()  # with the answer come the guest's ends of streams that are over
             if machine.guest.statistics().open_streams:
                 raise trio.BusyResourceError(
                     "a sandbox can't hibernate while a run, a process, a file or a connection is open"
