@@ -415,9 +415,13 @@ async def open_nothing(_key: str) -> AsyncGenerator[None]:
     yield None
 
 
+def return_five(_key: str) -> int:
+    return 5
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [(open_nothing, "must yield a Sandbox, not None"), (lambda _: 5, "must return what `async with` takes, .*, not 5")],
+    [(open_nothing, "must yield a Sandbox, not None"), (return_five, "must return what `async with` takes, .*, not 5")],
 )
 async def test_a_function_that_opens_no_sandbox_is_told_so(
     autojump_clock: MockClock, wrong: Callable[[str], Any], message: str

@@ -234,7 +234,7 @@ async def test_a_script_that_returns_no_answer_is_told_so(wrong: Answer, message
 )
 async def test_arguments_of_a_scripted_sandbox_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        async with open_scripted_sandbox(**{"answer": print_the_call, **arguments}):
+        async with open_scripted_sandbox(arguments.pop("answer", print_the_call), **arguments):
             pytest.fail("it was opened")
 
 

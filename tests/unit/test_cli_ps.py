@@ -85,7 +85,9 @@ def test_ps(running: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_standard_output_can_not_encode_is_escaped(running: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ps, "running_sandboxes", lambda: ([attrs.evolve(ONE, owner_command="python \xfcbung.py")], []))
+    problems: list[str] = []
+    one = attrs.evolve(ONE, owner_command="python \xfcbung.py")
+    monkeypatch.setattr(_ps, "running_sandboxes", lambda: ([one], problems))
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
     assert main(["ps"]) == 0

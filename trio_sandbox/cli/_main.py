@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -24,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Wrong arguments raise `SystemExit` with status 2, as argparse does.
     """
     fill_closed_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a program that calls us has something else there
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error, for names that its encoding lacks
+    if (
+        reconfigure := getattr(sys.stdout, "reconfigure", None)
+    ) is not None:  # a program that calls us may have something else there
+        reconfigure(errors="backslashreplace")  # as standard error, for names that its encoding lacks
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         # Who started us may ignore it; we want to know how our children end.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
