@@ -392,7 +392,7 @@ async def test_a_lease_wakes_up_what_another_has_put_to_sleep(autojump_clock: Mo
     async with place.sessions() as sessions, sessions.lease("ada") as session:
         await run(session, "ada's")
         await session.sandbox.hibernate()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - it has to be another task
             nursery.start_soon(use, sessions, "ada", "another's")
         assert await run(session) == "another's"
         numbers = sessions.statistics()

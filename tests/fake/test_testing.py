@@ -273,7 +273,7 @@ async def test_who_puts_it_to_sleep_while_its_block_exits_is_told_so() -> None:
     async with trio.open_nursery() as nursery:
         for steps in range(30):
             async with open_scripted_sandbox(print_the_call) as sandbox:
-                nursery.start_soon(hibernate, sandbox)
+                nursery.start_soon(hibernate, sandbox)  # noqa: ASYNC111 - that it outlives the block is the point
                 for _ in range(steps):
                     await trio.lowlevel.checkpoint()
     assert set(ends) == {"OutcomeUnknownError", "SandboxClosedError"}

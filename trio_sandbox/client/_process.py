@@ -272,7 +272,9 @@ class GuestProcess:
             _retire(self._vm, self.args[0])
 
 
-async def _take_back(vm: Machine, records: RecordStream, program: str, patience: float) -> None:
+async def _take_back(  # noqa: ASYNC910 - sending is a checkpoint
+    vm: Machine, records: RecordStream, program: str, patience: float
+) -> None:
     """Make sure that a process whose start was cancelled is over, started or not; as `GuestProcess._end`."""
     with trio.move_on_after(patience, shield=True) as waiting, contextlib.suppress(*STREAM_GONE):
         await records.send_json({"kill": True})

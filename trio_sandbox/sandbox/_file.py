@@ -10,7 +10,6 @@ from typing import TypeVar, final
 
 import trio
 
-from .._errors import SandboxError
 from ..constants import MAXIMUM_READ_BYTES
 from ..guest.trees import CHUNK, HEADER
 from ._files import FileSession, encode_request
@@ -222,13 +221,16 @@ class GuestFile(trio.abc.AsyncResource):
         self._busy = True
         try:
             async with self._session.failures():
-                await self._session.send(request)
-                return parse(await self._session.reply())
+                try:
+                    await self._session.send(request)
+                    return parse(await self._session.reply())
+                except trio.ClosedResourceError:
+                    if not self._closed:
+                        raise
+                    raise ValueError("another task closed the file; what this one wanted of it may be done") from None
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, self.name) from None
         except BaseException as exc:
-            if self._closed and isinstance(exc, SandboxError):
-                raise ValueError("another task closed the file, and what this one wanted of it may be done") from None
             # An answer that nobody took would be taken for the answer to the next request.
             self._closed = True
             if changes and isinstance(exc, trio.Cancelled):  # done or not done, but not under way: see `call`
