@@ -6,7 +6,7 @@ A policy speaks of names and ports, never of addresses: the host resolves the na
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, final
 
 import attrs
 
@@ -219,7 +219,7 @@ def _check_rules(_: object, _attribute: attrs.Attribute[tuple[NetworkRule, ...]]
             raise TypeError(f"`rules` must have instances of NetworkRule, not {rule!r}")
 
 
-def _check_open_ports(_: object, _attribute: attrs.Attribute[tuple[int, ...] | None], value: object) -> None:
+def _check_open_ports(_: object, _attribute: attrs.Attribute[Any], value: object) -> None:
     if not (value is None or isinstance(value, tuple)):
         raise TypeError(f"`open_ports` must be a tuple of ports, or None for all of them, not {value!r:.100}")
     for port in cast("tuple[object, ...]", value or ()):
