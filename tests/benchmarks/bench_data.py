@@ -36,7 +36,8 @@ async def measure() -> list[Figure]:
 
         async def by_pip() -> None:
             async with open_host() as host, host.open_sandbox("python", mounted) as sandbox:
-                command = f"{PIP} --no-deps {' '.join(packages)}"
+                # What Debian has installed pip can not uninstall.
+                command = f"{PIP} --no-deps --ignore-installed {' '.join(packages)}"
                 await sandbox.run_process(["sh", "-c", command], user="root", check=True)
                 await sandbox.run(_IMPORTS, check=True)
 
