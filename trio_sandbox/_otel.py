@@ -43,7 +43,7 @@ INSTRUMENTS: Final[Mapping[str, Instrument]] = {
     "sandboxes.open": Instrument("up_down_counter", "{sandbox}", "Sandboxes that are open"),
     "runs": Instrument("counter", "{run}", "Runs that have ended"),
     "run.duration": Instrument("histogram", "s", "From sending the code until its end"),
-    "network.decisions": Instrument("counter", "{decision}", "What became of the guests' lookups and connections"),
+    "network.decisions": Instrument("counter", "{decision}", "Outcomes of the guests' lookups and connections"),
 }
 
 

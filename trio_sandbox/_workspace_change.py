@@ -1,4 +1,4 @@
-"""What becomes of one path when a directory is brought back from a guest."""
+"""What happens to one path when a directory is brought back from a guest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WorkspaceChange:
     path: str
     """Relative to the directory."""
     kind: ChangeKind
-    """What becomes of the path on the host."""
+    """What happens to the path on the host."""
     conflict: str = ""
     """Why that can't be done, or not without losing something; "" where nothing is against it."""
 

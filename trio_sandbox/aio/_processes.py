@@ -205,7 +205,7 @@ class RunEvents(AioDoor[trio_sandbox.RunEvents]):
 
     @property
     def stdin(self) -> GuestInput | None:
-        """What the code reads from its standard input, if it was asked for by ``stdin=True``; close it to end that."""
+        """The stream that the code reads as its standard input, with ``stdin=True``; close it, and the code reads the end of the file."""
         inner = self._inner.stdin
         return None if inner is None else GuestInput(self._portal, inner)
 

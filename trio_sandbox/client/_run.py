@@ -58,7 +58,7 @@ class RunEvents:
     """
 
     stdin: GuestInput | None = None
-    """What the code reads from its standard input, if it was asked for by ``stdin=True``; close it to end that."""
+    """The stream that the code reads as its standard input, with ``stdin=True``; close it, and the code reads the end of the file."""
 
     def __init__(
         self, vm: Machine, records: RecordStream, trace: RunTrace, display_limit: int, memory_mib: int

@@ -27,10 +27,10 @@ class FleetConfig:
     that it fits on, in place of a `CapacityError`. Only nodes with Ray's resource ``trio_sandbox`` are used, and there need be none at first.
     Put a deadline of your own around what waits: nobody can say whether such a node comes."""
     lease: float = attrs.field(default=4.0, validator=check_seconds)
-    """Seconds that the network between two machines may be silent, before each side takes the other for lost: a node then ends the
+    """Seconds that the network between two machines may be silent, before each side counts the other as lost: a node then ends the
     sandboxes that it has for this program, and this program says of them that the node is lost. The kernels of both machines ask
     each other, so a program that is busy is not lost. A program that ends, however, is noticed at once."""
     start_timeout: float = attrs.field(default=60.0, validator=check_seconds)
     """Seconds for a node to open its host and be connected to."""
     end_timeout: float = attrs.field(default=30.0, validator=check_seconds)
-    """Seconds for a node to end a sandbox whose block is left. Past it the block is left all the same; the node goes on ending it."""
+    """Seconds for a node to end a sandbox whose block is left. After that the block is left all the same, and the node continues to end it."""

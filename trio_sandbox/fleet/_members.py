@@ -34,7 +34,7 @@ class NodeStatistics:
     """Numbers about one node of a fleet."""
 
     name: str
-    """What it is called."""
+    """Its name."""
     sandboxes_open: int
     """Sandboxes that this program has open there now."""
     draining: bool
@@ -42,7 +42,7 @@ class NodeStatistics:
     lost: bool
     """Whether it is gone, and its sandboxes with it."""
     host: HostStatistics | None
-    """What the node last said of its host; a second old at most while it is not lost."""
+    """What the node last reported of its host; a second old at most while the node is not lost."""
 
 
 @final

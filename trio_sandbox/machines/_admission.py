@@ -28,7 +28,7 @@ _LOOK: Final = 0.2
 @final
 @attrs.frozen(kw_only=True)
 class AdmissionStatistics:
-    """How much a host's sandboxes have reserved, and how much they may."""
+    """How much a host's sandboxes have reserved, and how much they may reserve."""
 
     memory_mib_reserved: int
     """What open sandboxes may use, in MiB: their RAM, and QEMU's own memory besides."""
@@ -37,7 +37,7 @@ class AdmissionStatistics:
     vcpus_reserved: int
     """The virtual CPUs of open sandboxes."""
     vcpu_budget: int
-    """The virtual CPUs that there may be at most."""
+    """The virtual CPUs that they may have at most."""
     disk_mib_reserved: int = 0
     """What sandboxes may write to their disks, in MiB, those that hibernate included; 0 without `HostConfig.disk_budget_mib`."""
     disk_mib_budget: int | None = None

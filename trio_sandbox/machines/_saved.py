@@ -22,7 +22,7 @@ class SavedSandbox:
     name: str
     """What it was saved as."""
     image: str = ""
-    """The name of the image that it stands on, as ``trio-sandbox image list`` shows it; that stays for as long as this does."""
+    """The name of its image, as ``trio-sandbox image list`` shows it. The image is kept for as long as this sandbox is."""
     memory_mib: int = 0
     """Its RAM, in MiB."""
     vcpus: int = 0
@@ -30,9 +30,9 @@ class SavedSandbox:
     created: float = 0.0
     """When it was saved, in Unix seconds."""
     size_bytes: int = 0
-    """What it takes on the disk; what it shares with others counts in full."""
+    """What it takes on the disk, in bytes. Files that it shares with others count in full."""
     problem: str = ""
-    """Why it is of no use, where that can be told: it is damaged, or another version of the library saved it. Then only its name is known."""
+    """Why it can't be used, as far as that is known: it is damaged, or another version of the library saved it. Then only its name is known. "" if nothing is wrong."""
 
 
 def saved_sandboxes(cache_dir: str | os.PathLike[str] | None = None) -> tuple[SavedSandbox, ...]:

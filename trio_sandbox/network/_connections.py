@@ -35,7 +35,7 @@ class NetworkEvent:
     address: str | None
     """Where the connection led; None if there was none."""
     outcome: Outcome
-    """What became of it. "closed": both sides ended it. "reset": one broke it off."""
+    """How it ended, or why there was none. "closed": both sides ended it. "reset": one broke it off."""
     error: str
     """What went wrong, in a sentence; for a refusal it names what would allow it. "" if nothing did."""
     started: float
@@ -56,13 +56,13 @@ class NetworkStatistics:
     open_connections: int
     """Connections that exist now."""
     connections: int
-    """Connections that came about."""
+    """Connections that were made."""
     lookups: int
     """Names that the guest asked for."""
     refused: int
     """Names and connections that no rule allows, or that lead to no public address."""
     failed: int
-    """Connections that did not come about although they may: no such host, nobody there."""
+    """Connections that were allowed and failed: no such host, nobody there."""
     bytes_sent: int
     """What the guest sent."""
     bytes_received: int

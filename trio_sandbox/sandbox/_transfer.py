@@ -41,11 +41,11 @@ class TransferStatistics:
     """The progress of a transfer, or its result."""
 
     files: int
-    """Files and symbolic links that went over."""
+    """Files and symbolic links that were copied."""
     size: int
-    """Bytes of content that went over. Holes of sparse files do not: they stay holes."""
+    """Bytes of content that were copied. Holes of sparse files don't count: they stay holes."""
     total_size: int | None
-    """Bytes of content in all, where that was found out: for uploads with a progress callback."""
+    """Bytes of content in all, if that is known: for uploads with a progress callback."""
 
 
 ProgressCallback = Callable[[TransferStatistics], object]

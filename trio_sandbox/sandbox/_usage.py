@@ -13,8 +13,7 @@ class Usage:
     """What a sandbox uses of its host, as the host counts it. Made by `Sandbox.usage`."""
 
     cpu_seconds: float
-    """Processor time of its QEMU since it was opened, in seconds: the guest's, and what QEMU does for it. Machines that it had before
-    it was reverted or slept count; of a machine that died, all until it was last asked for."""
+    """Processor time of its QEMU since it was opened, in seconds: the guest's, and what QEMU does for it. VMs that it had before it was reverted or slept count, too; a VM that died counts until its processor time was last read."""
     memory_bytes: int
     """Memory that its QEMU has for itself now, in bytes; 0 while it hibernates. What it shares with its template is not in it."""
     disk_bytes: int

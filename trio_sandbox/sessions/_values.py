@@ -17,8 +17,7 @@ class SessionsConfig:
     """How many sandboxes sessions may have, and for how long. Every field has a default."""
 
     sleep_after: float | None = attrs.field(default=60.0, validator=or_none(check_seconds))
-    """Seconds without a lease after which a sandbox is put to sleep, as `Sandbox.hibernate` does. The next lease wakes it up. One in whose guest
-    processes or threads run stays awake, and is tried again after as long. None: sandboxes sleep only where others need their place."""
+    """Seconds without a lease after which a sandbox is put to sleep, as `Sandbox.hibernate` does. The next lease wakes it up. One in which processes or threads run stays awake, and is tried again after the same time. None: sandboxes sleep only if others need their place."""
     close_after: float | None = attrs.field(default=3600.0, validator=or_none(check_seconds))
     """Seconds without a lease after which a sandbox is closed, asleep or awake. Its state is lost. None: never."""
     max_sessions: int = attrs.field(default=100, validator=whole_number(1))
@@ -27,10 +26,10 @@ class SessionsConfig:
     """How many of them may be awake, or about to be: as many as the host has memory for. For one more, the one without a lease that was not used for
     longest is put to sleep. If none can sleep, since processes run in all of them, that one is closed ("evicted"). None: all of them."""
     when_full: Literal["wait", "refuse"] = attrs.field(default="wait", validator=one_of("wait", "refuse"))
-    """What a lease does that needs another sandbox, or one more awake, while all that there may be are leased: "wait" until a lease ends, first come,
-    first served; or "refuse", which raises `CapacityError` at once."""
+    """What a lease does if it needs a sandbox, and as many as may be are leased: "wait" until a lease ends, first come, first served; or "refuse", which
+    raises `CapacityError` at once."""
     close_grace: float = attrs.field(default=10.0, validator=check_seconds)
-    """Seconds that closing a sandbox may take, for instance if a function of yours, which opens them, saves something at the end. Then it is cancelled."""
+    """Seconds that closing a sandbox may take, for instance if your function that opens them saves something at the end. Then it is cancelled."""
 
 
 @final
@@ -64,7 +63,7 @@ class SessionsStatistics:
     """Numbers about sessions."""
 
     sessions: int
-    """Sandboxes there are: those being opened or closed, those awake and those asleep."""
+    """All sandboxes: those that are being opened or closed, those awake and those asleep."""
     awake: int
     """Those of them that are not asleep."""
     leased: int

@@ -44,14 +44,13 @@ class Call:
         factory=dict[str, Callable[..., Awaitable[Any]]], eq=False
     )
     """What a run may call of the program under test: ``await call.functions["search"]("x", limit=3)``, as code in a guest would.
-    One call at a time. What the function raises is a `RuntimeError` with what a guest is told of it."""
+    One call at a time. If the function raises, this raises a `RuntimeError` with the message that a guest gets."""
     connect: Callable[[str, int], Awaitable[trio.abc.HalfCloseableStream]] = attrs.field(default=_not_asked, eq=False)
     """Connects to a host and a port, as code in a guest would: ``await call.connect("pypi.org", 443)``. The policy in force decides (`SandboxConfig.network`,
-    `Sandbox.network`), and `NetworkEvent` tells of it; lead the name to a service of the test's with ``NetworkRule(to=...)``. Close the stream. What is refused, and what
-    fails, is the `OSError` that code in a guest gets."""
+    `Sandbox.network`), and `NetworkEvent` reports it; point the name at a service of the test with ``NetworkRule(to=...)``. Close the stream. A refusal or failure is the `OSError` that code in a
+    guest gets."""
     state: dict[str, Any] = attrs.field(factory=dict[str, Any], eq=False)
-    """What this guest remembers, for the script to read and change. Checkpoints and copies of the sandbox have a copy of it (`copy.deepcopy`), and
-    going back brings it back."""
+    """What this guest remembers, for the script to read and change. Checkpoints and copies of the sandbox have a copy of it (`copy.deepcopy`), and a revert brings it back."""
     files: MutableMapping[str, bytes] = attrs.field(factory=dict[str, bytes], eq=False)
     """The files of this guest, for the script to read and change: what they hold, by absolute path. Relative paths of the program under test start at
     ``/home/user``. Checkpoints and copies have them, as they have `state`."""
