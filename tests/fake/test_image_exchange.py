@@ -28,9 +28,10 @@ from .test_image_store import TinyRecipe, files_below
 VIRTUAL_SIZE = 2**30
 
 
-def disk(text: str) -> bytes:
-    """Make a disk with a header that may come from anywhere, and holes."""
-    return STRANGERS_DISK.ljust(2**18, b"\0") + text.encode() + bytes(2**23)
+def disk(text: str, size: int = VIRTUAL_SIZE) -> bytes:
+    """Make a disk of *size* with a header that may come from anywhere, and holes."""
+    head = STRANGERS_DISK[:24] + size.to_bytes(8, "big") + STRANGERS_DISK[32:]
+    return head.ljust(2**18, b"\0") + text.encode() + bytes(2**23)
 
 
 @attrs.define

@@ -18,13 +18,15 @@ import pytest
 import trio
 
 from tests._oci import Member, archive, directory, member, write_layout
-from trio_sandbox import ImageMissingError, MissingProgramError, OciError, Progress
+from trio_sandbox import ImageMissingError, MissingProgramError, OciError, Progress, UnknownImageError
 from trio_sandbox._oci_reference import parse_oci
+from trio_sandbox.cli._image import description
 from trio_sandbox.image import BuiltImage, ImageStore
 from trio_sandbox.image._containers import ensure_container
 from trio_sandbox.image.oci._merge import Merger
 from trio_sandbox.image.oci._tar import Kind, read_entries
 from trio_sandbox.image.oci._tree import Node
+from trio_sandbox.machines import Dependents
 
 needs_skopeo = pytest.mark.skipif(
     shutil.which("skopeo") is None, reason="skopeo is not installed: apt-get install skopeo"
@@ -277,6 +279,16 @@ async def test_a_tag_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(registry.requests) == asked
         exact = registry.reference.replace(":latest", f"@sha256:{registry.manifest}")
         assert (await fetch(tmp_path / "store", exact)).name == first.name
+        # Each name is the image's, whichever it was fetched by.
+        store = ImageStore(tmp_path / "store")
+        assert json.loads(description(store, Dependents(tmp_path / "store"), exact))[0]["name"] == first.name
+        assert await store.remove(exact) > 0
+        asked = len(registry.requests)
+        assert (await fetch(tmp_path / "store", registry.reference)).name == first.name
+        assert len(registry.requests) > asked
+        assert await store.remove(registry.reference) > 0
+        with pytest.raises(UnknownImageError):
+            await store.remove(exact)
 
 
 @needs_skopeo

@@ -13,7 +13,6 @@ import trio
 
 from .._config import HostConfig
 from .._errors import SandboxError, UnknownImageError
-from .._oci_reference import is_oci
 from ..host import open_host
 from ..image import (
     LOCKED,
@@ -23,6 +22,7 @@ from ..image import (
     export_image,
     image_for_program,
     import_images,
+    references_of,
 )
 from ..machines import Dependents
 from ..qemu import open_runtime
@@ -99,7 +99,8 @@ def description(store: ImageStore, dependents: Dependents, name: str) -> str:
     """
     everything = store.list()
     stored = {entry.name: entry for entry in reversed(everything)}  # the newest of a name
-    name = next((entry.name for entry in everything if is_oci(name) and entry.step == name), name)
+    stands_for = store.find_container(name)
+    name = next((entry.name for entry in everything if stands_for(entry.details)), name)
     if name not in stored:
         raise UnknownImageError(f"the store has no image {name!r}; it has: {', '.join(sorted(stored)) or 'nothing'}")
     layers: list[dict[str, object]] = []
@@ -172,9 +173,11 @@ async def read(store: ImageStore, file: Path, quiet: bool, as_json: bool = False
     async with open_runtime(None) as runtime:
         with open_progress(quiet=quiet) as show:
             names = await import_images(store, file, progress=show, environment=runtime.environment)
+    stored = {entry.name: [entry.details] for entry in store.list()}
     with open_rows(as_json) as add:
         for name in names:
-            add(f"{name}: imported", name=name)
+            known = [each for details in stored.get(name, ()) for each in references_of(store, details)]
+            add(f"{name}: imported" + (f", as {', '.join(known)}" if known else ""), name=name)
 
 
 async def prune(store: ImageStore, dependents: Dependents, to_mib: int | None, as_json: bool = False) -> None:

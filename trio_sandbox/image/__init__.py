@@ -8,7 +8,7 @@ from ._cargo import (
     entries_of as entries_of,
     take_cargo as take_cargo,
 )
-from ._containers import ensure_bootable as ensure_bootable
+from ._containers import ensure_bootable as ensure_bootable, references_of as references_of
 from ._contents import digest_of_tree as digest_of_tree
 from ._debian_image import DebianImage as DebianImage
 from ._entry import entry_name as entry_name, reading as reading

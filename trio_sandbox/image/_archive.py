@@ -1,6 +1,6 @@
 """Archives of images: a tar file with an index in front, of which nothing is believed when it is read.
 
-    index.json             the manifests of all layers, the lowest first, and the names of the locks
+    index.json             the manifests of all layers, the lowest first, the names of the locks, and those that a container image is known by
     0/image.qcow2 ...      their disks, in that order
     locks/NAME ...         what was chosen for requirements, so that nobody has to choose again
 
@@ -18,11 +18,14 @@ from typing import BinaryIO, Final, cast, final
 
 import attrs
 
+from .._oci_reference import parse_oci
 from .._stored_json import Fields, parse_json
+from ..constants import IMAGE_DISK_MIB
 from ._choices import choices_of
-from ._entry import below_of, mapping_of
-from ._manifest import Manifest
+from ._entry import below_of, container_facts, is_container, mapping_of
+from ._manifest import LONGEST_MANIFEST, Manifest
 from ._stored import IMAGE_NAME
+from .oci import LARGEST_DISK, container_name
 
 #: Changes with whatever an archive means.
 _FORMAT: Final = 1
@@ -46,6 +49,8 @@ _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~!_-]{0,199}")
 _LONGEST_STEP: Final = 10_000
 #: Of what a manifest says, levels within each other.
 _DEEPEST: Final = 8
+#: Names that one container image is known by.
+MOST_REFERENCES: Final = 100
 
 
 @final
@@ -77,11 +82,20 @@ class Archive:
     """The lowest first."""
     locks: Mapping[str, str] = attrs.field(repr=False)
     """Texts by names."""
+    references: tuple[str, ...] = ()
+    """Names that the container image below all layers is known by."""
 
 
-def archive_parts(manifests: Sequence[Manifest], locks: Mapping[str, str]) -> Generator[bytes | int]:
+def archive_parts(
+    manifests: Sequence[Manifest], locks: Mapping[str, str], references: Sequence[str] = ()
+) -> Generator[bytes | int]:
     """Yield an archive in pieces: bytes to write, or the number of the layer whose disk comes here."""
-    index = {"format": _FORMAT, "layers": [json.loads(each.to_json()) for each in manifests], "locks": list(locks)}
+    index = {
+        "format": _FORMAT,
+        "layers": [json.loads(each.to_json()) for each in manifests],
+        "locks": list(locks),
+        "references": list(references),
+    }
     yield from _small(_INDEX, json.dumps(index, indent=1).encode())
     for number, manifest in enumerate(manifests):
         size = manifest.files[IMAGE_NAME].size
@@ -122,6 +136,8 @@ def read_archive(file: BinaryIO) -> Archive:
     index.check_format(_FORMAT)
     manifests = [Manifest.from_value(each) for each in index.items("layers", _MOST_LAYERS)]
     check_chain(manifests)
+    references = index.items("references", MOST_REFERENCES) if "references" in index.names() else []
+    check_references(manifests[0], references)
     layers: list[ArchivedLayer] = []
     for number, manifest in enumerate(manifests):
         size = _read_header(file, _disk(number))
@@ -138,7 +154,7 @@ def read_archive(file: BinaryIO) -> Archive:
     end = file.read(_RECORD + 1)
     if len(end) < 2 * _BLOCK or len(end) > _RECORD or any(end):
         raise ValueError("it is truncated, or something comes behind its end")
-    return Archive(tuple(layers), locks)
+    return Archive(tuple(layers), locks, tuple(cast("list[str]", references)))
 
 
 def _read_small(file: BinaryIO, name: str, longest: int) -> bytes:
@@ -192,8 +208,49 @@ def check_chain(manifests: Sequence[Manifest]) -> None:
                 raise ValueError(f"{manifest.name} has a package {name!r:.80} of the version {version!r:.80}")
         if not _is_flat(manifest.details, _DEEPEST):
             raise ValueError(f"{manifest.name} says too much of itself")
+        if len(manifest.to_json()) > LONGEST_MANIFEST:
+            raise ValueError(f"{manifest.name} says more of itself than is ever read")
         if type(manifest.details.get("virtual_size")) is not int:
             raise ValueError(f"{manifest.name} does not say how large its disk is")
+        if below and is_container(manifest):
+            raise ValueError(f"{manifest.name} is a container image, and stands on another image")
+    most = IMAGE_DISK_MIB * 2**20
+    if is_container(manifests[0]):
+        _check_container(manifests[0])
+        most = LARGEST_DISK
+    for manifest in manifests:
+        if cast("int", manifest.details["virtual_size"]) > most:
+            raise ValueError(f"{manifest.name} is a disk of more than {most} bytes")
+
+
+def _check_container(manifest: Manifest) -> None:
+    if manifest.name != container_name(manifest.digest):
+        raise ValueError(f"{manifest.name} is not the name of that container image")
+    if not _DIGEST.fullmatch(str(manifest.details["container"])):
+        raise ValueError(f"{manifest.name} does not say which container image it is")
+    _check_reference(manifest.details.get("step"))
+    container_facts(manifest)
+
+
+def check_references(base: Manifest, references: Sequence[object]) -> None:
+    """Make sure that the names which *base* is to be known by are those of container images, and that it is one.
+
+    Raises:
+      ValueError: if not.
+
+    """
+    if references and not is_container(base):
+        raise ValueError(f"{base.name} is no container image, and has names of one")
+    if len(references) > MOST_REFERENCES:
+        raise ValueError(f"{base.name} has more than {MOST_REFERENCES} names")
+    for reference in references:
+        _check_reference(reference)
+
+
+def _check_reference(reference: object) -> None:
+    # A path that is not absolute would be another one on each machine.
+    if not isinstance(reference, str) or str(parse_oci(reference)) != reference:
+        raise ValueError(f"it has a container image of the name {reference!r:.80}")
 
 
 def _is_flat(value: object, deepest: int) -> bool:

@@ -16,7 +16,7 @@ import trio
 from .._errors import ImageBuildError
 from .._private import write_new_file
 from ..qemu import MARKER, is_marked, make_marked, mark
-from ._manifest import MANIFEST_NAME, Manifest, describe_files, record_verdict
+from ._manifest import LONGEST_MANIFEST, MANIFEST_NAME, Manifest, describe_files, record_verdict
 from ._mmdebstrap import remove_staging
 from ._recipe import BuildContext, Recipe
 
@@ -115,7 +115,10 @@ def _finish(output: Path, request: BuildRequest, details: Mapping[str, object]) 
         (output / name).chmod(0o644)
     files = describe_files(output, recipe.files)
     manifest = Manifest(name=recipe.name, digest=request.digest, created=time.time(), files=files, details=details)
-    write_new_file(output / MANIFEST_NAME, manifest.to_json(), 0o644)
+    text = manifest.to_json()
+    if len(text) > LONGEST_MANIFEST:
+        raise ImageBuildError(f"{recipe.name} says more of itself than is ever read: {len(text)} bytes")
+    write_new_file(output / MANIFEST_NAME, text, 0o644)
     record_verdict(output, manifest)
     for path in output.iterdir():
         _sync(path)

@@ -19,9 +19,10 @@ from .._config import Progress
 from .._errors import ImageBuildError, ImageError, PackagesError
 from .._stored_json import parse_json
 from ..qemu import Qcow2FormatError
-from ._archive import Archive, ArchivedLayer, check_chain
-from ._entry import entry_name, is_container
-from ._exchange import check_fits, check_movable, locks_of, open_regular, take_locks, unmoved
+from ._archive import Archive, ArchivedLayer, check_chain, check_references
+from ._containers import references_of, take_references
+from ._entry import entry_name
+from ._exchange import check_fits, check_movable, locks_of, open_regular, take_locks
 from ._imported import ImportedEntry, Receive
 from ._manifest import Manifest, read_manifest
 from ._store import ImageStore
@@ -45,6 +46,8 @@ class Cargo:
     """What was chosen for requirements, by name."""
     times: tuple[tuple[tuple[str, int], ...], ...] = attrs.field(default=(), repr=False)
     """When the files of the system disk, and of each layer, were written to last, in nanoseconds."""
+    references: tuple[str, ...] = ()
+    """Names that a container image is known by."""
 
 
 def entries_of(image: BuiltImage, system: SystemDisk) -> tuple[Path, ...]:
@@ -56,14 +59,12 @@ def describe_cargo(store: ImageStore, image: BuiltImage, system: SystemDisk) -> 
     """Say what an image consists of; it must be held. Blocks: call it in a thread.
 
     Raises:
-      ImageError: if it is a container image, or was built by a version of the library that did not make layers which can be moved.
+      ImageError: if it was built by a version of the library that did not make layers which can be moved.
       OSError: if it can't be read.
 
     """
     entries = entries_of(image, system)
     base, *manifests = [read_manifest(entry) for entry in entries]
-    if is_container(manifests[0]):
-        raise unmoved(image.name)
     for entry, manifest in zip(image.entries, manifests, strict=True):
         with ExitStack() as stack:
             check_movable(manifest, stack.enter_context(open_regular(entry / IMAGE_NAME)))
@@ -72,7 +73,8 @@ def describe_cargo(store: ImageStore, image: BuiltImage, system: SystemDisk) -> 
         tuple((name, (entry / name).stat().st_mtime_ns) for name in manifest.files)
         for entry, manifest in zip(entries, (base, *manifests), strict=True)
     ]
-    return Cargo(base.to_json(), tuple(texts), tuple(locks_of(store, manifests)), tuple(times))
+    references = references_of(store, manifests[0].details)
+    return Cargo(base.to_json(), tuple(texts), tuple(locks_of(store, manifests)), tuple(times), tuple(references))
 
 
 async def take_cargo(
@@ -102,6 +104,7 @@ async def take_cargo(
 
     """
     manifests = await trio.to_thread.run_sync(_check, store, cargo)
+    _, image, *_ = manifests
     for number, manifest in enumerate(manifests):
         entry = ImportedEntry(manifest, partial(open_file, number), _STAGE, dict(cargo.times[number]))
         try:
@@ -109,6 +112,7 @@ async def take_cargo(
         except Qcow2FormatError as exc:
             raise ImageError(f"the disk of {manifest.name}, from another node, can't be used: {exc}") from exc
     take_locks(store, dict(cargo.locks))
+    await take_references(store, image, cargo.references)
 
 
 def _check(store: ImageStore, cargo: Cargo) -> list[Manifest]:
@@ -117,6 +121,7 @@ def _check(store: ImageStore, cargo: Cargo) -> list[Manifest]:
         system, layers = _parse(cargo.system), [_parse(text) for text in cargo.layers]
         _check_system(store, system)
         check_chain(layers)
+        check_references(layers[0], cargo.references)
         check_fits(store, Archive(tuple(ArchivedLayer(each, 0) for each in layers), dict(cargo.locks)))
     except (ValueError, PackagesError) as exc:
         raise ImageError(f"the image of another node can't be used here, and nothing was fetched: {exc}") from exc

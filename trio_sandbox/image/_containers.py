@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
 from .._config import Progress
-from .._errors import ImageMissingError
+from .._errors import ImageMissingError, OciError
 from .._nurseries import hide_nursery
 from .._oci_reference import OciReference, is_oci, parse_oci
+from ._archive import MOST_REFERENCES
+from ._manifest import Manifest
 from ._store import ImageStore
 from ._stored import BuiltImage, SystemDisk
 from .oci import Note, OciRecipe, fetch, note_path, read_container_image, read_note, state_of, write_note
@@ -71,7 +74,7 @@ async def ensure_container(
     """
     store.check_trusted()
     path = note_path(store.containers, reference)
-    state = await trio.to_thread.run_sync(state_of, reference)
+    state = await trio.to_thread.run_sync(_find_state, reference, path)
 
     async def find() -> BuiltImage | None:
         note = await trio.to_thread.run_sync(read_note, path)
@@ -102,3 +105,33 @@ async def ensure_container(
         built = await store.ensure_container(recipe, progress=progress, environment=environment)
         await trio.to_thread.run_sync(write_note, path, Note(str(reference), state, image.digest))
     return built
+
+
+def _find_state(reference: OciReference, path: Path) -> str:
+    """Return what tells whether the files that *reference* names are as they were.
+
+    Where there are none, that is nothing if an import has said what the name stands for. `OciError` else.
+    """
+    try:
+        return state_of(reference)
+    except OciError:
+        note = read_note(path)
+        if note.manifest and not note.state:
+            return ""
+        raise
+
+
+def references_of(store: ImageStore, details: Mapping[str, object]) -> list[str]:
+    """Return the names that a container image is known by whose manifest has these *details*; none of any other image."""
+    notes = map(read_note, store.containers.glob("container-*"))
+    return sorted(note.reference for note in notes if note.manifest == details.get("container"))[:MOST_REFERENCES]
+
+
+async def take_references(store: ImageStore, base: Manifest, references: Sequence[str]) -> None:
+    """Have names stand for a container image that came from another store, but for those that stand for one which is there."""
+    for reference in references:
+        path = note_path(store.containers, parse_oci(reference))
+        async with store.open_workspace(path.name, lambda: None):
+            stored = {each.details.get("container") for each in store.list()}
+            if read_note(path).manifest not in stored:
+                await trio.to_thread.run_sync(write_note, path, Note(reference, "", str(base.details["container"])))

@@ -12,7 +12,7 @@ import trio
 from .._errors import ImageError
 from ._manifest import MANIFEST_NAME, Manifest, check_files, corrupt, read_manifest
 from ._stored import IMAGE_NAME, BuiltImage, ImageSettings
-from .oci import container_digest
+from .oci import CONTAINER_LANGUAGES, container_digest
 
 #: How much of a digest is in the name of a directory, and the least that says which one is meant.
 DIGEST_CHARACTERS: Final = 16
@@ -89,12 +89,11 @@ def standing(entry: Path, manifest: Manifest, languages: tuple[str, ...] | None 
     """
     path = entry / IMAGE_NAME
     settings = None
-    try:
-        if languages is None:
-            settings = ImageSettings.from_value(manifest.details.get("settings"))
-            languages = tuple(map(str, cast("list[object]", manifest.details["languages"])))
-    except (KeyError, TypeError, ValueError) as exc:
-        raise corrupt(entry, manifest.name, f"{MANIFEST_NAME}: {exc}") from exc
+    if languages is None:
+        try:
+            settings, languages = container_facts(manifest)
+        except ValueError as exc:
+            raise corrupt(entry, manifest.name, f"{MANIFEST_NAME}: {exc}") from exc
     virtual_size = manifest.details.get("virtual_size")
     return BuiltImage(
         name=manifest.name,
@@ -107,6 +106,23 @@ def standing(entry: Path, manifest: Manifest, languages: tuple[str, ...] | None 
         settings=settings,
         system_packages=mapping_of(manifest, "packages"),
     )
+
+
+def container_facts(manifest: Manifest) -> tuple[ImageSettings, tuple[str, ...]]:
+    """Return how programs are started in a container image, and the languages it has.
+
+    Raises:
+      ValueError: if its manifest does not say them as it should.
+
+    """
+    settings = ImageSettings.from_value(manifest.details.get("settings"))
+    languages = manifest.details.get("languages")
+    if not isinstance(languages, list):
+        raise ValueError(f"it is damaged: 'languages' is {languages!r:.80}")  # noqa: TRY004  damage is one error
+    known = [each for each in CONTAINER_LANGUAGES if each in languages]
+    if len(known) != len(cast("list[object]", languages)):
+        raise ValueError(f"it is damaged: there are no such languages: {languages!r:.80}")
+    return settings, tuple(cast("list[str]", languages))
 
 
 def _languages(manifest: Manifest) -> list[str]:

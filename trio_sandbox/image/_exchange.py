@@ -16,17 +16,18 @@ import trio
 
 from .._config import Progress
 from .._errors import ImageError, ImageMissingError, PackagesError
-from .._oci_reference import is_oci
+from .._oci_reference import is_oci, parse_oci
 from .._private import make_private_directory, write_new_file
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
 from ._archive import Archive, archive_parts, read_archive
 from ._choices import choices_of, is_choice
+from ._containers import ensure_container, references_of, take_references
 from ._entry import entry_name, is_container
 from ._imported import ImportedEntry, Receive, copy_file, create, not_as_built, receive_from
 from ._layer import LAYER_MARK, layer_name
 from ._manifest import Manifest, read_manifest
 from ._store import ImageStore
-from ._stored import IMAGE_NAME
+from ._stored import IMAGE_NAME, BuiltImage
 
 
 async def export_image(store: ImageStore, name: str, target: Path) -> int:
@@ -36,33 +37,31 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
 
     Args:
       store: Where the image is.
-      name: Its name: that of a layer, or of an image without one.
+      name: Its name: that of a layer, or of an image without one, which can be one of a container's.
       target: The file; there must be none of that name.
 
     Raises:
       UnknownImageError, ImageMissingError, ImageCorruptError: if it is not there, or damaged.
       ImageError: if it was built by a version of the library that did not make layers which can be moved.
+      OciError: if it is the name of a container image in a file that is not there.
       OSError: if the file is there, or can't be written.
 
     """
-    if is_oci(name):
-        raise unmoved(name)
-    image = await store.ensure(name, build=False)
+    image = await _find(store, name)
     await trio.to_thread.run_sync(_check_new, target)
     with store.hold(image.entries) as held, ExitStack() as stack:
         if not held:
             raise ImageMissingError(f"the image {name!r} was removed just now")
         manifests = [read_manifest(entry) for entry in image.entries]
         disks = [stack.enter_context(open_regular(entry / IMAGE_NAME)) for entry in image.entries]
-        if is_container(manifests[0]):
-            raise unmoved(name)
         for manifest, disk in zip(manifests, disks, strict=True):
             check_movable(manifest, disk)
         locks = dict(locks_of(store, manifests))
+        references = await trio.to_thread.run_sync(references_of, store, manifests[0].details)
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
         with await trio.to_thread.run_sync(create, temporary) as file:
             try:
-                for part in archive_parts(manifests, locks):
+                for part in archive_parts(manifests, locks, references):
                     if isinstance(part, bytes):
                         file.write(part)
                     else:
@@ -79,10 +78,10 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
             return file.tell()
 
 
-def unmoved(name: str) -> ImageError:
-    return ImageError(
-        f"{name} is a container image, or stands on one, and can't be exported: skopeo copies those to archives, which can be used elsewhere"
-    )
+async def _find(store: ImageStore, name: str) -> BuiltImage:
+    if not is_oci(name):
+        return await store.ensure(name, build=False)
+    return await ensure_container(store, parse_oci(name), build=False, progress=lambda _: None, environment={})
 
 
 def check_movable(manifest: Manifest, disk: BinaryIO) -> None:
@@ -151,6 +150,7 @@ async def import_images(
             except Qcow2FormatError as exc:
                 raise ImageError(f"{source} can't be imported: the disk of {layer.manifest.name}: {exc}") from exc
     take_locks(store, archive.locks)
+    await take_references(store, archive.layers[0].manifest, archive.references)
     return [layer.manifest.name for layer in archive.layers]
 
 
@@ -174,7 +174,7 @@ def _check_new(path: Path) -> None:
 
 
 def check_fits(store: ImageStore, archive: Archive) -> None:
-    """Make sure that the image at the bottom is what this version builds, and that no other build of anything is there.
+    """Make sure that the image at the bottom is what this version makes, and that no other build of anything is there.
 
     Raises:
       ValueError, PackagesError: which says what is wrong.
@@ -185,7 +185,7 @@ def check_fits(store: ImageStore, archive: Archive) -> None:
             raise ValueError(f"the lock {name} is damaged")
     base, *layers = archive.layers
     name = base.manifest.name
-    if LAYER_MARK in name or store.digest_of(name) != base.manifest.digest:
+    if not is_container(base.manifest) and (LAYER_MARK in name or store.digest_of(name) != base.manifest.digest):
         raise ValueError(f"it stands on {name!r} of another version of trio-sandbox, or of one that has other images")
     for layer in layers:
         if layer.manifest.name != layer_name(name, layer.manifest.digest):

@@ -13,7 +13,6 @@ import attrs
 import trio
 
 from .._errors import ImageCorruptError
-from ..constants import IMAGE_DISK_MIB
 from ..qemu import HEAD_BYTES, Qcow2FormatError, check_strangers_header
 from ._manifest import Manifest, StoredFile
 from ._recipe import BuildContext, StandsAlone
@@ -133,5 +132,5 @@ class ImportedEntry(StandsAlone):
         file.seek(0)
         info = check_strangers_header(file.read(HEAD_BYTES), self.manifest.files[IMAGE_NAME].size)
         wanted = self.manifest.details["virtual_size"]
-        if info.virtual_size != wanted or info.virtual_size > IMAGE_DISK_MIB * 2**20:
-            raise Qcow2FormatError(f"it is a disk of {info.virtual_size} bytes, and not of {wanted}, or too large")
+        if info.virtual_size != wanted:
+            raise Qcow2FormatError(f"it is a disk of {info.virtual_size} bytes, and not of {wanted}")

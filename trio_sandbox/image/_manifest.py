@@ -18,6 +18,8 @@ from ._recipe import BUILDER_VERSION
 
 MANIFEST_NAME = "manifest.json"
 _VERDICT_NAME = "verified.json"
+#: Bytes of a manifest, which no more of are read.
+LONGEST_MANIFEST = 2**20
 #: A file beside the manifest, which no other part of a path is.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -93,7 +95,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     try:
         check_trusted(directory, directory / MANIFEST_NAME)
-        return Manifest.from_value(read_json(directory / MANIFEST_NAME))
+        return Manifest.from_value(read_json(directory / MANIFEST_NAME, longest=LONGEST_MANIFEST))
     except (OSError, ValueError) as exc:
         name = directory.name.rpartition("-")[0]
         raise corrupt(directory, name, f"{MANIFEST_NAME}: {exc}") from exc

@@ -39,7 +39,7 @@ from ._recipes import IMAGES
 from ._shelf import Shelf
 from ._stored import BuiltImage, StoredImage, SystemDisk, default_cache_directory
 from ._system import DISK_NAME, INITRD_NAME, KERNEL_ARGS, KERNEL_NAME, SystemRecipe
-from .oci import OciRecipe
+from .oci import OciRecipe, manifest_of
 
 _log = part_logger("image")
 
@@ -321,16 +321,27 @@ class ImageStore:
           OSError: if it can't be removed.
         """
         await trio.lowlevel.checkpoint()
+        stands_for = self.find_container(name_or_digest)
         found = [
             entry
             for entry in self._shelf.entries()
-            if matches(entry, name_or_digest)
-            or (is_oci(name_or_digest) and try_to_read(entry).details.get("step") == name_or_digest)
+            if matches(entry, name_or_digest) or stands_for(try_to_read(entry).details)
         ]
         if not found:
             stored = ", ".join(sorted({entry.name for entry in self._shelf.entries()})) or "nothing"
             raise UnknownImageError(f"the store has no image {name_or_digest!r}; it has: {stored}")
         return sum([await self._shelf.remove(entry) for entry in (*self._shelf.standing_on(found), *found)])
+
+    def find_container(self, name: str) -> Callable[[Mapping[str, object]], bool]:
+        """Return what tells by a manifest's details whether *name*, of a container image, stands for that entry."""
+        manifest = manifest_of(self.containers, name)
+
+        def stands_for(details: Mapping[str, object]) -> bool:
+            if manifest and details.get("container") == manifest:
+                return True
+            return is_oci(name) and details.get("step") == name  # where nobody knows any more what it stands for
+
+        return stands_for
 
     def _current(self) -> set[Path]:
         """Return the entries that are of use: those of recipes, and the layers that stand on them."""

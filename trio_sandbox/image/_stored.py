@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
@@ -18,6 +18,16 @@ from ._manifest import Manifest
 IMAGE_NAME: Final = "image.qcow2"
 #: Of those that take code in runs.
 OLDEST_PYTHON: Final = (3, 11)
+#: Of a user or a group.
+HIGHEST_ID: Final = 2**32 - 2
+#: The kernel's command line says where programs start, and has room for so many bytes.
+LONGEST_DIRECTORY: Final = 500
+#: Bytes of a command, as the kernel counts them: each word with its end and the pointer to it.
+_MOST_COMMAND_BYTES: Final = 64 * 2**10
+_WORD_COST: Final = 1 + 8
+#: Bytes of labels, and what each of them takes besides. They are of no use but to be shown, and some images have whole pages in them.
+_MOST_LABEL_BYTES: Final = 64 * 2**10
+_LABEL_COST: Final = 16
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +51,7 @@ class ImageSettings:
 
     @classmethod
     def from_value(cls, value: object) -> ImageSettings:
-        """Read what `to_value` returned.
+        """Read what `to_value` returned, or what a stranger has put in its place.
 
         Raises:
           ValueError: if it is none of ours.
@@ -52,13 +62,45 @@ class ImageSettings:
         command = fields.values().get("command")
         if not isinstance(command, list) or not all(isinstance(each, str) for each in cast("list[object]", command)):
             raise ValueError(f"it is damaged: 'command' is {command!r:.80}")
-        return cls(
+        settings = cls(
             user=fields.number("user"),
             group=fields.number("group"),
             directory=fields.text("directory"),
             command=tuple(cast("list[str]", command)),
             labels={name: labels.text(name) for name in labels.names()},
         )
+        directory = settings.directory
+        if max(settings.user, settings.group) > HIGHEST_ID:
+            raise ValueError("it is damaged: its user or group is no number of one")
+        if not directory.startswith("/") or "\0" in directory or len(directory.encode()) > LONGEST_DIRECTORY:
+            raise ValueError(f"it is damaged: programs can't start in {directory!r:.80}")
+        check_command(settings.command)
+        if settings.labels != bounded_labels(settings.labels):
+            raise ValueError("it is damaged: its labels are longer than any of ours")
+        return settings
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Refuse a command that is longer than a program is started with, or that none can be.
+
+    Raises:
+      ValueError: which says so.
+
+    """
+    size = sum(len(word.encode()) + _WORD_COST for word in command)
+    if size > _MOST_COMMAND_BYTES or any("\0" in word for word in command):
+        raise ValueError("its command is longer than any program takes, or has a zero byte")
+
+
+def bounded_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the labels there is room for, the first ones."""
+    kept: dict[str, str] = {}
+    room = _MOST_LABEL_BYTES
+    for name, text in labels.items():
+        room -= len(name.encode()) + len(text.encode()) + _LABEL_COST
+        if room >= 0:
+            kept[name] = text
+    return kept
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..._errors import OciError
-from .._stored import OLDEST_PYTHON, ImageSettings
+from .._stored import HIGHEST_ID, LONGEST_DIRECTORY, OLDEST_PYTHON, ImageSettings
 from ._manifest import Configuration
 from ._merge import LONGEST_NAME
 from ._tar import Kind
@@ -17,6 +17,8 @@ from ._tree import Node, Tree, show
 #: As programs are looked for where the image does not say.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS: Final = {"python": "python3", "javascript": "node", "shell": "bash"}
+#: Those that runs can be in, if an image has their interpreters.
+CONTAINER_LANGUAGES: Final = tuple(_PROGRAMS)
 #: What a program that an image is for is called, where it is an interpreter of ours.
 _MAIN: Final = {"python": "python", "python3": "python", "node": "javascript"}
 _PYTHON_NAME: Final = re.compile(rb"python(\d+)\.(\d+)")
@@ -24,9 +26,6 @@ _PYTHON_NAME: Final = re.compile(rb"python(\d+)\.(\d+)")
 _LONGEST: Final = 1 << 20
 #: Directories that a guest mounts on, or writes to, before any program of the image runs.
 _DIRECTORIES: Final = ((b"dev", 0o755), (b"etc", 0o755), (b"proc", 0o555), (b"run", 0o755), (b"sys", 0o555))
-_HIGHEST_ID: Final = 2**32 - 2
-#: The kernel's command line says it, and has room for so many bytes.
-_LONGEST_DIRECTORY: Final = 500
 
 
 class Contents:
@@ -126,7 +125,7 @@ class Contents:
                 raise OciError(
                     f"the container image is to run as the group {group!r:.80}, which its /etc/group does not have"
                 )
-        if max(uid, gid) > _HIGHEST_ID:
+        if max(uid, gid) > HIGHEST_ID:
             raise OciError(f"the container image is to run as {wanted!r:.80}, which is no number of a user")
         return uid, gid
 
@@ -143,9 +142,9 @@ class Contents:
 
     def _make_directory(self, path: str) -> None:
         name = path.encode()
-        if len(name) > _LONGEST_DIRECTORY:
+        if len(name) > LONGEST_DIRECTORY:
             raise OciError(
-                f"the container image is to start in a directory whose path has more than {_LONGEST_DIRECTORY} bytes"
+                f"the container image is to start in a directory whose path has more than {LONGEST_DIRECTORY} bytes"
             )
         way = b""
         for part in self._tree.split(name):

@@ -16,16 +16,15 @@ import attrs
 
 from ..._errors import OciError
 from ..._stored_json import Fields, parse_json
+from .._stored import bounded_labels, check_command
 
 #: Bytes of a manifest, and of a configuration. Registries take manifests of 4 MiB.
 _LONGEST: Final = 4 * 2**20
 _MOST_LAYERS: Final = 256
 _DIGEST: Final = re.compile("sha256:([0-9a-f]{64})")
 _VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_.-]*")
-#: Bytes of labels that are kept: they are of no use but to be shown, and some images have whole pages in them.
-_MOST_LABEL_BYTES: Final = 64 * 2**10
-#: Characters of a command, and of all variables.
-_LONGEST_COMMAND, _MOST_VARIABLES = 64 * 2**10, 256 * 2**10
+#: Bytes of all variables, each with its name and the two characters beside them.
+_MOST_VARIABLES: Final = 256 * 2**10
 #: The guest's platform.
 _PLATFORM: Final = ("linux", "amd64")
 
@@ -169,8 +168,9 @@ def _configuration(value: object) -> Configuration:
         if equals and _VARIABLE.fullmatch(name) and len(text.splitlines()) < 2:
             variables[name] = text
     command = (*_texts(values.get("Entrypoint")), *_texts(values.get("Cmd")))
-    if sum(map(len, command)) > _LONGEST_COMMAND or sum(map(len, variables.values())) > _MOST_VARIABLES:
-        raise ValueError("its command or its variables are longer than any program takes")
+    check_command(command)
+    if sum(len(f"{name}={text}\n".encode()) for name, text in variables.items()) > _MOST_VARIABLES:
+        raise ValueError("its variables are longer than any program takes")
     return Configuration(
         variables=variables,
         user=_text(values.get("User")),
@@ -180,14 +180,8 @@ def _configuration(value: object) -> Configuration:
     )
 
 
-def _labels(fields: Fields) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    room = _MOST_LABEL_BYTES
-    for name in fields.names():
-        room -= len(name) + len(fields.text(name))
-        if room >= 0:
-            labels[name] = fields.text(name)
-    return labels
+def _labels(fields: Fields) -> Mapping[str, str]:
+    return bounded_labels({name: fields.text(name) for name in fields.names()})
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Final, final
 import attrs
 
 from ..._errors import OciError
-from ..._oci_reference import OciReference
+from ..._oci_reference import OciReference, parse_oci
 from ..._private import check_trusted, make_private_directory, write_new_file
 from ..._stored_json import Fields, read_json
 
@@ -47,6 +47,15 @@ def read_note(path: Path) -> Note:
         return Note(fields.text("reference"), fields.text("state"), fields.text("manifest"))
     except (OSError, ValueError):
         return Note("", "", "")
+
+
+def manifest_of(directory: Path, name: str) -> str:
+    """Return the digest of the manifest that a name of an image stands for, by the notes in *directory*; "" where none is known."""
+    try:
+        reference = parse_oci(name)
+    except ValueError:
+        return ""
+    return read_note(note_path(directory, reference)).manifest
 
 
 def write_note(path: Path, note: Note) -> None:

@@ -29,6 +29,8 @@ _VERSION: Final = 1
 #: What programs see as the size of the disk: as much as in our own images, or this many times what the layers have.
 _LEAST_SIZE: Final = 8 * 2**30
 _SPARE: Final = 2
+#: What that can come to.
+LARGEST_DISK: Final = _SPARE * MOST_BYTES + UNIT
 #: Before the digits of its digest, in the name of a stored container image.
 _NAME: Final = "oci+"
 _NAME_DIGITS: Final = 12
@@ -38,6 +40,11 @@ _UNPACKING, _WRITING, _CONVERTING = 0.1, 0.6, 0.8
 def container_digest(manifest: str) -> str:
     """Return the digest of the recipe for the container image whose manifest has that digest."""
     return digest_of("oci", _VERSION, manifest)
+
+
+def container_name(digest: str) -> str:
+    """Return the name of the container image whose recipe has that digest."""
+    return f"{_NAME}{digest[:_NAME_DIGITS]}"
 
 
 @final
@@ -55,7 +62,7 @@ class OciRecipe(StandsAlone):
     @property
     def name(self) -> str:
         """What it can be called: each image has a name, and a lock, of its own."""
-        return f"{_NAME}{self.digest()[:_NAME_DIGITS]}"
+        return container_name(self.digest())
 
     @property
     def files(self) -> tuple[str, ...]:
