@@ -31,6 +31,10 @@ DEFAULT_IMAGE: Final = "python"
 DEBIAN: Final = Network.allow("deb.debian.org", "security.debian.org")
 #: Directories of the guest's that no disk keeps: the kernel's, and those in memory.
 _NOT_KEPT: Final = ("dev", "proc", "run", "sys")
+#: Bytes of a path with its end, as Linux has it.
+_PATH_MAX: Final = 4096
+#: Bytes of the variables of a step: the kernel takes no more for one of them, and the guest reads no more than some of these.
+_MOST_VARIABLES: Final = 128 * 2**10
 _VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -175,7 +179,8 @@ class Image:
 
         They are read each time a host needs the image: other content makes another layer. In the guest they belong to root
         and keep their permission bits. Symbolic links in a directory are kept as they are. Files are added to a directory
-        that exists already.
+        that exists already, which keeps its own permission bits; other files of the same names are replaced. The image needs
+        no shell for it.
 
         Args:
           places: Files and directories by their paths in the guest, ``{"/opt/tool": "tool"}``. A path in the guest is
@@ -201,7 +206,8 @@ class Image:
         """Add variables to the environment of every program in the guest; they are in ``/etc/environment`` there.
 
         Args:
-          variables: Values by names of letters, digits and ``_``. They replace those that a login sets. A value has no line end.
+          variables: Values by names of letters, digits and ``_``. They replace those that a login sets. A value is one line that does
+            not end in white space. At most 128 KiB in all.
 
         Raises:
           TypeError, ValueError: if a name or a value is not valid.
@@ -218,6 +224,10 @@ class Image:
                 raise ValueError(f"a variable's name must be of letters, digits and '_', not {name!r:.100}")
             if set(value) & {"\0", "\n", "\r"}:
                 raise ValueError(f"the value of {name} must be one line without zero bytes, not {value!r:.100}")
+            if value != value.rstrip():
+                raise ValueError(f"the value of {name} must not end in white space, which is lost: {value!r:.100}")
+        if (size := sum(len(os.fsencode(f"{name}={value}\n")) for name, value in variables.items())) > _MOST_VARIABLES:
+            raise ValueError(f"`variables` must have at most {_MOST_VARIABLES} bytes, not {size}")
         return self._with(EnvironmentStep(tuple(variables.items())))
 
     def script(self, command: str, *, network: Network | None = None) -> Image:
@@ -278,6 +288,8 @@ def _check_place(target: object) -> str:
     place = PurePosixPath(posixpath.normpath(target))
     if not place.is_absolute() or target.startswith("//") or len(place.parts) == 1 or set(target) & {"\0", "\n"}:
         raise ValueError(f"a place in `places` must be an absolute path below /, not {target!r:.100}")
+    if len(os.fsencode(target)) >= _PATH_MAX:
+        raise ValueError(f"a place in `places` must have fewer than {_PATH_MAX} bytes: {target!r:.100}")
     if place.parts[1] in _NOT_KEPT:
         raise ValueError(f"a place in `places` must not be in /{place.parts[1]}, which no disk keeps: {target!r:.100}")
     return str(place)

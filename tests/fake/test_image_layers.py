@@ -433,12 +433,16 @@ async def test_files_that_can_not_be_copied(tmp_path: Path) -> None:
     assert site.jobs == []
 
 
-async def test_variables_are_quoted(tmp_path: Path) -> None:
+async def test_files_and_variables_need_no_program_of_the_image(tmp_path: Path) -> None:
     site = make_site(tmp_path)
-    await site.ensure(Image("python").env({"A": "it's $HOME"}))
-    script = site.jobs[0].work.script.replace("/etc/environment", str(tmp_path / "environment"))
-    await trio.run_process(["/bin/sh", "-e", "-c", script])
-    assert (tmp_path / "environment").read_text() == "A=it's $HOME\n"
+    (tmp_path / "tool").write_text("x")
+    image = Image("python").env({"A": "it's $HOME", "B": ""}).files({"/opt/it's": tmp_path / "tool"})
+    await site.ensure(image)
+    variables, files = (job.work for job in site.jobs)
+    assert (variables.script, variables.program, variables.trees) == ("", (), {})
+    assert variables.file_requests == (("append", "/etc/environment", "A=it's $HOME\nB=\n"),)
+    assert (files.script, files.program) == ("", ())
+    assert files.file_requests == (("merge", "/run/image-step/0/content", "/opt/it's"),)
 
 
 # --- Packages ---

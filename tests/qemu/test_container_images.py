@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,8 +14,17 @@ import trio
 from tests._index import make_wheel, serve_index
 from tests._leaks import HANG_LIMIT
 from tests._oci import Member, archive, directory, member, write_layout
-from trio_sandbox import HostConfig, Image, PackagesError, RunRefusedError, WarmupError, open_host
-from trio_sandbox.image import ImageStore, default_cache_directory
+from trio_sandbox import (
+    Host,
+    HostConfig,
+    Image,
+    ImageBuildError,
+    PackagesError,
+    RunRefusedError,
+    WarmupError,
+    open_host,
+)
+from trio_sandbox.image import ImageStore, default_cache_directory, export_image, import_images
 
 pytestmark = [pytest.mark.qemu, pytest.mark.usefixtures("python_image", "system_disk")]
 
@@ -226,3 +236,75 @@ async def test_an_image_of_one_program_and_a_layer_on_it(tmp_path: Path) -> None
             async with sandbox.fork(1) as (child,):
                 read = await child.run_process("cat /file", shell=True, capture_stdout=True)
                 assert read.stdout == b"written"
+
+
+async def test_files_and_variables_for_an_image_without_a_shell(tmp_path: Path) -> None:
+    """One program that prints files and variables, a file in its way, and no /etc/passwd; and the image on another machine."""
+    write_layout(
+        tmp_path / "image",
+        archive(
+            *busybox("cat", "env", "stat"),
+            member("opt/tool/old", "old", mode=0o600),
+            member("etc/environment", "KEPT=1"),
+        ),
+        config={"User": "4711:4712"},
+    )
+    tool = tmp_path / "tool"
+    (tool / "sub").mkdir(parents=True)
+    (tool / "sub" / "made").write_text("made\n")
+    (tool / "sub" / "made").chmod(0o755)
+    os.link(tool / "sub" / "made", tool / "again")
+    (tool / "link").symlink_to("sub/made")
+    (tool / "old").write_text("new\n")
+    (tool / "old").chmod(0o644)
+    reference = f"oci:{tmp_path}/image"
+    image = (
+        Image.oci(reference).files({"/opt/tool": tool, "/srv/deep/file": tool / "old"}).env({"COLOUR": "light blue"})
+    )
+    script = [
+        "stat",
+        "-c",
+        "%n %a %u %h",
+        "/opt/tool/sub/made",
+        "/opt/tool/old",
+        "/opt/tool",
+        "/srv/deep",
+        "/etc/environment",
+    ]
+    seen = "/opt/tool/sub/made 755 0 2\n/opt/tool/old 644 0 1\n/opt/tool 755 0 3\n/srv/deep 755 0 2\n/etc/environment 644 0 1\n"
+
+    async def look(host: Host, name: str | Image) -> None:
+        async with host.open_sandbox(name) as sandbox:
+            for command, said in (
+                (script, seen),
+                (["cat", "/opt/tool/link", "/opt/tool/old", "/srv/deep/file"], "made\nnew\nnew\n"),
+                (["cat", "/etc/environment"], "KEPT=1\nCOLOUR=light blue\n"),
+            ):
+                done = await sandbox.run_process(command, capture_stdout=True)
+                assert (done.stdout or b"").decode() == said
+            done = await sandbox.run_process(["env"], capture_stdout=True)
+            assert b"COLOUR=light blue\n" in (done.stdout or b"")
+
+    async with removing(reference), open_host(HostConfig(templates=False)) as host:
+        await look(host, image)
+        for more in (image.script("true"), image.apt("hello")):
+            with pytest.raises(ImageBuildError, match=r"needs /bin/sh.*an earlier step bring one \(\.files"):
+                await host.prepare(more)
+        with pytest.raises(ImageBuildError, match=r"/bin/cat/x: Not a directory"):
+            await host.prepare(Image.oci(reference).files({"/bin/cat/x": tool}))
+        # As the message says.
+        with_shell = Image.oci(reference).files({"/bin/sh": Path("/bin/busybox")}).script("echo yes > /answer")
+        async with host.open_sandbox(with_shell) as sandbox:
+            assert await sandbox.path("/answer").read_text() == "yes\n"
+        name = next(
+            each.name
+            for each in ImageStore(default_cache_directory()).list()
+            if each.step.startswith("environment COLOUR")
+        )
+        await export_image(ImageStore(default_cache_directory()), name, tmp_path / "image.tar")
+    shutil.rmtree(tmp_path / "image")
+    store = ImageStore(default_cache_directory())
+    async with removing(reference):
+        await import_images(store, tmp_path / "image.tar", progress=lambda _: None, environment={})
+        async with open_host(HostConfig(templates=False, build_images=False)) as host:
+            await look(host, image)

@@ -18,10 +18,11 @@ from trio_sandbox.guest.spawner.users import User, read_environment
         ("# A=b\n\n  B = c=d \nA\n=x\n", {"B ": " c=d"}),
         ("A=1\nA=2", {"A": "2"}),
         ("A=b\0c\n", {}),
+        ("A=b\u2028c\x0bd\x1ce\r\nB=\u2029x\n", {"A": "b\u2028c\x0bd\x1ce", "B": "\u2029x"}),
     ],
 )
 def test_variables_are_lines(tmp_path: Path, text: str, variables: dict[str, str]) -> None:
-    (tmp_path / "environment").write_text(text)
+    (tmp_path / "environment").write_bytes(text.encode())
     assert read_environment(str(tmp_path / "environment")) == variables
 
 

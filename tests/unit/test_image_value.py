@@ -200,7 +200,8 @@ def test_a_lock_says_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["opt", "/", "//opt", "/dev/x", "/proc/x", "/sys/x", "/run/x", "/opt\0", "/opt/../run"]
+    "place",
+    ["opt", "/", "//opt", "/dev/x", "/proc/x", "/sys/x", "/run/x", "/opt\0", "/opt/../run", "/" + "\u00e9" * 2048],
 )
 def test_no_places(place: str) -> None:
     with pytest.raises(ValueError, match="a place in `places` must"):
@@ -226,6 +227,15 @@ def test_no_names_of_variables(name: str) -> None:
 def test_no_values_of_variables(value: str) -> None:
     with pytest.raises(ValueError, match="the value of A must be one line without zero bytes"):
         Image("python").env({"A": value})
+
+
+def test_variables_that_the_guest_would_not_read_as_they_are() -> None:
+    for value in ("a ", "a\t", " ", "a\x1c"):
+        with pytest.raises(ValueError, match="the value of A must not end in white space"):
+            Image("python").env({"A": value})
+    with pytest.raises(ValueError, match="at most 131072 bytes, not 131073"):
+        Image("python").env({"A": "x", "B": "\u00e9" * ((131072 - 7) // 2 + 1)})
+    Image("python").env({"A": "a\u2028b\x0bc", "B": ""})
 
 
 def test_scripts_have_text_and_no_secrets() -> None:

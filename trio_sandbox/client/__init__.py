@@ -17,6 +17,7 @@ from ._messages import (
     Mounted as Mounted,
     check_user as check_user,
     code_request as code_request,
+    parse_error as parse_error,
     process_request as process_request,
 )
 from ._output import RunTrace as RunTrace

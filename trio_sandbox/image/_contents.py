@@ -37,8 +37,6 @@ _VARIABLES: Final = "/etc/environment"
 _ROOT: Final = (0, 0)
 #: Copies what is below one directory into another; what is there besides stays. Everything becomes root's.
 _COPY: Final = "cp -RP --preserve=mode,timestamps,links"
-#: The same by a cp that does not know how, as container images have it: it forgets times, and which files were one.
-_PLAIN_COPY: Final = 'copy() { (umask 0; exec cp -RP "$@"); }'
 #: Unpacks what `_pack` made, all at the same time; everything becomes root's. It fails if one of them does.
 _UNPACK: Final = (
     f"processes=; for archive in {PLACE}/*.tar; do\n"
@@ -226,7 +224,7 @@ class FilesContent:
 
     def key(self) -> object:
         """Return what decides."""
-        return ["files", 1, _COPY, [[target, digest] for (target, _), digest in self._each()]]
+        return ["files", 2, [[target, digest] for (target, _), digest in self._each()]]
 
     def _each(self) -> Iterator[tuple[tuple[str, Path], str]]:
         return zip(self.step.places, self.digests, strict=True)
@@ -236,16 +234,14 @@ class FilesContent:
         context.report("copying files", None)
         tree = context.staging / "tree"
         tree.mkdir()
-        lines = [f'copy() {{ {_COPY} "$@"; }}; cp --version > /dev/null 2>&1 || {_PLAIN_COPY}']
+        requests: list[tuple[str, ...]] = []
         for number, ((target, source), digest) in enumerate(self._each()):
             copy = tree / f"{number}"
             await trio.to_thread.run_sync(_copy, source, copy)
             if await trio.to_thread.run_sync(digest_of_tree, copy) != digest:
                 raise ImageBuildError(f"{source} changed while it was copied into the image; it is safe to try again")
-            parent, name = os.path.split(target)
-            # What is a directory on both sides is merged.
-            lines.append(f"mkdir -p {shlex.quote(parent)}; copy -T {PLACE}/{number} {shlex.quote(f'{parent}/{name}')}")
-        return Work(script="\n".join(lines), tree=tree)  # noqa: ASYNC910 - there is a file at least
+            requests.append(("merge", f"{PLACE}/{number}", target))
+        return Work(file_requests=tuple(requests), tree=tree)  # noqa: ASYNC910 - there is a file at least
 
 
 @final
@@ -262,10 +258,8 @@ class EnvironmentContent:
     async def prepare(self, context: BuildContext) -> Work:
         """Say how they are written down; of two lines with one name the last one counts."""
         await trio.lowlevel.checkpoint()
-        lines = [f"{name}={value}" for name, value in self.step.variables]
-        return Work(
-            script=f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} >> {_VARIABLES}; chmod 644 {_VARIABLES}"
-        )
+        lines = "".join(f"{name}={value}\n" for name, value in self.step.variables)
+        return Work(file_requests=(("append", _VARIABLES, lines),))
 
 
 @final

@@ -27,6 +27,10 @@ _NAME_DIGITS: Final = 12
 SHELL: Final = "/bin/sh"
 #: Where the guest finds the directory of a step: in memory, so that nothing of it stays.
 PLACE: Final = "/run/image-step"
+_WITHOUT_SHELL: Final = (
+    ". Only .files(), .env(), .packages() and .npm() do without a shell: take an image that has one, have an earlier step bring one "
+    "(.files({'/bin/sh': 'busybox'}), of a static busybox), or have the container image do the step itself"
+)
 
 
 @final
@@ -35,11 +39,13 @@ class Work:
     """What a virtual machine does to make a layer."""
 
     script: str = ""
-    """Run by ``sh -e`` as root, in /."""
+    """Run by ``sh -e`` as root, in /; "": nothing is."""
     program: tuple[str, ...] = ()
     """Run in place of the script, with its arguments, where there may be no shell."""
+    file_requests: tuple[tuple[str, ...], ...] = ()
+    """What our own file helper is asked to do first, as root: operations with their arguments, for which the image needs no program."""
     tree: Path | None = None
-    """A directory of ours; the script finds a copy at `PLACE`, which is root's."""
+    """A directory of ours; it finds a copy at `PLACE`, which is root's."""
     fill: Callable[[], Awaitable[None]] = attrs.field(default=trio.lowlevel.checkpoint, eq=False)
     """Makes the directory complete; the machine may boot meanwhile."""
     spent: tuple[Path, ...] = ()
@@ -84,7 +90,7 @@ class ProgramMissingError(ImageBuildError):
     def __init__(self, image: str, program: str, reason: str) -> None:
         super().__init__(
             f"a step of the image needs {program}, which can't be started in the image {image!r}: {reason}"
-            + (". Take an image that has a shell, or have it do the step itself" if program == SHELL else "")
+            + (_WITHOUT_SHELL if program == SHELL else "")
         )
         self.program = program
 

@@ -31,6 +31,7 @@ from ..image import PLACE, LayerJob, Place, ProgramMissingError, open_empty_moun
 from ..network import Gateway
 from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
 from ._description import describe_machine
+from ._file_requests import ask_file_helper
 from ._mounts import mount
 
 _SEALED: Final = b"sealed"
@@ -136,10 +137,16 @@ class LayerBuilder:
                     if tree is not None:
                         await mount(vm, [Place(PLACE, 0, size)], patience=self._timeouts.boot)
                     report("working", None)
-                    said = await self._run(vm, job, gateway.environment)
+                    said = await self._work(vm, job, gateway.environment)
                     report("freezing its disk", None)
                     await self._seal(vm)
         return said
+
+    async def _work(self, vm: Vm, job: LayerJob, variables: Mapping[str, str]) -> bytes:
+        work = job.work
+        for request in work.file_requests:
+            await ask_file_helper(vm, request)
+        return await self._run(vm, job, variables) if work.program or work.script else b""
 
     async def _run(self, vm: Vm, job: LayerJob, variables: Mapping[str, str]) -> bytes:
         command = job.work.command

@@ -16,7 +16,7 @@ from typing import final
 import trio
 
 from .._errors import GuestProtocolError
-from ..client import Machine, guest_failures, open_stream
+from ..client import Machine, guest_failures, open_stream, parse_error as parse_error
 from ..guest.trees import HEADER
 from ..wire import RecordStream, StreamResetError
 from ._slot import Slot
@@ -29,13 +29,10 @@ END = b"E"
 
 #: Seconds that a cancelled transfer waits for the guest to remove what there is of it. It does so in any case.
 _TAKE_BACK_PATIENCE = 2.0
-_HIGHEST_ERRNO = 4095
 #: Bytes of a path with its NUL that the guest's kernel takes, and of one that links lead to, which may be longer.
 _PATH_MAX, _PATH_LIMIT = 4096, 2**14
 #: Variables of a process's environment, which no image of ours has a hundredth of.
 _MOST_VARIABLES = 4096
-#: Characters of a name that the guest sent, in an error of ours.
-_NAME_LIMIT = 4096
 
 
 def encode_request(operation: str, *fields: object) -> bytes:
@@ -234,13 +231,3 @@ def parse_path(payload: bytes) -> PurePosixPath:
     if len(payload) > _PATH_LIMIT:
         raise OSError(errno.ENAMETOOLONG, f"it leads to a path of {len(payload)} bytes")
     return PurePosixPath(os.fsdecode(payload))
-
-
-def parse_error(payload: bytes, what: str) -> OSError:
-    """Return what the guest says went wrong."""
-    number, *names = payload.split(b"\0")
-    if not 0 < len(number) <= len("4095") or not number.isdigit() or not 0 < int(number) <= _HIGHEST_ERRNO:
-        raise GuestProtocolError(f"in answer to {what} the guest sent something that is not an error: {payload[:80]!r}")
-    filename, second = ([os.fsdecode(name[:_NAME_LIMIT]) for name in names] + ["", ""])[:2]
-    error = int(number)
-    return OSError(error, os.strerror(error), filename or None, None, second or None)

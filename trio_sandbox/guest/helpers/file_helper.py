@@ -23,6 +23,8 @@ is R with the fields of a result, or X with an error's number and the names of t
     download path               a tree; R files bytes
     pull path patience          <- N name ..., ..., K path state ..., ..., and its end; a tree, but for the names and for files
                                 that are in these states; R files bytes     see `changes`
+    merge source path           R                                      a copy of what is there already: see `merging`
+    append path text            R
     watch path                  R, then W mask name for each change
     open path mode              R, then for that file: read size (R content), W content (R), seek offset whence (R
                                 position), truncate size (R)
@@ -58,6 +60,7 @@ from ..trees import (
     check_replaceable,
     record,
 )
+from . import merging
 from .direct_file import DirectFile
 from .replacing import (
     NOT_WAITING,
@@ -378,6 +381,14 @@ class _Session:
 
     def push(self, path: str) -> None:
         self.upload(path, tell_states=True)
+
+    def merge(self, source: str, path: str) -> None:
+        merging.merge(source, path)
+        self._reply()
+
+    def append(self, path: str, text: str) -> None:
+        merging.append(path, text)
+        self._reply()
 
     def _receive_tree(self, writer: TreeWriter) -> None:
         large: DirectFile | None = None

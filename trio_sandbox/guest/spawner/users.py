@@ -42,7 +42,7 @@ class User:
 def read_environment(path: str = "/etc/environment") -> dict[str, str]:
     """Return the variables that the image adds to everybody's environment: lines NAME=VALUE, as PAM reads them."""
     variables: dict[str, str] = {}
-    for line in _read_text(path).splitlines():
+    for line in _read_text(path).split("\n"):  # values may have what else ends a line to str.splitlines()
         name, has_value, value = line.strip().partition("=")
         if has_value and name and not name.startswith("#") and "\0" not in line:
             variables[name] = value
