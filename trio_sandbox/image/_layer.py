@@ -1,7 +1,7 @@
 """Layers: what one step adds to an image, made by a virtual machine of that image whose disk is then frozen.
 
-Nothing is done as root on the host. Whatever a step is, it is a shell script that runs as root in the guest, and a directory
-that it reads there; the machine's overlay becomes the layer.
+Nothing is done as root on the host. Whatever a step is, it is a program or a shell script that runs as root in the guest, or what our own file
+helper does there, and a directory that these read; the machine's overlay becomes the layer.
 """
 
 from __future__ import annotations
