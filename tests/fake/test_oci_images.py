@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from tests._oci import Member, archive, directory, member, write_fetched
-from trio_sandbox import Image, OciError
+from trio_sandbox import Image, ImageBuildError, OciError
 from trio_sandbox.image import ImageStore
 from trio_sandbox.image.oci import OciRecipe, _recipe
 from trio_sandbox.image.oci._ext4 import UNIT, write_file_system
@@ -131,6 +131,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 async def build(tmp_path: Path, *layers: bytes, **fields: object) -> tuple[Path, dict[str, object]]:
     """Build an image of layers; return its disk, raw, and what its manifest says."""
+    tmp_path.mkdir(exist_ok=True)
     fetched = tmp_path / "fetched"
     manifest = write_fetched(fetched, *layers, **fields).partition(":")[2]
     store = ImageStore(tmp_path / "cache")
@@ -193,6 +194,16 @@ async def test_a_second_build_finds_the_first(tmp_path: Path) -> None:
     assert not store.list()
 
 
+async def test_users_whose_numbers_are_none_are_nobody(tmp_path: Path) -> None:
+    """Reading a number of many digits fails in another way than reading what is no number."""
+    users = f"app:x:{'9' * 5000}:1::/:\nother:x:1500:{'9' * 5000}::/:\n"
+    layer = archive(member("etc/passwd", users))
+    with pytest.raises(OciError, match="user 'app', whom its /etc/passwd does not have"):
+        await build(tmp_path, layer, config={"User": "app"})
+    _, details = await build(tmp_path / "other", layer, config={"User": "other"})
+    assert cast("dict[str, object]", details["settings"])["group"] == 0
+
+
 async def test_the_most_that_an_image_may_say_of_itself_is_read_again(tmp_path: Path) -> None:
     config = {
         "Cmd": ["\x01" * 60_000, *[""] * 300],
@@ -217,10 +228,12 @@ LAYER = archive(member("a", b"content" * 1000))
     [
         LAYER,
         gzip.compress(LAYER[:5000]) + gzip.compress(LAYER[5000:]),
+        b"".join(gzip.compress(LAYER[start : start + 10]) for start in range(0, len(LAYER), 10)),
         gzip.compress(LAYER) + bytes(100),
+        gzip.compress(LAYER) + bytes(3 * 2**20),
         zstd(LAYER),
     ],
-    ids=["plain", "parts", "padded", "zstd"],
+    ids=["plain", "parts", "many parts", "padded", "padded a lot", "zstd"],
 )
 async def test_layers_may_be_stored_in_several_ways(tmp_path: Path, packed: bytes) -> None:
     raw, _ = await build(tmp_path, LAYER, packed=[packed])
@@ -244,6 +257,36 @@ async def test_layers_that_unpack_to_too_much_are_refused(
     assert not ImageStore(tmp_path / "cache").list()
 
 
+async def test_as_many_parts_as_there_can_be_are_read_once(tmp_path: Path) -> None:
+    """Each is of 20 bytes, and empty: if for each of them what follows was copied, this would take minutes."""
+    empty = gzip.compress(b"", mtime=0)
+    raw, _ = await build(tmp_path, LAYER, packed=[empty * 400_000 + gzip.compress(LAYER)])
+    assert "Size: 7000" in debugfs(raw, "stat /a")
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+async def test_an_image_may_have_nothing_in_it(tmp_path: Path, layers: int) -> None:
+    raw, details = await build(tmp_path, *[archive()] * layers)
+    check(raw)
+    assert details["languages"] == []
+
+
+async def test_a_full_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever program says it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "zstd").write_text(
+        "#!/bin/sh\necho 'zstd: error 70 : Write error : cannot write block : No space left on device' >&2; exit 70\n"
+    )
+    (programs / "zstd").chmod(0o755)
+    packed = zstd(LAYER)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with pytest.raises(ImageBuildError, match=r"the disk of .* is full; free some") as caught:
+        await build(tmp_path, LAYER, packed=[packed])
+    assert not isinstance(caught.value, OciError)
+    assert not list((tmp_path / "cache" / "staging").iterdir())
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -256,6 +299,9 @@ async def test_layers_that_unpack_to_too_much_are_refused(
         ({"config": {"User": "nobody-there"}}, "user 'nobody-there', whom its /etc/passwd does not have"),
         ({"config": {"User": "0:nobody-there"}}, "group 'nobody-there'"),
         ({"config": {"User": "99999999999"}}, "no number of a user"),
+        ({"config": {"User": "9" * 5000}}, "whom its /etc/passwd does not have"),
+        ({"config": {"User": "0:" + "9" * 5000}}, "which its /etc/group does not have"),
+        ({"config": {"User": "\u00b2"}}, "whom its /etc/passwd does not have"),
         ({"config": {"WorkingDir": "/a/b"}}, "which is no directory"),
         ({"config": {"Env": "A"}}, "a list was expected"),
         ({"config": {"Cmd": ["a\0b"]}}, "a text was expected"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_sandbox.guest.spawner.users import User, read_environment
+from trio_sandbox.guest.spawner import users
+from trio_sandbox.guest.spawner.users import User, find_user, read_environment
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,23 @@ def test_a_login_has_them(tmp_path: Path) -> None:
     before = user.environment()
     user.more = {"A": "b", "LANG": "de_DE.UTF-8"}
     assert user.environment() == {**before, "A": "b", "LANG": "de_DE.UTF-8"}
+
+
+def test_a_damaged_database_of_users_names_nobody_and_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "/etc/passwd": "app:x:1500:staff::/app:/bin/sh\n"
+        f"long:x:{'9' * 5000}:1::/:\nhigh:x:4294967295:1::/:\nminus:x:-1:1::/:\nsup:x:\u00b2:1::/:\n"
+        "good:x:1501:1502::/good:/bin/sh\nshort:x:1\n",
+        "/etc/group": f"one:x:{'9' * 5000}:good\ntwo:x:1503:good\nthree:x:x:good\n",
+    }
+    monkeypatch.setattr(users, "_read_text", files.__getitem__)
+    for name in ("app", "long", "high", "minus", "sup", "short", "none"):
+        assert find_user(name) is None
+    user = find_user(1500)
+    assert user is not None
+    assert (user.uid, user.gid, user.home) == (1500, 1500, "/")
+    good = find_user("good")
+    assert good is not None
+    assert (good.uid, good.gid, good.groups) == (1501, 1502, [1502, 1503])

@@ -160,6 +160,19 @@ def test_damaged_archives_are_refused(data: bytes, words: str) -> None:
         list(read_entries(data))
 
 
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_headers_that_are_about_no_entry_have_an_end(kind: bytes) -> None:
+    """Sixteen million of them are one small file, once compressed."""
+    info, _ = member("a")
+    info.type = kind
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    entry = archive(member("b"))[:512]
+    with pytest.raises(TarError, match="more headers that are about entries than entries"):
+        list(read_entries(header * 10_100 + entry))
+    # As other programs write them: a few before each.
+    assert len(list(read_entries((header * 4 + entry) * 3000))) == 3000
+
+
 def test_kinds_that_nobody_knows_are_refused() -> None:
     info, _ = member("a")
     info.type = b"Z"
@@ -301,6 +314,27 @@ def test_what_is_no_layer_is_refused(members: list[Member], words: str) -> None:
         ([[member("a/" * 20 + "b")]], Limits(path_bytes=30), "a path has 41 bytes"),
         ([[member("a", "1234")]], Limits(file_bytes=3), "4 bytes; 3 are allowed"),
         ([[member("a/b/c")]] * 10, Limits(steps=30), "too many parts"),
+        ([[member("a" * 200)]] * 6, Limits(description_bytes=1000), "take more than"),
+        ([[member("a", "b" * 200, kind="symlink")]] * 6, Limits(description_bytes=1000), "take more than"),
+        (
+            [[member("a", pax_headers={"SCHILY.xattr.user.a": "x" * 200})]] * 6,
+            Limits(description_bytes=1000),
+            "take more",
+        ),
+        (
+            [
+                [
+                    member(
+                        "a",
+                        "1234567",
+                        pax_headers={"GNU.sparse.size": "99", "GNU.sparse.map": "0,1,2,1,4,1,6,1,8,1,10,1,12,1"},
+                    )
+                ]
+            ]
+            * 2,
+            Limits(description_bytes=1000),
+            "sparse files take more than",
+        ),
     ],
 )
 def test_more_than_may_be_is_refused(layers: list[list[Member]], limits: Limits, words: str) -> None:

@@ -20,6 +20,7 @@ from .._errors import ImageBuildError, MissingProgramError
 from .._programs import REQUIREMENTS, missing
 from ..qemu import InheritedFds, is_marked, mark, remove_marked, run_owned
 from ._apt_progress import AptProgress
+from ._full_disk import says_full
 from ._rights import explain_refusal, find_rights
 from ._scratch import choose_directory
 
@@ -184,7 +185,7 @@ def _explain(program: str, output: str) -> str:
     """Say why *program* failed, as far as its output tells."""
     reason = f"{program} failed"
     refusals = [line for line in output.splitlines() if "unshare" in line or "/etc/sub" in line]
-    if any("No space left on device" in line for line in output.splitlines() if line not in refusals):
+    if any(says_full(line) for line in output.splitlines() if line not in refusals):
         reason = f"{program} failed because the disk is full: free some, or use another cache directory"
     elif refusals:
         reason = f"{program} failed: {explain_refusal(refusals[-1])}"

@@ -22,6 +22,7 @@ from .._errors import MissingProgramError, PackagesError
 from .._image_steps import NpmStep
 from .._programs import find_program
 from ..qemu import run_owned
+from ._full_disk import says_full
 from ._npm_lock import NpmLock, NpmPackage, parse_npm_lock
 from ._places import absolute
 
@@ -203,11 +204,11 @@ def explain_npm(output: str) -> PackagesError:
     lines = [line[:_COLUMNS] for line in lines if line.strip() and "complete log" not in line and "_logs/" not in line]
     words = "\n".join(["npm says:", *lines[-_LINES:]])
     (code,) = re.findall(r"^code (\w+)$", "\n".join(lines), re.MULTILINE)[:1] or [""]
+    if says_full(code):
+        return PackagesError(f"the packages can't be fetched: the disk is full\n{words}")
     if code in _UNREACHABLE:
         return PackagesError(
             "the packages can't be fetched: the registry of npm's configuration (npm_config_registry, ~/.npmrc) can't be reached, "
             f"and npm's cache does not have all of them. It is safe to try again\n{words}"
         )
-    if code == "ENOSPC":
-        return PackagesError(f"the packages can't be fetched: the disk is full\n{words}")
     return PackagesError(f"the packages of the image can't be installed together as they were asked for\n{words}")

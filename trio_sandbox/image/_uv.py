@@ -20,6 +20,7 @@ import trio
 from .._errors import PackagesError
 from .._image_steps import PackagesStep
 from ..qemu import OwnedProcess, run_owned
+from ._full_disk import says_full
 from ._places import absolute
 from ._pylock import Lock, Pin, missing_wheel, parse_lock
 from ._target import Target
@@ -232,13 +233,13 @@ def explain(output: str, kept: Iterable[str] = ()) -> PackagesError:
     for pattern in _NO_WHEEL:
         if match := pattern.search(output):
             return missing_wheel(match["package"], (match["version"] or "").rstrip(",."), words)
+    if says_full(output):  # whatever it failed to do for that
+        return PackagesError(f"the packages can't be fetched or unpacked: the disk is full\n{words}")
     if any(each in output for each in _UNREACHABLE):
         return PackagesError(
             "the packages can't be fetched: the index of uv's configuration (UV_DEFAULT_INDEX, uv.toml; pip's own does not "
             f"count) can't be reached, and uv's cache does not have all of them. It is safe to try again\n{words}"
         )
-    if "No space left on device" in output:
-        return PackagesError(f"the packages can't be unpacked: the disk is full\n{words}")
     there = [each for each in kept if re.search(rf"(?<![\w.-]){re.escape(each)}(?![\w.+-])", output)]
     why = f", since what the image has keeps its version: {', '.join(there)}" if there else ""
     return PackagesError(f"the packages of the image can't be installed together as they were asked for{why}\n{words}")

@@ -9,6 +9,7 @@ import stat
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Nobody's user database is longer; a longer one is cut rather than read into memory.
 _DATABASE_LIMIT = 1 << 20
+_HIGHEST_ID = 2**32 - 2
 
 
 class User:
@@ -52,11 +53,11 @@ def read_environment(path: str = "/etc/environment") -> dict[str, str]:
 def find_user(wanted: str | int) -> User | None:
     """Return the user with a name or number; a number need not be in the database, a name that is not gives None."""
     # Not by `pwd`: libc would load code that the image provides into this process.
-    for fields in _read_database("/etc/passwd", 7):
+    for fields in _read_database("/etc/passwd", 7, (2, 3)):
         if str(wanted) in (fields[0], fields[2]):
             user = User(int(fields[2]), int(fields[3]), fields[0], fields[5], fields[6])
             user.groups += [
-                int(gid) for _, _, gid, names in _read_database("/etc/group", 4) if user.name in names.split(",")
+                int(gid) for _, _, gid, names in _read_database("/etc/group", 4, (2,)) if user.name in names.split(",")
             ]
             return user
     if isinstance(wanted, str):
@@ -64,9 +65,15 @@ def find_user(wanted: str | int) -> User | None:
     return User(wanted, wanted, str(wanted), "/", "/bin/sh")
 
 
-def _read_database(path: str, width: int) -> list[list[str]]:
+def _read_database(path: str, width: int, numbers: tuple[int, ...]) -> list[list[str]]:
+    """Return the lines of a database that have so many fields, those at *numbers* being numbers of a user or a group."""
     lines = (line.split(":") for line in _read_text(path).splitlines())
-    return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdigit()]
+    return [fields for fields in lines if len(fields) == width and all(_is_id(fields[number]) for number in numbers)]
+
+
+def _is_id(text: str) -> bool:
+    # Of a number that is very long even the reading fails.
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _HIGHEST_ID
 
 
 def _read_text(path: str) -> str:

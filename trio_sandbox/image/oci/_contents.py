@@ -21,6 +21,8 @@ _PROGRAMS: Final = {"python": "python3", "javascript": "node", "shell": "bash"}
 CONTAINER_LANGUAGES: Final = tuple(_PROGRAMS)
 #: What a program that an image is for is called, where it is an interpreter of ours.
 _MAIN: Final = {"python": "python", "python3": "python", "node": "javascript"}
+#: Of a user or a group; some are too large, and none is so long that reading it takes a while.
+_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 _PYTHON_NAME: Final = re.compile(rb"python(\d+)\.(\d+)")
 #: Bytes of a database of users, or of /etc/environment.
 _LONGEST: Final = 1 << 20
@@ -107,8 +109,8 @@ class Contents:
         if name:
             entry = next((each for each in users if name in (each[0], each[2])), None)
             if entry is not None:
-                uid, gid = int(entry[2]), int(entry[3]) if entry[3].isdecimal() else 0
-            elif name.isascii() and name.isdecimal():
+                uid, gid = int(entry[2]), int(entry[3]) if _NUMBER.fullmatch(entry[3]) else 0
+            elif _NUMBER.fullmatch(name):
                 uid = int(name)
             else:
                 raise OciError(
@@ -119,7 +121,7 @@ class Contents:
             entry = next((each for each in groups if group in (each[0], each[2])), None)
             if entry is not None:
                 gid = int(entry[2])
-            elif group.isascii() and group.isdecimal():
+            elif _NUMBER.fullmatch(group):
                 gid = int(group)
             else:
                 raise OciError(
@@ -131,7 +133,7 @@ class Contents:
 
     def _database(self, path: bytes, width: int) -> list[list[str]]:
         lines = (line.split(":") for line in self._read(path).decode("utf-8", "replace").splitlines())
-        return [fields for fields in lines if len(fields) == width and fields[2].isascii() and fields[2].isdecimal()]
+        return [fields for fields in lines if len(fields) == width and _NUMBER.fullmatch(fields[2])]
 
     def _read(self, path: bytes) -> bytes:
         """Return the beginning of a file; b"" if there is none, or it has holes."""

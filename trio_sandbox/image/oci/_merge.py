@@ -25,6 +25,8 @@ _XATTRS: Final = (b"security.", b"trusted.", b"user.")
 #: Of a program that made the layer, about the layer.
 _OVERLAY: Final = b"trusted.overlay."
 LONGEST_NAME: Final = 255
+#: What a part of a sparse file counts for.
+_PART_BYTES: Final = 128
 
 
 class MergeError(Exception):
@@ -45,6 +47,8 @@ class Limits:
     """The size of one file, its holes included."""
     steps: int = 50_000_000
     """Parts of paths that are looked up."""
+    description_bytes: int = 256 * 2**20
+    """What all entries say of themselves: paths, links, extended attributes, and the parts of sparse files."""
 
 
 @final
@@ -60,6 +64,7 @@ class Merger:
         self._limits = Limits() if limits is None else limits
         self.tree: Final = Tree(self._limits.steps)
         self._entries = self._layers = 0
+        self._described = 0
 
     def add_layer(self, entries: Iterable[TarEntry]) -> None:
         """Put a layer on top.
@@ -70,18 +75,19 @@ class Merger:
         """
         if self._layers == self._limits.layers:
             raise MergeError(f"there are more than {self._limits.layers} layers")
-        added: list[tuple[list[bytes], TarEntry]] = []
+        added: list[TarEntry] = []
         try:
             # What takes something away is looked for first: what it takes is of the layers below, which then are all that is there.
             for entry in entries:
                 self._count()
+                self._weigh(entry)
                 parts = self._split(entry.path)
                 if parts and parts[-1].startswith(_WHITEOUT):
                     self._take_away(parts[:-1], parts[-1])
                 else:
-                    added.append((parts, entry))
-            for parts, entry in added:
-                self._add(parts, entry)
+                    added.append(entry)
+            for entry in added:
+                self._add(self._split(entry.path), entry)
         except TreeError as exc:
             raise MergeError(str(exc)) from exc
         self._layers += 1
@@ -90,6 +96,15 @@ class Merger:
         self._entries += 1
         if self._entries > self._limits.entries:
             raise MergeError(f"there are more than {self._limits.entries} files and directories")
+
+    def _weigh(self, entry: TarEntry) -> None:
+        """Count what an entry says of itself, which stays in memory: far more than it takes in an archive that is compressed."""
+        self._described += len(entry.path) + len(entry.target) + _PART_BYTES * len(entry.extents)
+        self._described += sum(len(name) + len(value) for name, value in entry.xattrs)
+        if self._described > self._limits.description_bytes:
+            raise MergeError(
+                f"its paths, links, attributes and sparse files take more than {self._limits.description_bytes >> 20} MiB"
+            )
 
     def _add(self, parts: list[bytes], entry: TarEntry) -> None:
         if not parts:

@@ -19,6 +19,7 @@ from ..._errors import OciError
 from ..._nurseries import hide_nursery
 from ..._oci_reference import OciReference
 from ...qemu import require_program, run_owned
+from .._full_disk import says_full
 from ._unpack import MOST_BYTES
 
 _OUTPUT_BYTES: Final = 16 * 2**10
@@ -57,7 +58,7 @@ async def fetch(
             size = _size(directory) + _size(temporary)
             report(f"fetching: {size >> 20} MiB", None)
             if size > MOST_BYTES:
-                raise OciError(f"the container image {reference} is too large: more than {MOST_BYTES >> 30} GiB")
+                raise too_large(reference)
 
     argv = [
         "prlimit",
@@ -78,6 +79,12 @@ async def fetch(
         raise _explain(reference, process.output())
 
 
+def too_large(reference: OciReference) -> OciError:
+    return OciError(
+        f"the container image {reference} is too large: a file of it, or all, have more than {MOST_BYTES >> 30} GiB"
+    )
+
+
 def _size(directory: Path) -> int:
     """Return the bytes of all files there; what somebody removes meanwhile has none."""
     size = 0
@@ -94,8 +101,10 @@ def _explain(reference: OciReference, output: str) -> OciError:
     lines = found or [line for line in output.splitlines() if line.strip()]
     words = "\n".join(["skopeo says:", *(line[:_COLUMNS] for line in lines[-_LINES:])])
     said = words.lower()
-    if "no space left on device" in said:
+    if says_full(said):
         return OciError(f"the container image {reference} can't be fetched: the disk is full\n{words}")
+    if "file too large" in said:
+        return too_large(reference)
     if "unauthorized" in said or "authentication required" in said or "denied" in said:
         return OciError(
             f"the container image {reference} can't be fetched: the registry does not have it, or wants other credentials, which "

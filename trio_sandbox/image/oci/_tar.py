@@ -19,6 +19,8 @@ _LONGEST_EXTENSION: Final = 1 << 20
 #: Parts of one sparse file.
 _MOST_PARTS: Final = 100_000
 _MOST_XATTRS: Final = 100
+#: Headers that describe no entry by themselves: so many for each entry, and so many more in all.
+_HEADERS_PER_ENTRY, _SPARE_HEADERS = 4, 10_000
 _MAXIMUM_ID: Final = 2**32 - 2
 _DECIMAL: Final = re.compile(rb"[0-9]{1,19}")
 _SECONDS: Final = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
@@ -93,6 +95,7 @@ def read_entries(archive: bytes | memoryview) -> Iterator[TarEntry]:
 
     """
     offset = extended = 0
+    headers_left = _SPARE_HEADERS
     records: dict[bytes, bytes] = {}
     parts: list[tuple[int, int]] = []
     while header := bytes(archive[offset : offset + _BLOCK]):
@@ -103,6 +106,9 @@ def read_entries(archive: bytes | memoryview) -> Iterator[TarEntry]:
         _check_sum(header)
         offset += _BLOCK
         kind, size = header[156:157], _number(header[124:136])
+        headers_left += _HEADERS_PER_ENTRY if kind in _KINDS else -1
+        if headers_left < 0:
+            raise TarError("it has more headers that are about entries than entries")
         if kind == b"g":  # for all that follows; other programs that take images apart leave it out, too
             offset += -(-size // _BLOCK) * _BLOCK
             continue

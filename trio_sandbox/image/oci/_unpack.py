@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -17,11 +18,14 @@ import trio.from_thread
 
 from ..._errors import OciError
 from ...qemu import require_program, run_owned
+from .._full_disk import says_full
 from ._manifest import Layer, check_digest
 
 #: Bytes that the layers of an image may have, unpacked, in all.
 MOST_BYTES: Final = 16 * 2**30
 _PIECE: Final = 1 << 20
+#: Bytes that are unpacked at a time.
+_STEP: Final = 1 << 14
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 #: A frame that says nothing, which some programs put first.
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
@@ -92,24 +96,22 @@ def _pieces(read: Callable[[int], bytes | None]) -> Iterator[bytes]:
 
 def _gunzip(path: Path, target: Path, room: int, name: str) -> None:
     with path.open("rb", buffering=0) as source, target.open("xb", buffering=0) as output:
-        members = zlib.decompressobj(_ANY_GZIP)
-        begun = True
+        member = zlib.decompressobj(_ANY_GZIP)
         for piece in _pieces(source.read):
-            data = piece
-            while data:
-                if members.eof:
-                    if not begun and not data.strip(b"\0"):
-                        break  # it was filled up
-                    members, begun = zlib.decompressobj(_ANY_GZIP), True
-                unpacked = members.decompress(data, _PIECE)
-                room -= output.write(unpacked)
+            offset = 0
+            while offset < len(piece):
+                # What a member leaves is copied, and there may be one for every few bytes.
+                part = piece[offset : offset + _STEP]
+                if member.eof:
+                    if not part.strip(b"\0"):
+                        offset += len(part)  # it was filled up
+                        continue
+                    member = zlib.decompressobj(_ANY_GZIP)
+                room -= output.write(member.decompress(part, _PIECE))
                 if room < 0:
                     raise _too_large(name)
-                if members.eof:
-                    data, begun = members.unused_data, False
-                else:
-                    data = members.unconsumed_tail
-        if not members.eof:
+                offset += len(part) - len(member.unused_data if member.eof else member.unconsumed_tail)
+        if not member.eof:
             raise ValueError(f"{name} ends too early")
 
 
@@ -122,7 +124,10 @@ async def _run_zstd(path: Path, target: Path, room: int, name: str, environment:
     if process.returncode != 0:
         if process.returncode == -signal.SIGXFSZ:
             raise _too_large(name)
-        raise ValueError(f"{name} can't be unpacked: {process.output().strip()[-300:]}")
+        said = process.output().strip()[-300:]
+        if says_full(said):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(target))
+        raise ValueError(f"{name} can't be unpacked: {said}")
 
 
 def _too_large(name: str) -> OciError:
