@@ -23,6 +23,7 @@ from trio_sandbox._oci_reference import parse_oci
 from trio_sandbox.cli._image import description
 from trio_sandbox.image import BuiltImage, ImageStore
 from trio_sandbox.image._containers import ensure_container
+from trio_sandbox.image.oci import _skopeo
 from trio_sandbox.image.oci._merge import Merger
 from trio_sandbox.image.oci._tar import Kind, read_entries
 from trio_sandbox.image.oci._tree import Node
@@ -191,6 +192,30 @@ async def test_without_skopeo_its_package_is_named(tmp_path: Path, monkeypatch: 
     (programs / "prlimit").symlink_to(shutil.which("prlimit") or "")
     monkeypatch.setenv("PATH", str(programs))
     with pytest.raises(MissingProgramError, match="apt-get install skopeo"):
+        await fetch(tmp_path / "store", f"oci:{tmp_path}/layout")
+
+
+@needs_skopeo
+async def test_an_image_that_is_too_large_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_layout(tmp_path / "layout", archive(member("a", os.urandom(3 * 2**20))))
+    monkeypatch.setattr(_skopeo, "MOST_BYTES", 2**20)
+    with pytest.raises(OciError, match="is too large: a file of it, or all"):
+        await fetch(tmp_path / "store", f"oci:{tmp_path}/layout")
+    assert not list((tmp_path / "store" / "staging").iterdir())
+    assert not ImageStore(tmp_path / "store").list()
+
+
+@needs_skopeo
+async def test_a_program_that_finds_the_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_layout(tmp_path / "layout", LAYER)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "skopeo").write_text(
+        '#!/bin/sh\necho \'time="x" level=fatal msg="writing blob: write /x: disk quota exceeded"\' >&2; exit 1\n'
+    )
+    (programs / "skopeo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with pytest.raises(OciError, match="can't be fetched: the disk is full"):
         await fetch(tmp_path / "store", f"oci:{tmp_path}/layout")
 
 

@@ -247,7 +247,8 @@ def test_npms_words_are_told() -> None:
     said = "npm ERR! code ETARGET\nnpm ERR! notarget No matching version found for x@9.\nnpm ERR! A complete log of this run\n"
     assert str(_npm.explain_npm(said)).endswith("npm says:\ncode ETARGET\nnotarget No matching version found for x@9.")
     assert "safe to try again" in str(_npm.explain_npm("npm error code ENOTCACHED\nnpm error request failed"))
-    assert "disk is full" in str(_npm.explain_npm("npm error code ENOSPC"))
+    for code in ("ENOSPC", "EDQUOT"):
+        assert "disk is full" in str(_npm.explain_npm(f"npm error code {code}"))
 
 
 # --- Archives ---

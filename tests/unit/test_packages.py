@@ -257,6 +257,8 @@ def test_a_package_without_a_wheel_is_named(said: str, package: str, version: st
             "can't be reached.*safe to try again",
         ),
         ("error: os error 28: No space left on device", "the disk is full"),
+        ("error: Failed to fetch: http://x/\n  cause: Disk quota exceeded (os error 122)", "the disk is full"),
+        ("error: Request failed\n  cause: No space left on device (os error 28)", "the disk is full"),
     ],
 )
 def test_uv_has_its_say(said: str, why: str) -> None:

@@ -72,6 +72,10 @@ async def open_staging(staging: Path, name: str, environment: Mapping[str, str])
         finally:
             with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
                 await remove_staging(directory, environment)
+    except RecursionError as exc:  # a package, say, or what the user has copied
+        raise ImageBuildError(
+            f"building {name} failed: something in it has too many directories within each other"
+        ) from exc
     except OSError as exc:
         where = exc.filename or staging
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):

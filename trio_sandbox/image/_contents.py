@@ -52,6 +52,10 @@ _APT: Final = (
     "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o APT::Update::Error-Mode=any -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::EnableSrvRecords=false "
     "-o Acquire::Retries=2 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-unsafe-io"
 )
+_APT_NEEDED: Final = (
+    "command -v apt-get > /dev/null || { echo 'the image has no apt-get, which .apt() needs: take an image of Debian, or have "
+    ".script() call its own package manager' >&2; exit 127; }\n"
+)
 _APT_UPDATE: Final = f"{_APT} update\n"
 #: Services are not started: see invoke-rc.d(8). The lists of packages would be of no use to anybody later.
 _APT_INSTALL: Final = (
@@ -210,7 +214,7 @@ class AptContent:
     async def prepare(self, context: BuildContext) -> Work:
         """Say how apt is told."""
         await trio.lowlevel.checkpoint()
-        return Work(script=self._script(), network=self.step.network)
+        return Work(script=_APT_NEEDED + self._script(), network=self.step.network)
 
 
 @final
@@ -333,7 +337,26 @@ def _walk(source: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy2(source, target)
+    """Copy what `digest_of_tree` reads; the first thing that goes wrong is the error.
+
+    Raises:
+      ImageBuildError: if *target* is in *source*: the copy would have no end.
+
+    """
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise ImageBuildError(
+            f"{source} has the cache directory in it, where images are made: have another directory copied into the image, or use "
+            "another cache directory (HostConfig.cache_dir, --cache-dir, XDG_CACHE_HOME)"
+        )
+    directories: list[tuple[Path, Path]] = []
+    for path in _walk(source):
+        copy = target / path.relative_to(source)
+        if path.is_symlink() and path != source:
+            copy.symlink_to(path.readlink())
+        elif path.is_dir():
+            copy.mkdir()
+            directories.append((path, copy))
+        else:
+            shutil.copy2(path, copy)
+    for path, copy in reversed(directories):  # those that may not be written to, too
+        shutil.copystat(path, copy)

@@ -23,9 +23,10 @@ from ._archive import Archive, archive_parts, read_archive
 from ._choices import choices_of, is_choice
 from ._containers import ensure_container, references_of, take_references
 from ._entry import entry_name, is_container
-from ._imported import ImportedEntry, Receive, copy_file, create, not_as_built, receive_from
+from ._imported import ImportedEntry, Receive, copy_file, not_as_built, receive_from
 from ._layer import LAYER_MARK, layer_name
 from ._manifest import Manifest, read_manifest
+from ._new_file import NewFile
 from ._store import ImageStore
 from ._stored import IMAGE_NAME, BuiltImage
 
@@ -33,7 +34,7 @@ from ._stored import IMAGE_NAME, BuiltImage
 async def export_image(store: ImageStore, name: str, target: Path) -> int:
     """Write an image and all that it stands on to a new file; return the file's size.
 
-    Nobody evicts it meanwhile. Cancelled or failed, it leaves no file.
+    Nobody evicts it meanwhile. Cancelled, failed or killed, it leaves no file.
 
     Args:
       store: Where the image is.
@@ -48,7 +49,6 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
 
     """
     image = await _find(store, name)
-    await trio.to_thread.run_sync(_check_new, target)
     with store.hold(image.entries) as held, ExitStack() as stack:
         if not held:
             raise ImageMissingError(f"the image {name!r} was removed just now")
@@ -58,24 +58,14 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
             check_movable(manifest, disk)
         locks = dict(locks_of(store, manifests))
         references = await trio.to_thread.run_sync(references_of, store, manifests[0].details)
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
-        with await trio.to_thread.run_sync(create, temporary) as file:
-            try:
-                for part in archive_parts(manifests, locks, references):
-                    if isinstance(part, bytes):
-                        file.write(part)
-                    else:
-                        await copy_file(
-                            receive_from(disks[part]),
-                            file,
-                            manifests[part].files[IMAGE_NAME],
-                            not_as_built(manifests[part]),
-                        )
-                await trio.to_thread.run_sync(_publish, file, temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            return file.tell()
+        with await trio.to_thread.run_sync(NewFile, target) as new:
+            for part in archive_parts(manifests, locks, references):
+                if isinstance(part, bytes):
+                    new.file.write(part)
+                else:
+                    await copy_file(receive_from(disks[part]), new.file, manifests[part].files[IMAGE_NAME], not_as_built(manifests[part]))
+            await trio.to_thread.run_sync(new.publish)
+            return new.file.tell()
 
 
 async def _find(store: ImageStore, name: str) -> BuiltImage:
@@ -103,13 +93,6 @@ def locks_of(store: ImageStore, manifests: Sequence[Manifest]) -> list[tuple[str
             if is_choice(name, text):
                 texts.append((name, text))
     return texts
-
-
-def _publish(file: BinaryIO, temporary: Path, target: Path) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    os.link(temporary, target)  # which replaces nothing
-    temporary.unlink()
 
 
 async def import_images(
@@ -166,11 +149,6 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(fd)
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     return open(fd, "rb")
-
-
-def _check_new(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
 
 
 def check_fits(store: ImageStore, archive: Archive) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import trio
 
@@ -15,12 +16,15 @@ from .._errors import ImageBuildError, ImageError
 from .._private import check_trusted, make_private_directory
 from ..qemu import is_marked, is_own_directory, mark
 from ._build import find_leftovers, remove_leftovers
-from ._choices import choices_of
+from ._choices import CHOICE_NAME, choices_of
 from ._entry import ENTRY_NAME, below_of, disk_usage, is_disk, name_of, try_to_read
 from ._lock import open_lock, try_lock, try_lock_directory
 from ._manifest import MANIFEST_NAME
 from ._stored import IMAGE_NAME
-from .oci import read_note
+from .oci import NOTE_NAME, read_note
+
+#: Seconds after which a file that is half-written is nobody's any more; it has some kilobytes.
+_WRITTEN_SECONDS: Final = 3600.0
 
 
 @final
@@ -172,10 +176,25 @@ class Shelf:
         """Remove the choices that no layer was made by, and what names stood for whose container images are gone."""
         manifests = [try_to_read(entry) for entry in self.entries()]
         used = {name for manifest in manifests for name in choices_of(manifest)}
-        unused = [lock for lock in self.pylocks.glob("*-*") if lock.name not in used]
         stored = {str(manifest.details.get("container")) for manifest in manifests}
-        unused += [note for note in self.containers.glob("container-*") if read_note(note).manifest not in stored]
-        freed = sum(map(disk_usage, unused))
-        for note in unused:
-            note.unlink(missing_ok=True)
+        freed = 0
+        for file in (*self.pylocks.glob("*-*"), *self.containers.glob("*container-*")):
+            if CHOICE_NAME.fullmatch(file.name):
+                is_needed = file.name in used
+            elif NOTE_NAME.fullmatch(file.name):
+                is_needed = read_note(file).manifest in stored
+            else:
+                is_needed = _age(file) < _WRITTEN_SECONDS  # somebody may be about to give it its name
+            with suppress(FileNotFoundError):  # another process is doing the same
+                if not is_needed:
+                    freed += disk_usage(file)
+                    file.unlink()
         return freed
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file was written; 0 if it is gone."""
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,7 @@ import trio
 
 from .._errors import PackagesError
 from .._image_steps import PackagesStep
-from ..qemu import OwnedProcess, run_owned
+from ..qemu import OwnedProcess, remove_tree, run_owned
 from ._full_disk import says_full
 from ._places import absolute
 from ._pylock import Lock, Pin, missing_wheel, parse_lock
@@ -194,7 +193,8 @@ async def unpack(
     # An index may forbid uv to take from its cache what it had already. The digests of the lock say more than the index could.
     cached = await _start([*arguments, "--offline"], directory, environment)
     if cached.returncode != 0:
-        await trio.to_thread.run_sync(partial(shutil.rmtree, tree, ignore_errors=True))
+        with suppress(FileNotFoundError):
+            await trio.to_thread.run_sync(remove_tree, tree)
         await _run(arguments, directory, environment, tell)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
 from typing import Final, final
 
 import attrs
@@ -29,7 +27,7 @@ from ..client import ask, open_process, process_request
 from ..constants import BUILD_MEMORY_MIB, OUTPUT_TAIL_BYTES
 from ..image import PLACE, LayerJob, Place, ProgramMissingError, open_empty_mounts_disk, write_tree_disk
 from ..network import Gateway
-from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file
+from ..qemu import BoundedTail, OverlayPool, Vm, VmManager, forget_backing_file, remove_tree
 from ._description import describe_machine
 from ._file_requests import ask_file_helper
 from ._mounts import mount
@@ -118,8 +116,8 @@ class LayerBuilder:
                 size = await trio.to_thread.run_sync(write_tree_disk, tree, job.mounts)
             filled.set()
             for path in job.work.spent:
-                # Whatever stays is removed with all that the build made.
-                await trio.to_thread.run_sync(partial(shutil.rmtree, path, ignore_errors=True))
+                with suppress(OSError):  # whatever stays is removed with all that the build made
+                    await trio.to_thread.run_sync(remove_tree, path)
 
         with ExitStack() as stack, hide_nursery("LayerBuilder.build()"):
             if tree is not None:

@@ -20,6 +20,7 @@ from ._owned import (
     make_marked as make_marked,
     mark as mark,
     remove_marked as remove_marked,
+    remove_tree as remove_tree,
 )
 from ._process import (
     BoundedTail as BoundedTail,

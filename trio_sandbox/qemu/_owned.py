@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from .._private import make_new_directory
-from ._reaper_main import MARKER as MARKER, remove_marked as remove_marked
+from ._reaper_main import MARKER as MARKER, remove_marked as remove_marked, remove_tree as remove_tree
 
 _TEXT = b"trio-sandbox made this directory, and may remove it with all that is in it.\n"
 

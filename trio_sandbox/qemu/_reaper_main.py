@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -198,12 +197,74 @@ def remove_marked(directory: str | os.PathLike[str]) -> None:
 
 
 def _remove_entry(name: str, directory_fd: int) -> None:
+    if not _unlink(name, directory_fd):
+        try:
+            remove_tree(name, directory_fd)
+        except FileNotFoundError:
+            pass  # Somebody else removes it as well.
+
+
+def remove_tree(path: str | os.PathLike[str], directory_fd: int | None = None) -> None:
+    """Remove a directory with all that is in it, however deep that is and whatever its modes are, following no link.
+
+    A stranger may have had a part in what is in it. So directories within directories are moved up before they are looked into: none is
+    opened by a long path, or from within another one.
+
+    Args:
+      path: Which.
+      directory_fd: What *path* is relative to; None: the directory that we are in.
+
+    Raises:
+      OSError: if something can't be removed. The rest may be there, in other places.
+
+    """
+    top = _open_to_empty(path, directory_fd)
+    unique = os.urandom(8).hex()
+    moved = 0
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if _unlink(name, top):
+                    continue
+                below = _open_to_empty(name, top)
+                try:
+                    for inner in os.listdir(below):
+                        if not _unlink(inner, below):
+                            os.close(_open_to_empty(inner, below))
+                            os.rename(inner, f"{unique}-{moved}", src_dir_fd=below, dst_dir_fd=top)
+                            moved += 1
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(path, dir_fd=directory_fd)
+
+
+def _unlink(name: str, directory_fd: int) -> bool:
+    """Remove a name; False if it is a directory's."""
     try:
         os.unlink(name, dir_fd=directory_fd)
     except IsADirectoryError:
-        shutil.rmtree(name, dir_fd=directory_fd)
+        return False
     except FileNotFoundError:
         pass  # Somebody else removes it as well.
+    return True
+
+
+def _open_to_empty(path: str | os.PathLike[str], directory_fd: int | None) -> int:
+    """Open a directory; it can be emptied then if it is ours."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, dir_fd=directory_fd)
+    except PermissionError:
+        os.chmod(path, 0o700, dir_fd=directory_fd)
+        fd = os.open(path, flags, dir_fd=directory_fd)
+    try:
+        os.fchmod(fd, 0o700)
+    except PermissionError:
+        pass  # It is somebody else's: whether that matters we shall see.
+    return fd
 
 
 def main() -> None:

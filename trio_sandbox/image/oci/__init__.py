@@ -6,6 +6,7 @@ from ._contents import CONTAINER_LANGUAGES as CONTAINER_LANGUAGES
 from ._ext4 import BLOCK as BLOCK, UNIT as UNIT, write_file_system as write_file_system
 from ._manifest import read_container_image as read_container_image
 from ._notes import (
+    NOTE_NAME as NOTE_NAME,
     Note as Note,
     manifest_of as manifest_of,
     note_path as note_path,

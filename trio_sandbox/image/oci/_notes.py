@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Final, final
@@ -16,6 +17,8 @@ from ..._oci_reference import OciReference, parse_oci
 from ..._private import check_trusted, make_private_directory, write_new_file
 from ..._stored_json import Fields, read_json
 
+#: What the file of a note is called.
+NOTE_NAME: Final = re.compile("container-[0-9a-f]{32}")
 _FORMAT: Final = 1
 _INDEX: Final = "index.json"
 _LONGEST_INDEX: Final = 4 * 2**20
