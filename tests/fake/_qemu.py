@@ -97,6 +97,9 @@ def obey(command, arguments):
             state["job"] = arguments["job-id"]
         case "block-job-cancel" if state["job"] != arguments["device"]:
             raise ValueError("no such job")
+        case "query-blockstats":
+            stats = {"failed_wr_operations": int("loses-writes" in modes), "failed_flush_operations": int("loses-flushes" in modes)}
+            return [{"node-name": name, "stats": stats} for name in state["nodes"]]
         case "query-block-jobs":
             return [{"device": state["job"], "offset": 0}]
         case "query-status":
@@ -129,7 +132,7 @@ def serve(kind, stream, payload):
         if services[stream] == "idle":
             agent.sendall(frame(3, b"idle", stream) + frame(4, b"", stream))
         if services[stream] == "disk":
-            agent.sendall(frame(3, b"limited", stream) + frame(4, b"", stream))
+            agent.sendall(frame(3, b"sealed" if "seal" in header else b"limited", stream) + frame(4, b"", stream))
         if services[stream] == "process" and "no-shell" in modes:
             failed = {"errno": 2, "strerror": "No such file or directory", "filename": "/bin/sh"}
             record = json.dumps({"failed": failed}).encode()

@@ -37,6 +37,7 @@ from trio_sandbox.cli._image import description, listing
 from trio_sandbox.image import PLACE, BuildContext, BuiltImage, ImageStore, LayerJob, PackageInstaller, ensure_layers
 from trio_sandbox.image._stored import IMAGE_NAME
 from trio_sandbox.machines import Dependents
+from trio_sandbox.qemu import remove_tree
 
 from ._host import open_fake_host
 from .test_image_store import TinyRecipe
@@ -478,7 +479,10 @@ async def test_files_of_any_kind_and_depth_are_copied(tmp_path: Path) -> None:
 
     site = make_site(tmp_path)
     site.before = look
-    await site.ensure(Image("python").files({"/opt/all": source}))
+    try:
+        await site.ensure(Image("python").files({"/opt/all": source}))
+    finally:
+        remove_tree(source)  # which pytest could not
     assert (modes, times) == ([0o500, 0o400], [1_000_000_007])
 
 

@@ -17,7 +17,7 @@ from trio_sandbox import ImageBuildError, Network, PackagesError, Timeouts
 from trio_sandbox.constants import BUILD_MEMORY_MIB
 from trio_sandbox.image import LayerJob, ProgramMissingError
 from trio_sandbox.image._layer import Work
-from trio_sandbox.machines import LayerBuilder
+from trio_sandbox.machines import LayerBuilder, _layer_builder
 from trio_sandbox.network import Gateway, HostResolver
 from trio_sandbox.qemu import OverlayPool, open_runtime, open_vm_manager
 
@@ -97,6 +97,24 @@ async def test_an_image_without_a_shell_is_named(tmp_path: Path) -> None:
             await workshop.build("no-shell")
     assert "No such file or directory" in str(caught.value)
     assert isinstance(caught.value, ProgramMissingError)
+
+
+@pytest.mark.parametrize("mode", ["stores-all", "loses-writes", "loses-flushes"])
+async def test_a_layer_that_is_not_all_on_the_disk_is_none(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's kernel writes late: the step itself has ended well."""
+    monkeypatch.setattr(_layer_builder, "forget_backing_file", lambda _: None)  # the fake's is none of qcow2
+    async with open_workshop(tmp_path) as workshop:
+        job = workshop.job(mode)
+        job = attrs.evolve(job, work=attrs.evolve(job.work, script=""))
+        gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
+        with nothing_left():
+            if mode == "stores-all":
+                assert await workshop.builder.build(job, gateway, lambda *_: None) == b""
+                return
+            with pytest.raises(ImageBuildError, match="could not be stored: the disk of the cache directory is full"):
+                await workshop.builder.build(job, gateway, lambda *_: None)
 
 
 async def test_a_step_that_may_not_take_for_ever_does_not(tmp_path: Path) -> None:

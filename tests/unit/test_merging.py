@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trio_sandbox.guest.helpers.merging import append, merge
+from trio_sandbox.qemu import remove_tree
 
 
 def modes(directory: Path) -> dict[str, str]:
@@ -81,21 +82,27 @@ def test_a_file_and_a_directory_are_not_merged(tmp_path: Path, source: str, targ
     assert modes(tmp_path) == before
 
 
-def test_a_deep_tree_and_a_single_file(tmp_path: Path) -> None:
-    deep = tmp_path / "source"
-    for _ in range(1500):
-        deep /= "d"
-    os.makedirs(tmp_path / "source")
-    here = os.open(tmp_path / "source", os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+def test_a_deep_tree(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    here = os.open(source, os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        merge(str(source), str(target), str(tmp_path))
+        assert os.path.isdir(target / Path(*["d"] * 1500))
+    finally:
         os.close(here)
-        here = below
-    os.close(here)
-    merge(str(tmp_path / "source"), str(tmp_path / "target"), str(tmp_path))
-    assert os.path.isdir(tmp_path / "target" / Path(*["d"] * 1500))
+        for path in (source, target):
+            remove_tree(path)  # which pytest could not
+
+
+def test_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "copy").write_bytes(b"other")
     merge(str(tmp_path / "file"), str(tmp_path / "copy"), str(tmp_path))
     assert (tmp_path / "copy").read_bytes() == b""
 

@@ -191,3 +191,10 @@ class LayerBuilder:
             raise GuestProtocolError(f"the guest answered a request to seal its disk with {answer!r}")
         # Stopped, QEMU writes what it knows of the file to the file.
         await vm.qmp.execute("stop")
+        # What is written late fails after the program that wrote it has ended well, and is missing in the layer.
+        stats = [device["stats"] for device in await vm.qmp.execute("query-blockstats")]
+        if any(each["failed_wr_operations"] or each["failed_flush_operations"] for each in stats):
+            raise ImageBuildError(
+                "what the virtual machine wrote could not be stored: the disk of the cache directory is full or has a fault, and the layer "
+                "is given up; free some, or use another cache directory"
+            )
