@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
@@ -19,12 +20,26 @@ from tests._oci import archive, directory, member, write_fetched, write_layout
 from trio_sandbox import Image, ImageCorruptError, ImageError, ImageMissingError, MissingProgramError, OciError
 from trio_sandbox._oci_reference import parse_oci
 from trio_sandbox.cli._image import read
-from trio_sandbox.image import BuiltImage, ImageStore, LayerJob, ensure_layers, export_image, import_images
+from trio_sandbox.image import (
+    BuiltImage,
+    Cargo,
+    ImageStore,
+    LayerJob,
+    Receive,
+    describe_cargo,
+    ensure_layers,
+    entries_of,
+    export_image,
+    import_images,
+    take_cargo,
+)
 from trio_sandbox.image._containers import ensure_container
+from trio_sandbox.image._imported import receive_from
 from trio_sandbox.image._stored import IMAGE_NAME
 from trio_sandbox.image.oci import Note, OciRecipe, _recipe, note_path, read_note, state_of, write_note
 
 from .test_container_packages import said
+from .test_fleet_images import System
 from .test_image_exchange import changed, disk
 from .test_image_layers import Site, entries
 from .test_image_store import TinyRecipe, files_below
@@ -211,6 +226,44 @@ async def test_a_name_of_a_file_stands_where_there_is_no_such_file(tmp_path: Pat
     write_layout(layout, archive(member("other")))
     with pytest.raises(ImageMissingError):
         await there.ensure(Image.oci(reference), build=False)
+
+
+async def test_a_node_of_a_fleet_has_it_from_another(tmp_path: Path) -> None:
+    here, there = (
+        ContainerSite(ImageStore(tmp_path / name, recipes={}, system=System()), after=fill)
+        for name in ("here", "there")
+    )
+    await fetched(here, tmp_path / "fetched")
+    value = Image.oci(REFERENCE).script("one")
+    image, system = await here.ensure(value), await here.store.ensure_system()
+    cargo = describe_cargo(here.store, image, system)
+    directories = entries_of(image, system)
+
+    async def send(changed: Cargo) -> None:
+        def open_file(entry: int, name: str) -> Receive:
+            return receive_from(io.BytesIO((directories[entry] / name).read_bytes()))
+
+        await take_cargo(there.store, changed, open_file, progress=there.progress.append, environment={})
+
+    for references in (("python",), ("docker://a b",), (REFERENCE,) * 101):
+        with pytest.raises(ImageError, match="and nothing was fetched"):
+            await send(attrs.evolve(cargo, references=references))
+    assert there.store.list() == []
+    await send(cargo)
+    assert facts(await there.ensure(value, build=False)) == facts(image)
+    assert there.jobs == []
+
+
+async def test_two_imports_at_once_are_one(tmp_path: Path) -> None:
+    image, file = await exported(tmp_path, "one")
+    there = make_site(tmp_path / "there")
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(take, there, file)
+    assert facts(await there.ensure(Image.oci(REFERENCE).script("one"), build=False)) == facts(image)
+    assert len(there.store.list()) == 3
+    assert len(list(there.store.containers.iterdir())) == 1
+    assert list((tmp_path / "there" / "cache" / "staging").iterdir()) == []
 
 
 async def test_a_cancelled_import_leaves_whole_entries_only(tmp_path: Path) -> None:
