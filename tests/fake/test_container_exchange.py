@@ -318,6 +318,10 @@ HOSTILE: Mapping[str, Callable[[Values, Values], object]] = {
         top.update(digest=base["digest"], name=base["name"]),
         details(top).update(container=details(base)["container"]),
     ),
+    "a layer that is taken for one": lambda base, top: (
+        top.update(digest=base["digest"], name=base["name"]),
+        details(top).update(settings=settings(base), languages=["python"]),
+    ),
     "a manifest that nobody reads again": lambda base, _: details(base).update(more=["x" * 2**20]),
 }
 

@@ -49,6 +49,8 @@ _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~!_-]{0,199}")
 _LONGEST_STEP: Final = 10_000
 #: Of what a manifest says, levels within each other.
 _DEEPEST: Final = 8
+#: What only the manifest of a container image says.
+_OF_CONTAINERS: Final = {"container", "settings"}
 #: Names that one container image is known by.
 MOST_REFERENCES: Final = 100
 
@@ -212,7 +214,7 @@ def check_chain(manifests: Sequence[Manifest]) -> None:
             raise ValueError(f"{manifest.name} says more of itself than is ever read")
         if type(manifest.details.get("virtual_size")) is not int:
             raise ValueError(f"{manifest.name} does not say how large its disk is")
-        if below and is_container(manifest):
+        if below and _OF_CONTAINERS & manifest.details.keys():
             raise ValueError(f"{manifest.name} is a container image, and stands on another image")
     most = IMAGE_DISK_MIB * 2**20
     if is_container(manifests[0]):
