@@ -334,7 +334,8 @@ def details(manifest: Values) -> Values:
 async def test_a_hostile_archive_is_refused_before_anything_is_written(
     tmp_path: Path, change: Callable[[Values, Values], object], hostile: Path
 ) -> None:
-    file = shutil.copy(hostile, tmp_path / "image.tar")
+    file = tmp_path / "image.tar"
+    shutil.copy(hostile, file)
     with pytest.raises(ImageError, match="can't be imported, and nothing was") as caught:
         await take(make_site(tmp_path / "there"), changed(file, change))
     assert len(str(caught.value)) < 1000

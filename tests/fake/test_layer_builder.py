@@ -96,6 +96,7 @@ async def test_an_image_without_a_shell_is_named(tmp_path: Path) -> None:
         ):
             await workshop.build("no-shell")
     assert "No such file or directory" in str(caught.value)
+    assert "have an earlier step bring one (.files({'/bin/sh': 'busybox'})" in str(caught.value)
     assert isinstance(caught.value, ProgramMissingError)
 
 
@@ -104,17 +105,21 @@ async def test_a_layer_that_is_not_all_on_the_disk_is_none(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest's kernel writes late: the step itself has ended well."""
-    monkeypatch.setattr(_layer_builder, "forget_backing_file", lambda _: None)  # the fake's is none of qcow2
+
+    def ignore(*_: object) -> None:
+        """Take no notice."""
+
+    monkeypatch.setattr(_layer_builder, "forget_backing_file", ignore)  # the fake's is none of qcow2
     async with open_workshop(tmp_path) as workshop:
         job = workshop.job(mode)
         job = attrs.evolve(job, work=attrs.evolve(job.work, script=""))
         gateway = Gateway(Network.none(), HostResolver(), connect_timeout=1)
         with nothing_left():
             if mode == "stores-all":
-                assert await workshop.builder.build(job, gateway, lambda *_: None) == b""
+                assert await workshop.builder.build(job, gateway, ignore) == b""
                 return
             with pytest.raises(ImageBuildError, match="could not be stored: the disk of the cache directory is full"):
-                await workshop.builder.build(job, gateway, lambda *_: None)
+                await workshop.builder.build(job, gateway, ignore)
 
 
 async def test_a_step_that_may_not_take_for_ever_does_not(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         if os.listdir(tmp_path):
             pytest.skip("this file system has no files without names")
         del probe
-    command = [sys.executable, "-c", _WRITE, tmp_path / "file"]
+    command = [sys.executable, "-c", _WRITE, os.fspath(tmp_path / "file")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
