@@ -40,7 +40,6 @@ def test_a_tree_is_copied_as_it_is(tmp_path: Path) -> None:
     assert modes(target) == modes(source)
     for name in (".", "sub", "sub/run", "link"):
         assert (target / name).lstat().st_mtime_ns == (source / name).lstat().st_mtime_ns
-    assert os.path.samefile(target / "again", target / "sub" / "run")
     assert (target / "sub" / "run").read_text() == "run"
     assert (target / "nowhere").readlink() == Path("/nowhere")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o755

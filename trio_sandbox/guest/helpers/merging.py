@@ -20,7 +20,7 @@ def merge(source: str, target: str, disk: str = "/") -> None:
     """Copy a file, a link or a directory to *target*, on the file system of *disk*; directories on the way are made where they are missing.
 
     What is a directory on both sides is merged, and the one that is there stays as it is. Whatever else is there makes room. What is new belongs
-    to who does it, and has the mode and the times of its source. Files that are one in the source are one in the copy.
+    to who does it, and has the mode and the times of its source.
 
     Raises:
       OSError: as open(2), mkdir(2), unlink(2) and write(2); EXDEV if *target* is on another file system.
@@ -30,7 +30,6 @@ def merge(source: str, target: str, disk: str = "/") -> None:
     os.makedirs(parent, 0o755, exist_ok=True)
     if os.stat(parent).st_dev != os.stat(disk).st_dev:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), target)
-    copies: dict[int, str] = {}
     made: list[tuple[str, os.stat_result]] = []
     rest = [(source, target)]
     while rest:
@@ -43,9 +42,7 @@ def merge(source: str, target: str, disk: str = "/") -> None:
             continue
         if os.path.lexists(place):
             os.unlink(place)
-        if status.st_nlink > 1 and (copy := copies.setdefault(status.st_ino, place)) != place:
-            os.link(copy, place, follow_symlinks=False)
-        elif stat.S_ISLNK(status.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             os.symlink(os.readlink(path), place)
             os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
         else:
