@@ -288,7 +288,7 @@ async def test_files_and_variables_for_an_image_without_a_shell(tmp_path: Path) 
         for more in (image.script("true"), image.apt("hello")):
             with pytest.raises(ImageBuildError, match=r"needs /bin/sh.*an earlier step bring one \(\.files"):
                 await host.prepare(more)
-        with pytest.raises(ImageBuildError, match=r"/bin/cat/x: Not a directory"):
+        with pytest.raises(ImageBuildError, match=r"/bin/cat: Not a directory"):
             await host.prepare(Image.oci(reference).files({"/bin/cat/x": tool}))
         # As the message says.
         with_shell = Image.oci(reference).files({"/bin/sh": Path("/bin/busybox")}).script("echo yes > /answer")

@@ -81,6 +81,19 @@ def test_a_file_and_a_directory_are_not_merged(tmp_path: Path, source: str, targ
     assert modes(tmp_path) == before
 
 
+@pytest.mark.parametrize("way", ["file/x", "file/x/y", "dangling/x"])
+def test_what_is_on_the_way_is_a_directory(tmp_path: Path, way: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(NotADirectoryError) as caught:
+        merge(str(tmp_path / "file"), str(tmp_path / way), str(tmp_path))
+    assert caught.value.filename in (
+        str(tmp_path / way),
+        str(tmp_path / way.partition("/")[0]),
+        str(tmp_path / "file" / "x"),
+    )
+
+
 def test_a_deep_tree(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()

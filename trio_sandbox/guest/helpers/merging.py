@@ -27,7 +27,10 @@ def merge(source: str, target: str, disk: str = "/") -> None:
 
     """
     parent = os.path.dirname(target)
-    os.makedirs(parent, 0o755, exist_ok=True)
+    try:
+        os.makedirs(parent, 0o755, exist_ok=True)
+    except FileExistsError as exc:
+        raise _not_a_directory(exc.filename) from None
     if os.stat(parent).st_dev != os.stat(disk).st_dev:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), target)
     made: list[tuple[str, os.stat_result]] = []
@@ -58,9 +61,13 @@ def _make_directory(path: str) -> bool:
         os.mkdir(path, 0o700)
     except FileExistsError:
         if not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+            raise _not_a_directory(path) from None
         return False
     return True
+
+
+def _not_a_directory(path: str) -> NotADirectoryError:
+    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
 def _copy_file(source: str, target: str) -> None:
