@@ -222,6 +222,9 @@ async def test_a_name_of_a_file_stands_where_there_is_no_such_file(tmp_path: Pat
         await there.ensure(Image.oci(reference))
     await take(there, tmp_path / "image.tar")
     assert facts(await there.ensure(Image.oci(reference), build=False)) == facts(image)
+    # Also where it was fetched from that file.
+    await take(here, tmp_path / "image.tar")
+    assert facts(await here.ensure(Image.oci(reference), build=False)) == facts(image)
     # A file of that name is what is meant by it.
     write_layout(layout, archive(member("other")))
     with pytest.raises(ImageMissingError):

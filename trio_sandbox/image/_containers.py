@@ -129,9 +129,14 @@ def references_of(store: ImageStore, details: Mapping[str, object]) -> list[str]
 
 async def take_references(store: ImageStore, base: Manifest, references: Sequence[str]) -> None:
     """Have names stand for a container image that came from another store, but for those that stand for one which is there."""
-    for reference in references:
-        path = note_path(store.containers, parse_oci(reference))
+    for each in references:
+        reference = parse_oci(each)
+        path = note_path(store.containers, reference)
+        note = Note(each, "", str(base.details["container"]))
         async with store.open_workspace(path.name, lambda: None):
-            stored = {each.details.get("container") for each in store.list()}
-            if read_note(path).manifest not in stored:
-                await trio.to_thread.run_sync(write_note, path, Note(reference, "", str(base.details["container"])))
+            earlier = read_note(path).manifest
+            is_stored = any(entry.details.get("container") == earlier for entry in store.list())
+            # One of a file that is gone says nothing by itself any more.
+            is_gone = earlier == note.manifest and reference.path is not None and not reference.path.exists()
+            if is_gone or not is_stored:
+                await trio.to_thread.run_sync(write_note, path, note)
