@@ -63,7 +63,12 @@ async def export_image(store: ImageStore, name: str, target: Path) -> int:
                 if isinstance(part, bytes):
                     new.file.write(part)
                 else:
-                    await copy_file(receive_from(disks[part]), new.file, manifests[part].files[IMAGE_NAME], not_as_built(manifests[part]))
+                    await copy_file(
+                        receive_from(disks[part]),
+                        new.file,
+                        manifests[part].files[IMAGE_NAME],
+                        not_as_built(manifests[part]),
+                    )
             await trio.to_thread.run_sync(new.publish)
             return new.file.tell()
 
