@@ -129,6 +129,7 @@ def references_of(store: ImageStore, details: Mapping[str, object]) -> list[str]
 
 async def take_references(store: ImageStore, base: Manifest, references: Sequence[str]) -> None:
     """Have names stand for a container image that came from another store, but for those that stand for one which is there."""
+    await trio.lowlevel.checkpoint()
     for each in references:
         reference = parse_oci(each)
         path = note_path(store.containers, reference)

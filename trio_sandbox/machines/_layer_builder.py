@@ -142,6 +142,7 @@ class LayerBuilder:
 
     async def _work(self, vm: Vm, job: LayerJob, variables: Mapping[str, str]) -> bytes:
         work = job.work
+        await trio.lowlevel.checkpoint()
         for request in work.file_requests:
             await ask_file_helper(vm, request)
         return await self._run(vm, job, variables) if work.program or work.script else b""
