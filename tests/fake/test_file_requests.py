@@ -67,5 +67,5 @@ async def test_a_guest_that_gives_up() -> None:
         records.stream.reset("no file helpers here")
 
     async with open_fake_machine({"file": serve}) as machine:
-        with pytest.raises(OutcomeUnknownError, match="gave a step of the image up: no file helpers here"):
+        with pytest.raises(OutcomeUnknownError, match="no file helpers here"):
             await ask_file_helper(machine, ["append", "/a", "b"])
