@@ -211,6 +211,7 @@ async def test_a_sandbox_goes_on_after_an_argument_was_refused() -> None:
         ({"stdin": "yes"}, "`stdin` must be bytes, not str; encode it, as in 'yes'.encode()"),
         ({"stdin": None}, "`stdin` must be bytes, not NoneType"),
         ({"stdin": True}, "`stdin` must be bytes, not bool"),
+        ({"stdin": memoryview(b"abcd")[::2]}, "`stdin` must be bytes, not memoryview: "),
         ({"env": ["TZ=UTC"]}, "`env` must be a mapping from names to values, as in {'TZ': 'UTC'}, not list"),
         ({"command": ["head", "-c", 5]}, "an argument in `command` must be str or a path in the guest, not int: 5"),
         ({"command": ["cat", b"x"]}, "an argument in `command` must be str or a path in the guest, not bytes: b'x'"),
@@ -237,6 +238,7 @@ async def test_a_command_may_be_any_iterable() -> None:
     [
         ({"stdin": "yes"}, "`stdin` must be bytes, not str; encode it"),
         ({"stdin": None}, "`stdin` must be bytes, not NoneType"),
+        ({"stdin": memoryview(b"abcd")[::2]}, "`stdin` must be bytes, not memoryview: "),
         ({"env": "TZ=UTC"}, "`env` must be a mapping from names to values"),
     ],
 )

@@ -282,11 +282,15 @@ def process_request(
     return request
 
 
-def check_input(stdin: object) -> None:
-    """Refuse what can be no standard input."""
-    if not isinstance(stdin, (bytes, bytearray, memoryview)):
+def input_bytes(stdin: bytes | bytearray | memoryview) -> memoryview:
+    """Return a standard input as single bytes, or refuse what can be none."""
+    if not isinstance(stdin, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance]
         way = "; encode it, as in 'yes'.encode()" if isinstance(stdin, str) else ""
         raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}{way}")
+    try:
+        return memoryview(stdin).cast("B")
+    except TypeError as exc:
+        raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}: {exc}") from None
 
 
 def check_user(user: object) -> None:

@@ -31,7 +31,7 @@ from ..wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 from ._deadline import TravellingDeadline, let_deadline_pass
 from ._failures import STREAM_GONE, Machine, guest_failures, open_stream
 from ._functions import HostFunctions
-from ._messages import Failed, Finished, Shown, check_input, parse_message
+from ._messages import Failed, Finished, Shown, input_bytes, parse_message
 from ._output import Outcome, RunTrace
 from ._process import GuestInput
 
@@ -257,8 +257,7 @@ def takes_input(stdin: Input) -> bool:
     """Whether a run with that *stdin* reads anything but end of file; `TypeError` for what can't be read."""
     if isinstance(stdin, bool):
         return stdin
-    check_input(stdin)
-    return memoryview(stdin).nbytes > 0
+    return input_bytes(stdin).nbytes > 0
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from .._nurseries import hide_nursery
 from .._results import ProcessFailedError
 from ..constants import OUTPUT_TAIL_BYTES
 from ._failures import STREAM_GONE
-from ._messages import check_input
+from ._messages import input_bytes
 from ._output import Tail
 from ._process import GuestOutput, GuestProcess
 from ._terminal import Terminal
@@ -42,7 +42,7 @@ async def run_process(
     task_status: trio.TaskStatus[GuestProcess],
 ) -> subprocess.CompletedProcess[bytes]:
     """What `Sandbox.run_process` does."""
-    check_input(stdin)
+    data = input_bytes(stdin)
     if shell:
         if not isinstance(command, str):
             raise TypeError("with shell=True `command` must be one string")
@@ -53,10 +53,6 @@ async def run_process(
         raise ValueError("`capture_stderr` and `stderr_to_stdout` exclude each other")
     if pty and capture_stderr:
         raise ValueError("with a terminal there is one output; use capture_stdout in place of `capture_stderr`")
-    try:
-        data = memoryview(stdin).cast("B")
-    except TypeError as exc:
-        raise TypeError(f"`stdin` must be bytes, not {type(stdin).__name__}: {exc}") from None
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
 
     # What is not captured is discarded, but for the end of what explains a failure.
