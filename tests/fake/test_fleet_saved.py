@@ -148,10 +148,10 @@ async def test_listing_and_removing(tmp_path: Path) -> None:
     save(tmp_path / "two", "other")
     async with open_fleet_of(hosts(tmp_path, "one", "two")) as fleet:
         found = await fleet.host.saved_sandboxes()
-        assert {node: [saved.name for saved in each] for node, each in found.items()} == {
-            "one": ["mine"],
-            "two": ["other"],
-        }
+        assert [(node, [saved.name for saved in each]) for node, each in found.items()] == [
+            ("one", ["mine"]),
+            ("two", ["other"]),
+        ], "in the order in which they have joined"
         assert found["one"][0].memory_mib == MEMORY_MIB
         assert await fleet.host.remove_saved_sandbox("mine") > 0
         with pytest.raises(UnknownTemplateError, match="there are: other"):

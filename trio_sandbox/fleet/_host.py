@@ -260,7 +260,7 @@ class FleetHost:
         return await self.run(source, image=wanted, config=config, functions=functions, check=check, **fields)
 
     async def saved_sandboxes(self) -> dict[str, tuple[SavedSandbox, ...]]:
-        """Return the sandboxes that were saved on each node, by the node's name; see `trio_sandbox.saved_sandboxes`.
+        """Return the sandboxes that were saved on each node, by the node's name, in the order in which nodes have joined; see `trio_sandbox.saved_sandboxes`.
 
         Nodes on one disk have the same ones. A node that is lost meanwhile is left out.
 

@@ -140,9 +140,10 @@ class SavedSandboxes:
                 elif not (client.failure is not None and isinstance(exc, (SandboxClosedError, OutcomeUnknownError))):
                     errors.append(exc)
 
+        asked = list(self._clients() if clients is None else clients)
         async with trio.open_nursery() as nursery:
-            for client in self._clients() if clients is None else clients:
+            for client in asked:
                 nursery.start_soon(partial(ask, client))
         if errors:
             raise errors[0]
-        return answers
+        return {client.name: answers[client.name] for client in asked if client.name in answers}
