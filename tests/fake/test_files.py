@@ -851,7 +851,7 @@ def test_nothing_that_a_helper_does_by_name_is_out_of_place() -> None:
     operations = file_helper._OPERATIONS
     assert {name.decode() for name in operations} == {
         *"stat list mkdir unlink rmdir chmod rename symlink link touch readlink resolve get put upload push download pull".split(),
-        "environment",
+        *"environment merge append".split(),
         *"open read seek truncate watch".split(),
     }
 
