@@ -123,3 +123,5 @@ async def test_nodes_come_when_they_are_needed(cluster: Any) -> None:
                     nursery.cancel_scope.cancel()
                 for sandbox in (first, second):
                     assert (await sandbox.run("print('here')")).stdout == "here\n", "a node with a sandbox is not idle"
+            await trio.sleep(2 * IDLE)
+            assert [node.lost for node in host.statistics().nodes] == [False, False], "nor is one without, for now"
