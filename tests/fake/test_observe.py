@@ -422,7 +422,7 @@ async def test_an_exporter_that_fails_disturbs_nobody_and_is_told_once(
         async with host.open_sandbox("python", memory_mib=128) as sandbox:
             assert (await sandbox.run("1")).ok
     (told,) = [record for record in caplog.records if record.name == "trio_sandbox.telemetry"]
-    assert "the sandboxes go on" in told.getMessage()
+    assert "the sandboxes continue" in told.getMessage()
     assert seen.spans("sandbox")
     assert trace.get_current_span() is trace.INVALID_SPAN, "nothing is left behind"
 

@@ -36,7 +36,7 @@ class Case:
 
 
 _NO_HTTP = "Without secrets no HTTP is read on its way"
-_INSIDE_TLS = "What it says inside TLS, such as another `Host`, nobody sees"
+_INSIDE_TLS = "Nobody sees what it says inside TLS, such as another `Host`"
 _NO_PROXY = "There is no proxy in the guest"
 
 CASES = (
@@ -75,7 +75,7 @@ CASES = (
     Case(29, "A hello in pieces is read, and an endless one ends.", ((HELLO, "test_the_name_is_found_however_it_comes"), (HELLO, "test_an_endless_hello_ends"), (HELLO, "test_a_hello_that_is_too_long_ends_though_it_has_come_at_once"), (GATEWAY, "test_the_right_name_goes_through_in_pieces_and_the_server_may_speak_first"))),
     Case(30, "Encrypted hellos: the outer name counts, and no key is given.", ((EGRESS, "test_a_name_that_there_is_has_an_address_of_ours_and_nothing_else"),), "DNS records that would offer keys for them are never given"),
     Case(31, "Another Host inside TLS is not seen, but where secrets are.", ((SECRETS, "test_what_does_not_go_on"),), _INSIDE_TLS),
-    Case(32, "Several hosts on one connection are not told apart, but where secrets are: there HTTP/2 is not offered.", ((SECRETS, "test_a_client_that_speaks_only_http_2_gets_no_other_than_1"),), "a site that serves several names from one server can be reached by all of them"),
+    Case(32, "Several hosts on one connection are not told apart, but where secrets are: there HTTP/2 is not offered.", ((SECRETS, "test_a_client_that_speaks_only_http_2_gets_no_other_than_1"),), "if a site serves several names from one server, all of them can be reached"),
     Case(33, "A second request on a connection goes where the first went, and with secrets is looked at like the first.", ((SECRETS, "test_the_second_request_of_a_connection_is_looked_at_as_well"),), _NO_HTTP),
     Case(34, "What is no TLS on port 443 does not go on; elsewhere the server may speak first.", ((GATEWAY, "test_on_port_443_the_guest_must_name_whom_it_asked_for"), (GATEWAY, "test_the_right_name_goes_through_in_pieces_and_the_server_may_speak_first"), (HELLO, "test_what_is_no_tls_says_so"))),
     # HTTP
