@@ -422,7 +422,9 @@ def test_packages_are_packed_into_archives_that_are_equally_much_work(tmp_path: 
                 "usr/local/bin",
                 str(site.relative_to(root)),
             }
-            tar.extractall(tmp_path / "target", filter="tar")
+        # As the guest does it; Python's own way is another from version to version.
+        (tmp_path / "target").mkdir(exist_ok=True)
+        subprocess.run(["tar", "-C", tmp_path / "target", "-x", "-p", "-f", archives[number]], check=True)
     modules, others = files
     assert others == ["tool", "native.so"]
     assert len(modules) == 64
