@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from .._errors import ImageBuildError
 from ._target import Target
 
 #: What does not belong beside modules, unless it is a package itself.
@@ -27,12 +28,15 @@ _TRAMPOLINE: Final = re.compile(rb"#!/bin/sh\n'''exec' [^\n]*\n' '''\n")
 #: What says where a package came from; that is nobody's business in the guest.
 _ORIGIN: Final = "direct_url.json"
 _MOST_RECORD_BYTES: Final = 32 * 2**20
+#: Directories within each other. Python 3.11 can't look into many more, and later ones and a guest's programs need not.
+_DEEPEST: Final = 256
 
 
 def arrange(unpacked: Path, root: Path, target: Target) -> None:
     """Move the packages in *unpacked* to their places below the new directory *root*. Blocks: call it in a thread.
 
     Raises:
+      ImageBuildError: if one has too many directories within each other.
       OSError: if a file can't be moved or written.
 
     """
@@ -99,7 +103,12 @@ def _row(name: str, content: bytes) -> list[str]:
 def _open_to_all(root: Path) -> None:
     """Let everybody in the guest read it all, whatever our umask."""
     root.chmod(0o755)
+    deepest = str(root).count(os.sep) + _DEEPEST
     for directory, names, files in os.walk(root):
+        if directory.count(os.sep) > deepest:
+            raise ImageBuildError(
+                f"a package has too many directories within each other, more than {_DEEPEST}: {directory[len(str(root)) :]:.100}...; leave it out"
+            )
         for name in (*names, *files):
             path = os.path.join(directory, name)
             mode = os.lstat(path).st_mode
