@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,3 +94,14 @@ async def test_an_empty_cache_is_not_even_made(tmp_path: Path, caplog: pytest.Lo
     await Cache(tmp_path / "nowhere").clean()
     assert not (tmp_path / "nowhere").exists()
     assert not caplog.records
+
+
+async def test_of_a_cache_that_is_read_only_nobody_is_told(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: TemplateStore) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "locks")
+
+    monkeypatch.setattr(TemplateStore, "remove_leftovers", refuse)
+    await cache.clean()
+    assert "can't be removed" not in caplog.text

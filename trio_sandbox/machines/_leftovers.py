@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Mapping
 
 import trio
@@ -26,7 +28,9 @@ async def remove_leftovers(
         freed = await images.remove_leftovers(environment)
         freed += await trio.to_thread.run_sync(_remove_states, templates, named)
     except OSError as exc:
-        _log.warning("what a dead program left in the cache can't be removed: %s", exc)
+        # In a cache that is read-only here it is the affair of those who can write there, and who may be at work.
+        level = logging.INFO if exc.errno == errno.EROFS else logging.WARNING
+        _log.log(level, "what a dead program left in the cache can't be removed: %s", exc)
     else:
         if freed:
             _log.warning("removed %d MiB that a dead program left in the cache", freed // 2**20)
