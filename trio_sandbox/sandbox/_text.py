@@ -114,10 +114,14 @@ class GuestTextFile(trio.abc.AsyncResource):
         """Whether the file is closed."""
         return self.buffer.closed
 
-    async def _fill(self) -> bool:
-        """Decode more in place of what was decoded and is taken; False at the end of the file."""
-        data = await self.buffer.read1(CHUNK)
-        self._text, self._taken = self._decoder.decode(data, not data), 0
+    async def _fill(self, taken: str) -> bool:
+        """Decode more after *taken*, which is all that was decoded; False at the end of the file. If it fails, *taken* comes next again."""
+        try:
+            data = await self.buffer.read1(CHUNK)
+            self._text, self._taken = self._decoder.decode(data, not data), 0
+        except BaseException:
+            self._put_back(taken)
+            raise
         return bool(data)
 
     def _take(self, end: int) -> str:
@@ -144,11 +148,7 @@ class GuestTextFile(trio.abc.AsyncResource):
         text = self._take_some(wanted)
         more = True
         while more and len(text) != wanted:
-            try:
-                more = await self._fill()
-            except BaseException:
-                self._put_back(text)
-                raise
+            more = await self._fill(text)
             text += self._take_some(wanted if wanted < 0 else wanted - len(text))
             if wanted < 0:
                 _check_memory(text, self.name)
@@ -170,11 +170,7 @@ class GuestTextFile(trio.abc.AsyncResource):
         more = True
         while (match := self._line_end.search(self._text, self._taken)) is None and more and len(line) <= longest:
             line += self._take_some(-1)
-            try:
-                more = await self._fill()
-            except BaseException:
-                self._put_back(line)
-                raise
+            more = await self._fill(line)
         # Without one there is no more, or it is too much already.
         end = len(self._text) if match is None else match.end()
         if len(line) + end - self._taken > longest:
