@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests._leaks import wait_until
+from tests._saved import saved_template
 from trio_sandbox import (
     CapacityError,
     SandboxError,
@@ -38,22 +39,7 @@ MEMORY_MIB = 300
 def save(directory: Path, name: str, *, created: float = 1.0, marker: bytes = b"x" * 16, **fields: object) -> None:
     store = NamedTemplateStore(directory)
     with store.make(name, memory_mib=1) as staged:
-        template = NamedTemplate(
-            name=name,
-            directory=staged.directory,
-            image="python",
-            image_digest="d",
-            memory_mib=MEMORY_MIB,
-            vcpus=2,
-            machine="m",
-            qemu="QEMU",
-            marker=marker,
-            with_memory=False,
-            balloon=False,
-            mounted=False,
-            layer_count=1,
-            created=created,
-        )
+        template = saved_template(name, staged.directory, memory_mib=MEMORY_MIB, created=created, marker=marker)
         staged.template = attrs.evolve(template, **fields)  # type: ignore[arg-type]
         for path in template.files:
             path.write_bytes(b"content")
@@ -190,22 +176,8 @@ def save_whole(host: StoreHost, name: str, **fields: object) -> NamedTemplate:
     """Save what has a disk that QEMU could open, over the image of the host's store."""
     store = NamedTemplateStore(host.cache)
     with store.make(name, memory_mib=1) as staged:
-        template = NamedTemplate(
-            name=name,
-            directory=staged.directory,
-            image="python",
-            image_digest=Movable().digest(),
-            memory_mib=MEMORY_MIB,
-            vcpus=2,
-            machine="m",
-            qemu="QEMU",
-            marker=b"x" * 16,
-            with_memory=False,
-            balloon=False,
-            mounted=False,
-            layer_count=1,
-        )
-        staged.template = template = attrs.evolve(template, **fields)  # type: ignore[arg-type]
+        usual = {"image_digest": Movable().digest(), "memory_mib": MEMORY_MIB}
+        staged.template = template = saved_template(name, staged.directory, **{**usual, **fields})
         for path in template.files:
             path.write_bytes(disk(path.name))
     return store.find(name)

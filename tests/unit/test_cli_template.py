@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests._saved import saved_template
 from trio_sandbox.cli import main
-from trio_sandbox.machines._named import NamedTemplate, NamedTemplateStore
+from trio_sandbox.machines._named import NamedTemplateStore
 from trio_sandbox.machines._templates import TemplateStore, new_template
 
 
@@ -63,27 +64,9 @@ def test_prune(tmp_path: Path, keys: list[str], capsys: pytest.CaptureFixture[st
 
 def save(tmp_path: Path, name: str) -> None:
     with NamedTemplateStore(tmp_path).make(name, memory_mib=1) as staged:
-        staged.template = saved(name, staged.directory)
+        staged.template = saved_template(name, staged.directory, memory_mib=128, vcpus=1)
         for path in staged.template.files:
             path.write_bytes(bytes(2**20))
-
-
-def saved(name: str, directory: Path) -> NamedTemplate:
-    return NamedTemplate(
-        name=name,
-        directory=directory,
-        image="python",
-        image_digest="d",
-        memory_mib=128,
-        vcpus=1,
-        machine="m",
-        qemu="QEMU",
-        marker=b"x" * 16,
-        with_memory=False,
-        balloon=False,
-        mounted=False,
-        layer_count=1,
-    )
 
 
 def test_saved_sandboxes_are_listed_and_removed_by_name(

@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests._saved import saved_template
 from trio_sandbox import (
     SavedSandbox,
     TemplateError,
@@ -33,21 +34,7 @@ def store(tmp_path: Path) -> NamedTemplateStore:
 
 
 def template(name: str, directory: Path) -> NamedTemplate:
-    return NamedTemplate(
-        name=name,
-        directory=directory,
-        image="python",
-        image_digest="d",
-        memory_mib=1,
-        vcpus=2,
-        machine="m",
-        qemu="QEMU 7",
-        marker=b"x" * 16,
-        with_memory=False,
-        balloon=False,
-        mounted=False,
-        layer_count=2,
-    )
+    return saved_template(name, directory, qemu="QEMU 7", layer_count=2)
 
 
 def fill(staged: StagedTemplate, content: bytes = b"content") -> None:
