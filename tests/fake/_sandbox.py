@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -33,3 +33,12 @@ async def open_local_sandbox(
             finally:
                 machine.closed = True
                 machine.ended.set()
+
+
+async def comes_late(seconds: float, operate: Callable[[], Awaitable[object]], look: Callable[[], object]) -> bool:
+    """Cancel an operation after so many *seconds*; tell whether what *look* sees then is something else a moment later."""
+    with trio.move_on_after(seconds):
+        await operate()
+    seen = look()
+    await trio.sleep(0.02)
+    return look() != seen

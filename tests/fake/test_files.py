@@ -33,7 +33,7 @@ from trio_sandbox.sandbox._files import encode_request, open_session
 from trio_sandbox.sandbox._watch import ChangeKind
 
 from ._guest import FakeMachine
-from ._sandbox import open_local_sandbox
+from ._sandbox import comes_late, open_local_sandbox
 
 
 @pytest.fixture
@@ -937,16 +937,13 @@ async def test_the_body_of_watch_raises_what_it_raises(sandbox: Sandbox, here: G
 
 async def test_what_was_cancelled_is_done_or_not_done_and_not_under_way(tmp_path: Path) -> None:
     """Or the next request, which another helper serves, would come first."""
-    late: list[int] = []
+    late: list[str] = []
     async with open_local_sandbox() as (sandbox, _):
         for number in range(60):
             link = tmp_path / f"link{number}"
-            with trio.move_on_after(0.0003 * (number % 20)):
-                await sandbox.path(str(link)).symlink_to("there")
-            was_made = link.is_symlink()
-            await trio.sleep(0.02)
-            if link.is_symlink() != was_made:
-                late.append(number)
+            make = partial(sandbox.path(str(link)).symlink_to, "there")
+            if await comes_late(0.0003 * (number % 20), make, link.is_symlink):
+                late.append(link.name)
     assert not late
 
 
@@ -958,11 +955,8 @@ async def test_what_was_cancelled_of_opening_a_file_is_not_under_way(tmp_path: P
             path = tmp_path / f"file{number}"
             if number % 2:
                 path.write_bytes(b"mine")
-            with trio.move_on_after(0.0002 * (number % 20)):
-                await sandbox.path(str(path)).open("w")
-            size = path.stat().st_size if path.exists() else None
-            await trio.sleep(0.02)
-            if (path.stat().st_size if path.exists() else None) != size:
+            open_it = partial(sandbox.path(str(path)).open, "w")
+            if await comes_late(0.0002 * (number % 20), open_it, partial(size_of, path)):
                 late.append(path.name)
     assert not late
 
@@ -975,10 +969,11 @@ async def test_what_was_cancelled_of_an_open_file_is_not_under_way(tmp_path: Pat
             path = tmp_path / f"file{number}"
             path.write_bytes(bytes(100))
             async with await sandbox.path(str(path)).open("r+b") as file:
-                with trio.move_on_after(0.0002 * (number % 15)):
-                    await (file.write(bytes(20_000)) if number % 2 else file.truncate(1))
-                size = path.stat().st_size
-                await trio.sleep(0.02)
-                if path.stat().st_size != size:
+                change = partial(file.write, bytes(20_000)) if number % 2 else partial(file.truncate, 1)
+                if await comes_late(0.0002 * (number % 15), change, partial(size_of, path)):
                     late.append(path.name)
     assert not late
+
+
+def size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
