@@ -10,6 +10,14 @@ from ._failures import (
     guest_failures as guest_failures,
     open_stream as open_stream,
 )
+from ._file_session import (
+    ERROR as ERROR,
+    REPLY as REPLY,
+    FileSession as FileSession,
+    encode_request as encode_request,
+    join_request as join_request,
+    parse_error as parse_error,
+)
 from ._functions import Functions as Functions, HostFunctions as HostFunctions, check_functions as check_functions
 from ._messages import (
     NO_INTERPRETER as NO_INTERPRETER,
@@ -17,7 +25,6 @@ from ._messages import (
     Mounted as Mounted,
     check_user as check_user,
     code_request as code_request,
-    parse_error as parse_error,
     process_request as process_request,
 )
 from ._output import RunTrace as RunTrace

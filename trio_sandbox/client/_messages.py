@@ -6,7 +6,6 @@ The service protocols are described in `docs/design.md`. Nothing here does I/O.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Final, TypeVar, cast
@@ -37,9 +36,6 @@ NO_INTERPRETER: Final = (
     "run(..., language=...). Programs of the image are run by run_process() and open_process()"
 )
 
-_HIGHEST_ERRNO = 4095
-#: Bytes of a file's name that the guest sent, in an error of ours.
-_LONGEST_NAME = 4096
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256
 #: More than a machine can use: microseconds that all its processors take in a century, KiB of its memory, and blocks of its disks.
@@ -357,18 +353,3 @@ def _check_size(texts: Iterable[str], what: str) -> None:
         raise ValueError(
             f"{what} must be at most {MAXIMUM_REQUEST_BYTES} bytes, not {size}; send large data through stdin or a file"
         )
-
-
-def parse_error(payload: bytes, what: str) -> OSError:
-    """Return what a file helper of the guest's says went wrong with *what*.
-
-    Raises:
-      GuestProtocolError: if that is no error.
-
-    """
-    number, *names = payload.split(b"\0")
-    if not 0 < len(number) <= len("4095") or not number.isdigit() or not 0 < int(number) <= _HIGHEST_ERRNO:
-        raise GuestProtocolError(f"in answer to {what} the guest sent something that is not an error: {payload[:80]!r}")
-    filename, second = ([os.fsdecode(name[:_LONGEST_NAME]) for name in names] + ["", ""])[:2]
-    error = int(number)
-    return OSError(error, os.strerror(error), filename or None, None, second or None)

@@ -7,12 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from .._errors import GuestProtocolError, ImageBuildError
+from .._errors import ImageBuildError
 from .._quote import quote_guest
-from ..client import Machine, guest_failures, open_stream, parse_error
-from ..wire import RecordStream
+from ..client import FileSession, Machine, guest_failures, join_request
 
-_REQUEST, _REPLY, _ERROR = b"Q", b"R", b"X"
 _ROOT: Final = 0
 #: Bytes of an answer: an error with two paths.
 _LONGEST_ANSWER: Final = 2**15
@@ -32,20 +30,14 @@ async def ask_file_helper(vm: Machine, request: Sequence[str]) -> None:
     """
     what = "a step of the image"
     async with guest_failures(vm, what):
-        records = RecordStream(open_stream(vm, {"service": "file", "user": _ROOT}, what), limit=_LONGEST_ANSWER)
+        session = FileSession(vm, _ROOT, what, limit=_LONGEST_ANSWER)
         try:
-            await records.send(_REQUEST, b"\0".join(map(os.fsencode, request)), end=True)
-            answer = await records.receive()
+            await session.send(join_request(map(os.fsencode, request)), end=True)
+            if said := await session.reply():
+                raise session.violation(f"{said[:80]!r} where nothing was expected")
+        except OSError as exc:
+            why = "this is no part of the image's disk" if exc.errno == errno.EXDEV else exc.strerror
+            path = quote_guest(str(exc.filename or request[-1]))
+            raise ImageBuildError(f"a step of the image can't be done: {path}: {why}") from None
         finally:
-            records.stream.close()
-        match answer:
-            case (tag, b"") if tag == _REPLY:
-                return
-            case (tag, payload) if tag == _ERROR:
-                error = parse_error(payload, what)
-            case _:
-                raise GuestProtocolError(f"the guest answered {what} with {answer!r:.80}")
-    why = "this is no part of the image's disk" if error.errno == errno.EXDEV else error.strerror
-    raise ImageBuildError(
-        f"a step of the image can't be done: {quote_guest(str(error.filename or request[-1]))}: {why}"
-    )
+            session.close()

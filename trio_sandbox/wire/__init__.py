@@ -24,6 +24,7 @@ from ._errors import (
 from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, Role as Role, encode_json as encode_json
 from ._port import DirectStream as DirectStream, PortStream as PortStream
 from ._records import (
+    DEFAULT_RECORD_LIMIT as DEFAULT_RECORD_LIMIT,
     DISPLAY as DISPLAY,
     JSON as JSON,
     MIME_TYPE as MIME_TYPE,
