@@ -120,7 +120,8 @@ class Bench:
 
     async def check(self) -> None:
         """Assert that the sandbox holds what the model does."""
-        assert await self.holder.look() == self.model
+        found = await self.holder.look()
+        assert found == self.model, f"{found}\nis not\n{self.model}"
 
     def close(self) -> None:
         """Discard the checkpoints."""

@@ -13,7 +13,7 @@ import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests._model import ALL, Bench, Command, Interpreter, command_lists, play
-from trio_sandbox import Host, Sandbox, open_host
+from trio_sandbox import Host, Sandbox, Timeouts, open_host
 
 from ._report import Budget, Report
 from ._watch import bounded
@@ -29,7 +29,10 @@ _DIRECTORY = "/home/user/model"
 async def soak(budget: Budget, report: Report) -> None:
     """Soak sequences."""
     async with open_world() as world:
-        async with open_host(world.config()) as host, host.open_sandbox() as sandbox:
+        config = world.config(
+            timeouts=Timeouts(interrupt_grace=60)
+        )  # what is cancelled keeps its state, however slow the machine is now
+        async with open_host(config) as host, host.open_sandbox() as sandbox:
             await sandbox.path(_DIRECTORY).mkdir()
             await sandbox.run("0")
             await _search(host, sandbox, budget, report)
