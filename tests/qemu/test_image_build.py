@@ -175,7 +175,8 @@ async def test_a_killed_builder_leaves_nothing_that_matters(tmp_path: Path, mark
             functools.partial(trio.run_process, argv, stdout=subprocess.PIPE, check=False, env=environment)
         )
         assert process.stdout is not None
-        assert (await process.stdout.receive_some()).startswith(b"building")
+        said = await process.stdout.receive_some()
+        assert said.startswith(b"building"), f"it ended with {await process.wait()}"
         assert len(marked_processes(mark)) > 1
         process.kill()
     # The runtime's reaper sees to the builders.
