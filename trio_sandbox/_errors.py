@@ -74,6 +74,26 @@ class SandboxError(Exception):
     """True: the failed request certainly had no effect inside a guest or on a file, so that asking again can't do
     anything twice. False: it may have had its effect."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return remake_error, (type(self), arguments_of(self)), self.__dict__
+
+
+def arguments_of(error: BaseException) -> tuple[object, ...]:
+    """Return what `remake_error` makes the same error of, its attributes aside."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return error.errno, error.strerror, error.filename
+    return error.args
+
+
+def remake_error(kind: type[BaseException], arguments: tuple[object, ...]) -> BaseException:
+    """Make an error without calling its constructor, whose parameters are not what an exception keeps."""
+    error = kind.__new__(kind, *arguments)
+    if isinstance(error, OSError):
+        OSError.__init__(error, *arguments)  # its parts are not in what it says its arguments are
+    else:
+        error.args = arguments
+    return error
+
 
 class MissingProgramError(SandboxError):
     """A program that we need is not installed; the message names its package, and the extra of ours that brings it if there is one."""

@@ -203,8 +203,17 @@ async def test_it_is_saved_on_its_node(host: SiteHost) -> None:
 
 async def test_usage_is_the_nodes(host: SiteHost) -> None:
     async with open_far_site(host) as (sandbox, site, _):
-        await wait_until(lambda: sandbox.console() != "")
-        assert sandbox.usage() == site.sandbox.usage()
+        assert sandbox.usage() == site.sandbox.usage(), "it is known at once"
+
+
+async def test_what_a_node_has_said_is_known_of_the_next_machine_as_well(host: SiteHost) -> None:
+    """It says long texts again only when they have changed, be it before this side has the machine that they are of."""
+    async with open_far_site(host) as (sandbox, site, _):
+        await sandbox.checkpoint()
+        await wait_until(lambda: sandbox.console() == site.sandbox.console() != "")
+        await sandbox.revert()
+        assert sandbox.console() == site.sandbox.console()
+        assert sandbox.qmp_log() == site.sandbox.qmp_log()
 
 
 async def test_a_node_that_is_lost_while_a_sandbox_sleeps(host: SiteHost) -> None:

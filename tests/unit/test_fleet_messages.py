@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 import struct
@@ -22,8 +23,8 @@ from trio_sandbox import (
     WheelMissingError,
 )
 from trio_sandbox._errors import directory_refused
+from trio_sandbox.fleet._keeper import without_known
 from trio_sandbox.fleet._messages import MAX_MESSAGE, Answered, Ask, Decoder, Failure, Open, Status, decode_all, encode
-from trio_sandbox.fleet._node import without_known
 
 MESSAGES = (
     Open(Image("python").packages("idna"), SandboxConfig(memory_mib=512, warmup="import json"), None),
@@ -41,6 +42,29 @@ def test_messages_come_whole_however_they_are_cut() -> None:
         for start in range(0, len(data), size):
             received += decoder.feed(data[start : start + size])
         assert tuple(received) == MESSAGES
+
+
+class _Size(enum.IntEnum):
+    LARGE = 512
+
+
+class _Name(enum.StrEnum):
+    PYTHON = "python"
+
+
+class _Seconds(float):
+    pass
+
+
+def test_text_and_numbers_of_somebodys_own_kind_arrive_as_what_they_are() -> None:
+    config = SandboxConfig(memory_mib=_Size.LARGE, warmup=_Name.PYTHON, reclaim_after=_Seconds(2))
+    message = Open(Image(_Name.PYTHON), config, _Name.PYTHON)
+    (there,) = decode_all(encode(message))
+    assert there == message
+    kinds = [
+        type(each) for each in (there.template, there.image.name, there.config.memory_mib, there.config.reclaim_after)
+    ]
+    assert kinds == [str, str, int, float]
 
 
 class _Call:

@@ -230,7 +230,7 @@ class NodeClient:
             case Answered(value) if not kept:
                 return value
             case (
-                Opened(sandbox=int(), offer=Offer(machine=int(), secret=bytes()))
+                Opened(sandbox=int(), offer=Offer(machine=int(), secret=bytes()), status=Status())
                 | OpenedTogether(sandboxes=tuple())
                 | Lent(cargo=Cargo() | SavedCargo(), secrets=tuple())
                 | Delivered(path=str())

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, final
 
+import attrs
 import trio
 
 from .._errors import LinkProtocolError, SandboxClosedError, SandboxError
@@ -57,6 +58,7 @@ class Keeper:
         self._changing = trio.Lock()
         self._machines: dict[int, Machine] = {}
         self._checkpoints: dict[int, Checkpoint] = {}
+        self._told: Status | None = None
         #: What changes the machine: one thing at a time.
         self._changes: dict[str, Callable[..., Awaitable[object]]] = {
             "machine": self._machine,
@@ -74,7 +76,9 @@ class Keeper:
         """Return what its user is told first."""
         sandbox = self.sandbox
         command = sandbox._command  # pyright: ignore[reportPrivateUsage]
-        return Opened(self.number, sandbox.image, sandbox.config, sandbox.language, command, self._offer())
+        # Its long texts follow: of hundreds of copies they would be too much for one message.
+        self._told = attrs.evolve(self._status(), console=None, qmp_log=None)
+        return Opened(self.number, sandbox.image, sandbox.config, sandbox.language, command, self._offer(), self._told)
 
     def _offer(self) -> Offer:
         machine = self._slot.machine
@@ -89,8 +93,14 @@ class Keeper:
         """Tell whether the machine of that number is this sandbox's."""
         return machine in self._machines
 
-    def status(self) -> Status:
-        """Return what it is like now."""
+    def news(self) -> Status | None:
+        """Return what it is like now; None if its user knows that already."""
+        last, self._told = self._told, self._status()
+        if self._told == last:
+            return None
+        return self._told if last is None else without_known(self._told, last)
+
+    def _status(self) -> Status:
         sandbox = self.sandbox
         numbers = sandbox.statistics()
         try:
@@ -195,6 +205,15 @@ class Keeper:
         for number in self._machines:
             self._secrets.revoke(number)
         self._machines = {}
+
+
+def without_known(status: Status, last: Status) -> Status:
+    """Return *status* without those long texts that are as they were."""
+    return attrs.evolve(
+        status,
+        console=None if status.console == last.console else status.console,
+        qmp_log=None if status.qmp_log == last.qmp_log else status.qmp_log,
+    )
 
 
 def gone(number: int) -> SandboxClosedError:

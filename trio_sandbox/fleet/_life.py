@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Final, Generic, TypeVar, final
 
+import attrs
 import trio
 
 from .._config import SandboxConfig, Timeouts
@@ -87,15 +88,21 @@ class RemoteLife(Generic[Child]):
         self._remove_older = remove_older
         self._changing = trio.Lock()
         self._checkpoints: Checkpoints[int] = Checkpoints()
-        self._status: Status | None = None
+        self._status: Status = opened.status
         self._by_call = False
         self._installing = 0
         self._closed = False
+        machine.note(self._status)
         node.hear(Status, self._number, self._note)
 
     def _note(self, status: Status) -> None:
-        self._status = status
-        self._machine.note(status)
+        last = self._status
+        self._status = attrs.evolve(
+            status,
+            console=last.console if status.console is None else status.console,
+            qmp_log=last.qmp_log if status.qmp_log is None else status.qmp_log,
+        )
+        self._machine.note(self._status)
 
     @property
     def checkpoints(self) -> int:
@@ -105,18 +112,18 @@ class RemoteLife(Generic[Child]):
     @property
     def last_pause(self) -> float | None:
         """Seconds that its guest stood still for the last snapshot, as its node last said."""
-        return None if self._status is None else self._status.last_pause
+        return self._status.last_pause
 
     @property
     def clock_error(self) -> float | None:
         """Seconds that the guest's clock is off at most, as its node last said; None: unknown."""
-        return None if self._status is None else self._status.clock_error
+        return self._status.clock_error
 
     def usage(self) -> Usage:
         """What `Sandbox.usage` does, as its node last said, which is a second old at most."""
-        if self._status is None or self._status.usage is None:
+        if self._status.usage is None:
             raise SandboxError(
-                f"node {self._node.name} has not said yet what the sandbox has taken; ask again in a second"
+                f"node {self._node.name} does not know what the sandbox has taken; ask again in a second"
             )
         return self._status.usage
 
@@ -176,6 +183,7 @@ class RemoteLife(Generic[Child]):
             if self.hibernated or offer.machine != self._machine.number:
                 machine = RemoteMachine(self._node, offer)
                 await self._start(machine)
+                machine.note(self._status)  # which may have come before the machine
                 old, self._machine, self.hibernated = self._machine, machine, False
                 old.retire(why)
                 old.close()

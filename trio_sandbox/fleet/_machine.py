@@ -86,8 +86,7 @@ class RemoteMachine:
 
     def note(self, status: Status) -> None:
         """Take what its node says of it."""
-        self._console = self._console if status.console is None else status.console
-        self._qmp_log = self._qmp_log if status.qmp_log is None else status.qmp_log
+        self._console, self._qmp_log = status.console or "", status.qmp_log or ""
 
     def retire(self, reason: str) -> None:
         """Give it up: its link is closed, upon which its node ends it. Again is no error."""

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import attrs
 
 from .._config import Progress, SandboxConfig
-from .._errors import LinkProtocolError, SandboxError
+from .._errors import LinkProtocolError, SandboxError, arguments_of, remake_error
 from .._image import AnyImage
 from ..host import HostStatistics
 from ..image import Cargo
@@ -31,7 +31,7 @@ HEAD_BYTES: Final = _LENGTH.size
 MAX_MESSAGE: Final = 8 * 2**20
 #: Exceptions behind an exception that travel with it, one being the cause of the other.
 _MOST_CAUSES: Final = 8
-#: What may be in a message besides the classes of this library and exceptions.
+#: What may be in a message besides the frozen classes of this library and exceptions.
 _PLAIN: Final = {
     ("builtins", "set"),
     ("builtins", "frozenset"),
@@ -44,6 +44,7 @@ _PLAIN: Final = {
     ("datetime", "datetime"),
     ("datetime", "timezone"),
     ("datetime", "timedelta"),
+    ("trio_sandbox._secrets", "Secrets"),  # of each rule of a network, and empty: others can't be pickled
 }
 
 
@@ -183,6 +184,8 @@ class Opened:
     command: tuple[str, ...]
     """What the image runs unless it is told otherwise."""
     offer: Offer
+    status: Status
+    """What it is like at first."""
 
 
 @attrs.frozen
@@ -292,13 +295,20 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: object) -> Any:
         if isinstance(obj, BaseException):
             return _rebuild, _describe(obj)
+        # Somebody's own kinds of them, an enumeration's members for instance: the other side does not know those.
+        if isinstance(obj, str):
+            return _same, (str.__str__(obj),)
+        if isinstance(obj, int):
+            return _same, (int.__int__(obj),)
+        if isinstance(obj, float):
+            return _same, (float.__float__(obj),)
         return NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, name: str, /) -> Any:
-        if module_name == __name__ and name == _rebuild.__name__:
-            return _rebuild
+        if module_name == __name__ and name in (_rebuild.__name__, _same.__name__):
+            return globals()[name]
         if "." not in name:
             if (module_name, name) in _PLAIN:
                 return getattr(importlib.import_module(module_name), name)
@@ -311,6 +321,11 @@ class _Unpickler(pickle.Unpickler):
                     if issubclass(kind, Exception) or (root == "trio_sandbox" and _is_value(kind)):
                         return kind
         raise LinkProtocolError(f"a message has a {module_name}.{name} in it, which is none of ours")
+
+
+def _same(value: object) -> object:
+    """Return *value*: what stands for a subclass of text or of a number."""
+    return value
 
 
 def _is_value(kind: type[object]) -> bool:
@@ -392,9 +407,7 @@ def _decode(body: bytes) -> Any:
 
 def _describe(error: BaseException, depth: int = 0) -> tuple[object, ...]:
     """Return what `_rebuild` takes: an exception of ours or of Python's as it is, any other as what it says."""
-    kind, args, state = type(error), error.args, dict(getattr(error, "__dict__", {}))
-    if isinstance(error, OSError) and error.filename is not None:
-        args = (error.errno, error.strerror, error.filename)
+    kind, args, state = type(error), arguments_of(error), dict(getattr(error, "__dict__", {}))
     root = kind.__module__.partition(".")[0]
     known = root == "trio_sandbox" or (root in ("builtins", "trio") and isinstance(error, Exception))
     if not known or not _travels((args, state)):
@@ -420,14 +433,10 @@ def _travels(value: object) -> bool:
 def _rebuild(
     kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], notes: list[str], cause: _Described | None
 ) -> BaseException:
-    """Make an exception without calling its constructor, whose arguments are not those that it keeps."""
+    """Make an exception of what `_describe` said."""
     if not (isinstance(kind, type) and issubclass(kind, BaseException)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LinkProtocolError(f"{kind!r:.100} is no exception")
-    error = kind.__new__(kind, *args)
-    if isinstance(error, OSError):
-        OSError.__init__(error, *args)  # its parts are not in what it says its arguments are
-    else:
-        error.args = args
+    error = remake_error(kind, args)
     error.__dict__.update(state)
     for note in notes:
         error.add_note(note)

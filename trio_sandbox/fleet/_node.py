@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, final
 
-import attrs
 import trio
 
 from .._config import SandboxConfig
@@ -48,7 +47,6 @@ from ._messages import (
     Open,
     OpenedTogether,
     Prepare,
-    Status,
 )
 from ._progress import ProgressNotes
 from ._security import Secrets, make_identity
@@ -288,14 +286,11 @@ class Node:
         self._fewer = trio.Event()
 
     async def _report(self, messages: MessageStream, keepers: list[Keeper]) -> NoReturn:
-        """Say what sandboxes are like, until cancelled."""
-        before: dict[int, Status] = {}
+        """Say what sandboxes are like when that has changed, until cancelled."""
         while True:
             for keeper in keepers:
-                status, last = keeper.status(), before.get(keeper.number)
-                if status != last:
-                    before[keeper.number] = status
-                    await messages.send(status if last is None else without_known(status, last))
+                if (status := keeper.news()) is not None:
+                    await messages.send(status)
             await trio.sleep(_LOOK)
 
     async def _watch(self, messages: MessageStream) -> NoReturn:
@@ -306,15 +301,6 @@ class Node:
                 before = status
                 await messages.send(status)
             await trio.sleep(_LOOK)
-
-
-def without_known(status: Status, last: Status) -> Status:
-    """Return *status* without those long texts that are as they were."""
-    return attrs.evolve(
-        status,
-        console=None if status.console == last.console else status.console,
-        qmp_log=None if status.qmp_log == last.qmp_log else status.qmp_log,
-    )
 
 
 async def serve_node(
