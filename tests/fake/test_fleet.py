@@ -28,6 +28,7 @@ from trio_sandbox import (
     WrongNodeError,
 )
 from trio_sandbox.fleet import FleetConfig, _keeper, _machine
+from trio_sandbox.fleet._client import NodeClient
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._lease import Lease
 from trio_sandbox.fleet._links import connect
@@ -308,6 +309,46 @@ async def test_a_node_that_has_begun_to_drain_starts_nothing() -> None:
         with pytest.raises((DrainingError, CapacityError)) as info:
             await hold_sandbox(fleet)
         assert info.value.retry_safe
+
+
+async def test_a_node_that_is_drained_as_it_joins() -> None:
+    async with trio.open_nursery() as nursery, open_fake_fleet() as fleet:
+        node = await start_node(nursery, "one", LocalHost())
+        node.node.draining = True
+        await fleet.members.join(node.address)
+        with pytest.raises(CapacityError, match="no node is there"):
+            await hold_sandbox(fleet)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_lost_as_it_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has said what it has, and nobody has heard of its end before it is among the others."""
+    serve = NodeClient.serve
+
+    async def serve_and_lose(client: NodeClient, *, task_status: trio.TaskStatus[None]) -> None:
+        monkeypatch.setattr(NodeClient, "serve", serve)
+        await serve(client, task_status=Started(client, task_status))
+
+    @attrs.frozen
+    class Started:
+        client: NodeClient
+        task_status: trio.TaskStatus[None]
+
+        def started(self, value: None = None) -> None:
+            self.task_status.started(value)
+            self.client.lose("the test says so")
+
+    async with trio.open_nursery() as nursery, open_fake_fleet() as fleet:
+        lost, other = [await start_node(nursery, name, LocalHost()) for name in ("lost", "other")]
+        monkeypatch.setattr(NodeClient, "serve", serve_and_lose)
+        await fleet.members.join(lost.address)
+        with pytest.raises(CapacityError, match="no node is there"):
+            await hold_sandbox(fleet)
+        await fleet.members.join(other.address)
+        async with fleet.host.open_sandbox() as sandbox:
+            assert sandbox.node == "other"
+        assert {node.name: node.lost for node in fleet.host.statistics().nodes} == {"lost": True, "other": False}
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_a_node_can_not_have(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests._leaks import wait_until
-from trio_sandbox import HostConfig, constants
+from trio_sandbox import CapacityError, HostConfig, constants
 from trio_sandbox.fleet import FleetConfig, _ray
 
 from ._fleet import open_fake_fleet
@@ -31,13 +31,25 @@ class FakeRay:
     exceptions: types.SimpleNamespace = attrs.field(factory=lambda: types.SimpleNamespace(RayError=RayError))
     asked: int = 0
     answers: bool = False
+    failure: Exception = attrs.field(factory=lambda: RayError("no head"))
+    connected: bool = True
+    killed: list[object] = attrs.field(factory=list[object])
     there: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
     util: Groups = attrs.field(factory=Groups)
+
+    def is_initialized(self) -> bool:
+        return self.connected
+
+    def kill(self, actor: object) -> None:
+        if not self.connected:
+            pytest.fail("this would start another Ray")
+        self.killed.append(actor)
+        raise self.failure
 
     def nodes(self) -> list[dict[str, Any]]:
         self.asked += 1
         if not self.answers:
-            raise RayError("no head")
+            raise self.failure
         return self.there
 
 
@@ -47,6 +59,8 @@ class DeadActor:
     @property
     def status(self) -> DeadActor:
         return self
+
+    stop = status
 
     def remote(self) -> DeadActor:
         return self
@@ -91,8 +105,11 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ray, "_LOOK", 0.01)
 
 
-async def test_ray_that_fails_and_then_says_that_a_node_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    ray = FakeRay()
+@pytest.mark.parametrize("failure", [RayError("no head"), ConnectionError("no head"), RuntimeError("no head")])
+async def test_ray_that_fails_and_then_says_that_a_node_is_gone(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = FakeRay(failure=failure)
     supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
     supervisor._names["id"], supervisor._actors["id"] = "one", DeadActor()  # pyright: ignore[reportPrivateUsage]
     async with open_fake_fleet("one") as fleet, trio.open_nursery() as nursery:
@@ -111,6 +128,59 @@ async def test_ray_that_fails_and_then_says_that_a_node_is_gone(caplog: pytest.L
         assert failure.__notes__ == ["Ray says of our process there: it was killed for want of memory"]
         await fleet.nodes["one"].node.left.wait()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ValueError("`ca_certificates` is no file of certificates there"),
+        ModuleNotFoundError("no cryptography there"),
+        FileNotFoundError(2, "No such file"),
+        CapacityError("`warm` never fits there"),
+        ExceptionGroup("two", [ValueError("one"), TypeError("two")]),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_a_node_that_comes_later_and_does_not_start_costs_nobody_anything(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start(self: object, node: _ray.RayNode, members: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise failure
+
+    monkeypatch.setattr(_ray._Supervisor, "_start", start)  # pyright: ignore[reportPrivateUsage]
+    ray = FakeRay(answers=True, there=[node_of_ray("n"), node_of_ray("m")])
+    supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
+    supervisor._names["n"] = "n-n"  # pyright: ignore[reportPrivateUsage]
+    async with open_fake_fleet("n-n") as fleet, fleet.host.open_sandbox() as sandbox, trio.open_nursery() as nursery:
+        with caplog.at_level(logging.WARNING, "trio_sandbox.fleet"):
+            nursery.start_soon(supervisor.watch, fleet.members)
+            await wait_until(lambda: bool(caplog.records))
+            asked = ray.asked
+            await wait_until(lambda: ray.asked > asked + 2)
+        assert [record.message for record in caplog.records] == [
+            f"node m-m has joined Ray, and no sandboxes can be opened there: {failure}"
+        ]
+        assert (await sandbox.run("print('here')")).stdout == "here\n"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ray_that_fails_at_the_end_is_no_error_of_the_block() -> None:
+    for failure in (RayError("no head"), ConnectionError("no head"), RuntimeError("no head")):
+        ray = FakeRay(failure=failure)
+        supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
+        actors = [DeadActor(), DeadActor()]
+        supervisor._actors |= dict(zip("ab", actors, strict=True))  # pyright: ignore[reportPrivateUsage]
+        await supervisor.stop()
+        assert ray.killed == actors
+
+
+async def test_when_somebody_has_shut_ray_down_the_end_does_not_start_another() -> None:
+    ray = FakeRay(connected=False)
+    supervisor = _ray._Supervisor(ray, HostConfig(), FleetConfig())  # pyright: ignore[reportPrivateUsage]
+    supervisor._actors["a"] = DeadActor()  # pyright: ignore[reportPrivateUsage]
+    await supervisor.stop()
+    assert ray.killed == []
 
 
 # --- Nodes that come when they are needed ---

@@ -7,6 +7,7 @@ with the fleet, and with the program, however that ends.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, final
@@ -21,7 +22,7 @@ MOST_WAITING: Final = 64
 
 @final
 class Demands:
-    """What Ray was told. For one thread at a time: Ray's calls block.
+    """What Ray was told. For any thread: Ray's calls block, for as long as its head is silent.
 
     Args:
       ray: The module.
@@ -30,11 +31,16 @@ class Demands:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
+        self._telling = threading.Lock()
         self._told: dict[tuple[str, int], list[Any]] = {}  # groups, by the nodes that are not for them and their MiB
 
     def tell(self, nodes: Iterable[str], waiting: Sequence[Demand]) -> None:
         """Have Ray know what is waited for, and that it is not to be had of *nodes*."""
         others = ",".join(sorted(nodes))  # Ray takes a space for a part of the value
+        with self._telling:
+            self._tell(others, waiting)
+
+    def _tell(self, others: str, waiting: Sequence[Demand]) -> None:
         wanted = Counter((others, demand.memory_mib) for demand in waiting[:MOST_WAITING])
         for key in [*self._told]:
             groups = self._told[key]

@@ -15,7 +15,6 @@ from .._entries import Home, open_block
 from .._errors import SandboxClosedError
 from .._image import DEFAULT_IMAGE, AnyImage, Image
 from .._nurseries import Services, hide_nursery, open_services
-from .._oci_reference import is_oci, parse_oci
 from .._results import RunResult
 from ..client import Functions
 from ..image import check_directory, image_for_script, read_source
@@ -33,6 +32,7 @@ from ._messages import Open, Opened
 from ._placement import most_of
 from ._saved import Located, SavedSandboxes
 from ._supply import Supply
+from ._travel import check_travels, sandbox_there
 from ._trees import deliver_mounts, forget
 
 
@@ -67,7 +67,7 @@ class FleetHost:
         Arguments and errors are those of `Host.prepare`, where a node raises one. A node that is lost meanwhile is no error.
         """
         self._home.check("FleetHost.prepare()")
-        wanted = self._check_travels(check_image(image))
+        wanted = check_travels(check_image(image))
         self._check_open()
         digests = await self._supply.read(wanted)
         failures: list[Exception] = []
@@ -112,7 +112,8 @@ class FleetHost:
         Raises:
           TypeError, ValueError: if *template* is not a name, or *image* and *config* do not fit it; nothing was started.
           UnknownTemplateError: if no node has a saved sandbox of that name.
-          ValueError: if *image* is an archive of this machine, which a node does not have; nothing was started.
+          ValueError: if *image* is an archive of this machine, which a node does not have, or is built with a function of this
+            program; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), be copied to the node, or be mounted.
           CapacityError: at once, if it never fits on a node that is there, or with `FleetConfig.autoscaling` on none that may come;
             or what `Host.open_sandbox` raises of it on the node.
@@ -123,7 +124,7 @@ class FleetHost:
         """
         self._home.check("the fleet")
         self._check_open()
-        wanted = self._check_travels(check_image(image))
+        wanted = check_travels(check_image(image))
         config = sandbox_config(config, fields)
         located = None
         if template is not None:
@@ -140,15 +141,13 @@ class FleetHost:
             proxy=self._proxy,
             trust=self._trust,
         )
-        # What the node does not need to know: connections are made, and idleness is noticed, here.
-        there = attrs.evolve(config, network=type(config.network).none(), hibernate_after=None)
         with ObservedSandbox(wanted, config, "fleet") as observed:
             async with self._placed(wanted, config, digests, located) as (place, name):
                 member = place.member
                 async with (
                     deliver_mounts(member.client, config.mounts) as mounts,
                     member.client.hold(
-                        Open(name, attrs.evolve(there, mounts=mounts), template), "opening a sandbox"
+                        Open(name, attrs.evolve(sandbox_there(config), mounts=mounts), template), "opening a sandbox"
                     ) as opened,
                     open_services("open_sandbox()") as services,
                     self._adopt(member, services, opened, wanted, config, gateway, observed) as sandbox,
@@ -292,15 +291,6 @@ class FleetHost:
     def _check_open(self) -> None:
         if self._closed:
             raise SandboxClosedError("the fleet's block has exited; open another")
-
-    def _check_travels(self, image: AnyImage) -> AnyImage:
-        name = image.name if isinstance(image, Image) else image
-        if is_oci(name) and parse_oci(name).path is not None:
-            raise ValueError(
-                f"{name!r} can't be used on a fleet: its nodes do not have the files of this machine. Nothing was started; push the "
-                "image to a registry that the nodes reach, and name that: docker://NAME:TAG"
-            )
-        return image
 
     def _close(self) -> None:
         self._closed = True

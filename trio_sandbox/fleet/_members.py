@@ -21,6 +21,7 @@ from ._lease import Lease
 from ._messages import NodeAddress
 from ._placement import Claim, Demand, Placement, demand_of
 from ._saved import Located
+from ._travel import sandbox_there
 
 _log = part_logger("fleet")
 
@@ -154,6 +155,7 @@ class Members:
             client.name, Demand(budget.memory_mib_budget, budget.vcpu_budget, _UNLIMITED if slots is None else slots)
         )
         client.on_news = lambda: self._hear(client)
+        self._hear(client)  # it may be lost, or drained, since it was asked
         self._settle()
         _log.info("node %s has joined", client.name)
 
@@ -187,7 +189,7 @@ class Members:
 
         A node on which the block fails before the sandbox is `counted` is given to others only if no other node has room.
         """
-        claim = Claim(demand_of(config), (image, attrs.evolve(config, mounts={})))
+        claim = Claim(demand_of(config), (image, attrs.evolve(sandbox_there(config), mounts={})))
         if saved is not None:
             claim.template, claim.prefer, claim.refuse = saved.saved.marker, saved.nodes, saved.refused
         decided = self._waiting[claim] = trio.Event()

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import importlib
 import secrets
-import threading
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, final
 
 import attrs
@@ -19,22 +16,22 @@ import trio
 
 from .._config import HostConfig
 from .._entries import open_block
-from .._errors import FleetError, NodeLostError, SandboxError
+from .._errors import FleetError, NodeLostError
 from .._nurseries import hide_nursery
 from .._observe import part_logger
 from ._actor import NodeProcess
 from ._config import FleetConfig
+from ._connection import NAMESPACE as NAMESPACE, connected
 from ._demand import SLOTS, Demands
 from ._host import FleetHost, open_fleet
 from ._members import Members
 from ._messages import Failure, NodeAddress, decode_all
 from ._metrics import OF_A_FLEET, Gauges
 from ._security import check_extra
+from ._travel import host_there
 
 _log = part_logger("fleet")
 
-#: Where our actors have their names.
-NAMESPACE: Final = "trio-sandbox"
 #: Seconds between two looks which nodes there are.
 _LOOK: Final = 1.0
 #: Calls of one actor that are served at a time: one may wait for a drain, and others are to be answered.
@@ -111,52 +108,6 @@ def usable(nodes: list[RayNode], *, with_slots_only: bool) -> list[RayNode]:
     return with_slots if with_slots or with_slots_only else nodes
 
 
-@asynccontextmanager
-async def _connected(ray: Any, address: str | None) -> AsyncGenerator[None]:
-    """Be connected to Ray for a block: as the program is already, or for as long as that."""
-    if ray.is_initialized():
-        if address is not None:
-            raise ValueError(
-                "this program is connected to Ray already: leave `address` out, or call ray.shutdown() first"
-            )
-        await trio.lowlevel.checkpoint()
-        yield
-        return
-    options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    connect = partial(ray.init, address=address or "local", log_to_driver=False, namespace=NAMESPACE, **options)
-    failures: list[Exception] = []
-    connected, leave = trio.Event(), threading.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def stay() -> None:
-        """Be connected until told to leave. Ray's processes die with the thread that has started them: it must not end before."""
-        try:
-            connect()
-        except Exception as exc:  # noqa: BLE001 - raised where it belongs
-            failures.append(exc)
-        token.run_sync_soon(connected.set)
-        if not failures:
-            leave.wait()
-            ray.shutdown()
-
-    with hide_nursery("open_ray_host()"):
-        async with trio.open_nursery() as nursery:
-            # It can't be cancelled, and would leave half of a cluster.
-            nursery.start_soon(partial(trio.to_thread.run_sync, stay, limiter=trio.CapacityLimiter(1)))
-            try:
-                with trio.CancelScope(shield=True):
-                    await connected.wait()
-                if not failures:
-                    yield
-            finally:
-                leave.set()
-    for exc in failures:
-        if isinstance(exc, (ConnectionError, RuntimeError, OSError)):
-            verb = "started" if address is None else "connected to"
-            raise FleetError(f"Ray could not be {verb}: {exc}") from exc
-        raise exc
-
-
 @final
 class _Supervisor:
     """Has a process of ours on each node of Ray's, and the fleet know of it."""
@@ -170,6 +121,7 @@ class _Supervisor:
         self._names: dict[str, str] = {}
         self._explained: set[str] = set()
         self._demands = Demands(ray)
+        self._failures = (ray.exceptions.RayError, OSError, RuntimeError)  # what Ray raises when its head is gone
 
     async def start_all(self, members: Members) -> None:
         """Start a process on each node that is there now.
@@ -187,7 +139,7 @@ class _Supervisor:
                 failures.append(exc)
                 _log.warning("node %s could not be started, and others go on: %s", node.name, exc)
 
-        nodes = self._usable(await trio.to_thread.run_sync(alive_nodes, self._ray))
+        nodes = self._usable(await trio.to_thread.run_sync(alive_nodes, self._ray, abandon_on_cancel=True))
         async with trio.open_nursery() as nursery:
             for node in nodes:
                 nursery.start_soon(start, node)
@@ -198,9 +150,25 @@ class _Supervisor:
         return usable(nodes, with_slots_only=self._fleet.autoscaling)
 
     async def _start(self, node: RayNode, members: Members) -> None:
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
         self._names[node.id] = node.name
-        actor = (
+        try:
+            with trio.fail_after(self._fleet.start_timeout):
+                await trio.to_thread.run_sync(self._start_process, node, abandon_on_cancel=True)
+                (answer,) = decode_all(await result(self._actors[node.id].start.remote()))
+        except trio.TooSlowError as exc:
+            raise FleetError(f"node {node.name} did not start within {self._fleet.start_timeout:g} s") from exc
+        except self._ray.exceptions.RayError as exc:
+            raise FleetError(f"node {node.name} did not start: {exc}") from exc
+        if isinstance(answer, Failure):
+            answer.error.add_note(f"on node {node.name}")
+            raise answer.error
+        where: NodeAddress = answer.value
+        await members.join(where, node.slots)
+
+    def _start_process(self, node: RayNode) -> None:
+        """Have a process of ours on a node. It blocks: Ray's head is asked whether its name is free."""
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        self._actors[node.id] = (
             self._ray.remote(NodeProcess)
             .options(
                 name=f"{node.id}:{self._user}",
@@ -212,19 +180,6 @@ class _Supervisor:
             )
             .remote(node.name, node.address, self._config, self._fleet)
         )
-        self._actors[node.id] = actor
-        try:
-            with trio.fail_after(self._fleet.start_timeout):
-                (answer,) = decode_all(await result(actor.start.remote()))
-        except trio.TooSlowError as exc:
-            raise FleetError(f"node {node.name} did not start within {self._fleet.start_timeout:g} s") from exc
-        except self._ray.exceptions.RayError as exc:
-            raise FleetError(f"node {node.name} did not start: {exc}") from exc
-        if isinstance(answer, Failure):
-            answer.error.add_note(f"on node {node.name}")
-            raise answer.error
-        where: NodeAddress = answer.value
-        await members.join(where, node.slots)
 
     async def watch(self, members: Members) -> None:
         """Look which nodes there are, until cancelled: have those that are new join, and say which are gone. Tell Ray who waits."""
@@ -236,7 +191,7 @@ class _Supervisor:
                 try:
                     await self._look(members, nursery)
                     answers = True
-                except self._ray.exceptions.RayError as exc:
+                except self._failures as exc:
                     if answers:
                         _log.warning("Ray does not answer, and sandboxes that are open go on: %s", exc)
                     answers = False
@@ -256,7 +211,7 @@ class _Supervisor:
                 nursery.start_soon(self._explain, self._actors[node_id], failure)
         if self._fleet.autoscaling or any(node.slots is not None for node in nodes):
             there = [node.id for node in nodes if members.has_joined(node.name)]
-            await trio.to_thread.run_sync(self._demands.tell, there, members.wants())
+            await trio.to_thread.run_sync(self._demands.tell, there, members.wants(), abandon_on_cancel=True)
 
     async def _explain(self, actor: Any, failure: NodeLostError) -> None:
         """Have a node's failure say what Ray knows of the end of our process there: that it was killed for want of memory, for instance."""
@@ -270,30 +225,49 @@ class _Supervisor:
     async def _join_later(self, node: RayNode, members: Members) -> None:
         try:
             await self._start(node, members)
-        except (SandboxError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with one node, the fleet goes on
             _log.warning("node %s has joined Ray, and no sandboxes can be opened there: %s", node.name, exc)
 
     async def stop(self) -> None:
         """Have all processes end, and kill those that do not. Nobody waits any more."""
+        if not self._ray.is_initialized():
+            return  # somebody has called ray.shutdown(), which ends them
         with trio.move_on_after(_END_PATIENCE, shield=True):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_end)
                 for actor in self._actors.values():
                     nursery.start_soon(self._stop, actor)
+        with trio.move_on_after(_END_PATIENCE, shield=True):
+            await trio.to_thread.run_sync(self._kill_all, abandon_on_cancel=True)
+
+    def _kill_all(self) -> None:
+        """It blocks: Ray's head is asked."""
         for actor in self._actors.values():
-            self._ray.kill(actor)
+            try:
+                self._ray.kill(actor)
+            except self._failures as exc:
+                _log.warning("Ray did not end a node's process, and does when the program ends: %s", exc)
 
     async def _tell_end(self) -> None:
         try:
             await trio.to_thread.run_sync(self._demands.tell, (), (), abandon_on_cancel=True)
-        except self._ray.exceptions.RayError as exc:
+        except self._failures as exc:
             _log.warning("Ray was not told that nobody waits any more, and is when the program ends: %s", exc)
 
     async def _stop(self, actor: Any) -> None:
         try:
             await result(actor.stop.remote())
-        except self._ray.exceptions.RayError as exc:
+        except self._failures as exc:
             _log.debug("a node's process was gone already: %s", exc)
+
+
+def _check_address(address: object) -> None:
+    if address is None:
+        return
+    if not isinstance(address, str):
+        raise TypeError(f"`address` must be str or None, not {address!r:.100}")
+    if not address.strip():
+        raise ValueError(f"`address` must be that of Ray's cluster, 'auto' or None, not {address!r}")
 
 
 @open_block
@@ -310,27 +284,31 @@ async def open_ray_host(
 
     Args:
       address: Of Ray's cluster, "auto" for the one of this machine; None: the one that this program is connected to already, or
-        else one of its own, which ends with the block.
+        else one of its own, which ends with the block. Fleets that are open at the same time share one connection, which
+        ends with the last of them.
       config: How the host of each node works; the default is `HostConfig()`. `HostConfig.progress` is
         called here, with the node's name in each stage, for each stage once a second at most.
       fleet: How the fleet works; the default is `FleetConfig()`.
 
     Raises:
       ModuleNotFoundError: if the extra ``ray`` is not installed; nothing was started.
-      TypeError: if *config* or *fleet* is something else; nothing was started.
-      ValueError: if this program is connected to Ray already, and *address* is given; nothing was started.
+      TypeError, ValueError: if an argument is something else, or can't be used on a fleet; nothing was started.
+      OSError: if `HostConfig.ca_certificates` can't be read; nothing was started.
+      ValueError: if this program is connected to Ray already, and *address* is another; nothing was started.
       FleetError: if Ray can't be started or connected to, or no node starts in time.
       Exception: what `open_host` raises on the nodes, if it does so on all of them; where it does so on some, a warning is logged.
 
     """
-    config, fleet = config or HostConfig(), fleet or FleetConfig()
+    _check_address(address)
+    config = HostConfig() if config is None else config
+    fleet = FleetConfig() if fleet is None else fleet
     if not isinstance(config, HostConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`config` must be a HostConfig, not {config!r:.100}")
     if not isinstance(fleet, FleetConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`fleet` must be a FleetConfig, not {fleet!r:.100}")
+    there = host_there(config)
     ray = import_ray()
-    there = attrs.evolve(config, progress=HostConfig().progress)
-    async with _connected(ray, address):
+    async with connected(ray, address):
         supervisor = _Supervisor(ray, there, fleet)
         try:
             async with open_fleet(config, fleet) as (host, members):
