@@ -49,6 +49,36 @@ def test_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert _fleet.table([]) == "no fleet has a node on this cluster"
 
 
+def test_what_nodes_say_does_no_harm_to_a_terminal_or_to_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of hosts, images and files are whatever somebody has called them."""
+    bad = "\x1b[2J\nfeigned"
+    host = LocalHost().statistics()
+    saved = SavedSandbox(name=bad, problem=bad), SavedSandbox(name="a", image=bad, memory_mib=1, vcpus=1)
+    told = [
+        NodeReport(bad, host, draining=False, templates=(TemplateReport(bad, bad, 256, 1),), saved=saved),
+        NodeReport("silent", None, draining=False, problem=f"does not answer{bad}"),
+        NodeReport("unsure", host, draining=False, problem="can't say what its cache has: no permission"),
+    ]
+    monkeypatch.setattr(_fleet, "read_reports", lambda _: told)
+    assert _fleet.fleet(build_parser().parse_args(["fleet", "status"])) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert not [line for line in out.splitlines() if line.startswith("feigned")]
+    assert out.count("\\x1b[2J feigned") == 8
+    assert "silent                           does not answer\\x1b[2J feigned\n" in out
+    assert "unsure has\n  can't say what its cache has: no permission\n" in out
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "soon"])
+def test_a_timeout_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["fleet", "drain", "one", "--timeout", text])
+    assert "is not a number of seconds from 0" in capsys.readouterr().err
+    assert build_parser().parse_args(["fleet", "drain", "one", "--timeout", "0"]).timeout == 0
+
+
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(_fleet, "read_reports", reports)
     assert _fleet.fleet(build_parser().parse_args(["fleet", "status", "--json"])) == 0

@@ -85,6 +85,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def patience(text: str) -> float:
+    """Read a number of seconds to wait, which may be 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return value
+
+
 def address(text: str) -> tuple[str, int]:
     """Read where to listen: a port, of 127.0.0.1, or an address, a colon and a port."""
     host, colon, port = text.rpartition(":")

@@ -9,7 +9,7 @@ import attrs
 from .._errors import SandboxError
 from ..fleet import NodeReport, drain_node, read_reports
 from ._json import print_facts, print_json
-from ._report import complain, complain_about
+from ._report import complain, complain_about, one_line
 
 
 def fleet(options: argparse.Namespace) -> int:
@@ -42,26 +42,33 @@ def table(reports: list[NodeReport]) -> str:
         return "no fleet has a node on this cluster"
     lines = [f"{'NODE':<32} {'STATE':<10} {'SANDBOXES':>9} {'WAITING':>8} {'MEMORY (MiB)':>16} {'VCPUS':>9}"]
     for report in reports:
+        name = one_line(report.name)
         if report.host is None:
-            lines.append(f"{report.name:<32} ended")
+            lines.append(f"{name:<32} {one_line(report.problem) or 'ended'}")
             continue
         used = report.host.admission
         state = "draining" if report.draining else "open"
         memory = f"{used.memory_mib_reserved} of {used.memory_mib_budget}"
         vcpus = f"{used.vcpus_reserved} of {used.vcpu_budget}"
         sandboxes, waiting = report.host.sandboxes_open, used.tasks_waiting
-        lines.append(f"{report.name:<32} {state:<10} {sandboxes:>9} {waiting:>8} {memory:>16} {vcpus:>9}")
-    stored = {report.name: _stored(report) for report in reports}  # programs on one node share its cache
+        lines.append(f"{name:<32} {state:<10} {sandboxes:>9} {waiting:>8} {memory:>16} {vcpus:>9}")
+    stored = {one_line(report.name): _stored(report) for report in reports}  # programs on one node share its cache
     lines += [line for name, things in stored.items() if things for line in ("", f"{name} has", *things)]
     return "\n".join(lines)
 
 
 def _stored(report: NodeReport) -> list[str]:
     """Give a line for each template and saved sandbox of a node."""
+    if report.host is not None and report.problem:
+        return [f"  {one_line(report.problem)}"]
     return [
-        f"  template {each.key:<24} {each.image:<16} {each.memory_mib:>6} MiB {each.vcpus:>3} vCPU"
+        f"  template {one_line(each.key):<24} {_describe(each.image, each.memory_mib, each.vcpus)}"
         for each in report.templates
     ] + [
-        f"  saved    {each.name:<24} {each.problem or f'{each.image:<16} {each.memory_mib:>6} MiB {each.vcpus:>3} vCPU'}"
+        f"  saved    {one_line(each.name):<24} {one_line(each.problem) or _describe(each.image, each.memory_mib, each.vcpus)}"
         for each in report.saved
     ]
+
+
+def _describe(image: str, memory_mib: int, vcpus: int) -> str:
+    return f"{one_line(image):<16} {memory_mib:>6} MiB {vcpus:>3} vCPU"

@@ -20,6 +20,7 @@ from ._arguments import (
     guest_directory,
     image_name,
     measures,
+    patience,
     seconds,
     upload,
     variable,
@@ -393,7 +394,7 @@ def _fill_fleet(fleet: argparse.ArgumentParser) -> None:
     )
     drain.add_argument("node", metavar="NODE", help="the node's name, as `status` shows it")
     drain.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", help="then end the sandboxes that are left (default: wait)"
+        "--timeout", type=patience, metavar="SECONDS", help="then end the sandboxes that are left (default: wait)"
     )
     add_json(drain)
 

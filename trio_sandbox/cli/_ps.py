@@ -13,7 +13,7 @@ import attrs
 from .._errors import SandboxError
 from ..machines import RunningSandbox, kill_sandbox, running_sandboxes
 from ._json import open_rows, print_json
-from ._report import complain, complain_about, printable
+from ._report import complain, complain_about, one_line
 
 _HEADER = ("ID", "IMAGE", "STATE", "AGE", "MEMORY", "ACCELERATOR", "OWNER", "COMMAND")
 #: Seconds in a unit, and up to how many seconds it is used.
@@ -46,13 +46,13 @@ def table(sandboxes: Sequence[RunningSandbox], now: float, columns: int | None =
         *(
             (
                 sandbox.id,
-                _one_line(sandbox.image),
+                one_line(sandbox.image),
                 sandbox.state,
                 age(now - sandbox.opened),
                 f"{sandbox.memory_mib} MiB",
-                _one_line(sandbox.accelerator),
+                one_line(sandbox.accelerator),
                 "-" if sandbox.owner_pid is None else str(sandbox.owner_pid),
-                _one_line(sandbox.owner_command) or "-",
+                one_line(sandbox.owner_command) or "-",
             )
             for sandbox in sandboxes
         ),
@@ -68,10 +68,6 @@ def age(seconds: float) -> str:
         if seconds < below:
             return f"{max(seconds, 0) // unit:.0f} {name}"
     return f"{seconds // _DAY:.0f} d"
-
-
-def _one_line(text: str) -> str:
-    return printable(text.replace("\n", " "))
 
 
 def kill(options: argparse.Namespace) -> int:

@@ -40,6 +40,11 @@ def printable(text: str) -> str:
     return _INDENT.join(escape(line.expandtabs()) for line in lines)
 
 
+def one_line(text: str) -> str:
+    """Make *text* fit to be shown on a terminal, in one line."""
+    return printable(text.replace("\n", " "))
+
+
 def _describe(exc: BaseException) -> str:
     return str(exc) or repr(exc)
 

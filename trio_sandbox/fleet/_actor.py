@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from .._config import HostConfig
-from .._errors import NodeLostError
+from .._errors import NodeLostError, SandboxError
 from .._observe import part_logger
 from ..host import Host, HostStatistics, open_host
 from ..image import default_cache_directory
@@ -115,15 +115,15 @@ class NodeProcess:
     def status(self) -> NodeReport:
         """Return what the node is like now."""
         host = None if self._node is None or self._ended.is_set() else self._call(self._node.statistics)
+        report = NodeReport(self._name, host, self._node is not None and self._node.draining)
         cache = self._config.cache_dir or default_cache_directory()
-        templates = TemplateStore(cache, budget_mib=self._config.template_budget_mib).list()
-        return NodeReport(
-            self._name,
-            host,
-            self._node is not None and self._node.draining,
-            tuple(TemplateReport(each.key, each.image, each.memory_mib, each.vcpus) for each in templates),
-            saved_sandboxes(cache),
-        )
+        try:
+            templates = TemplateStore(cache, budget_mib=self._config.template_budget_mib).list()
+            saved = saved_sandboxes(cache)
+        except (SandboxError, OSError) as exc:
+            return attrs.evolve(report, problem=f"can't say what its cache has: {exc}")
+        described = tuple(TemplateReport(each.key, each.image, each.memory_mib, each.vcpus) for each in templates)
+        return attrs.evolve(report, templates=described, saved=saved)
 
     def drain(self, seconds: float | None) -> int:
         """Open no more sandboxes, wait until there are none, and end the node; past the deadline with those that are left.
@@ -191,10 +191,12 @@ class NodeReport:
     name: str
     """What it is called."""
     host: HostStatistics | None
-    """Numbers about its host; None: it has ended."""
+    """Numbers about its host; None: it has ended, or does not say."""
     draining: bool
     """Whether it opens no more sandboxes."""
     templates: tuple[TemplateReport, ...] = ()
     """What is in its cache: templates, the one that was used last first."""
     saved: tuple[SavedSandbox, ...] = ()
     """Sandboxes that were saved there, by name."""
+    problem: str = ""
+    """What it does not say of this, and why; "" if it says all."""
