@@ -145,8 +145,9 @@ async def test_listing_and_removing(tmp_path: Path) -> None:
         assert os.listdir(tmp_path / "one" / "saved") == []
 
 
-async def test_a_name_that_is_taken_on_another_node(tmp_path: Path) -> None:
-    save(tmp_path / "two", "mine", created=1.0)
+@pytest.mark.parametrize("created", [1.0, 4e9], ids=["earlier", "by a clock that is ahead"])
+async def test_a_name_that_is_taken_on_another_node(created: float, tmp_path: Path) -> None:
+    save(tmp_path / "two", "mine", created=created)
     one = SiteHost(directory=tmp_path, cache=tmp_path / "0", memory_mib=20_000)
     async with open_fake_fleet("one", "two", one=one, two=LocalHost(cache=tmp_path / "two")) as fleet:
         async with fleet.host.open_sandbox() as sandbox:
@@ -157,6 +158,25 @@ async def test_a_name_that_is_taken_on_another_node(tmp_path: Path) -> None:
             assert one.sites[0].named.names() == ["mine"]
         found = await fleet.host.saved_sandboxes()
         assert {node: [saved.name for saved in each] for node, each in found.items()} == {"one": ["mine"], "two": []}
+
+
+async def test_what_is_replaced_and_could_not_be_asked_for_is_no_reason_not_to_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = SiteHost(directory=tmp_path, cache=tmp_path / "0", memory_mib=20_000)
+
+    async def fail(_: str) -> None:
+        await trio.lowlevel.checkpoint()
+        raise OSError(5, "Input/output error")
+
+    async with open_fake_fleet("one", "two", one=one) as fleet:
+        fleet.nodes["two"].node._stock._operations["find"] = fail  # pyright: ignore[reportPrivateUsage]
+        async with fleet.host.open_sandbox() as sandbox:
+            with pytest.raises(OSError, match="Input/output error"):
+                await sandbox.save("mine")
+            await sandbox.save("mine", replace=True)
+            assert one.sites[0].named.names() == ["mine"]
+    assert "saved sandboxes 'mine' of other nodes are not removed" in caplog.text
 
 
 async def test_replacing_on_a_disk_that_nodes_share(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class FakeLauncher:
             memory_file=directory / "memory",
             memory_mib=MEMORY_MIB,
         )
-        return Snapshot(directory, config, SavedState(directory / "devices", b"m" * 16), 0.0)
+        return Snapshot(directory, config, SavedState(directory / "devices", os.urandom(16)), 0.0)
 
     @asynccontextmanager
     async def open_restored(

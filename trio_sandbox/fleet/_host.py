@@ -206,8 +206,7 @@ class FleetHost:
             background=self._background,
             open_child=open_child,
             hold_shares=lambda count: self._members.shares(client, config, count),
-            check_free=lambda name: self._saved.check_free(name, besides=client.name),
-            remove_older=lambda name: self._saved.remove_older(name, besides=client.name),
+            saving=lambda name, replace: self._saved.saving(name, on=client.name, replace=replace),
             id=observed.id,
         )
         observed.tell_node(client.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final, Generic, TypeVar, final
@@ -46,8 +46,7 @@ class RemoteLife(Generic[Child]):
       background: Where requests go on that nobody waits for.
       open_child: Makes the sandbox of a copy of this one.
       hold_shares: Notes, for a block, that the node has so many sandboxes like this one more.
-      check_free: Refuses the name of what was saved on another node.
-      remove_older: Removes what was saved on other nodes under a name that is this one's now.
+      saving: Has it saved under a name, in place of what others have or not, in a block.
       id: The sandbox's own.
 
     """
@@ -65,8 +64,7 @@ class RemoteLife(Generic[Child]):
         background: trio.Nursery,
         open_child: Callable[[Services, Opened, Gateway], AbstractAsyncContextManager[Child]],
         hold_shares: Callable[[int], AbstractAsyncContextManager[None]],
-        check_free: Callable[[str], Awaitable[object]],
-        remove_older: Callable[[str], Awaitable[object]],
+        saving: Callable[[str, bool], AbstractAsyncContextManager[None]],
         id: str,  # noqa: A002 - that is what it is
     ) -> None:
         self.slot: Slot = Slot(machine, id)
@@ -84,8 +82,7 @@ class RemoteLife(Generic[Child]):
         self._background = background
         self._open_child = open_child
         self._hold_shares = hold_shares
-        self._check_free = check_free
-        self._remove_older = remove_older
+        self._saving = saving
         self._changing = trio.Lock()
         self._checkpoints: Checkpoints[int] = Checkpoints()
         self._status: Status = opened.status
@@ -206,12 +203,8 @@ class RemoteLife(Generic[Child]):
         """What `Sandbox.save` does: in the node's cache directory."""
         self.slot.home.check("saving")
         check_template_name(name)
-        if not replace:
-            await self._check_free(name)
-        async with self._awake("saving"):
+        async with self._saving(name, replace), self._awake("saving"):
             await self._ask("save", name, replace)
-        if replace:
-            await self._remove_older(name)
 
     @asynccontextmanager
     async def fork(self, count: int) -> AsyncGenerator[tuple[Child, ...]]:

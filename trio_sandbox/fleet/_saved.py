@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, final
 
@@ -81,30 +82,43 @@ class SavedSandboxes:
         nodes = frozenset(node for node, saved in known.items() if saved.marker == newest.marker)
         return Located(newest, nodes, frozenset(known) - nodes)
 
-    async def check_free(self, name: str, *, besides: str) -> None:
-        """Refuse a name that is taken on another node than *besides*, which looks by itself.
+    @asynccontextmanager
+    async def saving(self, name: str, *, on: str, replace: bool) -> AsyncGenerator[None]:
+        """Have something saved as *name* on a node in the block; what other nodes have of that name is refused before, or removed after.
+
+        What was there before is known by its marker: clocks of nodes differ. Failing to remove it is no reason to say that nothing was saved.
 
         Raises:
-          TemplateExistsError: if it is.
+          TemplateExistsError: if another node has that name, and nothing is to be replaced.
 
         """
-        others = [client for client in self._clients() if client.name != besides]
-        found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=[], clients=others)
-        if taken := sorted(node for node, saved in found.items() if saved is not None):
+        others = [client for client in self._clients() if client.name != on]
+        try:
+            found = await self._find_on(others, name)
+        except (SandboxError, OSError) as exc:
+            if not replace:
+                raise
+            _log.warning("saved sandboxes %r of other nodes are not removed: %s", name, exc)
+            found = {}
+        if found and not replace:
             raise TemplateExistsError(
-                f"there is a saved sandbox {name!r} on node {taken[0]} already; choose another name, say replace=True, or "
+                f"there is a saved sandbox {name!r} on node {min(found)} already; choose another name, say replace=True, or "
                 f"remove it with `await host.remove_saved_sandbox({name!r})`"
             )
+        yield
+        if found:
+            await self._remove_all(name, {saved.marker for saved in found.values()}, others)
 
-    async def remove_older(self, name: str, *, besides: str) -> None:
-        """Remove what other nodes have of a name that was just saved on one. Failing is no reason to say that it was not saved."""
+    async def _find_on(self, clients: Iterable[NodeClient], name: str) -> dict[str, NamedTemplate]:
+        found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=[], clients=clients)
+        return {node: saved for node, saved in found.items() if saved is not None}
+
+    async def _remove_all(self, name: str, markers: Container[bytes], clients: Sequence[NodeClient]) -> None:
         try:
-            found: dict[str, NamedTemplate | None] = await self._ask_all("find", name, failures=[])
-            newest = found.get(besides)
-            for client in self._clients():
-                older = found.get(client.name)
-                if newest is not None and older is not None and older.created < newest.created:
-                    await client.request(Call("remove", (name, older.marker)), "removing what was saved anew elsewhere")
+            found = await self._find_on(clients, name)  # it may have been brought to others meanwhile
+            for client in clients:
+                if (saved := found.get(client.name)) is not None and saved.marker in markers:
+                    await client.request(Call("remove", (name, saved.marker)), "removing what was saved anew elsewhere")
         except (SandboxError, OSError) as exc:
             _log.warning("an older saved sandbox %r may be left on a node: %s", name, exc)
 
