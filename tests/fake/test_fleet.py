@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -15,6 +17,7 @@ from tests._leaks import nothing_left, wait_until
 from trio_sandbox import (
     CapacityError,
     DrainingError,
+    FleetError,
     HostConfig,
     Image,
     ImageBuildError,
@@ -27,11 +30,16 @@ from trio_sandbox import (
     WarmupError,
     WrongNodeError,
 )
+from trio_sandbox._metadata import version
 from trio_sandbox.fleet import FleetConfig, _keeper, _machine
+from trio_sandbox.fleet._actor import NodeProcess
 from trio_sandbox.fleet._client import NodeClient
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._lease import Lease
 from trio_sandbox.fleet._links import connect
+from trio_sandbox.fleet._messages import decode_all
+from trio_sandbox.fleet._node import serve_node
+from trio_sandbox.fleet._stock import Stock
 from trio_sandbox.sandbox import Sandbox
 
 from ._fleet import FakeNode, Fleet, LocalHost, open_fake_fleet, start_node
@@ -424,6 +432,33 @@ async def test_nobody_is_there() -> None:
             with pytest.raises(LinkError, match=r"to node one, at 127\.0\.0\.1, port .*: .*Connection refused"):
                 await members.join(attrs.evolve(node.address, port=port))
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("address", ["localhost", "192.0.2.1", "2001:db8::1", "::1"])
+async def test_a_node_listens_whatever_ray_calls_its_address(address: str) -> None:
+    """A name, an address that its machine does not have itself, as behind NAT, and one of either kind."""
+    if ":" in address and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    async with trio.open_nursery() as nursery, open_fake_fleet() as fleet:
+        host = LocalHost()
+        stock = Stock(host.cache, host.images, host.directory, host.check, host.notes)
+        serve = partial(serve_node, host, stock, host.notes, "one", address=address, lease=4, patience=30)
+        where, _ = await nursery.start(serve)
+        assert where.host == address
+        reached = {"192.0.2.1": "127.0.0.1", "2001:db8::1": "::1"}.get(address, address)
+        await fleet.members.join(attrs.evolve(where, host=reached))
+        assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+def test_a_node_with_another_version_of_the_library_says_so() -> None:
+    process = NodeProcess("0.0.1", "one", "127.0.0.1", HostConfig(), FleetConfig())
+    (answer,) = decode_all(process.start())
+    assert isinstance(answer.error, FleetError)
+    assert str(answer.error) == (
+        f"node one has version {version()} of trio-sandbox, and this program has 0.0.1: install the same on both"
+    )
+    assert process.drain(None) == 0
+    process.stop()
 
 
 # --- Bounds ---

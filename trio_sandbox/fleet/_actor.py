@@ -10,7 +10,8 @@ import attrs
 import trio
 
 from .._config import HostConfig
-from .._errors import NodeLostError, SandboxError
+from .._errors import FleetError, NodeLostError, SandboxError
+from .._metadata import version
 from .._observe import part_logger
 from ..host import Host, HostStatistics, open_host
 from ..image import default_cache_directory
@@ -35,6 +36,7 @@ class NodeProcess:
     """What Ray runs on each node: an actor, whose methods are called in other threads than the one that Trio runs in.
 
     Args:
+      program_version: That of the library in the program: here it must be the same, or the two would not understand each other.
       name: What to call the node.
       address: Where it is to listen.
       config: How its host works.
@@ -42,7 +44,7 @@ class NodeProcess:
 
     """
 
-    def __init__(self, name: str, address: str, config: HostConfig, fleet: FleetConfig) -> None:
+    def __init__(self, program_version: str, name: str, address: str, config: HostConfig, fleet: FleetConfig) -> None:
         self._name = name
         self._address = address
         self._config = config
@@ -56,7 +58,14 @@ class NodeProcess:
         self._started = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trio-sandbox", daemon=True)
-        self._thread.start()
+        if program_version == version():
+            self._thread.start()
+            return
+        self._failure = FleetError(
+            f"node {name} has version {version()} of trio-sandbox, and this program has {program_version}: install the same on both"
+        )
+        self._started.set()
+        self._ended.set()
 
     def _run(self) -> None:
         try:

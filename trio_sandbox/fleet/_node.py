@@ -6,6 +6,7 @@ thing, and what is kept, a sandbox or copies of one, is kept until its stream en
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
@@ -303,6 +304,20 @@ class Node:
             await trio.sleep(_LOOK)
 
 
+async def _listen(address: str) -> trio.SocketListener:
+    """Listen where the user reaches this machine; everywhere, if the machine itself does not know that address, as behind NAT."""
+    try:
+        listener, *others = await trio.open_tcp_listeners(0, host=address)
+    except OSError as exc:
+        if exc.errno != errno.EADDRNOTAVAIL:
+            raise
+        everywhere = "::" if ":" in address else "0.0.0.0"
+        listener, *others = await trio.open_tcp_listeners(0, host=everywhere)
+    for other in others:  # of a name with several addresses, which all have other ports
+        await other.aclose()
+    return listener
+
+
 async def serve_node(
     host: NodeHost,
     stock: Stock,
@@ -321,7 +336,7 @@ async def serve_node(
       stock: What is on its disk.
       notes: What its long work says.
       name: What to call this node.
-      address: Where to listen: an address of this machine that the user reaches.
+      address: Where the user reaches this machine.
       lease: See `FleetConfig.lease`.
       patience: Seconds for the user to come.
       task_status: Told where the node is, and what it is like.
@@ -333,8 +348,7 @@ async def serve_node(
     identity = make_identity()
     watch = Lease(lease)
     node = Node(host, stock, notes, watch)
-    (listener,) = await trio.open_tcp_listeners(0, host=address)
-    async with listener:
+    async with await _listen(address) as listener:
         port = listener.socket.getsockname()[1]
         with hide_nursery("serve_node()"):
             async with trio.open_nursery() as handlers:

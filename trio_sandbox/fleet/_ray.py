@@ -17,6 +17,7 @@ import trio
 from .._config import HostConfig
 from .._entries import open_block
 from .._errors import FleetError, NodeLostError
+from .._metadata import version
 from .._nurseries import hide_nursery
 from .._observe import part_logger
 from ._actor import NodeProcess
@@ -178,7 +179,7 @@ class _Supervisor:
                 max_concurrency=_CONCURRENCY,
                 scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node.id, soft=False),
             )
-            .remote(node.name, node.address, self._config, self._fleet)
+            .remote(version(), node.name, node.address, self._config, self._fleet)
         )
 
     async def watch(self, members: Members) -> None:
