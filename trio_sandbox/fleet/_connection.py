@@ -94,7 +94,7 @@ class _Connection:
             """Be connected until told to leave. Ray's processes die with the thread that has started them: it must not end before."""
             try:
                 ray.init(address=address or "local", log_to_driver=False, namespace=NAMESPACE, **options)
-            except BaseException as exc:  # noqa: BLE001 - raised where it belongs
+            except BaseException as exc:  # noqa: ASYNC103, BLE001 - of a thread of its own; raised where it belongs
                 failures.append(exc)
             connected.set()
             if not failures:
