@@ -224,7 +224,7 @@ def test_what_can_be_reckoned_with(status: NodeStatus, sound: bool) -> None:
 async def test_news_that_nobody_asked_for_are_not_kept_for_ever() -> None:
     async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox() as sandbox:
         (keeper,) = fleet.nodes["one"].node._keepers.values()  # pyright: ignore[reportPrivateUsage]
-        status = keeper.status()
+        status = keeper.opened().status
         for number in range(1000, 2000):
             await keeper._tell(attrs.evolve(status, sandbox=number))  # pyright: ignore[reportPrivateUsage]
         await sandbox.run("1")

@@ -122,10 +122,10 @@ async def test_ray_that_fails_and_then_says_that_a_node_is_gone(
             ]
             ray.answers = True
             await wait_until(lambda: hasattr(fleet.members.failure("one"), "__notes__"))
-        failure = fleet.members.failure("one")
-        assert str(failure) == "node one is lost: Ray says that it is gone"
-        assert failure is not None
-        assert failure.__notes__ == ["Ray says of our process there: it was killed for want of memory"]
+        lost = fleet.members.failure("one")
+        assert str(lost) == "node one is lost: Ray says that it is gone"
+        assert lost is not None
+        assert lost.__notes__ == ["Ray says of our process there: it was killed for want of memory"]
         await fleet.nodes["one"].node.left.wait()
         nursery.cancel_scope.cancel()
 

@@ -61,7 +61,11 @@ def test_what_nodes_say_does_no_harm_to_a_terminal_or_to_the_table(
         NodeReport("silent", None, draining=False, problem=f"does not answer{bad}"),
         NodeReport("unsure", host, draining=False, problem="can't say what its cache has: no permission"),
     ]
-    monkeypatch.setattr(_fleet, "read_reports", lambda _: told)
+
+    def read(address: str) -> list[NodeReport]:
+        return told
+
+    monkeypatch.setattr(_fleet, "read_reports", read)
     assert _fleet.fleet(build_parser().parse_args(["fleet", "status"])) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out

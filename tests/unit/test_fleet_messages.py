@@ -61,10 +61,8 @@ def test_text_and_numbers_of_somebodys_own_kind_arrive_as_what_they_are() -> Non
     message = Open(Image(_Name.PYTHON), config, _Name.PYTHON)
     (there,) = decode_all(encode(message))
     assert there == message
-    kinds = [
-        type(each) for each in (there.template, there.image.name, there.config.memory_mib, there.config.reclaim_after)
-    ]
-    assert kinds == [str, str, int, float]
+    parts = there.template, there.image.name, there.config.memory_mib, there.config.reclaim_after
+    assert [type(part).__name__ for part in parts] == ["str", "str", "int", "float"]
 
 
 class _Call:

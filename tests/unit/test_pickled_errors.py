@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import trio_sandbox.image  # noqa: F401 - some errors are of one module only
 from trio_sandbox import RunResult, SandboxError
 from trio_sandbox.fleet._messages import Failure, decode_all, encode
 
@@ -43,7 +42,7 @@ def example(kind: type[SandboxError]) -> SandboxError:
             arguments.append(value)
         elif parameter.kind is parameter.KEYWORD_ONLY:
             named[parameter.name] = value
-    return kind(*arguments, **named)  # type: ignore[call-arg, arg-type]
+    return kind(*arguments, **named)
 
 
 def by_pickle(error: Exception) -> Any:

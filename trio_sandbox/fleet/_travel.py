@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import attrs
 
 from .._config import HostConfig, SandboxConfig
@@ -51,7 +49,7 @@ def host_there(config: HostConfig) -> HostConfig:
     """
     find_proxy(config.proxy)
     read_trust(config.ca_certificates)
-    warm: Counter[tuple[AnyImage, SandboxConfig]] = Counter()
+    warm: dict[AnyImage | tuple[AnyImage, SandboxConfig], int] = {}
     for (image, sandbox), count in config.warm.items():
         check_travels(image)
         if isinstance(image, Image) and any(isinstance(step, FilesStep) for step in image.steps):
@@ -59,5 +57,6 @@ def host_there(config: HostConfig) -> HostConfig:
                 f"`warm` has {image!r:.200}, which nodes can't keep ready: they do not have the files of this machine. Nothing was "
                 "started; leave it out"
             )
-        warm[image, sandbox_there(sandbox)] += count
-    return attrs.evolve(config, progress=HostConfig().progress, warm=dict(warm))
+        key = image, sandbox_there(sandbox)
+        warm[key] = warm.get(key, 0) + count
+    return attrs.evolve(config, progress=HostConfig().progress, warm=warm)
