@@ -91,12 +91,13 @@ if TYPE_CHECKING:
     )
     from .host import (
         Host as Host,
-        HostStatistics as HostStatistics,
         open_host as open_host,
         open_sandbox as open_sandbox,
     )
     from .machines import (
         AdmissionStatistics as AdmissionStatistics,
+        HostStatistics as HostStatistics,
+        MemoryStatistics as MemoryStatistics,
         SavedSandbox as SavedSandbox,
         WarmStatistics as WarmStatistics,
         remove_saved_sandbox as remove_saved_sandbox,

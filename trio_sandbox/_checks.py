@@ -32,6 +32,18 @@ def whole_number(lowest: int, highest: int | None = None, *, unit: str = "") -> 
     return check
 
 
+def number(lowest: float, highest: float) -> Check[float]:
+    """Make a check for numbers from *lowest* to *highest*, whole or not; True and False are none, and NaN is not between any."""
+
+    def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`{attribute.name}` must be a number, not {_show(value)}")
+        if not lowest <= value <= highest:
+            raise ValueError(f"`{attribute.name}` must be from {lowest:g} to {highest:g}, not {_show(value)}")
+
+    return check
+
+
 def check_seconds(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     """Check for a positive number of seconds; `math.inf` is one."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -17,6 +17,7 @@ from ._checks import (
     check_seconds,
     check_text,
     instance,
+    number,
     one_of,
     or_none,
     to_path,
@@ -63,7 +64,8 @@ class Timeouts:
     connect: float = _timeout(constants.CONNECT_TIMEOUT)
     """Until a connection from a guest to the outside is made; see `Network`."""
     admission: float = _timeout(constants.ADMISSION_TIMEOUT)
-    """How long a sandbox waits for memory or disk that other processes' sandboxes hold; see `HostConfig.memory_budget_mib`."""
+    """How long a sandbox waits for memory or disk that other processes' sandboxes hold, see `HostConfig.memory_budget_mib`, or for memory that is
+    tight, see `HostConfig.memory_overcommit`."""
     process_exit: float = _timeout(constants.PROCESS_EXIT_GRACE)
     """Between asking one of the host's processes to end and killing it."""
 
@@ -184,6 +186,14 @@ class HostConfig:
 
     All hosts of one user on this machine, in whatever processes, together take no more than those nine tenths, or than this host's own budget where
     that is larger: where others hold too much, `Host.open_sandbox` waits, for `Timeouts.admission` at most.
+    """
+    memory_overcommit: float = attrs.field(default=1.0, validator=number(1, constants.MAXIMUM_MEMORY_OVERCOMMIT))
+    """How many times the memory budget sandboxes may have together, for those that are idle most of the time: each counts with its RAM and
+    `constants.VM_OVERHEAD_MIB`, divided by this number. From 1 to `constants.MAXIMUM_MEMORY_OVERCOMMIT`.
+
+    Above 1 a guard watches the memory that is really left. While it is tight, no sandbox is opened or woken up: `Host.open_sandbox` waits, for
+    `Timeouts.admission` at most. If it gets short, or somebody waits, the host closes VMs of `warm`, and then puts idle sandboxes to sleep, the longest
+    idle first, as `SandboxConfig.hibernate_after` does: the next request wakes them up. 1: what sandboxes may have is there, and nothing is watched.
     """
     vcpu_budget: int | None = attrs.field(default=None, validator=or_none(whole_number(1)))
     """How many virtual CPUs all sandboxes together may have; None: `constants.VCPUS_PER_CORE` for each processor that we may use."""

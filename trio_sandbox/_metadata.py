@@ -86,12 +86,13 @@ PUBLIC: Final[dict[str, tuple[str, ...]]] = {
     ),
     "host": (
         "Host",
-        "HostStatistics",
         "open_host",
         "open_sandbox",
     ),
     "machines": (
         "AdmissionStatistics",
+        "HostStatistics",
+        "MemoryStatistics",
         "SavedSandbox",
         "WarmStatistics",
         "remove_saved_sandbox",

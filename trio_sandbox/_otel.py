@@ -40,6 +40,7 @@ INSTRUMENTS: Final[Mapping[str, Instrument]] = {
     "starts": Instrument("counter", "{start}", "Sandboxes that were started, or failed to"),
     "start.duration": Instrument("histogram", "s", "From the call until a sandbox can be used"),
     "admission.duration": Instrument("histogram", "s", "How long a sandbox waited for its share of the host"),
+    "memory.sleeps": Instrument("counter", "{sandbox}", "Idle sandboxes that were put to sleep for want of memory"),
     "sandboxes.open": Instrument("up_down_counter", "{sandbox}", "Sandboxes that are open"),
     "runs": Instrument("counter", "{run}", "Runs that have ended"),
     "run.duration": Instrument("histogram", "s", "From sending the code until its end"),

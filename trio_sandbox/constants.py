@@ -26,6 +26,9 @@ VM_OVERHEAD_MIB = 104
 #: How much of the memory that was available sandboxes may take, unless told otherwise. The rest is for our own process, the page
 #: cache and the neighbours: past the end of memory the kernel kills whom it likes.
 MEMORY_BUDGET_SHARE = 0.9
+#: The most that `HostConfig.memory_overcommit` can be. A sandbox of 256 MiB then counts with 12 MiB, a third of what an idle one has for itself, so
+#: what is really left decides alone.
+MAXIMUM_MEMORY_OVERCOMMIT = 32.0
 #: Virtual CPUs for each processor, unless told otherwise. They are threads: too many make all slower, but nothing fails, and most
 #: sandboxes idle most of the time.
 VCPUS_PER_CORE = 16

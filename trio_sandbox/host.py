@@ -30,21 +30,21 @@ from .image import (
 )
 from .machines import (
     Admission,
-    AdmissionStatistics,
     Dependents,
     Disks,
     HeldMachine,
     HostImages,
+    HostStatistics as HostStatistics,
     Launcher,
     LayerBuilder,
     Ledger,
+    MemoryGuard,
     NamedTemplate,
     NamedTemplateStore,
     ProgressLog,
     Roster,
     TemplateStore,
     WarmPool,
-    WarmStatistics,
     WarmVms,
     check_image as check_image,
     check_known,
@@ -68,21 +68,6 @@ from .qemu import (
     open_vm_manager,
 )
 from .sandbox import Lifecycle, LocalInstaller, ObservedSandbox, Sandbox
-
-
-@final
-@attrs.frozen
-class HostStatistics:
-    """Numbers about one host."""
-
-    sandboxes_open: int
-    """Sandboxes that are open now."""
-    sandboxes_opened: int
-    """Sandboxes opened since the host was opened."""
-    admission: AdmissionStatistics
-    """Memory and virtual CPUs: what is taken, what there is, and who waits."""
-    warm: WarmStatistics
-    """VMs of `HostConfig.warm`, which are kept ready."""
 
 
 @final
@@ -125,6 +110,7 @@ class Host:
             budget_mib=config.image_budget_mib,
         )
         self._warm = WarmPool(config.warm, self._admission, WarmVms(self._images.hold, launcher, config.timeouts))
+        self._guard = MemoryGuard(self._admission, self._warm.give_back, runtime.directory)
         self._open = self._opened = 0
         self._closed = False
 
@@ -296,7 +282,7 @@ class Host:
             try:
                 built, installer = self._images[image], LocalInstaller(self._images.installer(image))
                 timeouts, staging = self._config.timeouts, self._runtime.directory
-                with observed.body():
+                with observed.body(), self._guard.watch(lifecycle):
                     yield Sandbox(lifecycle.slot, image, config, timeouts, lifecycle, built, None, installer, staging)
             finally:
                 lifecycle.close()
@@ -456,6 +442,8 @@ async def open_host(config: HostConfig | None = None) -> AsyncGenerator[Host]:
                 async with open_services("open_host()") as services:
                     if config.warm:
                         await services.start(host._warm.serve)  # pyright: ignore[reportPrivateUsage]
+                    if config.memory_overcommit > 1:
+                        await services.start(host._guard.serve)  # pyright: ignore[reportPrivateUsage]
                     try:
                         yield host
                     finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from trio_sandbox import constants
-from trio_sandbox.machines._budget import Limit, cpu_limit, memory_limit
+from trio_sandbox.machines._budget import Limit, charge_mib, cpu_limit, memory_limit, memory_rooms
+from trio_sandbox.machines._memory import Room, Stalls
 
 GIB = 2**30
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -48,7 +50,7 @@ def share(mib: int) -> int:
 def test_without_control_groups_it_is_what_the_machine_has_left(root: Path) -> None:
     limit = memory_limit(root)
     assert limit.amount == share(10 * 1024)
-    assert "of 16384 MiB in the machine 10240 MiB were available" in limit.reason
+    assert "of 16384 MiB in the machine 10240 MiB were left" in limit.reason
 
 
 def test_version_2_any_group_above_ours_may_be_the_narrowest(root: Path) -> None:
@@ -106,6 +108,59 @@ def test_in_a_container_our_own_group_is_what_is_mounted(root: Path) -> None:
     for path in ("/elsewhere", "/../outside"):
         write(root, {"proc/self/cgroup": f"4:memory:{path}"})
         assert memory_limit(root).amount == share(2048)
+
+
+PRESSURE = "some avg10={some:.2f} avg60=0.00 avg300=0.00 total=1\nfull avg10={full:.2f} avg60=0.00 avg300=0.00 total=1"
+
+
+def test_stalls_are_those_of_the_machine_and_of_each_group(root: Path) -> None:
+    assert memory_rooms(root) == [Room("in the machine", 10 * GIB, 16 * GIB)], "this kernel does not tell"
+    write(
+        root,
+        {
+            "proc/pressure/memory": PRESSURE.format(some=2, full=1.5),
+            "proc/self/cgroup": "0::/outer/middle/ours",
+            "proc/self/mountinfo": V2_MOUNT,
+            "sys/fs/cgroup/outer/memory.max": 4 * GIB,
+            "sys/fs/cgroup/outer/memory.current": GIB,
+            "sys/fs/cgroup/outer/memory.pressure": PRESSURE.format(some=3, full=0),
+            # Without a limit of its own, what it waits for is that of the group above.
+            "sys/fs/cgroup/outer/middle/memory.max": "max",
+            "sys/fs/cgroup/outer/middle/memory.pressure": PRESSURE.format(some=40, full=10),
+            "sys/fs/cgroup/outer/middle/ours/memory.max": GIB,
+            "sys/fs/cgroup/outer/middle/ours/memory.current": GIB // 2,
+            "sys/fs/cgroup/outer/middle/ours/memory.pressure": PRESSURE.format(some=0, full=0),
+        },
+    )
+    assert memory_rooms(root) == [
+        Room("in the machine", 10 * GIB, 16 * GIB, Stalls(0.4, 0.1)),
+        Room("allowed by /sys/fs/cgroup/outer/middle/ours", GIB // 2, GIB, Stalls(0, 0)),
+        Room("allowed by /sys/fs/cgroup/outer", 3 * GIB, 4 * GIB, Stalls(0.4, 0.1)),
+    ]
+
+
+def test_a_kernel_that_was_told_not_to_count_stalls(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, {"proc/pressure/memory": PRESSURE.format(some=50, full=50)})
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: str) -> str:
+        if path.name == "memory" and path.parent.name == "pressure":
+            raise OSError(
+                errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)
+            )  # psi=0: the file is there, and can't be read
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert [room.stalls for room in memory_rooms(root)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "overcommit", "charge"),
+    [(256, 1, 360), (256, 1.0, 360), (256, 4, 90), (256, 7, 52), (128, 32, 8), (152, 1.5, 171)],
+)
+def test_a_sandbox_counts_with_a_part_of_what_it_may_have(memory_mib: int, overcommit: float, charge: int) -> None:
+    assert constants.VM_OVERHEAD_MIB == 104
+    assert charge_mib(memory_mib, overcommit) == charge
 
 
 def test_more_used_than_allowed_leaves_nothing(root: Path) -> None:

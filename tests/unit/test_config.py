@@ -31,6 +31,7 @@ WRONG_KINDS: dict[type, dict[str, tuple[tuple[object, ...], str]]] = {
         "require_hardware": (FLAGS, "must be True or False, not "),
         "confinement": ((), ""),
         "memory_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
+        "memory_overcommit": ((True, "2", None, [2], 1j), "must be a number, not "),
         "vcpu_budget": ([x for x in WHOLE if x is not None], "must be a whole number, not "),  # type: ignore[dict-item]
         "disk_budget_mib": ([x for x in WHOLE if x is not None], "must be a whole number of MiB, not "),  # type: ignore[dict-item]
         "build_images": (FLAGS, "must be True or False, not "),
@@ -74,6 +75,10 @@ OUT_OF_RANGE = [
     (HostConfig, "confinement", True, "must be 'best' or 'require', not True"),
     (HostConfig, "cgroup", "best", "must be 'auto', 'off' or the absolute path of a control group, not 'best'"),
     (HostConfig, "memory_budget_mib", 0, "must be at least 1 MiB, not 0"),
+    (HostConfig, "memory_overcommit", 0.99, "must be from 1 to 32, not 0.99"),
+    (HostConfig, "memory_overcommit", 33, "must be from 1 to 32, not 33"),
+    (HostConfig, "memory_overcommit", math.nan, "must be from 1 to 32, not nan"),
+    (HostConfig, "memory_overcommit", math.inf, "must be from 1 to 32, not inf"),
     (HostConfig, "vcpu_budget", -1, "must be at least 1, not -1"),
     (HostConfig, "disk_budget_mib", 15, f"must be at least {MINIMUM_DISK_MIB} MiB, not 15"),
     (HostConfig, "image_budget_mib", 0, "must be at least 1 MiB, not 0"),
@@ -124,6 +129,7 @@ def test_what_is_good_is_taken() -> None:
     assert HostConfig(cache_dir="/x", runtime_dir=Path("/y")).cache_dir == Path("/x")
     assert SandboxConfig(hibernate_after=math.inf, reclaim_after=None).hibernate_after == math.inf
     assert Timeouts(boot=5).boot == 5
+    assert [HostConfig(memory_overcommit=value).memory_overcommit for value in (1, 1.5, 32)] == [1, 1.5, 32]
 
 
 # --- Fields as arguments ---

@@ -15,7 +15,7 @@ PUBLIC: dict[str, str] = {
     "trio_sandbox": """
         AdmissionStatistics BalloonError CapacityError Checkpoint ConfinementRequiredError DeadlinePassedError Display FileChange FileChanges GuestFile GuestInput GuestOutput
         GuestPath GuestProcess GuestProtocolError GuestTerminal GuestTextFile HardwareRequiredError Host
-        HostConfig HostStatistics Image ImageBuildError ImageCorruptError ImageError ImageMissingError
+        HostConfig HostStatistics Image ImageBuildError ImageCorruptError ImageError ImageMissingError MemoryStatistics
         MissingProgramError MountError Network NetworkEvent NetworkRule NetworkStatistics NetworkUnavailableError NetworkWatch NodeLostError DrainingError FleetError LinkError LinkProtocolError WrongNodeError OciError OutcomeUnknownError OutputChunk OutputLimitError PackagesError ProcessFailedError ProcessUsage Progress QMPClosedError
         QMPCommandError QMPConnectError QMPError QMPProtocolError QemuStorageDaemonError RunEvents
         RunFailedError RunOutput RunRefusedError RunResult RunTimings Sandbox SandboxClosedError SandboxConfig SandboxError SandboxFields SandboxHibernatedError SandboxStatistics SavedSandbox
@@ -41,7 +41,7 @@ PUBLIC: dict[str, str] = {
         ACCELERATOR_PROBE_TIMEOUT ADMISSION_TIMEOUT AGENT_SILENCE_TIMEOUT BALLOON_INFLATE_TARGET_MIB BALLOON_SPARE_MIB BALLOON_TIMEOUT BOOT_TIMEOUT BUILD_MEMORY_MIB CALLS_AT_ONCE
         CALLS_PER_SECOND CONNECT_TIMEOUT DEFAULT_MAX_CONNECTIONS DEFAULT_MAX_DOWNLOAD_BYTES DEFAULT_MAX_OUTPUT_BYTES DEFAULT_MAX_PULL_BYTES DEFAULT_MEMORY_MIB
         DEFAULT_TEMPLATE_BUDGET_MIB DISK_RESERVE_MIB DISK_RESERVE_SHARE IMAGE_DISK_MIB INTERRUPT_GRACE KILL_TIMEOUT MAXIMUM_CALL_BYTES MAXIMUM_CALL_VALUES
-        MAXIMUM_CONNECTIONS MAXIMUM_DISPLAYS MAXIMUM_FUNCTIONS MAXIMUM_LINE_BYTES MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES
+        MAXIMUM_CONNECTIONS MAXIMUM_DISPLAYS MAXIMUM_FUNCTIONS MAXIMUM_LINE_BYTES MAXIMUM_MEMORY_OVERCOMMIT MAXIMUM_MOUNTS MAXIMUM_READ_BYTES MAXIMUM_REQUEST_BYTES
         MAXIMUM_VALUE_BYTES MAXIMUM_VCPUS MEMORY_BUDGET_SHARE MINIMUM_DISK_MIB MINIMUM_MEMORY_MIB MOUNTS_DISK_BYTES OUTPUT_TAIL_BYTES OVERLAY_TIMEOUT
         PROCESS_EXIT_GRACE QMP_COMMAND_TIMEOUT QMP_CONNECT_TIMEOUT
         QMP_EVENT_BUFFER QMP_LINE_LIMIT RECLAIM_AFTER STORAGE_DAEMON_START_TIMEOUT VCPUS_PER_CORE VM_OVERHEAD_MIB

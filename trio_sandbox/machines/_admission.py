@@ -15,13 +15,15 @@ from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
 from .._observe import measure, part_logger, span
-from ._budget import Limit, cpu_limit, disk_room, disk_shortage, memory_limit
+from ._budget import Limit, charge_mib, cpu_limit, disk_room, disk_shortage, memory_limit
 from ._claims import NOTHING, Budget, Claim, Resources
 from ._ledger import Ledger, LedgerEntry, reckon
+from ._measured import MeasuredMemory
+from ._memory import Level, MemoryStatistics
 
 _log = part_logger("admission")
 
-#: Seconds between two looks at what other processes have given out, while that holds somebody up.
+#: Seconds between two looks at what other processes have given out, or at the memory that is left, while that holds somebody up.
 _LOOK: Final = 0.2
 
 
@@ -31,7 +33,7 @@ class AdmissionStatistics:
     """How much a host's sandboxes have reserved, and how much they may reserve."""
 
     memory_mib_reserved: int
-    """What open sandboxes may use, in MiB: their RAM, and QEMU's own memory besides."""
+    """What open sandboxes may use, in MiB: their RAM, and QEMU's own memory besides; divided by `memory_overcommit`."""
     memory_mib_budget: int
     """What they may use at most, in MiB."""
     vcpus_reserved: int
@@ -49,6 +51,10 @@ class AdmissionStatistics:
     """The same of what their sandboxes may write to the disk that this host's are on."""
     tasks_waiting: int
     """Tasks in `Host.open_sandbox` that wait their turn."""
+    memory_overcommit: float = 1.0
+    """`HostConfig.memory_overcommit`."""
+    memory: MemoryStatistics | None = None
+    """The memory that is really left; None if `memory_overcommit` is 1, and nobody looks."""
 
 
 def _ignore() -> None:
@@ -78,6 +84,9 @@ class Admission:
         self._directory = directory
         self._ledger = ledger
         self._patience = config.timeouts.admission
+        self._overcommit = config.memory_overcommit
+        self._measured = MeasuredMemory(config.memory_overcommit) if config.memory_overcommit > 1 else None
+        self._held_since: float | None = None
         self._disk_mib = config.disk_budget_mib
         self._vcpus = cpu_limit() if config.vcpu_budget is None else Limit(config.vcpu_budget, "HostConfig.vcpu_budget")
         self._disk = 0 if directory is None else os.stat(directory).st_dev
@@ -121,10 +130,29 @@ class Admission:
         """
         return self._budget.has_room_for(amount)
 
+    def has_memory_for(self, amount: Resources) -> bool:
+        """Look whether the memory that is really left holds *amount*; it does where nobody measures."""
+        return self._measured is None or self._measured.holds(amount.memory_mib)
+
+    def needs_memory(self) -> bool:
+        """Look whether somebody should give memory back: for what there is, or for who waits."""
+        if self._measured is None:
+            return False
+        claim = self._budget.next
+        if claim is not None and not self._measured.holds(claim.amount.memory_mib):
+            return True
+        self._measured.look()
+        return self._measured.watch.level is Level.SHORT
+
+    def note_sleep(self) -> None:
+        """Count a sandbox that was put to sleep for want of memory."""
+        if self._measured is not None:
+            self._measured.note_sleep()
+
     def look(self) -> bool:
-        """Find out what other hosts have given out; tell whether that is anything."""
+        """Find out what other hosts have given out; tell whether there may be more or less room without that anybody here does something."""
         self._budget.others = self._read_others()
-        return self._budget.others != NOTHING
+        return self._measured is not None or self._budget.others != NOTHING
 
     def statistics(self) -> AdmissionStatistics:
         """Return the numbers as they are now."""
@@ -139,20 +167,26 @@ class Admission:
             memory_mib_elsewhere=self._budget.others.memory_mib,
             disk_mib_elsewhere=self._budget.others.disk_mib,
             tasks_waiting=self._budget.waiting,
+            memory_overcommit=self._overcommit,
+            memory=None if self._measured is None else self._measured.watch.statistics(),
         )
 
     @asynccontextmanager
-    async def admit(self, config: SandboxConfig) -> AsyncGenerator[None]:
+    async def admit(self, config: SandboxConfig, *, idles: bool = True) -> AsyncGenerator[None]:
         """Wait until a sandbox of *config* fits, and hold its share for the block.
 
         Cancelled while it waits, or in the block, it leaves nothing taken.
+
+        Args:
+          config: What it gets.
+          idles: Whether it is idle most of the time, as `HostConfig.memory_overcommit` takes sandboxes to be; else it counts in full.
 
         Raises:
           CapacityError: at once, if it does not fit even when it is alone; or, when its turn has come, if the disk is nearly full, or if
             other hosts of this user hold what it waits for, for longer than `Timeouts.admission`.
 
         """
-        claim = Claim(self.amount(config))
+        claim = Claim(self.amount(config, idles=idles))
         try:
             await self._wait_granted(claim)
             self._check_disk()
@@ -193,7 +227,7 @@ class Admission:
         """
         claim = Claim(self.amount(config))
         try:
-            if self.has_room_for(claim.amount):
+            if self.has_room_for(claim.amount) and self.has_memory_for(claim.amount):
                 self._check_disk()
                 self._budget.submit(claim)
                 self._settle()
@@ -262,27 +296,44 @@ class Admission:
             return
         self._events[claim] = trio.Event()
         self.on_wait()
+        since = trio.current_time()
         while not claim.granted:
             if self._budget.next is claim:
-                await self._wait_for_others(claim)
+                await self._wait_held(claim, since)
             else:
                 await self._events[claim].wait()
                 self._events[claim] = trio.Event()
 
-    async def _wait_for_others(self, claim: Claim) -> None:  # noqa: ASYNC910 - it is called for one that has to wait
-        """Wait while *claim*, the next, is held up by nothing but what other hosts have given out."""
-        _log.warning("a sandbox waits for other processes: %s", self._describe_others(claim))
-        with trio.move_on_after(self._patience):  # noqa: ASYNC912 - as above
-            while not claim.granted and self._budget.next is claim:
-                await trio.sleep(_LOOK)
-                self._settle()
-        if self._budget.next is not claim:
-            return  # noqa: ASYNC910 - as above
-        raise CapacityError(
+    async def _wait_held(self, claim: Claim, since: float) -> None:  # noqa: ASYNC910 - it is called for one that has to wait
+        """Wait while *claim*, the next, is held up by nothing but what others have: other hosts, or who has the machine's memory.
+
+        Its patience began when it came, and not before the last was granted: all who wait for the same lose it together.
+        """
+        _log.warning("a sandbox waits %s", self._say_why(claim))
+        while not claim.granted and self._budget.next is claim:
+            if trio.current_time() >= max(since, self._held_since or since) + self._patience:
+                raise self._refusal(claim)
+            await trio.sleep(_LOOK)
+            self._settle()
+
+    def _refusal(self, claim: Claim) -> CapacityError:
+        if self._measured is not None and not self._measured.watch.admits(claim.amount.memory_mib):
+            return CapacityError(
+                f"no sandbox was opened or woken up, because memory was tight for {self._patience:g} s: "
+                f"{self._measured.describe(claim.amount.memory_mib)}. Close sandboxes, or end other programs. Nothing was started, and it is safe "
+                "to try again"
+            )
+        return CapacityError(
             f"no sandbox was opened, because there was no room for it within {self._patience:g} s: {self._describe_others(claim)}. "
             "Close sandboxes there, or end these processes; or give each host a share of its own with `HostConfig.memory_budget_mib` and "
             "`HostConfig.disk_budget_mib`. Nothing was started, and it is safe to try again"
         )
+
+    def _say_why(self, claim: Claim) -> str:
+        """Say what *claim*, the next, waits for."""
+        if self._measured is not None and not self._measured.watch.admits(claim.amount.memory_mib):
+            return f"for memory: {self._measured.describe(claim.amount.memory_mib)}"
+        return f"for other processes: {self._describe_others(claim)}"
 
     def _describe_others(self, claim: Claim) -> str:
         """Say what *claim* wants of what there is, and who has how much."""
@@ -306,16 +357,25 @@ class Admission:
     def _settle(self) -> None:
         """Grant what can be granted, and have other hosts know of it."""
         while (claim := self._budget.next) is not None:
+            if not self.has_memory_for(claim.amount):
+                break
             wanted = self._budget.in_use + claim.amount
             self._publish(wanted)  # before the look: one of two that do so at the same time sees the other
             self._budget.others = self._read_others()
             if not self._budget.fits_together(wanted):
                 break
             self._budget.grant(claim)
+            self._held_since = None
+            if self._measured is not None:
+                self._measured.grant(claim.amount.memory_mib)
             self._wake(claim)
         self._publish(self._budget.in_use)
-        if claim is not None:
-            self._wake(claim)  # it is the next, and has to look out for other hosts
+        if claim is None:
+            self._held_since = None
+        else:
+            if self._held_since is None:
+                self._held_since = trio.current_time()
+            self._wake(claim)  # it is the next, and has to look out for what holds it
 
     def _wake(self, claim: Claim) -> None:
         if (event := self._events.get(claim)) is not None:
@@ -354,8 +414,8 @@ class Admission:
         self._settle()
         self.on_release()
 
-    def amount(self, config: SandboxConfig) -> Resources:
-        """Return the share of a sandbox of *config*.
+    def amount(self, config: SandboxConfig, *, idles: bool = True) -> Resources:
+        """Return the share of a sandbox of *config*; for *idles* see `admit`.
 
         Raises:
           CapacityError: if it does not fit even when it is alone.
@@ -373,7 +433,11 @@ class Admission:
                 f"a sandbox with {config.vcpus} vCPUs can never fit: all of this host's sandboxes together may have "
                 f"{self._vcpus.amount} ({self._vcpus.reason}); ask for fewer `SandboxConfig.vcpus`, or raise `HostConfig.vcpu_budget`"
             )
-        return Resources(wanted, config.vcpus, self._amount_of_disk(config))
+        return Resources(
+            charge_mib(config.memory_mib, self._overcommit) if idles else wanted,
+            config.vcpus,
+            self._amount_of_disk(config),
+        )
 
     def _amount_of_disk(self, config: SandboxConfig) -> int:
         if self._disk_mib is None:

@@ -229,5 +229,5 @@ class HostImages:
 
     async def _run(self, job: LayerJob, report: Report) -> bytes:
         assert self._builder is not None
-        async with self._admission.admit(self._builder.config):
+        async with self._admission.admit(self._builder.config, idles=False):
             return await self._builder.build(job, self._gateway(job.work.network), report)

@@ -208,10 +208,28 @@ class WarmPool(Generic[VmT]):
             # The one that waits longest of the configuration that has most: others keep theirs.
             fullest = max(self._idle.values(), key=len)
             self._evict(fullest.popleft())
-        if self._refill is not None and not self._suffices():
-            self._refill.opening.cancel(reason="a sandbox waits for what this machine would take")
-            self._evict(self._refill)
-            self._refill = None
+        if not self._suffices():
+            self._stop_refill()
+
+    def give_back(self) -> bool:
+        """Have one machine closed, the one that is about to be opened if there is no other; tell whether there was any.
+
+        That is for want of memory: it may be less than the budget says.
+        """
+        if self._leaving:
+            return True  # what they have comes free now
+        if self._ready():
+            self._evict(max(self._idle.values(), key=len).popleft())
+            return True
+        return self._stop_refill()
+
+    def _stop_refill(self) -> bool:
+        if self._refill is None:
+            return False
+        self._refill.opening.cancel(reason="somebody needs what this machine would take")
+        self._evict(self._refill)
+        self._refill = None
+        return True
 
     def _suffices(self) -> bool:
         leaving = _sum(self._amounts[spare.key] for spare in self._leaving)
@@ -278,6 +296,7 @@ class WarmPool(Generic[VmT]):
                 len(self._idle[key]) < count
                 and now >= self._not_before.get(key, now)
                 and self._admission.has_room_for(self._amounts[key])
+                and self._admission.has_memory_for(self._amounts[key])
             ):
                 return key
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
+    suppress,
 )
+from functools import partial
 from typing import Final, Generic, TypeVar, final
 
 import trio
@@ -43,7 +45,7 @@ from ..machines import (
 from ..network import Gateway
 from ..qemu import Snapshot, Vm, allocated_bytes
 from ._checkpoints import Checkpoint, Checkpoints
-from ._idle import check_idle, count_streams
+from ._idle import check_idle, check_idle_gently, count_streams
 from ._network import SandboxNetwork
 from ._observed import operation
 from ._slot import Slot
@@ -57,6 +59,8 @@ _log = part_logger("sandbox")
 
 #: Looks for idleness in the time after which a sandbox is to fall asleep.
 _LOOKS: Final = 4
+#: Seconds for a guest to say whether it is idle, where memory is tight: one that does not is left alone.
+_DOZE_PATIENCE: Final = 2.0
 
 
 @final
@@ -268,7 +272,7 @@ class Lifecycle(Generic[Child]):
         async with self._changing:
             self._check_not_closed("hibernating")
             if self._asleep is None:
-                await self._fall_asleep()
+                await self._fall_asleep(partial(check_idle, patience=self._timeouts.kill))
             self._by_call = True
 
     async def resume(self) -> None:
@@ -285,14 +289,43 @@ class Lifecycle(Generic[Child]):
         while True:  # noqa: ASYNC913 - it begins with a sleep
             try:
                 await self._wait_idle(seconds)
-                async with self._changing:
-                    if self._asleep is None:
-                        await self._fall_asleep()
-                        self._by_call = False
+                await self._sleep_until_asked(partial(check_idle, patience=self._timeouts.kill))
             except trio.BusyResourceError:
                 pass
             except (SandboxError, OSError) as exc:
                 _log.warning("an idle sandbox did not fall asleep: %s", exc)
+
+    async def _sleep_until_asked(self, check: Callable[[Vm], Awaitable[None]]) -> None:
+        async with self._changing:
+            if self._asleep is None:
+                await self._fall_asleep(check)
+                self._by_call = False
+
+    @property
+    def idle_since(self) -> float | None:
+        """When it was last asked for something; None: it sleeps, or its owner needs it awake, or something is done with it now."""
+        vm = self._vm
+        if self._asleep is not None or self._changing.locked() or vm.failure is not None or self.slot.stays_awake():
+            return None
+        # Sleep would break off a connection of the guest's to the outside: that is for who has asked for sleep.
+        return None if vm.guest.statistics().peer_streams else self.slot.last_request
+
+    async def doze(self) -> bool:
+        """Sleep until the next request, if nothing is under way; tell whether it does. It ends with the sandbox's block, if that is left meanwhile."""
+        try:
+            slept: bool = await self._services.start(self._doze)
+        except trio.ClosedResourceError:
+            return False
+        return slept
+
+    async def _doze(self, *, task_status: trio.TaskStatus[bool]) -> None:
+        busy = True
+        with trio.move_on_after(_DOZE_PATIENCE):  # of requests that come while it is asked, none waits
+            busy = await count_streams(self._vm) > 0
+        with suppress(trio.BusyResourceError):
+            if not busy:
+                await self._sleep_until_asked(partial(check_idle_gently, patience=_DOZE_PATIENCE))
+        task_status.started(self._asleep is not None)
 
     async def serve_reclaiming(self, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
         """Have the machine give memory back, once, whenever the sandbox was idle for so many *seconds*."""
@@ -335,12 +368,12 @@ class Lifecycle(Generic[Child]):
                         nursery.cancel_scope.cancel(reason="done")
         return done
 
-    async def _fall_asleep(self) -> None:
+    async def _fall_asleep(self, check: Callable[[Vm], Awaitable[None]]) -> None:
         vm = self._vm
         check_open(vm, "hibernating")
         self.slot.shut_off(self._gate)
         try:
-            await check_idle(vm, self._timeouts.kill)
+            await check(vm)
             snapshot = await self._snapshot("hibernating")
             try:
                 await trio.to_thread.run_sync(_put_to_disk, snapshot)

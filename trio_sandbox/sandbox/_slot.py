@@ -39,6 +39,8 @@ class Slot:
         """When a request last asked for the machine, on Trio's clock."""
         self.environment: Callable[[], Mapping[str, str]] = dict[str, str]
         """Returns variables that programs get besides those of their user: the network's."""
+        self.stays_awake: Callable[[], bool] = bool
+        """Tells whether its owner needs the machine awake, asked for something or not."""
         self._gate: Gate | None = None
         self._requested: trio.Event | None = None
         self._changed = trio.Event()

@@ -151,6 +151,8 @@ class Sessions:
                 try:
                     async with _check_manager(self._open_sandbox(kept.key)) as sandbox:
                         _check_sandbox(sandbox)
+                        # Whoever leases it has been told that it is awake.
+                        sandbox._slot.stays_awake = lambda: bool(kept.leases)  # pyright: ignore[reportPrivateUsage]
                         self._book.opened(kept, sandbox)
                         while kept.end is None:
                             await self._tend(kept, sandbox)
