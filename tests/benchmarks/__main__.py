@@ -27,6 +27,9 @@ from trio_sandbox.bench import Figure, LoadWatch, Machine, table
 
 from ._unmeasured import UnmeasuredError
 
+#: Those that take so long, or so much of the machine, that they run only if they are named.
+BY_NAME = ("density",)
+
 
 def known_benchmarks() -> list[str]:
     """Give the names of the benchmarks beside this module, sorted."""
@@ -44,7 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that were named, or all."""
     known = known_benchmarks()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(known)}; default: all of them")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of: {', '.join(known)}; default: all of them but {', '.join(BY_NAME)}",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks in FILE as well")
     options = parser.parse_args(arguments)
@@ -56,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, list[Figure]] = {}
     unmeasured: dict[str, str] = {}
     watch = LoadWatch()
-    for name in options.names or known:
+    for name in options.names or [name for name in known if name not in BY_NAME]:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         # A run of its own for each: no benchmark inherits another's tasks.
         try:

@@ -6,6 +6,7 @@ import logging
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -288,6 +289,34 @@ async def test_what_never_fits_is_refused_at_once() -> None:
             async with fleet.host.open_sandbox(memory_mib=20_000):
                 pass
         assert [node.host.machines for node in fleet.nodes.values()] == [[], []]
+
+
+async def test_with_overcommit_a_sandbox_counts_with_its_part_and_has_to_fit_as_a_whole() -> None:
+    config = HostConfig(memory_overcommit=4)
+    host = LocalHost(memory_mib=360)  # for one, or four that are idle
+    async with open_fake_fleet("one", host_config=config, one=host) as fleet, AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(fleet.host.open_sandbox())
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                async with fleet.host.open_sandbox():
+                    pytest.fail("there is no room for a fifth")
+
+            nursery.start_soon(wait)
+            await wait_until(lambda: fleet.host.statistics().tasks_waiting == 1)
+            nursery.cancel_scope.cancel()
+        with pytest.raises(
+            CapacityError, match=r"takes 361 MiB, .* never fits on a node of this fleet: one has 360 MiB"
+        ):
+            async with fleet.host.open_sandbox(memory_mib=257):
+                pytest.fail("its half does not help")
+
+
+async def test_a_node_leaves_the_sandboxes_of_its_user_awake() -> None:
+    async with open_fake_fleet("one") as fleet, fleet.host.open_sandbox():
+        (keeper,) = fleet.nodes["one"].node._keepers.values()
+        assert keeper.sandbox._slot.stays_awake()
 
 
 async def test_a_node_that_joins_later_takes_who_waits() -> None:

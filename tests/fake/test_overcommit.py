@@ -18,7 +18,7 @@ from tests._leaks import cancel_at_every_step, wait_until
 from tests._memory import RESERVE_MIB, TOTAL_MIB, MadeUpMemory
 from trio_sandbox import CapacityError, HostConfig, SandboxConfig, SandboxError, SnapshotError, Timeouts
 from trio_sandbox.constants import VM_OVERHEAD_MIB
-from trio_sandbox.machines import _guard, _measured
+from trio_sandbox.machines import _admission, _guard, _measured
 from trio_sandbox.machines._admission import Admission
 from trio_sandbox.machines._guard import MemoryGuard
 from trio_sandbox.machines._memory import MemoryStatistics
@@ -206,7 +206,10 @@ async def test_many_that_come_at_the_same_time_do_not_all_pass_the_same_look(
     assert admission.statistics().memory_mib_reserved == 0
 
 
-async def test_cancelled_at_every_step_it_leaves_nothing_taken(memory: MadeUpMemory) -> None:
+async def test_cancelled_at_every_step_it_leaves_nothing_taken(
+    memory: MadeUpMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_admission, "_LOOK", 0.01)
     admission = overcommitted()
 
     async def contend() -> None:
@@ -214,7 +217,7 @@ async def test_cancelled_at_every_step_it_leaves_nothing_taken(memory: MadeUpMem
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(once)
-            await trio.sleep(0.25)
+            await trio.sleep(0.02)
             memory.set(TOTAL_MIB)
 
     async def once() -> None:
@@ -452,7 +455,7 @@ async def test_the_warm_pool_gives_back_what_it_is_about_to_open(
 async def open_watched(memory: MadeUpMemory, directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Site]:
     """Yield a sandbox that a guard may put to sleep."""
     monkeypatch.setattr(_guard, "_LOOK", 0.02)
-    monkeypatch.setattr(_guard, "_IDLE", 0.05)
+    monkeypatch.setattr(_guard, "_IDLE", 0.02)
     monkeypatch.setattr(_guard, "_PAUSE", 0.05)
     admission = overcommitted(patience=0.2)
     async with trio.open_nursery() as nursery:
@@ -588,10 +591,10 @@ async def test_closed_while_it_falls_asleep_nothing_is_left(
     async with open_watched(memory, tmp_path, monkeypatch) as site:
         await count(site)
     assert steps > 10
-    for left in range(1, 40):
+    for left in range(1, 40, 2):
         memory.set(TOTAL_MIB)
         async with open_watched(memory, tmp_path, monkeypatch) as site:
-            await trio.sleep(0.06)
+            await trio.sleep(0.03)
             dozing = trio.Event()
             doze = site.lifecycle.doze
 

@@ -298,6 +298,16 @@ async def test_one_in_which_something_runs_stays_awake_and_is_tried_again(
         assert await use(sessions, "ada") == ("x", False, None)
 
 
+async def test_while_somebody_leases_it_it_is_to_stay_awake(place: Place) -> None:
+    async with place.sessions() as sessions:
+        async with sessions.lease("ada") as session:
+            slot = session.sandbox._slot
+            assert slot.stays_awake()
+        assert not slot.stays_awake()
+        async with sessions.lease("ada"), sessions.lease("ada"):
+            assert slot.stays_awake()
+
+
 async def test_one_that_is_wanted_while_it_falls_asleep_is_there_again(autojump_clock: MockClock, place: Place) -> None:
     async with place.sessions(SessionsConfig(sleep_after=10, close_after=None)) as sessions:
         await use(sessions, "ada", "x")

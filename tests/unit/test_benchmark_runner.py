@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.benchmarks.__main__ import known_benchmarks, main
+from tests.benchmarks.__main__ import BY_NAME, known_benchmarks, main
 from tests.documented import END_MARK, START_MARK, replace_between_marks
 
 
@@ -15,6 +15,10 @@ def test_figures_go_between_the_marks() -> None:
     assert replace_between_marks(text, "new") == f"before\n{START_MARK}\nnew\n{END_MARK}\nafter\n"
     with pytest.raises(ValueError, match="exactly one"):
         replace_between_marks("no marks", "new")
+
+
+def test_those_that_run_by_name_are_there() -> None:
+    assert set(BY_NAME) < set(known_benchmarks())
 
 
 def test_an_unknown_benchmark_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

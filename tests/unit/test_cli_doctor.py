@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import attrs
 import pytest
 
 from trio_sandbox import ImageBuildError
@@ -13,7 +14,7 @@ from trio_sandbox._programs import Requirement
 from trio_sandbox.cli import _doctor
 from trio_sandbox.cli._doctor import Finding
 from trio_sandbox.image import StoredImage
-from trio_sandbox.machines import LedgerEntry, open_ledger
+from trio_sandbox.machines import LedgerEntry, Room, Stalls, open_ledger
 
 ABSENT = Requirement("no-such-program-anywhere", "its-package", "does something")
 
@@ -54,6 +55,23 @@ def test_shared_budgets_say_who_has_what(tmp_path: Path) -> None:
     assert finding.verdict == "note"
     assert str(directory) in finding.detail
     assert "HostConfig.memory_budget_mib" in finding.remedy
+
+
+def test_whether_the_kernel_tells_of_stalls() -> None:
+    room = Room("in the machine", 10 * 2**30, 16 * 2**30, Stalls(0.0, 0.0))
+    finding = _doctor.memory_stalls(lambda: [room])
+    assert (finding.subject, finding.verdict) == ("memory pressure", "ok")
+    assert "of 16384 MiB in the machine 10240 MiB are left" in finding.detail
+    finding = _doctor.memory_stalls(lambda: [attrs.evolve(room, stalls=None)])
+    assert finding.verdict == "note"
+    assert "the kernel does not tell how long programs wait" in finding.detail
+    assert "psi=1" in finding.remedy
+
+    def fail() -> list[Room]:
+        raise OSError("no /proc")
+
+    assert _doctor.memory_stalls(fail).detail.endswith("no /proc")
+    assert _doctor.memory_stalls().subject == "memory pressure"
 
 
 async def test_no_cache_directory_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

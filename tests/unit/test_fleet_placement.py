@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trio_sandbox import HostConfig, SandboxConfig, constants
-from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of, most_of
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of, most_of, whole_of
 
 
 def placement(
@@ -27,6 +27,18 @@ def ask(placement: Placement, memory: int = 1, **more: object) -> Claim:
 def test_a_sandbox_takes_its_memory_and_that_of_qemu() -> None:
     demand = demand_of(SandboxConfig(memory_mib=512, vcpus=2))
     assert demand == Demand(512 + constants.VM_OVERHEAD_MIB, 2, 1)
+
+
+def test_with_overcommit_it_counts_with_a_part_and_a_node_has_to_have_the_whole() -> None:
+    config = SandboxConfig(memory_mib=256, vcpus=2)
+    assert demand_of(config, 4) == Demand(90, 2, 1)
+    assert whole_of(config) == 360
+    fleet = placement(("a", 359), ("b", 360))
+    assert [ask(fleet, 90, whole_mib=360).node for _ in range(5)] == ["b", "b", "b", "b", None]
+    assert "takes 361 MiB" in str(ask(fleet, 90, whole_mib=361).error)
+    small = placement(("a", 359), largest=most_of(HostConfig(memory_budget_mib=360)))
+    assert ask(small, 90, whole_mib=360).error is None
+    assert "`HostConfig.memory_budget_mib` is 360 MiB" in str(ask(small, 90, whole_mib=361).error)
 
 
 @pytest.mark.parametrize(("policy", "nodes"), [("spread", ["b", "a", "b"]), ("pack", ["a", "a", "b"])])

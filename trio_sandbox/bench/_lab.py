@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import attrs
 import trio
 
-from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import SandboxError
 from ..host import Host, open_host
+from ..machines import charge_mib
 from ..sandbox import Sandbox
 
 OpenHost = Callable[[HostConfig], AbstractAsyncContextManager[Host]]
@@ -47,7 +47,7 @@ class Lab:
         """
         async with self.open_host(config or self.host) as host:
             room = host.statistics().admission
-            memory = n * (self.sandbox.memory_mib + constants.VM_OVERHEAD_MIB)
+            memory = n * charge_mib(self.sandbox.memory_mib, room.memory_overcommit)
             if memory > room.memory_mib_budget:
                 raise DoesNotFitError(
                     f"does not fit: needs {memory} MiB, and all sandboxes may have {room.memory_mib_budget} MiB"

@@ -21,7 +21,7 @@ from .. import __version__
 from .._errors import ImageError, SandboxError
 from .._programs import FOR_CONTAINERS, REQUIREMENTS, Requirement, missing, unsupported_platform
 from ..image import ImageStore, StoredImage, default_cache_directory, examine_building
-from ..machines import LedgerEntry, open_ledger
+from ..machines import LedgerEntry, Room, memory_rooms, open_ledger
 from ..network import find_proxy, look_up
 from ..qemu import detect_accelerator, open_runtime, open_vm_manager
 from ._signals import end_on_signal
@@ -78,7 +78,7 @@ async def examine(cache_dir: Path | None) -> list[Finding]:
         images(stored),
         await building(cache_dir, built=built),
     ]
-    findings += [budgets(), await names(), proxy()]
+    findings += [budgets(), memory_stalls(), await names(), proxy()]
     findings += await accelerator(cache_dir)
     return findings
 
@@ -98,6 +98,24 @@ def budgets(directory: Path | None = None) -> Finding:
             )
     taken = ", ".join(f"process {entry.pid} has {entry.memory_reserved} MiB" for entry in others)
     return Finding(subject, "ok", taken or "no other process of this user has a host open")
+
+
+def memory_stalls(rooms: Callable[[], list[Room]] = memory_rooms) -> Finding:
+    """Whether the kernel tells how long programs wait for memory, and what is left."""
+    subject = "memory pressure"
+    try:
+        found = rooms()
+    except OSError as exc:
+        return Finding(subject, "note", f"what memory is left can't be read, and no sandbox can be opened: {exc}")
+    left = "; ".join(map(str, found))
+    if any(room.stalls is not None for room in found):
+        return Finding(subject, "ok", left)
+    return Finding(
+        subject,
+        "note",
+        f"{left}. With HostConfig.memory_overcommit only what is left decides who is admitted",
+        "boot a kernel that has pressure stall information (CONFIG_PSI) with psi=1",
+    )
 
 
 async def names() -> Finding:

@@ -29,7 +29,6 @@ from ._life import RemoteLife
 from ._machine import RemoteMachine
 from ._members import FleetStatistics, Member, Members, Place
 from ._messages import Open, Opened
-from ._placement import most_of
 from ._saved import Located, SavedSandboxes
 from ._supply import Supply
 from ._travel import check_travels, sandbox_there
@@ -301,7 +300,7 @@ async def open_fleet(config: HostConfig, fleet: FleetConfig) -> AsyncGenerator[t
     async with open_services("a fleet") as services:
         lease = Lease(fleet.lease)
         await services.start(lease.serve)
-        members = Members(fleet, services, lease, ProgressLog(config.progress), most_of(config))
+        members = Members(fleet, services, lease, ProgressLog(config.progress), config)
         with hide_nursery("a fleet"):
             async with trio.open_nursery() as background:
                 host = FleetHost(config, fleet, members, background)

@@ -9,7 +9,7 @@ from typing import final
 import attrs
 import trio
 
-from .._config import Progress, SandboxConfig
+from .._config import HostConfig, Progress, SandboxConfig
 from .._errors import NodeLostError
 from .._image import AnyImage
 from .._nurseries import Services
@@ -19,7 +19,7 @@ from ._client import NodeClient
 from ._config import FleetConfig
 from ._lease import Lease
 from ._messages import NodeAddress
-from ._placement import Claim, Demand, Placement, demand_of
+from ._placement import Claim, Demand, Placement, demand_of, most_of, whole_of
 from ._saved import Located
 from ._travel import sandbox_there
 
@@ -90,7 +90,7 @@ class Members:
       services: Those of its block.
       lease: Watches the connections.
       progress: Told what the long work of nodes says.
-      most: The most that a node may give out, however large it is.
+      host: How the host of each node works.
 
     """
 
@@ -100,14 +100,15 @@ class Members:
         services: Services,
         lease: Lease,
         progress: Callable[[Progress], object],
-        most: Demand,
+        host: HostConfig,
     ) -> None:
         self._progress = progress
         self._fleet = fleet
         self._services = services
         self._lease = lease
+        self._overcommit = host.memory_overcommit
         self._members: dict[str, Member] = {}
-        self._placement = Placement(fleet.placement, most if fleet.autoscaling else None)
+        self._placement = Placement(fleet.placement, most_of(host) if fleet.autoscaling else None)
         self._waiting: dict[Claim, trio.Event] = {}
         self._open = self._opened = 0
 
@@ -189,7 +190,8 @@ class Members:
 
         A node on which the block fails before the sandbox is `counted` is given to others only if no other node has room.
         """
-        claim = Claim(demand_of(config), (image, attrs.evolve(sandbox_there(config), mounts={})))
+        template = (image, attrs.evolve(sandbox_there(config), mounts={}))
+        claim = Claim(demand_of(config, self._overcommit), whole_of(config), template)
         if saved is not None:
             claim.template, claim.prefer, claim.refuse = saved.saved.marker, saved.nodes, saved.refused
         decided = self._waiting[claim] = trio.Event()
@@ -238,7 +240,7 @@ class Members:
 
     @asynccontextmanager
     async def shares(self, client: NodeClient, config: SandboxConfig, count: int) -> AsyncGenerator[None]:
-        demand = demand_of(config) * count
+        demand = demand_of(config, self._overcommit) * count
         await trio.lowlevel.checkpoint()
         self._placement.take(client.name, demand)
         try:

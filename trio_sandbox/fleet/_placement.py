@@ -9,9 +9,9 @@ from typing import Literal, final
 
 import attrs
 
-from .. import constants
 from .._config import HostConfig, SandboxConfig
 from .._errors import CapacityError
+from ..machines import charge_mib
 
 
 @final
@@ -33,9 +33,14 @@ class Demand:
         return self.memory_mib <= capacity.memory_mib and self.vcpus <= capacity.vcpus and self.slots <= capacity.slots
 
 
-def demand_of(config: SandboxConfig) -> Demand:
-    """Return what a sandbox of *config* takes."""
-    return Demand(config.memory_mib + constants.VM_OVERHEAD_MIB, config.vcpus)
+def demand_of(config: SandboxConfig, overcommit: float = 1.0) -> Demand:
+    """Return what a sandbox of *config* counts with on a node whose host has that `HostConfig.memory_overcommit`."""
+    return Demand(charge_mib(config.memory_mib, overcommit), config.vcpus)
+
+
+def whole_of(config: SandboxConfig) -> int:
+    """Return what a sandbox of *config* may use, in MiB; a node that never has that never opens it."""
+    return charge_mib(config.memory_mib, 1.0)
 
 
 def most_of(config: HostConfig) -> Demand:
@@ -49,6 +54,8 @@ class Claim:
     """What somebody waits for, and gets or does not."""
 
     demand: Demand
+    whole_mib: int = 0
+    """What it may use of memory, where it counts with less."""
     template: Hashable = None
     """What it starts from: a node that has opened one from that has the saved state of a machine."""
     prefer: frozenset[str] = frozenset()
@@ -59,6 +66,11 @@ class Claim:
     """The node that it was given."""
     error: CapacityError | None = None
     """Why it will never be given one."""
+
+    @property
+    def alone(self) -> Demand:
+        """What it takes of a node that has nothing else."""
+        return attrs.evolve(self.demand, memory_mib=max(self.demand.memory_mib, self.whole_mib))
 
 
 @final
@@ -168,7 +180,7 @@ class Placement:
         return next(self._able(claim), None) is not None
 
     def _able(self, claim: Claim) -> Iterator[str]:
-        return (name for name in self._candidates(claim) if claim.demand.fits(self._nodes[name].capacity))
+        return (name for name in self._candidates(claim) if claim.alone.fits(self._nodes[name].capacity))
 
     def _candidates(self, claim: Claim) -> Iterator[str]:
         return (name for name, node in self._nodes.items() if node.open and name not in claim.refuse)
@@ -193,15 +205,17 @@ class Placement:
 
     def _may_come(self, claim: Claim) -> bool:
         has_source = not claim.prefer or any(name in self._nodes for name in claim.prefer)
-        return self._largest is not None and has_source and claim.demand.fits(self._largest)
+        return self._largest is not None and has_source and claim.alone.fits(self._largest)
 
     def _refusal(self, claim: Claim) -> CapacityError:
         """Return the error for what fits on no node."""
         candidates = list(self._candidates(claim))
-        wanted = f"a sandbox that takes {claim.demand.memory_mib} MiB, with QEMU's own memory, and {claim.demand.vcpus} vCPUs"
-        if self._largest is not None and not claim.demand.fits(self._largest):
+        wanted = (
+            f"a sandbox that takes {claim.alone.memory_mib} MiB, with QEMU's own memory, and {claim.demand.vcpus} vCPUs"
+        )
+        if self._largest is not None and not claim.alone.fits(self._largest):
             return CapacityError(
-                f"{wanted} never fits on a node of this fleet, however large that is: {_limits(claim.demand, self._largest)}. "
+                f"{wanted} never fits on a node of this fleet, however large that is: {_limits(claim.alone, self._largest)}. "
                 "Nothing was started; ask for less, or raise that"
             )
         if not candidates:

@@ -16,7 +16,7 @@ from ._layer_builder import LayerBuilder as LayerBuilder
 from ._ledger import Ledger as Ledger, LedgerEntry as LedgerEntry, open_ledger as open_ledger
 from ._leftovers import remove_leftovers as remove_leftovers
 from ._machines import HeldMachine as HeldMachine, hold_machine as hold_machine
-from ._memory import MemoryStatistics as MemoryStatistics
+from ._memory import MemoryStatistics as MemoryStatistics, Room as Room, Stalls as Stalls
 from ._named import (
     NamedTemplate as NamedTemplate,
     NamedTemplateStore as NamedTemplateStore,
