@@ -118,7 +118,7 @@ class ConfinementRequiredError(SandboxError):
 
 
 class CapacityError(SandboxError):
-    """The request can never fit on this host, the disk is nearly full, or other processes hold the memory it waited for. Nothing was started."""
+    """The request can never fit on this host, the disk is nearly full, or others hold the memory it waited for. Nothing was started."""
 
 
 class ImageError(SandboxError):

@@ -179,7 +179,8 @@ class Host:
           TemplateUnusableError: if the saved sandbox can't be restored here; the message says why.
           CapacityError: at once, if it asks for more than `HostConfig.memory_budget_mib`, `HostConfig.vcpu_budget` or
             `HostConfig.disk_budget_mib` ever allow; or, to be tried again later, if the disk of `HostConfig.runtime_dir` is
-            nearly full, or other processes hold what it needs for longer than `Timeouts.admission`. Nothing was started.
+            nearly full, or if for longer than `Timeouts.admission` other processes hold what it needs, or memory is tight (see
+            `HostConfig.memory_overcommit`). Nothing was started.
           ModuleNotFoundError: if `SandboxConfig.network` has secrets, and the extra ``network`` is not installed; nothing was started.
           MountError: if a directory of `SandboxConfig.mounts` can't be read (at once), or can't be mounted.
           WarmupError: if `SandboxConfig.warmup` fails.
