@@ -298,7 +298,7 @@ class Lifecycle(Generic[Child]):
     async def _sleep_until_asked(self, check: Callable[[Vm], Awaitable[None]]) -> None:
         async with self._changing:
             if self._asleep is None:
-                await self._fall_asleep(check)
+                await self._fall_asleep(check, until_asked=True)
                 self._by_call = False
 
     @property
@@ -315,7 +315,7 @@ class Lifecycle(Generic[Child]):
         try:
             slept: bool = await self._services.start(self._doze)
         except trio.ClosedResourceError:
-            return False
+            return False  # noqa: ASYNC910 - starting a service is one
         return slept
 
     async def _doze(self, *, task_status: trio.TaskStatus[bool]) -> None:
@@ -368,7 +368,7 @@ class Lifecycle(Generic[Child]):
                         nursery.cancel_scope.cancel(reason="done")
         return done
 
-    async def _fall_asleep(self, check: Callable[[Vm], Awaitable[None]]) -> None:
+    async def _fall_asleep(self, check: Callable[[Vm], Awaitable[None]], *, until_asked: bool = False) -> None:
         vm = self._vm
         check_open(vm, "hibernating")
         self.slot.shut_off(self._gate)
@@ -378,6 +378,9 @@ class Lifecycle(Generic[Child]):
             try:
                 await trio.to_thread.run_sync(_put_to_disk, snapshot)
                 self._check_not_closed("hibernating")  # a thread does not heed cancellation
+                if until_asked and self._changing.statistics().tasks_waiting:
+                    # Whoever asks now would have to wait for room to wake it up.
+                    raise trio.BusyResourceError("a sandbox does not fall asleep that is asked for something meanwhile")
             except BaseException:
                 snapshot.discard()
                 raise
