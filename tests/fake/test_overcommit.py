@@ -474,9 +474,8 @@ async def test_an_idle_sandbox_sleeps_when_memory_is_short_and_the_next_request_
     async with open_watched(memory, tmp_path, monkeypatch) as site:
         await site.run("first")
         memory.set(0)
-        await wait_until(lambda: site.lifecycle.hibernated)
-        assert site.reserved() == 0
         await wait_until(lambda: seen(site.admission).put_to_sleep == 1)
+        assert (site.lifecycle.hibernated, site.reserved()) == (True, 0)
         with pytest.raises(SnapshotError) as caught:
             await site.run()
         assert "the sandbox did not wake up, and still hibernates: no sandbox was opened or woken up" in str(

@@ -49,7 +49,8 @@ async def test_the_idle_sleep_the_busy_do_not_and_nothing_is_lost(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(run, busy, "import time; time.sleep(8); y = 1")
                     memory.set(500)
-                    await wait_until(lambda: idle.statistics().hibernated)
+                    await wait_until(lambda: seen(host).put_to_sleep == 1)
+                    assert idle.statistics().hibernated
                     assert host.statistics().admission.memory_mib_reserved == 2 * 90
                     assert len(child_pids() - alone) == 2
                     # There is no room for another, nor for one that would wake up; that costs nothing.
@@ -70,7 +71,7 @@ async def test_the_idle_sleep_the_busy_do_not_and_nothing_is_lost(
                 assert seen(host).level == "easy"
                 # Closed asleep, by the guard.
                 memory.set(0)
-                await wait_until(lambda: idle.statistics().hibernated)
+                await wait_until(lambda: seen(host).put_to_sleep == 2)
 
 
 async def test_spares_go_before_a_sandbox_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
