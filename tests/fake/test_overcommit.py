@@ -524,7 +524,7 @@ async def test_one_with_a_connection_to_the_outside_stays_awake(
         statistics = channel.statistics
 
         def with_one(each: Any) -> object:
-            return attrs.evolve(statistics(each), open_streams=1, peer_streams=1)
+            return statistics(each)._replace(open_streams=1, peer_streams=1)
 
         with monkeypatch.context() as patch:
             patch.setattr(channel, "statistics", with_one)
