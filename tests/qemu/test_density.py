@@ -143,12 +143,12 @@ async def test_the_kernel_kills_nobody(small_group: Path) -> None:
     seen = json.loads(done.stdout)
     assert killed_in(small_group) == 0, seen
     whole = str(120 << 20)
-    assert 2 <= seen["busy"] < 8, seen
+    assert 2 <= seen["busy"] < 6, seen
     assert seen["busy answer"] == [f"{whole}\n"] * seen["busy"]
     assert seen["busy slept"] == 0
     assert re.search(
         r"memory was tight for 3 s: of 1024 MiB allowed by \S+ \d+ MiB are left, and 256 MiB", seen["refused"]
     )
     # Those that are idle make room for the others, as often as it takes.
-    assert seen["idle slept"] >= 2
-    assert seen["idle answer"] == [f"{number} {whole}\n" for number in range(8)]
+    assert seen["idle slept"] >= 1
+    assert seen["idle answer"] == [f"{number} {whole}\n" for number in range(6)]
