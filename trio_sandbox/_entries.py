@@ -65,8 +65,12 @@ class Home:
           RuntimeError: if no Trio task runs here, or one of another run; the message names the way.
 
         """
-        check_trio(what)
-        if trio.lowlevel.current_trio_token() is not self._token:
+        try:
+            is_here = trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            is_here = False
+        if not is_here:
+            check_trio(what)
             raise RuntimeError(
                 f"{what} belongs to another call of `trio.run()` than the one that runs here, and nothing was sent: open a host "
                 "in each, or pass the work on to the one that has it, by `trio.from_thread.run`"

@@ -44,19 +44,22 @@ def refuse(*names: Refused) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         what = f"{function.__name__}()"
+        refused = frozenset[str](names)
         if inspect.iscoroutinefunction(function):
             coroutine_function = cast("Callable[P, Awaitable[object]]", function)
 
             @functools.wraps(function)
             async def wait(*args: P.args, **kwargs: P.kwargs) -> object:
-                check_refused(what, kwargs, *names)
+                if not refused.isdisjoint(kwargs):
+                    check_refused(what, kwargs, *names)
                 return await coroutine_function(*args, **kwargs)
 
             return _marked(cast("Callable[P, T]", wait), names)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            check_refused(what, kwargs, *names)
+            if not refused.isdisjoint(kwargs):
+                check_refused(what, kwargs, *names)
             return function(*args, **kwargs)
 
         call.__wrapped__ = inner = inspect.unwrap(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import final
 
 import trio
@@ -35,16 +35,18 @@ class TravellingDeadline:
             return {"deadline": seconds}
         return {"deadline": seconds, "grace": grace}
 
-    @asynccontextmanager
-    async def followed(self, owner: str, send: Callable[[dict[str, object]], Awaitable[None]]) -> AsyncGenerator[None]:
+    def followed(
+        self, owner: str, send: Callable[[dict[str, object]], Awaitable[None]]
+    ) -> AbstractAsyncContextManager[None]:
         """Tell the guest, by *send*, when the deadline moves within the block, and when we have taken over.
 
         A scope does not say that it was changed, so it is looked at again, every second or sooner, and when it ends.
         A deadline that was none at first, or has become none, stays that for the guest.
         """
-        if self._told == math.inf:
-            yield
-            return
+        return nullcontext() if self._told == math.inf else self._followed(owner, send)
+
+    @asynccontextmanager
+    async def _followed(self, owner: str, send: Callable[[dict[str, object]], Awaitable[None]]) -> AsyncGenerator[None]:
         left = trio.Event()
         with hide_nursery(owner):
             async with trio.open_nursery() as nursery:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from typing import Protocol
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Protocol, final
 
 import trio
 
@@ -76,9 +77,8 @@ class Machine(Protocol):
 STREAM_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-@asynccontextmanager
-async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
-    """Translate what goes wrong between a request's being sent and its answer.
+def guest_failures(vm: Machine, what: str) -> AbstractAsyncContextManager[None]:
+    """Translate what goes wrong in a block between a request's being sent and its answer.
 
     A guest that broke the protocol is retired on the spot: nothing it says later is believed.
 
@@ -87,29 +87,49 @@ async def guest_failures(vm: Machine, what: str) -> AsyncGenerator[None]:
       OutcomeUnknownError: if the guest is gone or gave the request up; `__cause__` says why.
 
     """
-    try:
-        yield
-    except GuestProtocolError as exc:
-        vm.retire(str(exc))
-        raise
-    except WireError as exc:
-        vm.retire(f"it broke the guest protocol: {exc}")
-        raise GuestProtocolError(f"the guest broke the protocol during {what}: {exc}") from exc
-    except StreamResetError as exc:
-        raise OutcomeUnknownError(f"the guest broke off {what}: {quote_guest(exc.reason)}") from exc
-    except trio.BrokenResourceError as exc:
-        cause = exc.__cause__
-        if isinstance(cause, WireError):
-            vm.retire(f"it broke the guest protocol: {cause}")
-            raise GuestProtocolError(f"the guest broke the protocol during {what}: {cause}") from cause
-        # The channel breaks a moment before QEMU's exit is seen, and the exit tells more.
-        with trio.move_on_after(EXIT_PATIENCE, shield=True):
-            await vm.wait_ended()
-        raise _ended(vm, what) from (vm.failure or cause or exc)
-    except trio.ClosedResourceError as exc:
-        if vm.failure is not None:  # it was ended, and its channel closed before those who wait had their turn
-            raise _ended(vm, what) from vm.failure
-        raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
+    return _GuestFailures(vm, what)
+
+
+@final
+class _GuestFailures(AbstractAsyncContextManager[None]):
+    # Not a generator: a run has several of these blocks, and a generator for each would be felt.
+
+    def __init__(self, vm: Machine, what: str) -> None:
+        self._vm = vm
+        self._what = what
+
+    async def __aenter__(self) -> None:  # noqa: ASYNC910 - the block waits
+        return None
+
+    async def __aexit__(  # noqa: ASYNC910 - the block waits
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is None:
+            return
+        vm, what = self._vm, self._what
+        match exc:
+            case GuestProtocolError():
+                vm.retire(str(exc))
+            case WireError():
+                vm.retire(f"it broke the guest protocol: {exc}")
+                raise GuestProtocolError(f"the guest broke the protocol during {what}: {exc}") from exc
+            case StreamResetError():
+                raise OutcomeUnknownError(f"the guest broke off {what}: {quote_guest(exc.reason)}") from exc
+            case trio.BrokenResourceError():
+                cause = exc.__cause__
+                if isinstance(cause, WireError):
+                    vm.retire(f"it broke the guest protocol: {cause}")
+                    raise GuestProtocolError(f"the guest broke the protocol during {what}: {cause}") from cause
+                # The channel breaks a moment before QEMU's exit is seen, and the exit tells more.
+                with trio.move_on_after(EXIT_PATIENCE, shield=True):
+                    await vm.wait_ended()
+                raise _ended(vm, what) from (vm.failure or cause or exc)
+            case trio.ClosedResourceError():
+                if vm.failure is not None:  # it was ended, and its channel closed before those who wait had their turn
+                    raise _ended(vm, what) from vm.failure
+                raise OutcomeUnknownError(f"the sandbox was closed during {what}") from exc
+            case _:
+                pass
 
 
 def _ended(vm: Machine, what: str) -> OutcomeUnknownError:

@@ -38,9 +38,9 @@ NO_INTERPRETER: Final = (
 
 #: Characters of a user's name; no system has longer ones.
 _LONGEST_USER = 256
-#: More than a machine can use: microseconds that all its processors take in a century, KiB of its memory, and blocks of its disks.
-_LEAST_USED: Final = (0, 0, -1)
-_MOST_USED: Final = (10**18, 2**32 - 1, 2**64 - 1)
+#: More than a machine can use: microseconds that all its processors take in a century, and blocks of its disks.
+_MOST_MICROSECONDS: Final = 10**18
+_MOST_BLOCKS: Final = 2**64 - 1
 
 #: Variables that bash sets itself and lets nobody set.
 _READ_ONLY = frozenset({"BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"})
@@ -188,21 +188,21 @@ def _checked(value: object, wanted: type[T], name: str) -> T:
 
 
 def _number(value: object, name: str, *, lowest: int, highest: int = 255) -> int:
+    if type(value) is int and lowest <= value <= highest:
+        return value
     number = _checked(value, int, name)
-    if not lowest <= number <= highest:
-        raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to {highest}, not {number!r:.80}")
-    return number
+    raise GuestProtocolError(f"the guest's field {name!r} must be from {lowest} to {highest}, not {number!r:.80}")
 
 
 def _used(fields: dict[str, object]) -> Used:
     numbers = cast("list[object]", _checked(fields.get("used", [0, 0, -1]), list, "used"))
-    if len(numbers) != len(_MOST_USED):
-        raise GuestProtocolError(f"the guest's field 'used' must have {len(_MOST_USED)} numbers, not {numbers!r:.80}")
+    if len(numbers) != 3:
+        raise GuestProtocolError(f"the guest's field 'used' must have 3 numbers, not {numbers!r:.80}")
+    microseconds, peak_kib, blocks_written = numbers
     return Used(
-        *[
-            _number(number, "used", lowest=least, highest=most)
-            for number, least, most in zip(numbers, _LEAST_USED, _MOST_USED, strict=True)
-        ]
+        _number(microseconds, "used", lowest=0, highest=_MOST_MICROSECONDS),
+        _number(peak_kib, "used", lowest=0, highest=_HIGHEST_NUMBER),
+        _number(blocks_written, "used", lowest=-1, highest=_MOST_BLOCKS),
     )
 
 

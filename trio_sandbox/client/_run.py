@@ -51,6 +51,16 @@ class OutputChunk:
 
 
 @final
+class Gathered:
+    """All that a run prints and shows, for who wants it with the result."""
+
+    def __init__(self) -> None:
+        self.stdout: bytearray = bytearray()
+        self.stderr: bytearray = bytearray()
+        self.displays: list[Display] = []
+
+
+@final
 class RunEvents:
     """The events of a run in order of arrival: `OutputChunk` and `Display`, and one `RunResult` as the last.
 
@@ -68,7 +78,8 @@ class RunEvents:
         self._trace = trace
         self._display_limit = display_limit
         self._memory_mib = memory_mib
-        self._result: RunResult | None = None  # that is known, and comes after a last word of ours
+        self._gathered: Gathered | None = None
+        self._ended: tuple[Finished, float] | None = None  # how and when, where a last word of ours comes before that
         self._display: tuple[Shown, bytearray] | None = None  # some of whose bytes are still to come
         self._sent_at = trace.sent_at = trio.current_time()
         self._over = False
@@ -91,15 +102,15 @@ class RunEvents:
             raise
 
     async def _next(self) -> OutputChunk | Display | RunResult:
-        if self._result is not None:
+        if self._ended is not None:
             await trio.lowlevel.checkpoint()
             self._over = True
-            return self._result
+            return self._make_result(*self._ended)
         try:
             async with guest_failures(self._vm, "a run"):
                 event = None
                 while event is None:
-                    event = self._event(await self._records.receive())
+                    event = self._event(await self._records.receive(at_once=self._gathered is not None))
         except SandboxError as exc:
             self._over = not isinstance(exc, OutputLimitError)
             if self._over:
@@ -142,17 +153,24 @@ class RunEvents:
     def _end(self, message: Finished) -> OutputChunk | RunResult:
         """Return the result, or the last word of a run that was killed for want of memory, which the result follows."""
         self._trace.end("ended")
-        now, word = trio.current_time(), b""
-        if message.oom:
-            word = out_of_memory_line("code", self._memory_mib)
-            self._trace.stderr.add(word)
-        result = RunResult(
+        now = trio.current_time()
+        if not message.oom:
+            return self._make_result(message, now)
+        self._ended = message, now
+        word = out_of_memory_line("code", self._memory_mib)
+        self._trace.stderr.add(word)
+        return OutputChunk("stderr", word)
+
+    def _make_result(self, message: Finished, ended_at: float) -> RunResult:
+        output = self._gathered or self._trace
+        return RunResult(
             exit_code=message.exit_code,
-            stdout_bytes=bytes(self._trace.stdout),
-            stderr_bytes=bytes(self._trace.stderr),
+            stdout_bytes=bytes(output.stdout),
+            stderr_bytes=bytes(output.stderr),
             value=message.value,
-            duration=now - self._sent_at,
-            timings=self._trace.timings(self._sent_at, now),
+            displays=() if self._gathered is None else tuple(self._gathered.displays),
+            duration=ended_at - self._sent_at,
+            timings=self._trace.timings(self._sent_at, ended_at),
             restarted=message.restarted,
             state_kept=message.state_kept,
             accelerator=self._vm.accelerator.name,
@@ -160,12 +178,8 @@ class RunEvents:
             cpu_seconds=message.used.microseconds / 1e6,
             peak_memory_bytes=message.used.peak_kib * 1024 or None,
             disk_written_bytes=None if message.used.blocks_written < 0 else message.used.blocks_written * 512,
-            streamed=True,
+            streamed=self._gathered is None,
         )
-        if not word:
-            return result
-        self._result = result
-        return OutputChunk("stderr", word)
 
     def _refusal(self, failed: Failed) -> RunRefusedError:
         reason = failed.reason
@@ -212,11 +226,13 @@ class RunEvents:
             self._trace.end("stopped")
             raise
 
-    async def _stop(self, grace: float, patience: float) -> None:
+    async def _stop(self, grace: float, patience: float) -> None:  # noqa: ASYNC910 - where it is over, its end was waited for
         """End the run if it goes on: INT, then KILL, then the whole VM.
 
         Takes at most *grace* + *patience* seconds, whatever the guest does and whoever is cancelled.
         """
+        if self._over:
+            return
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
             for request, bound in (("interrupt", grace), ("kill", patience)):
@@ -342,36 +358,29 @@ async def collect(events: RunEvents, limit: int) -> RunResult:
       OutputLimitError: if there is more; leaving the run's block stops it.
 
     """
-    output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    displays: list[Display] = []
+    gathered = events._gathered = Gathered()  # pyright: ignore[reportPrivateUsage]
     shown = 0
     try:
         async for event in events:
             if isinstance(event, RunResult):
-                return attrs.evolve(
-                    event,
-                    stdout_bytes=bytes(output["stdout"]),
-                    stderr_bytes=bytes(output["stderr"]),
-                    displays=tuple(displays),
-                    streamed=False,
-                )
+                return event
             if isinstance(event, OutputChunk):
-                buffer = output[event.stream]
+                buffer = gathered.stdout if event.stream == "stdout" else gathered.stderr
                 buffer += event.data
-                if len(buffer) > limit and events._result is None:  # the last word is ours # pyright: ignore[reportPrivateUsage]
+                if len(buffer) > limit and events._ended is None:  # the last word is ours # pyright: ignore[reportPrivateUsage]
                     del buffer[limit:]
                     raise _too_much(f"printed more than {limit} bytes to {event.stream}")
             else:
                 shown += len(event.data)
                 if shown > limit:
                     raise _too_much(f"showed more than {limit} bytes")
-                if len(displays) == MAXIMUM_DISPLAYS:
+                if len(gathered.displays) == MAXIMUM_DISPLAYS:
                     raise _too_much(f"showed more than {MAXIMUM_DISPLAYS} objects or forms of them")
-                displays.append(event)
+                gathered.displays.append(event)
     except OutputLimitError as exc:
         events._trace.add_note(exc)  # pyright: ignore[reportPrivateUsage]
-        exc.stdout_bytes, exc.stderr_bytes = bytes(output["stdout"]), bytes(output["stderr"])
-        exc.displays = tuple(displays)
+        exc.stdout_bytes, exc.stderr_bytes = bytes(gathered.stdout), bytes(gathered.stderr)
+        exc.displays = tuple(gathered.displays)
         raise
     raise AssertionError("a run's last event is its result")
 

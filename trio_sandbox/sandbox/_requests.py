@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import trio
 
 from .._config import SandboxConfig, Timeouts
-from .._entries import asker_of, current_asker
+from .._entries import current_asker
 from .._errors import RunRefusedError
 from .._observe import span
 from .._refused import refuse
@@ -42,6 +42,7 @@ from ._observed import run_span
 from ._path import AnyGuestPath
 from ._slot import Slot
 from ._tunnels import check_port, forward_port, open_tcp_stream, wait_port
+from ._turn import Turn
 from ._workspace_requests import WorkspaceRequests
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class GuestRequests(WorkspaceRequests):
         self._timeouts = timeouts
         self._language = language
         self._command = tuple(command)
-        self._interpreter = trio.Lock()
+        self._interpreter = Turn()
         self._functions: HostFunctions | None = None  # of the last run that had the interpreter, which alone sets this
         self._asked = 0  # runs, those that were not started included
         self._runs = 0
@@ -138,7 +139,7 @@ class GuestRequests(WorkspaceRequests):
         callable_functions = check_functions(functions, language)
         self._slot.home.check("a run")
         asker = current_asker()
-        if asker_of(self._interpreter.statistics().owner) is asker:
+        if self._interpreter.is_of(asker):
             raise RuntimeError(
                 "this task is in the block of another run of this sandbox, which it would wait for, and nothing was sent; "
                 "leave that block first, or use Sandbox.run_process() meanwhile"

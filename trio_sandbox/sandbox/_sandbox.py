@@ -138,7 +138,7 @@ class Sandbox(GuestRequests):
     def statistics(self) -> SandboxStatistics:
         """Return numbers about the sandbox as it is now."""
         pid = None if self._slot.machine.closed or self._slot.machine.failure is not None else self._slot.machine.pid
-        numbers = SandboxStatistics(self._runs, self._processes, self._interpreter.statistics().tasks_waiting, pid)
+        numbers = SandboxStatistics(self._runs, self._processes, self._interpreter.tasks_waiting, pid)
         life = self._lifecycle_or_none
         if life is None:
             return numbers

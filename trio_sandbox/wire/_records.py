@@ -167,10 +167,13 @@ class RecordStream(trio.abc.AsyncResource):
         """Like `ChannelStream.send_eof`."""
         await self.stream.send_eof()
 
-    async def receive(self) -> tuple[bytes, bytes] | None:
+    async def receive(self, *, at_once: bool = False) -> tuple[bytes, bytes] | None:
         """Return the next record as tag and payload, or None after the last.
 
         Cancelled: nothing is lost, the next call goes on.
+
+        Args:
+          at_once: Give other tasks no turn if the record is there already, for who calls this until it waits.
 
         Raises:
           WireError: if a record is longer than the limit or the stream ends within one. It was reset.
@@ -184,9 +187,10 @@ class RecordStream(trio.abc.AsyncResource):
             await trio.lowlevel.checkpoint_if_cancelled()
         record = self._next_record()
         if record is not None:
-            # Not cancellable any more: the record would be lost.
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return record
+            if not at_once:
+                # Not cancellable any more: the record would be lost.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return record  # noqa: ASYNC910 - see above
         while True:
             if self._small and not self.stream.has_news:
                 self._small = 0  # to wait for it is a pause, too
