@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests._leaks import cancel_at_every_step
+from tests._leaks import cancel_at_every_step, count_steps
 from trio_sandbox import (
     Display,
     GuestProtocolError,
@@ -23,7 +23,7 @@ from trio_sandbox import (
     Timeouts,
 )
 from trio_sandbox.client._failures import guest_failures
-from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream
+from trio_sandbox.wire import DISPLAY, JSON, STDERR, STDOUT, RecordStream, encode_json
 
 from ._guest import finished, open_fake_sandbox, receive_json
 
@@ -54,6 +54,21 @@ async def test_a_run_gathers_each_stream_in_order_and_tells_how_it_ended() -> No
     assert (result.exit_code, result.restarted, result.state_kept) == (3, True, True)
     assert result.duration >= 0
     assert result.accelerator == "tcg"
+
+
+async def test_a_run_waits_for_its_answer_and_takes_no_other_turn_of_the_scheduler() -> None:
+    async def code(records: RecordStream) -> None:
+        await receive_json(records)
+        end = encode_json(finished())
+        await records.send_and_close([(STDOUT, b"a"), (STDERR, b"b"), (STDOUT, b"c"), (JSON, end)])
+
+    async def run() -> None:
+        result = await sandbox.run("whatever")
+        assert (result.stdout, result.stderr) == ("ac", "b")
+
+    async with open_fake_sandbox({"code": code}) as (sandbox, _):
+        with trio.CancelScope(shield=True):  # from the deadline of every test, which a task of its own would follow
+            assert await count_steps(run) == 1
 
 
 async def test_the_request_carries_code_language_environment_and_directory() -> None:

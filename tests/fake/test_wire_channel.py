@@ -24,9 +24,8 @@ from trio_sandbox.wire import (
     WireError,
     open_channel,
 )
-from trio_sandbox.wire._connection import FRAMES_IN_TURN
 from trio_sandbox.wire._framing import HEADER, MAX_STREAMS, Kind, frame
-from trio_sandbox.wire._pace import IDLE_FRAMES, IDLE_RATE
+from trio_sandbox.wire._pace import FRAMES_IN_TURN, IDLE_FRAMES, IDLE_RATE
 
 from ._wire import HELLO, RawPeer, open_pair, port_pair
 

@@ -48,6 +48,22 @@ async def test_send_nowait_takes_what_there_is_room_for() -> None:
         assert received == sent + 3
 
 
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 5000, 65536, 131072])
+async def test_all_that_is_there_is_received_at_once_or_as_much_as_is_asked_for(size: int) -> None:
+    data = bytes(range(251)) * 300
+    ours, theirs = port_pair()
+    async with ours, theirs:
+        assert ours.send_nowait(data[:4096]) == 4096
+        assert bytes(await theirs.receive_view()) == data[:4096]
+        assert ours.send_nowait(data) == len(data)
+        received = await theirs.receive_some(size)
+        assert data.startswith(received)
+        assert len(received) == min(size - size % 4096 or size, len(data))
+        while len(received) < len(data):
+            received += await theirs.receive_some(size)
+        assert received == data
+
+
 async def test_a_peer_that_is_gone() -> None:
     ours, theirs = port_pair()
     async with ours:

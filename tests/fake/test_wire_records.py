@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
 
+from tests._leaks import count_steps
 from trio_sandbox.wire import JSON, STDERR, STDOUT, RecordStream, StreamResetError, WireError, encode_record
 from trio_sandbox.wire._records import JOINED_RECORDS, SMALL_RECORDS_IN_TURN
 
@@ -63,6 +66,22 @@ async def test_every_receive_is_a_checkpoint_and_a_cancelled_one_loses_nothing()
             with trio.testing.assert_checkpoints():
                 assert await received.receive() == (STDOUT, expected)
         assert await received.receive() is None
+
+
+async def test_who_takes_all_at_once_has_what_is_there_without_a_turn_of_others() -> None:
+    async with open_pair() as pair:
+        stream, other = await pair.open_stream()
+        received = RecordStream(other)
+        await RecordStream(stream).send_many([(STDOUT, b"1"), (STDERR, b"2"), (JSON, b"3"), (JSON, b"4")], end=True)
+        assert await received.receive(at_once=True) == (STDOUT, b"1")
+        assert await count_steps(partial(received.receive, at_once=True)) == 0
+        assert await count_steps(received.receive) == 1
+        with trio.CancelScope() as scope:
+            scope.cancel(reason="a test")
+            await received.receive(at_once=True)
+        assert scope.cancelled_caught
+        assert await received.receive(at_once=True) == (JSON, b"4")
+        assert await received.receive(at_once=True) is None
 
 
 SMALL, LARGE = (JSON, b"x"), (JSON, bytes(1024))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from trio_sandbox.wire import Role, StreamLimitError, WireError
-from trio_sandbox.wire._connection import CREDIT_STEP, FRAMES_IN_TURN, LAZY_LIMIT, QUANTUM, WRITE_LIMIT, Connection
+from trio_sandbox.wire._connection import CREDIT_STEP, LAZY_LIMIT, QUANTUM, WRITE_LIMIT, Connection
 from trio_sandbox.wire._events import (
     CreditReceived,
     DataReceived,
@@ -35,6 +35,7 @@ from trio_sandbox.wire._framing import (
     Kind,
     frame,
 )
+from trio_sandbox.wire._pace import FRAMES_IN_TURN
 
 HELLO = frame(Kind.HELLO, 0, b'{"version":1}')
 
@@ -370,6 +371,41 @@ def test_data_of_other_types(typed: bytearray | memoryview) -> None:
     connection = host()
     connection.send(connection.open_stream({}), typed)
     assert written(connection)[1:] == [(Kind.DATA, 1, b"abcd")]
+
+
+@pytest.mark.parametrize("peer_goes_on", [True, False])
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("size", [0, 9, WRITE_LIMIT - HEADER_SIZE, INITIAL_CREDIT])
+def test_what_is_sent_and_closed_at_once_is_what_is_sent_otherwise(peer_goes_on: bool, others: bool, size: int) -> None:
+    def sent_by(send: Callable[[Connection, int], object]) -> list[tuple[Kind, int, bytes]]:
+        connection = host()
+        stream_id, other_id = connection.open_stream({}), connection.open_stream({})
+        if not peer_goes_on:
+            list(connection.receive(frame(Kind.END, stream_id)))
+        if others:
+            connection.send(other_id, b"x")
+        send(connection, stream_id)
+        frames: list[tuple[Kind, int, bytes]] = []
+        while connection.wants_write:
+            for kind, number, payload in written(connection):
+                joined = kind == Kind.DATA and bool(frames) and frames[-1][:2] == (kind, number)
+                frames.append((kind, number, (frames.pop()[2] if joined else b"") + payload))
+        with pytest.raises(RuntimeError, match="can't send now"):
+            connection.send_and_close(stream_id, b"more")
+        assert connection.open_streams == (2 if peer_goes_on else 1)
+        return frames
+
+    frames = sent_by(lambda connection, stream_id: connection.send_and_close(stream_id, bytes(size)))
+    assert frames == sent_by(lambda connection, stream_id: connection.send(stream_id, bytes(size), close=True))
+    assert sum(len(payload) for kind, stream_id, payload in frames if (kind, stream_id) == (Kind.DATA, 1)) == size
+
+
+def test_without_credit_for_all_of_it_nothing_is_sent_and_closed() -> None:
+    connection = host()
+    stream_id = connection.open_stream({})
+    assert not connection.send_and_close(stream_id, bytes(INITIAL_CREDIT + 1))
+    connection.send(stream_id, b"as before")
+    assert written(connection)[1:] == [(Kind.DATA, stream_id, b"as before")]
 
 
 def test_one_piece_a_stream_at_a_time() -> None:

@@ -36,10 +36,12 @@ from ._framing import (
     Kind,
     Role,
     check_header,
+    decode_hello,
     decode_json,
     encode_json,
     frame,
 )
+from ._pace import FRAMES_IN_TURN, FRAMES_OF_OPEN, JSON_OF_A_FRAME
 from ._state import StreamState
 
 #: Bytes of one write, headers and all, unless control frames alone are more.
@@ -54,11 +56,6 @@ CREDIT_STEP = INITIAL_CREDIT // 2
 #: Two peers of ours never get there: all their streams together can't owe each other that much.
 #: So only a peer that asks and does not read is stalled by it, and nobody by us.
 BACKLOG_LIMIT = 2**21
-#: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
-FRAMES_IN_TURN = 128
-#: How many other frames take as long as OPEN, which starts a task, and how many bytes of its JSON take as long as one.
-_FRAMES_OF_OPEN = 20
-_JSON_OF_A_FRAME = 64
 #: Bytes of frames that nobody waits for, which may lie until something else is written.
 LAZY_LIMIT = 256
 
@@ -148,7 +145,7 @@ class Connection:
         if stream.send_credit or not data:
             self._ready.append(stream)
 
-    def send_now(self, stream_id: int, data: memoryview) -> int:
+    def send_now(self, stream_id: int, data: bytes | memoryview) -> int:
         """Queue a copy of as much of *data* as may go at once; return how much that is, 0 where another stream's turn comes first."""
         stream = self._streams.get(stream_id)
         if self._ready or stream is None or stream.done or stream.pending is not None:
@@ -159,6 +156,18 @@ class Connection:
         stream.send_credit -= size
         self._queue(Kind.DATA, stream_id, data[:size])
         return size
+
+    def send_and_close(self, stream_id: int, data: bytes) -> bool:
+        """Do what `send` does to close, and take a copy of what is little; False if there is no credit for *data*: nothing was done."""
+        if not self.can_send(stream_id, len(data)):
+            return False
+        size = self.send_now(stream_id, data)
+        if size and size == len(data):
+            self.end(stream_id)
+            self.reset(stream_id)
+        else:
+            self.send(stream_id, memoryview(data)[size:], close=True)
+        return True
 
     def is_sending(self, stream_id: int) -> bool:
         """Whether something is pending on a stream."""
@@ -367,7 +376,7 @@ class Connection:
                 payload = bytes(data[position + HEADER_SIZE : stop])
                 position = stop
             if kind == Kind.OPEN:
-                frames += _FRAMES_OF_OPEN + length // _JSON_OF_A_FRAME
+                frames += FRAMES_OF_OPEN + length // JSON_OF_A_FRAME
             event = self._handle(kind, stream_id, payload)
             if event is not None:
                 yield event
@@ -406,18 +415,9 @@ class Connection:
                     raise WireError("PONG that answers no ping, or not the oldest")
                 return PongReceived(payload)
             case _:
-                return self._handle_hello(payload)
-
-    def _handle_hello(self, payload: bytes) -> Event:
-        hello = decode_json(payload, "HELLO")
-        version = hello.get("version")
-        if version != PROTOCOL_VERSION or isinstance(version, bool):
-            raise WireError(
-                f"the peer speaks version {version!r:.20} of the protocol, and this is version {PROTOCOL_VERSION}: "
-                "it is of another version of trio-sandbox"
-            )
-        self._greeted = True
-        return HelloReceived(hello)
+                hello = decode_hello(payload)
+                self._greeted = True
+                return HelloReceived(hello)
 
     def _handle_open(self, stream_id: int, payload: bytes) -> Event:
         if stream_id % 2 == self._parity:

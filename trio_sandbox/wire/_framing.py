@@ -122,6 +122,18 @@ def decode_json(data: bytes, what: str) -> dict[str, object]:
     return cast("dict[str, object]", value)
 
 
+def decode_hello(payload: bytes) -> dict[str, object]:
+    """Return what a peer introduces itself with; `WireError` if it is no JSON object of our version."""
+    hello = decode_json(payload, "HELLO")
+    version = hello.get("version")
+    if version != PROTOCOL_VERSION or isinstance(version, bool):
+        raise WireError(
+            f"the peer speaks version {version!r:.20} of the protocol, and this is version {PROTOCOL_VERSION}: "
+            "it is of another version of trio-sandbox"
+        )
+    return hello
+
+
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 

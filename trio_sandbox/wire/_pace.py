@@ -13,6 +13,11 @@ from typing import Final, final
 
 from ._errors import WireError
 
+#: Frames that a host handles before others have their turn, which takes it a millisecond at most. A read of large frames has three.
+FRAMES_IN_TURN: Final = 128
+#: How many other frames take as long as OPEN, which starts a task, and how many bytes of its JSON take as long as one.
+FRAMES_OF_OPEN: Final = 20
+JSON_OF_A_FRAME: Final = 64
 #: Frames without effect that may come at once, and each second. A guest of ours sends one or two with each request, and there are
 #: never more than some thousand of these in a second.
 IDLE_FRAMES: Final = 20_000

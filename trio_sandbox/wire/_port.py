@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -136,6 +137,7 @@ class PortStream(DirectStream):
             self._buffer = memoryview(bytearray(READ_SIZE))
             # A read of a port gives one page at most, but the kernel reads on for as long as each of these is filled.
             self._pages = [self._buffer[start : start + _PAGE] for start in range(0, READ_SIZE, _PAGE)]
+        first = self._pages[:1] if size >= _PAGE else [self._buffer[:size]]
         while True:
             if self._full:
                 await trio.lowlevel.checkpoint()
@@ -143,7 +145,11 @@ class PortStream(DirectStream):
             else:
                 await trio.lowlevel.wait_readable(self._fd)
             try:
-                length = os.readv(self._fd, self._pages if size == READ_SIZE else [self._buffer[:size]])
+                length = os.readv(self._fd, first)
+                if length == _PAGE < size:
+                    # Now, and not before, since most of what comes is short and to hand the kernel all pages would be felt.
+                    with contextlib.suppress(OSError):  # the next read meets it again
+                        length += os.readv(self._fd, self._pages[1 : size // _PAGE])
             except BlockingIOError:
                 self._full = False
             except OSError as exc:

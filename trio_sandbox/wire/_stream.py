@@ -129,9 +129,8 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
         """
         self._check_send()
-        if not self._connection.can_send(self.id, len(data)):
+        if not self._connection.send_and_close(self.id, data):
             return False
-        self._connection.send(self.id, data, close=True)
         self._closed = True
         self._channel._forget(self)
         self._channel._flush()

@@ -78,6 +78,8 @@ else:
 _LOWEST_DESCRIPTOR = 100
 #: Longer than any message of the agent; longer texts come in memory files.
 _MESSAGE_LIMIT = 1 << 17
+#: For the descriptors that come with one.
+_ANCILLARY_SPACE = CMSG_SPACE(8 * array.array("i").itemsize)
 #: Bytes of a value's text that the agent takes.
 _VALUE_LIMIT = 1 << 16
 #: Characters of code whose last expression's value is looked for. Taking code apart takes a hundred times its size.
@@ -224,8 +226,7 @@ class _Worker:
         self._has_forked = True
 
     def _receive(self) -> tuple[Any, list[int]]:
-        space = CMSG_SPACE(8 * array.array("i").itemsize)
-        size, ancillary, _, _ = self._control.recvmsg_into([self._buffer], space, MSG_CMSG_CLOEXEC)
+        size, ancillary, _, _ = self._control.recvmsg_into([self._buffer], _ANCILLARY_SPACE, MSG_CMSG_CLOEXEC)
         if not size:
             _exit(0)
         descriptors = array.array("i")
