@@ -101,11 +101,11 @@ class _GuestFailures(AbstractAsyncContextManager[None]):
     async def __aenter__(self) -> None:  # noqa: ASYNC910 - the block waits
         return None
 
-    async def __aexit__(  # noqa: ASYNC910 - the block waits
+    async def __aexit__(  # noqa: ASYNC910 - the block has waited
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if exc is None:
-            return
+            return  # noqa: ASYNC910 - the block has waited
         vm, what = self._vm, self._what
         match exc:
             case GuestProtocolError():

@@ -226,13 +226,13 @@ class RunEvents:
             self._trace.end("stopped")
             raise
 
-    async def _stop(self, grace: float, patience: float) -> None:  # noqa: ASYNC910 - where it is over, its end was waited for
+    async def _stop(self, grace: float, patience: float) -> None:
         """End the run if it goes on: INT, then KILL, then the whole VM.
 
         Takes at most *grace* + *patience* seconds, whatever the guest does and whoever is cancelled.
         """
         if self._over:
-            return
+            return  # noqa: ASYNC910 - its end was waited for
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
             for request, bound in (("interrupt", grace), ("kill", patience)):
