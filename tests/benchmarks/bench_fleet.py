@@ -22,7 +22,7 @@ from trio_sandbox import Host, HostConfig, Sandbox, open_host
 from trio_sandbox.bench import Figure
 from trio_sandbox.fleet import FleetHost, open_ray_host
 
-from ._crowd import CROWD, NODES, against_local, measure_crowd
+from ._crowd import CROWD, NODES, against_local, measure_opening, measure_runs
 
 _STARTS = 9
 _ROUNDS = 5
@@ -48,7 +48,7 @@ threading.Thread(target=serve, daemon=True).start()
 
 
 async def measure() -> list[Figure]:
-    """Measure with one node, and then with more of them."""
+    """Measure with one node, and then with more."""
     # Niceness is for those who share a node with Ray's own work, and only root can undo it.
     with cluster_of(1, slots=CROWD, worker_niceness=0) as cluster:
         figures = await _measure_one(cluster.address)
@@ -56,7 +56,8 @@ async def measure() -> list[Figure]:
             while len(cluster.worker_nodes) < nodes:
                 add_node(cluster, CROWD)
             cluster.wait_for_nodes()
-            figures += await measure_crowd(cluster.address, nodes)
+            figures += await measure_runs(cluster.address, nodes)
+        figures += await measure_opening(cluster.address, NODES[-1])
     return figures
 
 
