@@ -56,6 +56,27 @@ async def test_what_is_neither_text_nor_bytes_is_not_written(host: Host, chunk: 
     assert (await host.run("console.log('next')", language="javascript")).stdout == "next\n"
 
 
+#: What our part of the interpreter uses, or Node.js for us.
+BROKEN = [
+    "Buffer.from = null",
+    "Buffer.concat = String.prototype.trimEnd = null",
+    "String.prototype.replace = Array.prototype.map = null",
+    "Array.prototype[Symbol.iterator] = null",
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_code_that_breaks_what_the_interpreter_needs_holds_no_run_up(host: Host, broken: str) -> None:
+    """A run then ends with 70, and the next one has a new interpreter, or all goes on."""
+    before = await host.run(f"{broken}; 1", language="javascript")
+    for code, status in (("let a = [1].concat(2); a.length", 0), ("throw new Error('x')", 1), ("await 5", 0)):
+        result = await host.run(code, language="javascript")
+        assert result.exit_code in (status, 70), (code, result)
+        assert before.state_kept or result.restarted
+        assert result.state_kept or "the code has broken its interpreter" in result.stderr
+        before = result
+
+
 WAIT = "await new Promise((done) => setTimeout(done, 20)); console.log('on')"
 
 

@@ -313,6 +313,47 @@ async def test_no_line_of_ours_is_taken_for_one_of_the_codes(host: Host) -> None
     assert shown.endswith("  File \"<string>\", line 2, in <module>\nNameError: name 'missing' is not defined\n")
 
 
+async def test_stacks_are_of_the_code_alone(host: Host) -> None:
+    shown = await host.run("import traceback\ndef f():\n    traceback.print_stack()\nf()")
+    stack = '  File "<run 1>", line {}, in <module>\n    {}\n'
+    assert shown == ran("", stack.format(4, "f()") + '  File "<run 1>", line 3, in f\n    traceback.print_stack()\n')
+    shown = await host.run("import logging\nlogging.warning('w', stack_info=True)")
+    said = "WARNING:root:w\nStack (most recent call last):\n"
+    assert shown == ran("", said + stack.format(2, "logging.warning('w', stack_info=True)").replace("run 1", "run 2"))
+    for code in (
+        "[each.function for each in inspect.stack()]",
+        "await asyncio.sleep(0, [each.function for each in inspect.stack()])",
+    ):
+        assert (await host.run(f"import asyncio, inspect\n{code}")).value == "['<module>']"
+    of_a_thread = (
+        "import threading\nt = threading.Thread(target=lambda: print(len(inspect.stack()) > 2)); t.start(); t.join()"
+    )
+    assert await host.run(of_a_thread) == ran("True\n")
+
+
+async def test_the_source_of_classes_is_found(host: Host) -> None:
+    await host.run(
+        "class A:\n    x = 1\n\nclass B:\n    def f(self): pass\ndef make():\n    class C:\n        y = 2\n    return C"
+    )
+    await host.run("from dataclasses import dataclass\n@dataclass\nclass D:\n    z: int\nOld = B\nclass B: pass")
+    for name, source in [
+        ("A", "class A:\n    x = 1\n"),
+        ("Old", "class B:\n    def f(self): pass\n"),
+        ("B", "class B: pass\n"),
+        ("make()", "    class C:\n        y = 2\n"),
+        ("D", "@dataclass\nclass D:\n    z: int\n"),
+    ]:
+        assert (await host.run(f"import inspect\ninspect.getsource({name})")).value == repr(source), name
+    result = await host.run("inspect.getsource(type('E', (), {}))")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "OSError: source code not available")
+
+
+async def test_a_warning_is_shown_in_each_run_that_comes_to_it(host: Host) -> None:
+    for _ in range(2):
+        shown = (await host.run("import warnings\nfor _ in range(2): warnings.warn('old')")).stderr
+        assert shown.count("UserWarning: old\n") == 1
+
+
 async def test_source_of_old_runs_is_let_go_of(host: Host) -> None:
     await host.run("import linecache\ndef first(): missing")
     for _ in range(5):

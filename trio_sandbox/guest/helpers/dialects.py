@@ -14,13 +14,15 @@ _EPERM = 1
 class Order:
     """One run that the agent wants."""
 
-    __slots__ = ("code", "cwd", "descriptors", "env", "functions", "number")
+    __slots__ = ("code", "cwd", "descriptors", "env", "functions", "last_status", "number")
 
-    def __init__(self, number: int, code: str, env: dict[str, str], cwd: str | None) -> None:
+    def __init__(self, number: int, code: str, env: dict[str, str], cwd: str | None, last_status: int = 0) -> None:
         self.number: int = number
         self.code: str = code
         self.env: dict[str, str] = env
         self.cwd: str | None = cwd
+        self.last_status: int = last_status
+        """The exit status of the run before."""
         self.descriptors: list[int] = []
         """Ours, in turn: standard input or -1, standard output, standard error, and a file with the code."""
         self.functions: tuple[list[str], list[int]] | None = None
@@ -119,7 +121,9 @@ class ShellDialect(Dialect):
     def run(self, files: str, token: str, order: Order) -> str:
         """Say it. The code is in a file of ours, since a shell reads a pipe byte by byte. A descriptor of it would be in all that it starts."""
         stdin, stdout, stderr, code = order.paths(files)
-        running = f"\\builtin source {code} <{stdin} >{stdout} 2>{stderr}; {self._tell_end(files, token)}"
+        # For the code to see it as `$?`, the command before must have come to it; in such a list it sets off no trap and no `set -e`.
+        last = f"(\\builtin exit {order.last_status}) || " if order.last_status else ""
+        running = f"{last}\\builtin source {code} <{stdin} >{stdout} 2>{stderr}; {self._tell_end(files, token)}"
         if order.env or order.cwd is not None:
             running = self._surround(files, token, order, running)
         return (

@@ -178,6 +178,7 @@ class _Porter:
         self._reset = False
         # What it is to read after the run.
         self._undoing = b""
+        self._last_status = 0
 
     def serve(self) -> NoReturn:
         wakeup, trigger = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -360,7 +361,7 @@ class _Porter:
         else:
             _, number, code, env, cwd = message
             # As of a file's, a byte order mark at the beginning is no part of the code.
-            self._run(Order(number, code.removeprefix("\ufeff"), env or {}, cwd), descriptors)
+            self._run(Order(number, code.removeprefix("\ufeff"), env or {}, cwd, self._last_status), descriptors)
 
     def _run(self, order: Order, descriptors: list[int]) -> None:
         self._number = order.number
@@ -445,6 +446,7 @@ class _Porter:
             text = bytes.fromhex(value.decode("ascii"))[:_VALUE_LIMIT].decode("utf-8", "ignore")
         except ValueError:
             text = ""
+        self._last_status = status
         end = _END.pack(status, *self._usage.read())
         if text:
             self._finish(b"V", end + text.encode())

@@ -20,7 +20,7 @@
   const { closeSync, fstatSync, openSync, readSync, writeSync, ReadStream } = fs;
   const { O_APPEND, O_DIRECTORY, O_RDONLY, O_RDWR, O_WRONLY } = fs.constants;
   const O_PATH = 0o10000000;
-  const { chdir, cwd, exit, kill } = process;
+  const { chdir, cwd, exit, kill, reallyExit } = process;
   const { parse: parseJson } = JSON;
   const { isView } = ArrayBuffer;
   const later = setImmediate;
@@ -49,6 +49,19 @@
         pause(1);
       }
     }
+  }
+
+  // Code may have changed what all objects inherit. Where that fails us, nothing else would ever tell the end of a run.
+  const BROKEN = Buffer.from('trio-sandbox: the code has broken its interpreter; the next run has a new one\n');
+  function guarded(act, complaint = BROKEN) {
+    return (first, second) => {
+      try {
+        return act(first, second);
+      } catch {
+        writeAll(2, complaint);
+        reallyExit(EX_SOFTWARE);
+      }
+    };
   }
 
   function answer(text) {
@@ -289,30 +302,29 @@
 
   function conclude(run, status, value) {
     // What the run left to be done at once belongs to it, an unhandled rejection above all.
-    later(() =>
-      later(() => {
-        if (run !== current) return;
-        if (status === 0 && run.failed) status = 1;
-        if (process.exitCode !== undefined) status = process.exitCode & 0xff;
-        process.exitCode = undefined;
-        const text = status === 0 ? describeValue(value) : '';
-        if (!isControlOurs()) exit(status); // the code closed it: our exit status is the run's
-        current = null;
-        closeInput();
-        run.endFunctions();
-        run.restore();
-        for (const number of [0, 1, 2]) place('/dev/null', number);
-        answer(`D ${run.token} ${status} ${text}`.trimEnd());
-      }),
-    );
+    const tell = guarded(() => {
+      if (run !== current) return;
+      if (status === 0 && run.failed) status = 1;
+      if (process.exitCode !== undefined) status = process.exitCode & 0xff;
+      process.exitCode = undefined;
+      const text = status === 0 ? describeValue(value) : '';
+      if (!isControlOurs()) exit(status); // the code closed it: our exit status is the run's
+      current = null;
+      closeInput();
+      run.endFunctions();
+      run.restore();
+      for (const number of [0, 1, 2]) place('/dev/null', number);
+      answer(`D ${run.token} ${status} ${text}`.trimEnd());
+    });
+    later(() => later(tell));
   }
 
-  function fail(error, details) {
+  const fail = guarded((error, details) => {
     writeAll(2, Buffer.from(`${describe(error, details, current?.code ?? '', current?.name)}\n`));
     if (current === null) return;
     current.failed = true;
     finish(current, 1);
-  }
+  });
 
   // A script that is broken off runs no `finally`: what it was loading would be half a module for good. It is loaded again when it is wanted again.
   function forgetHalfModules() {
@@ -333,19 +345,13 @@
   }
 
   function settle(run, { result, exceptionDetails }) {
-    if (exceptionDetails) {
-      fail(fetchValue(exceptionDetails.exception ?? result), exceptionDetails);
-      return;
-    }
+    if (exceptionDetails) return fail(fetchValue(exceptionDetails.exception ?? result), exceptionDetails);
     const value = fetchValue(result);
-    if (types.isPromise(value)) {
-      value.then(
-        (settled) => finish(run, 0, settled),
-        (error) => run === current && !run.over && fail(error),
-      );
-    } else {
-      finish(run, 0, value);
-    }
+    if (!types.isPromise(value)) return finish(run, 0, value);
+    value.then(
+      (settled) => finish(run, 0, settled),
+      (error) => run === current && !run.over && fail(error),
+    );
   }
 
   // Have the variables and the directory that a run is to have; return what gives back those before.
@@ -408,11 +414,12 @@
       go = null;
       answer(`B ${token}`);
       if (prelude) evaluate(prelude, () => {});
-      evaluate(code, (error, result) => {
+      const done = guarded((error, result) => {
         if (run !== current || (error && process._exiting)) return;
         settle(run, error ? { exceptionDetails: { exception: { value: error.message } } } : result);
         post('Runtime.releaseObjectGroup', { objectGroup: 'run' });
       });
+      evaluate(code, done);
       closeGate();
     };
     let error = null;
@@ -468,7 +475,8 @@
 
   const socket = new Socket({ fd: CONTROL, readable: true, writable: false });
   let unfinished = [];
-  socket.on('data', (data) => {
+  // It complains of nothing: no code of the run has begun, and another interpreter can have it.
+  const take = guarded((data) => {
     for (let start = 0; ; ) {
       const end = data.indexOf(10, start);
       if (end < 0) {
@@ -480,7 +488,8 @@
       start = end + 1;
       obey(line);
     }
-  });
+  }, []);
+  socket.on('data', take);
   socket.on('close', () => {
     current = null; // our porter is gone, and nothing that is said of its run means anything
     kill(process.pid, 'SIGKILL');

@@ -12,9 +12,11 @@ from __future__ import annotations
 import io
 import linecache
 import os
+import re
 import sys
 from collections import deque
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from types import FunctionType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +72,17 @@ class Sources:
             lines = entry[2]
             if error.filename in dict(self._sources) and 0 < error.lineno <= len(lines):
                 error.text = lines[error.lineno - 1]
+
+    def find_class(self, definition: type) -> str | None:
+        """Return the name of the run that a class is of: as its functions say, or else the newest that has a class of its name."""
+        names = dict(self._sources)
+        statement = re.compile(rf"^\s*class\s+{re.escape(definition.__name__)}\b", re.MULTILINE)
+        methods = [
+            value.__code__.co_filename
+            for value in vars(definition).values()
+            if isinstance(value, FunctionType) and value.__qualname__ == f"{definition.__qualname__}.{value.__name__}"
+        ]
+        return next((name for name in [*methods, *reversed(names)] if statement.search(names.get(name, ""))), None)
 
     def patch_multiprocessing(self) -> None:
         """Have processes that are not forked find what runs have defined."""

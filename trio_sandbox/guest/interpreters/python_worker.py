@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from .python_commands import install as install_commands
-    from .python_debugging import hide_from_debuggers, stop_debugging
+    from .python_debugging import hide_from_debuggers, hide_from_stacks, patch_inspect, stop_debugging
     from .python_displays import Displays
     from .python_functions import Functions
     from .python_imports import Imports
@@ -63,8 +63,9 @@ if TYPE_CHECKING:
 else:
     _parts = globals()["_parts"]
     install_commands = _parts["commands"]["install"]
-    hide_from_debuggers = _parts["debugging"]["hide_from_debuggers"]
-    stop_debugging = _parts["debugging"]["stop_debugging"]
+    hide_from_debuggers, hide_from_stacks, patch_inspect, stop_debugging = map(
+        _parts["debugging"].get, ("hide_from_debuggers", "hide_from_stacks", "patch_inspect", "stop_debugging")
+    )
     Displays = _parts["displays"]["Displays"]
     Functions = _parts["functions"]["Functions"]
     Imports = _parts["imports"]["Imports"]
@@ -137,8 +138,12 @@ class _Worker:
                 "multiprocessing.popen_forkserver": self._sources.patch_multiprocessing,
                 "multiprocessing.popen_spawn_posix": self._sources.patch_multiprocessing,
             },
-            {"bdb": lambda bdb: hide_from_debuggers(bdb, _is_of_a_part)},
+            {
+                "bdb": lambda bdb: hide_from_debuggers(bdb, _is_of_a_part),
+                "inspect": lambda inspect: patch_inspect(inspect, _is_of_a_part, self._sources.find_class),
+            },
         )
+        hide_from_stacks(traceback, _is_of_a_part)
         _modules["builtins"].display = self._displays.display  # type: ignore[attr-defined]
         sys.argv = [""]  # instead of how we were started, as where code is typed in
         if sys.version_info >= (3, 10):  # noqa: UP036  an image may have an older one
@@ -256,6 +261,7 @@ class _Worker:
         name = f"<run {number}>" if number < _WARM_UP else f"<warm-up {number - _WARM_UP}>"
         code = code[1:] if code[:1] == "\ufeff" else code  # as at the start of a file
         self._sources.add(name, code)
+        _main.pop("__warningregistry__", None)  # a warning is for each run that comes to it
         value: bytes | None = None
 
         def execute() -> None:
