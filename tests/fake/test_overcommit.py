@@ -207,6 +207,18 @@ async def test_many_that_come_at_the_same_time_do_not_all_pass_the_same_look(
     assert admission.statistics().memory_mib_reserved == 0
 
 
+async def test_what_was_closed_at_once_counts_no_more(memory: MadeUpMemory) -> None:
+    admission = overcommitted()
+    memory.set(RESERVE_MIB + 2 * EACH)
+    for _ in range(100):
+        async with admission.admit(SMALL), admission.admit(SMALL):
+            pass
+        async with admission.admit_together(SMALL, 2, beside=0) as shares:
+            for share in shares:
+                with share:
+                    pass
+
+
 async def test_cancelled_at_every_step_it_leaves_nothing_taken(
     memory: MadeUpMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

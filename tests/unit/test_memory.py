@@ -117,13 +117,21 @@ def test_what_is_given_out_counts_until_it_shows() -> None:
     look(watch, machine(2000), now=0)
     given = 0
     while watch.admits(90):
-        watch.grant(90, 0)
+        watch.grant(given, 90, 0)
         given += 1
     assert given == 11, "a hundred that ask in the same moment find what the first ones have left"
     assert "990 MiB were given out in the last 10 s" in watch.describe()
+    for _ in range(2):
+        watch.forget(5)
+    assert watch.admits(90), "what was given back counts no more, once"
+    assert not watch.admits(110)
+    watch.grant("another", 90, 1)
     look(watch, machine(1900), now=9.9)
     assert not watch.admits(90)
     watch.look([machine(1900)], 10)
+    assert watch.admits(810)
+    assert not watch.admits(811)
+    watch.look([machine(1900)], 11)
     assert watch.admits(900)
     assert not watch.admits(901)
     assert "given out" not in watch.describe()

@@ -367,7 +367,7 @@ class Admission:
             self._budget.grant(claim)
             self._held_since = None
             if self._measured is not None:
-                self._measured.grant(claim.amount.memory_mib)
+                self._measured.grant(claim, claim.amount.memory_mib)
             self._wake(claim)
         self._publish(self._budget.in_use)
         if claim is None:
@@ -411,6 +411,8 @@ class Admission:
     def _withdraw(self, claim: Claim) -> None:
         self._events.pop(claim, None)
         self._budget.withdraw(claim)
+        if self._measured is not None:
+            self._measured.watch.forget(claim)
         self._settle()
         self.on_release()
 

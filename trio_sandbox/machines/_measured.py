@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import final
 
 import trio
@@ -53,9 +54,9 @@ class MeasuredMemory:
         self.look()
         return self.watch.admits(amount_mib)
 
-    def grant(self, amount_mib: int) -> None:
-        """Take note that so much was given out."""
-        self.watch.grant(amount_mib, trio.current_time())
+    def grant(self, who: Hashable, amount_mib: int) -> None:
+        """Take note that *who* was given so much."""
+        self.watch.grant(who, amount_mib, trio.current_time())
 
     def note_sleep(self) -> None:
         """Count a sandbox that was put to sleep for want of memory."""

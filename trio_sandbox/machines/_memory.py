@@ -7,8 +7,7 @@ here reads a file or waits.
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Final, Literal, final
 
 import attrs
@@ -136,7 +135,7 @@ class MemoryWatch:
         self.put_to_sleep: int = 0
         """How many sandboxes the guard has put to sleep."""
         self._rooms: Sequence[Room] = ()
-        self._granted: deque[tuple[float, int]] = deque()
+        self._granted: dict[Hashable, tuple[float, int]] = {}  # in the order of their times
         self._unseen = 0
 
     @property
@@ -156,8 +155,8 @@ class MemoryWatch:
     def look(self, rooms: Iterable[Room], now: float) -> bool:
         """Take note of what was measured at *now*, in seconds; tell whether the level is another."""
         self._rooms = tuple(rooms)
-        while self._granted and self._granted[0][0] <= now - _SEEN_AFTER:
-            self._unseen -= self._granted.popleft()[1]
+        while (first := next(iter(self._granted), None)) is not None and self._granted[first][0] <= now - _SEEN_AFTER:
+            self.forget(first)
         before = self.level
         level = max((room.level() for room in self._rooms), default=Level.EASY)
         eased = max((room.level(_EASE) for room in self._rooms), default=Level.EASY)
@@ -169,10 +168,14 @@ class MemoryWatch:
         wanted = amount_mib * _MIB + self._unseen
         return self.level is Level.EASY and all(room.left - wanted >= room.reserve for room in self._rooms)
 
-    def grant(self, amount_mib: int, now: float) -> None:
-        """Take note that so much was given out."""
-        self._granted.append((now, amount_mib * _MIB))
+    def grant(self, who: Hashable, amount_mib: int, now: float) -> None:
+        """Take note that *who* was given so much."""
+        self._granted[who] = now, amount_mib * _MIB
         self._unseen += amount_mib * _MIB
+
+    def forget(self, who: Hashable) -> None:
+        """Count what *who* was given no more: it shows now, or was given back. Again is no error."""
+        self._unseen -= self._granted.pop(who, (0.0, 0))[1]
 
     def describe(self) -> str:
         """Say what was measured, and what of that is not to be seen yet."""
