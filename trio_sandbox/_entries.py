@@ -48,7 +48,7 @@ def check_trio(what: str) -> None:
     try:
         trio.lowlevel.current_task()
     except RuntimeError:
-        raise RuntimeError(f"{what} needs Trio, and {_where()}") from None
+        raise RuntimeError(f"{what} needs Trio, and {_where(what)}") from None
 
 
 @final
@@ -77,16 +77,21 @@ class Home:
             )
 
 
-def _where() -> str:
+#: What `trio_sandbox.aio` and `trio_sandbox.blocking` open blocks with, as it is called here.
+OPENED_BY_DOORS: Final = frozenset({"open_host()", "open_sandbox()", "open_sessions()"})
+
+
+def _where(what: str) -> str:
+    only_here = what.startswith(("open_", "FleetHost.", "the fleet")) and what not in OPENED_BY_DOORS
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         return (
-            "asyncio runs here: use trio_sandbox.aio, which has the same for asyncio, or start your async function by "
-            "`trio.run(main)` in place of `asyncio.run(main())`"
+            f"asyncio runs here: {'' if only_here else 'use trio_sandbox.aio, which has the same for asyncio, or '}start your async "
+            "function by `trio.run(main)` in place of `asyncio.run(main())`"
         )
     return (
-        "no Trio runs here: use trio_sandbox.blocking, which has the same without async, or call it in an async function "
-        "that you start by `trio.run(main)`"
+        f"no Trio runs here: {'' if only_here else 'use trio_sandbox.blocking, which has the same without async, or '}call it in an "
+        "async function that you start by `trio.run(main)`"
     )
 
 

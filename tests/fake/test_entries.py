@@ -14,8 +14,12 @@ import pytest
 import trio
 
 import trio_sandbox
+import trio_sandbox.aio
+import trio_sandbox.blocking
 import trio_sandbox.qemu
 from trio_sandbox import GuestProcess, Sandbox, SandboxConfig
+from trio_sandbox._entries import OPENED_BY_DOORS
+from trio_sandbox.fleet import open_ray_host
 from trio_sandbox.sessions import Sessions
 from trio_sandbox.testing import Answer, Call, open_scripted_sandbox
 
@@ -33,6 +37,7 @@ DOORS: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
     "open_scripted_sandbox()": lambda: open_scripted_sandbox(answer),
     "open_qmp()": lambda: trio_sandbox.qemu.open_qmp("/nonexistent"),
     "open_runtime()": trio_sandbox.qemu.open_runtime,
+    "open_ray_host()": open_ray_host,
 }
 
 
@@ -55,6 +60,18 @@ def test_no_loop_at_all_is_told_the_way(name: str) -> None:
         enter(name).send(None)
     assert str(caught.value).startswith(f"{name} needs Trio, and no Trio runs here: ")
     assert "trio.run(main)" in str(caught.value)
+
+
+@pytest.mark.parametrize("door", [trio_sandbox.aio, trio_sandbox.blocking], ids=["aio", "blocking"])
+def test_nobody_is_sent_to_a_door_that_is_not_there(door: Any) -> None:
+    assert {f"{name}()" for name in vars(door) if name.startswith("open_")} == OPENED_BY_DOORS
+    for name in DOORS:
+        with pytest.raises(RuntimeError) as caught:
+            if door is trio_sandbox.aio:
+                asyncio.run(enter(name))
+            else:
+                enter(name).send(None)
+        assert (door.__name__ in str(caught.value)) == (name in OPENED_BY_DOORS)
 
 
 @pytest.mark.parametrize("name", DOORS)

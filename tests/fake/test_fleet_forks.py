@@ -12,6 +12,7 @@ import trio
 
 from tests._leaks import cancel_at_every_step, nothing_left, wait_until
 from trio_sandbox import (
+    CapacityError,
     DrainingError,
     LinkError,
     OutcomeUnknownError,
@@ -112,6 +113,25 @@ async def test_copies_are_on_the_node_of_their_original() -> None:
             assert (await sandbox.run("print(1)")).stdout == "1\n"
             with pytest.raises(SandboxClosedError, match="block has exited"):
                 await children[0].run("1")
+
+
+async def test_copies_count_among_what_a_node_may_have() -> None:
+    async with open_parent(slots=3) as (fleet, host, sandbox):
+        with pytest.raises(CapacityError, match=r"3 copies never fit on node one .* it may have 3 sandboxes"):
+            async with sandbox.fork(3):
+                pass
+        async with trio.open_nursery() as nursery:
+
+            async def hold() -> None:
+                async with fleet.host.open_sandbox():
+                    await trio.sleep_forever()
+
+            async with sandbox.fork(2):
+                nursery.start_soon(hold)
+                await wait_until(lambda: fleet.host.statistics().tasks_waiting == 1)
+                assert host.open == 3
+            await wait_until(lambda: fleet.host.statistics().sandboxes_open == 2)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_copy_that_is_lost_costs_itself_only() -> None:

@@ -240,6 +240,13 @@ class Members:
 
     @asynccontextmanager
     async def shares(self, client: NodeClient, config: SandboxConfig, count: int) -> AsyncGenerator[None]:
+        """Note for a block that a node has so many copies of a sandbox more.
+
+        Raises:
+          CapacityError: if it may never have so many.
+
+        """
+        self._placement.check_copies(client.name, count)
         demand = demand_of(config, self._overcommit) * count
         await trio.lowlevel.checkpoint()
         self._placement.take(client.name, demand)

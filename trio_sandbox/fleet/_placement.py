@@ -145,6 +145,19 @@ class Placement:
             self.give_back(claim.node, claim.demand)
             claim.node = None
 
+    def check_copies(self, name: str, count: int) -> None:
+        """Refuse so many copies of a sandbox of a node, if there may never be so many beside it.
+
+        Raises:
+          CapacityError: if so.
+
+        """
+        if (node := self._nodes.get(name)) is not None and count >= node.capacity.slots:
+            raise CapacityError(
+                f"{count} copies never fit on node {name} beside their original: it may have {node.capacity.slots} sandboxes, as Ray's "
+                "resource `trio_sandbox` says. Nothing was done; ask for fewer"
+            )
+
     def take(self, name: str, demand: Demand) -> None:
         """Note what a node has been given without being asked here: copies of what it has."""
         if (node := self._nodes.get(name)) is not None:
