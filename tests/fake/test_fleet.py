@@ -32,16 +32,17 @@ from trio_sandbox import (
     WrongNodeError,
 )
 from trio_sandbox._metadata import version
-from trio_sandbox.fleet import FleetConfig, _keeper, _machine
+from trio_sandbox.fleet import FleetConfig, _client, _keeper, _machine
 from trio_sandbox.fleet._actor import NodeProcess
-from trio_sandbox.fleet._client import NodeClient
+from trio_sandbox.fleet._client import MOST_SANDBOXES, NodeClient
 from trio_sandbox.fleet._host import open_fleet
 from trio_sandbox.fleet._lease import Lease
 from trio_sandbox.fleet._links import connect
-from trio_sandbox.fleet._messages import decode_all
+from trio_sandbox.fleet._messages import Call, Open, decode_all
 from trio_sandbox.fleet._node import serve_node
 from trio_sandbox.fleet._stock import Stock
 from trio_sandbox.sandbox import Sandbox
+from trio_sandbox.wire import MAX_STREAMS
 
 from ._fleet import FakeNode, Fleet, LocalHost, open_fake_fleet, start_node
 
@@ -544,3 +545,49 @@ async def test_an_error_of_the_guest_is_the_same() -> None:
             await sandbox.run_process(["false"])
         with pytest.raises(ConnectionRefusedError):
             await sandbox.open_tcp_stream(1)
+
+
+async def test_as_much_as_a_connection_to_a_node_carries() -> None:
+    async with open_fake_fleet("one") as fleet:
+        (client,) = fleet.members.clients
+        link = client._link  # pyright: ignore[reportPrivateUsage]
+        assert link is not None
+        streams = [link.open_stream({}) for _ in range(MAX_STREAMS - link.statistics().open_streams)]
+        with pytest.raises(
+            CapacityError, match="was not sent: too much is under way between this program and node one"
+        ):
+            await hold_sandbox(fleet)
+        for stream in streams:
+            stream.close()
+        await wait_until(lambda: link.statistics().open_streams == 1)
+        assert (await fleet.host.run("print(1)")).stdout == "1\n"
+
+
+async def test_more_requests_than_there_may_be_wait_for_others() -> None:
+    under_way, go_on = 0, trio.Event()
+
+    async def operate() -> None:
+        nonlocal under_way
+        under_way += 1
+        await go_on.wait()
+
+    async with open_fake_fleet("one") as fleet, trio.open_nursery() as nursery:
+        fleet.nodes["one"].node._stock._operations["wait"] = operate  # pyright: ignore[reportPrivateUsage]
+        (client,) = fleet.members.clients
+        most = _client._MOST_REQUESTS  # pyright: ignore[reportPrivateUsage]
+        for _ in range(MAX_STREAMS + 10):
+            nursery.start_soon(client.request, Call("wait"), "waiting")
+        await wait_until(lambda: under_way == most)
+        async with (
+            fleet.members.placed("python", SandboxConfig()),
+            client.hold(Open("python", SandboxConfig(), None), "opening a sandbox"),
+        ):
+            assert under_way == most, "room for sandboxes is left"
+        go_on.set()
+    assert under_way == MAX_STREAMS + 10
+
+
+async def test_a_node_has_no_more_sandboxes_than_its_connection_can_keep() -> None:
+    async with open_fake_fleet("one", slots=10**6, one=LocalHost(memory_mib=10**9)) as fleet:
+        placement = fleet.members._placement  # pyright: ignore[reportPrivateUsage]
+        assert placement._nodes["one"].capacity.slots == MOST_SANDBOXES  # pyright: ignore[reportPrivateUsage]

@@ -72,6 +72,9 @@ async def test_a_directory_is_mounted_as_it_is_here(tmp_path: Path, source: Path
             assert sandbox.config.mounts == {"/data": source, "/more": source / "inner"}
             assert host.mounted == [{"/data": listing(source), "/more": listing(source / "inner")}]
             assert os.listdir(host.directory) == [], "it was copied to the disk of the machine"
+            link = fleet.members.clients[0]._link  # pyright: ignore[reportPrivateUsage]
+            assert link is not None
+            assert link.statistics().open_streams == 2, "what watches the node, and what keeps the sandbox"
         async with fleet.host.open_sandbox():
             assert host.mounted[1] == {}
 

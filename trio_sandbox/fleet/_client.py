@@ -9,13 +9,20 @@ from typing import Any, Final, final
 import trio
 
 from .._config import Progress
-from .._errors import LinkError, LinkProtocolError, NodeLostError, OutcomeUnknownError, SandboxClosedError
+from .._errors import (
+    CapacityError,
+    LinkError,
+    LinkProtocolError,
+    NodeLostError,
+    OutcomeUnknownError,
+    SandboxClosedError,
+)
 from .._nurseries import open_services
 from .._observe import part_logger
 from ..host import HostStatistics
 from ..image import Cargo
 from ..machines import SavedCargo
-from ..wire import Channel, ChannelError, Role, StreamResetError
+from ..wire import MAX_STREAMS, Channel, ChannelError, Role, StreamLimitError, StreamResetError
 from ._lease import Lease
 from ._links import MessageStream, connect, open_link, why
 from ._messages import (
@@ -38,6 +45,10 @@ _log = part_logger("fleet")
 
 #: Messages about different things that are kept for who will listen to them, of one block; the oldest go first.
 _MOST_NEWS: Final = 256
+#: Sandboxes that one program may have on a node: each keeps a stream of the connection to it, as long as it is open.
+MOST_SANDBOXES: Final = MAX_STREAMS * 3 // 4
+#: Requests to a node at a time; further ones wait. What is left is for what is copied, lent and forked.
+_MOST_REQUESTS: Final = MAX_STREAMS // 8
 #: Seconds for a node's event loop to answer a ping, before the node is taken for lost. Its kernel is asked more often.
 SILENCE: Final = 30.0
 
@@ -68,6 +79,7 @@ class NodeClient:
         """Told what its long work says; what it raises ends the fleet's block."""
         self._end_timeout = end_timeout
         self._link: Channel | None = None
+        self._requests = trio.CapacityLimiter(_MOST_REQUESTS)
         self._lost = trio.Event()
         self._known = trio.Event()
         self._silence: Exception | None = None  # why it does not say what it is like
@@ -102,6 +114,11 @@ class NodeClient:
         assert self._link is not None
         try:
             return MessageStream(self._link.open_stream({}))
+        except StreamLimitError as exc:
+            raise CapacityError(
+                f"{what} was not sent: too much is under way between this program and node {self.name} (at most {MAX_STREAMS} "
+                "requests, open sandboxes and mounts that are copied); try again later, or add nodes"
+            ) from exc
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SandboxClosedError(f"{what} was not sent: node {self.name} is lost") from (self._look() or exc)
 
@@ -112,17 +129,19 @@ class NodeClient:
 
         Raises:
           SandboxClosedError: if the node is lost; nothing was sent.
+          CapacityError: if too much is under way already; nothing was sent.
           OutcomeUnknownError: if it is lost meanwhile.
           Exception: what it raised there.
 
         """
-        messages = self._open(what)
-        try:
-            async with self._failures(what):
-                await messages.send(message)
-                answer = await messages.receive()
-        finally:
-            messages.give_up()
+        async with self._requests:
+            messages = self._open(what)
+            try:
+                async with self._failures(what):
+                    await messages.send(message)
+                    answer = await messages.receive()
+            finally:
+                messages.give_up()
         return self._unwrap(answer)
 
     def request_soon(self, services: trio.Nursery, message: object, what: str) -> None:

@@ -32,7 +32,7 @@ from ._messages import Open, Opened
 from ._saved import Located, SavedSandboxes
 from ._supply import Supply
 from ._travel import check_travels, sandbox_there
-from ._trees import deliver_mounts, forget
+from ._trees import deliver_mounts
 
 
 @final
@@ -144,14 +144,14 @@ class FleetHost:
             async with self._placed(wanted, config, digests, located) as (place, name):
                 member = place.member
                 async with (
-                    deliver_mounts(member.client, config.mounts) as mounts,
+                    deliver_mounts(member.client, config.mounts) as (mounts, remove_copies),
                     member.client.hold(
                         Open(name, attrs.evolve(sandbox_there(config), mounts=mounts), template), "opening a sandbox"
                     ) as opened,
                     open_services("open_sandbox()") as services,
                     self._adopt(member, services, opened, wanted, config, gateway, observed) as sandbox,
                 ):
-                    await forget(member.client, mounts.values())  # they are on the disk of the machine
+                    await remove_copies()  # they are on the disk of the machine
                     with self._members.counted(place):
                         yield sandbox
 

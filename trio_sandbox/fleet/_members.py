@@ -15,7 +15,7 @@ from .._image import AnyImage
 from .._nurseries import Services
 from .._observe import measure, part_logger, span
 from ..host import HostStatistics
-from ._client import NodeClient
+from ._client import MOST_SANDBOXES, NodeClient
 from ._config import FleetConfig
 from ._lease import Lease
 from ._messages import NodeAddress
@@ -24,9 +24,6 @@ from ._saved import Located
 from ._travel import sandbox_there
 
 _log = part_logger("fleet")
-
-#: Sandboxes on a node for which nobody has said how many there may be.
-_UNLIMITED = 10**6
 
 
 @final
@@ -139,7 +136,7 @@ class Members:
         return name in self._members
 
     async def join(self, address: NodeAddress, slots: int | None = None) -> None:
-        """Have one more node, which is connected to; at most *slots* sandboxes are placed there.
+        """Have one more node, which is connected to; at most *slots* sandboxes are placed there, and `MOST_SANDBOXES`.
 
         Raises:
           LinkError, WrongNodeError: if it can't be connected to.
@@ -153,7 +150,12 @@ class Members:
         budget = statistics.admission
         self._members[client.name] = Member(client)
         self._placement.add(
-            client.name, Demand(budget.memory_mib_budget, budget.vcpu_budget, _UNLIMITED if slots is None else slots)
+            client.name,
+            Demand(
+                budget.memory_mib_budget,
+                budget.vcpu_budget,
+                MOST_SANDBOXES if slots is None else min(slots, MOST_SANDBOXES),
+            ),
         )
         client.on_news = lambda: self._hear(client)
         self._hear(client)  # it may be lost, or drained, since it was asked

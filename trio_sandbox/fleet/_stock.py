@@ -53,7 +53,6 @@ class Stock:
             "remove": self._remove,
             "has": images.has,
             "digest": self._digest,
-            "forget": self.trees.forget,
         }
 
     @classmethod

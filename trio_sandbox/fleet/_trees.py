@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import final
+from typing import NoReturn, final
 
 import trio
 
 from .._errors import LinkProtocolError, MountError
+from .._nurseries import open_services
 from ..guest.trees import TreeError, TreeReader, TreeWriter, open_directory, remove
 from ..image import unreadable_mount
 from ..wire import RecordDecoder
 from ._client import NodeClient
 from ._links import MessageStream
-from ._messages import Call, Deliver, Delivered
+from ._messages import Deliver, Delivered
 
 #: Makes the error of a source in which a path can't be read.
 Unreadable = Callable[[Path, str | Path, OSError], Exception]
@@ -52,35 +53,40 @@ async def deliver(client: NodeClient, source: Path, unreadable: Unreadable) -> A
         yield Path(delivered.path)
 
 
-async def forget(client: NodeClient, copies: Iterable[Path]) -> None:
-    """Have copies removed before their blocks are left. Errors are those of `NodeClient.request`."""
-    for copy in copies:
-        await client.request(Call("forget", (str(copy),)), "removing files that were copied")
-
-
 def _next(batches: Generator[bytes]) -> bytes | None:
     return next(batches, None)
 
 
 @asynccontextmanager
-async def deliver_mounts(client: NodeClient, mounts: Mapping[str, Path]) -> AsyncGenerator[dict[str, Path]]:
-    """Have copies of directories on a node, for a block; yield where they are, by their places in the guest.
+async def deliver_mounts(
+    client: NodeClient, mounts: Mapping[str, Path]
+) -> AsyncGenerator[tuple[dict[str, Path], Callable[[], Awaitable[object]]]]:
+    """Have copies of directories on a node, for a block; yield where they are, by their places in the guest, and what removes them before its end.
 
     Raises:
       MountError: if one can't be read, or written there.
       Exception: besides, what `NodeClient.hold` raises.
 
     """
+    if not mounts:
+        yield {}, trio.lowlevel.checkpoint
+        return
     places: dict[str, Path] = {}
-    async with AsyncExitStack() as stack:
+    async with open_services("copying mounts") as services:
         for target, source in mounts.items():
             try:
-                places[target] = await stack.enter_async_context(deliver(client, source, unreadable_mount))
+                places[target] = await services.start(_keep_copy, client, source)
             except OSError as exc:
                 raise MountError(
                     f"{source} can't be copied to node {client.name}: {exc.strerror or exc}; nothing was started"
                 ) from exc
-        yield places
+        yield places, services.stop
+
+
+async def _keep_copy(client: NodeClient, source: Path, *, task_status: trio.TaskStatus[Path]) -> NoReturn:
+    async with deliver(client, source, unreadable_mount) as path:
+        task_status.started(path)
+        await trio.sleep_forever()
 
 
 @final
@@ -94,12 +100,6 @@ class Trees:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._kept: dict[str, _Tree] = {}
-
-    async def forget(self, path: str) -> None:
-        """Remove a copy before the end of its block. Again, or of none, is no error."""
-        if (tree := self._kept.pop(path, None)) is not None:
-            await trio.to_thread.run_sync(tree.remove)
 
     @asynccontextmanager
     async def receive(self, messages: MessageStream) -> AsyncGenerator[Path]:
@@ -115,10 +115,8 @@ class Trees:
         tree = _Tree(self._directory)
         try:
             await _receive(messages, tree, limiter)
-            self._kept[str(tree.path)] = tree
             yield tree.path
         finally:
-            self._kept.pop(str(tree.path), None)
             with trio.CancelScope(shield=True):  # bounded by what was written
                 await trio.to_thread.run_sync(tree.remove, limiter=limiter)
 

@@ -21,7 +21,12 @@ from ._errors import (
     StreamResetError as StreamResetError,
     WireError as WireError,
 )
-from ._framing import PROTOCOL_VERSION as PROTOCOL_VERSION, Role as Role, encode_json as encode_json
+from ._framing import (
+    MAX_STREAMS as MAX_STREAMS,
+    PROTOCOL_VERSION as PROTOCOL_VERSION,
+    Role as Role,
+    encode_json as encode_json,
+)
 from ._port import DirectStream as DirectStream, PortStream as PortStream
 from ._records import (
     DEFAULT_RECORD_LIMIT as DEFAULT_RECORD_LIMIT,
