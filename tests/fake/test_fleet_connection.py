@@ -10,6 +10,7 @@ import trio
 
 from tests._leaks import wait_until
 from trio_sandbox import FleetError
+from trio_sandbox.fleet import _connection
 from trio_sandbox.fleet._connection import connected
 
 
@@ -38,6 +39,7 @@ class FakeRay:
         self.up = True
 
     def shutdown(self) -> None:
+        self.gate.wait()
         self.up = False
 
 
@@ -149,3 +151,16 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
         async with connected(ray, None):
             raise KeyError("ours")
     assert not ray.up
+
+
+async def test_a_ray_that_does_not_let_go_is_left_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_connection, "_END_PATIENCE", 0.1)
+    ray = FakeRay()
+    async with connected(ray, None):
+        ray.gate.clear()
+    assert ray.up
+    assert "Ray does not answer" in caplog.text
+    ray.gate.set()
+    await wait_until(lambda: not ray.up)

@@ -12,9 +12,14 @@ import trio
 
 from .._errors import FleetError
 from .._nurseries import run_in_own_task
+from .._observe import part_logger
 
 #: Where our actors have their names.
 NAMESPACE: Final = "trio-sandbox"
+#: Seconds for Ray to let this program go, or to end, if this program has started it: its head may be gone.
+_END_PATIENCE: Final = 30.0
+
+_log = part_logger("fleet")
 
 
 @asynccontextmanager
@@ -31,7 +36,7 @@ async def connected(ray: Any, address: str | None) -> AsyncGenerator[None]:
         await _in_thread(partial(user.enter, ray, address))
         yield
     finally:
-        await _in_thread(user.leave)  # noqa: ASYNC102 - it shields itself, and takes as long as Ray does
+        await _in_thread(user.leave)  # noqa: ASYNC102 - it shields itself, and is bounded
 
 
 async def _in_thread(function: Callable[[], object]) -> None:
@@ -81,7 +86,9 @@ class _Connection:
         thread, self._thread, self._address = self._thread, None, None
         self._leave.set()
         if thread is not None:
-            thread.join()
+            thread.join(_END_PATIENCE)
+            if thread.is_alive():
+                _log.warning("Ray does not answer, and this program's connection to it ends when it does")
 
     def _connect(self, ray: Any, address: str | None) -> None:
         self._end()  # of a connection that somebody else has ended

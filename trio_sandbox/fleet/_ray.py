@@ -41,6 +41,8 @@ _CONCURRENCY: Final = 8
 _ASK_PATIENCE: Final = 30.0
 #: Seconds for the processes of nodes to end by themselves.
 _END_PATIENCE: Final = 30.0
+#: Seconds for Ray to take note that they are to be killed: its head may be gone.
+_KILL_PATIENCE: Final = 10.0
 
 
 def import_ray() -> Any:
@@ -238,8 +240,10 @@ class _Supervisor:
                 nursery.start_soon(self._tell_end)
                 for actor in self._actors.values():
                     nursery.start_soon(self._stop, actor)
-        with trio.move_on_after(_END_PATIENCE, shield=True):
+        with trio.move_on_after(_KILL_PATIENCE, shield=True) as patience:
             await trio.to_thread.run_sync(self._kill_all, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            _log.warning("Ray does not answer, and ends the processes of nodes when it does")
 
     def _kill_all(self) -> None:
         """It blocks: Ray's head is asked."""
