@@ -202,7 +202,7 @@ class Connection:
             return
         self._drop_pending(stream)
         stream.refusing = True
-        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore").encode()
+        text = reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore").encode() if reason else b""
         self._queue(Kind.RESET, stream_id, text)
         self._set_done(stream)
 

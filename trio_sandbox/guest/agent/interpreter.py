@@ -28,8 +28,6 @@ from .run import Run
 #: Seconds that an idle worker may take to answer, and in how many pieces they pass: a machine that stands still for longer uses
 #: up one of them, and the worker has its turn in the next. One that does not answer is not in our code any more.
 _SYNC_PATIENCE, _SYNC_PIECES = 10.0, 20
-#: Seconds that nothing else of ours runs when a run begins, unless there is something to be read of it.
-_MOMENT = 0.001
 #: Bytes of what an interpreter complained about before it was ready that are worth showing.
 _COMPLAINT_LIMIT = 4096
 #: Bytes of output that may wait in memory for the host to take them.
@@ -141,9 +139,8 @@ class Interpreter:
         """Start *run*, and finish it if it is over at once; False if the interpreter turns out to be over."""
         if not self._hand_over(run):
             return False
-        # A short run is over by then: with one processor we have our turn when the worker waits for the next run. That it
-        # goes first the kernel grants to a sleeper only, and only sometimes where neither sleeps for long.
-        ready = self._epoll.poll(_MOMENT)
+        # With one processor a short run is over by now, since a worker that wakes up goes first.
+        ready = self._epoll.poll(0)
         if self._has_message(ready):
             output, message = news = self._read_news(ready)
             # All that it printed is there if nobody can print any more, and little can be left to the channel to send.

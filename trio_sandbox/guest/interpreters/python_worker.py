@@ -32,7 +32,7 @@ from contextvars import copy_context
 from errno import EINVAL
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from marshal import loads
-from os import _exit, close, fstat, getpid, write
+from os import _exit, close, getpid, write
 from signal import SIGINT
 from types import CoroutineType
 
@@ -91,6 +91,8 @@ _CO_COROUTINE = 0x80
 _LONG_LIMIT = 1 << 63
 #: As in `languages`.
 _WARM_UP = 1 << 31
+#: The kernel's number of a socket, for `getsockopt`; Python has no name for it.
+_SO_COOKIE = 57
 #: What an interpreter ends with that can't go on for a reason of its own.
 _EX_SOFTWARE = 70
 
@@ -120,7 +122,7 @@ class _Worker:
         moved = fcntl(control.fileno(), F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
         control.close()
         self._control = socket(fileno=moved)
-        self._identity = _identity(moved)
+        self._identity = self._identify_control()
         self._pid = getpid()
         self._interrupts = Interrupts()
         install_commands(self._note_fork)
@@ -157,9 +159,13 @@ class _Worker:
 
     def _is_control_ours(self) -> bool:
         try:
-            return _identity(self._control.fileno()) == self._identity
+            return self._identify_control() == self._identity
         except OSError:
-            return False
+            return False  # closed, or no socket
+
+    def _identify_control(self) -> bytes:
+        """Return what no other socket of this machine has, which takes less than what `fstat` tells."""
+        return self._control.getsockopt(SOL_SOCKET, _SO_COOKIE, 8)
 
     def _close_control(self) -> None:
         # Its number may be another file's by now.
@@ -450,11 +456,6 @@ def _take_name() -> None:
             file.write(os.path.basename(sys.executable))
     except OSError:
         pass
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    status = fstat(descriptor)
-    return status.st_dev, status.st_ino
 
 
 def _encode_value(text: str) -> bytes:
