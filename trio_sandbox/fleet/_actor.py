@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from typing import Any, Final, NoReturn, final
@@ -86,6 +87,8 @@ class NodeProcess:
                 self._where, node = await nursery.start(self._serve_node, host)
                 self._node = node
                 nursery.start_soon(self._tell_numbers, node)
+                # Ray's modules are most of what is there, and stay: each look of the collector at them would hold up every sandbox.
+                gc.freeze()
                 self._started.set()
 
     async def _serve_node(self, host: Host, *, task_status: trio.TaskStatus[tuple[NodeAddress, Node]]) -> None:

@@ -287,12 +287,15 @@ class Node:
         self._fewer = trio.Event()
 
     async def _report(self, messages: MessageStream, keepers: list[Keeper]) -> NoReturn:
-        """Say what sandboxes are like when that has changed, until cancelled."""
+        """Say what sandboxes are like when that has changed since they were opened, until cancelled.
+
+        Most are gone before there is anything to say: each look takes a node as long as a short run.
+        """
         while True:
+            await trio.sleep(_LOOK)
             for keeper in keepers:
                 if (status := keeper.news()) is not None:
                     await messages.send(status)
-            await trio.sleep(_LOOK)
 
     async def _watch(self, messages: MessageStream) -> NoReturn:
         before: NodeStatus | None = None
