@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_no_loop_at_all_is_told_the_way(name: str) -> None:
 
 
 @pytest.mark.parametrize("door", [trio_sandbox.aio, trio_sandbox.blocking], ids=["aio", "blocking"])
-def test_nobody_is_sent_to_a_door_that_is_not_there(door: Any) -> None:
+def test_nobody_is_sent_to_a_door_that_is_not_there(door: ModuleType) -> None:
     assert {f"{name}()" for name in vars(door) if name.startswith("open_")} == OPENED_BY_DOORS
     for name in DOORS:
         with pytest.raises(RuntimeError) as caught:
