@@ -234,13 +234,14 @@ class Host:
         self, disks: Disks, config: SandboxConfig, saved: NamedTemplate | None
     ) -> AsyncGenerator[Vm]:
         """Yield a machine with its share of the host."""
-        async with self._admission.admit(config):
+        async with self._admission.admit(config) as note_up:
             self._check_open()  # it may have been a long wait
             if saved is None:
                 machine = self._launcher.open_machine(*disks, config)
             else:
                 machine = self._launcher.open_saved(*disks, saved, config)
             async with machine as vm:
+                note_up()
                 yield vm
 
     @asynccontextmanager

@@ -201,10 +201,23 @@ async def test_many_that_come_at_the_same_time_do_not_all_pass_the_same_look(
             nursery.start_soon(hold)
         await trio.testing.wait_all_tasks_blocked()
         assert now == 20
-        assert f"{20 * EACH} MiB were given out in the last 10 s" in seen(admission).measured
+        assert f"{20 * EACH} MiB are for machines that start just now" in seen(admission).measured
         memory.set(TOTAL_MIB)
     assert most > 20
     assert admission.statistics().memory_mib_reserved == 0
+
+
+async def test_what_is_up_shows_in_what_is_left(memory: MadeUpMemory) -> None:
+    admission = overcommitted()
+    memory.set(RESERVE_MIB + 2 * EACH)
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            note_up = await stack.enter_async_context(admission.admit(SMALL))
+            note_up()
+        for _ in range(10):
+            note_up = await stack.enter_async_context(admission.admit_again(SMALL))
+            note_up()
+        assert "start just now" not in seen(admission).measured
 
 
 async def test_what_was_closed_at_once_counts_no_more(memory: MadeUpMemory) -> None:

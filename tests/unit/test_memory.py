@@ -120,7 +120,7 @@ def test_what_is_given_out_counts_until_it_shows() -> None:
         watch.grant(given, 90, 0)
         given += 1
     assert given == 11, "a hundred that ask in the same moment find what the first ones have left"
-    assert "990 MiB were given out in the last 10 s" in watch.describe()
+    assert "990 MiB are for machines that start just now" in watch.describe()
     for _ in range(2):
         watch.forget(5)
     assert watch.admits(90), "what was given back counts no more, once"
@@ -134,7 +134,7 @@ def test_what_is_given_out_counts_until_it_shows() -> None:
     watch.look([machine(1900)], 11)
     assert watch.admits(900)
     assert not watch.admits(901)
-    assert "given out" not in watch.describe()
+    assert "start just now" not in watch.describe()
 
 
 def test_a_kernel_that_does_not_tell_stalls_is_said() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
@@ -172,8 +173,10 @@ class Admission:
         )
 
     @asynccontextmanager
-    async def admit(self, config: SandboxConfig, *, idles: bool = True) -> AsyncGenerator[None]:
+    async def admit(self, config: SandboxConfig, *, idles: bool = True) -> AsyncGenerator[Callable[[], None]]:
         """Wait until a sandbox of *config* fits, and hold its share for the block.
+
+        Yields what to call when its machine is up: what it takes shows then in the memory that is left.
 
         Cancelled while it waits, or in the block, it leaves nothing taken.
 
@@ -190,17 +193,17 @@ class Admission:
         try:
             await self._wait_granted(claim)
             self._check_disk()
-            yield
+            yield partial(self._forget, claim)
         finally:
             self._withdraw(claim)
 
     @asynccontextmanager
-    async def admit_again(self, config: SandboxConfig) -> AsyncGenerator[None]:
+    async def admit_again(self, config: SandboxConfig) -> AsyncGenerator[Callable[[], None]]:
         """Admit a sandbox that has its disk still, by `keep_disk`: as `admit`, but for that, and full disk or not."""
         claim = Claim(attrs.evolve(self.amount(config), disk_mib=0))
         try:
             await self._wait_granted(claim)
-            yield
+            yield partial(self._forget, claim)
         finally:
             self._withdraw(claim)
 
@@ -408,11 +411,15 @@ class Admission:
         finally:
             self._withdraw(claim)
 
+    def _forget(self, claim: Claim) -> None:
+        """Count no more that *claim* was given something that need not show yet in the memory that is left."""
+        if self._measured is not None:
+            self._measured.watch.forget(claim)
+
     def _withdraw(self, claim: Claim) -> None:
         self._events.pop(claim, None)
         self._budget.withdraw(claim)
-        if self._measured is not None:
-            self._measured.watch.forget(claim)
+        self._forget(claim)
         self._settle()
         self.on_release()
 

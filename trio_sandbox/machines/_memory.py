@@ -32,7 +32,8 @@ _SOME_STALL: Final = 0.1
 _ALL_STALL: Final = 0.1
 #: How much better than these it has to be for a step back: or else one sandbox that sleeps, and one that is opened, would have it go up and down.
 _EASE: Final = 1.25
-#: Seconds after which a sandbox's memory shows in what is left. Under emulation, with many that start at once, one takes some seconds to its first answer.
+#: Seconds after which a sandbox's memory shows in what is left, if nobody has said before that its machine is up. Under emulation, with many that start at
+#: once, that takes some seconds.
 _SEEN_AFTER: Final = 10.0
 
 
@@ -180,7 +181,7 @@ class MemoryWatch:
     def describe(self) -> str:
         """Say what was measured, and what of that is not to be seen yet."""
         unseen = (
-            f"; {self._unseen // _MIB} MiB were given out in the last {_SEEN_AFTER:g} s, and need not show in that yet"
+            f"; {self._unseen // _MIB} MiB are for machines that start just now, and need not show in that yet"
             if self._unseen
             else ""
         )

@@ -429,9 +429,10 @@ class Lifecycle(Generic[Child]):
     @asynccontextmanager
     async def _admitted(self, snapshot: Snapshot) -> AsyncGenerator[Vm]:
         async with (
-            self._admission.admit_again(self._config),
+            self._admission.admit_again(self._config) as note_up,
             self._launcher.open_restored(snapshot, self.network.handler, self.network.certificates) as vm,
         ):
+            note_up()
             yield vm
 
     # --- All of them ---
