@@ -36,7 +36,7 @@ CONFIG = SandboxConfig(memory_mib=192, max_output_bytes=2**18)
 async def test_whatever_a_run_comes_to_the_next_one_works(language: Language, rows: list[Row]) -> None:
     wrong: list[str] = []
     # SIGINT is to do, and SIGKILL, however slow the machine is now.
-    patient, hasty = Timeouts(interrupt_grace=60, kill=120), Timeouts(kill=120)
+    patient, hasty = Timeouts(interrupt_grace=60, kill=60), Timeouts(kill=60)
     async with (
         open_host(HostConfig(timeouts=patient)) as patient_host,
         patient_host.open_sandbox(language.image, CONFIG) as patient_sandbox,

@@ -46,8 +46,10 @@ _USERS_CGROUP = f"{_CGROUPS}/users"
 #: Seconds that devices may take to show up.
 _DEVICE_PATIENCE = 30.0
 
-#: MiB that stay out of reach of users' processes, for the kernel and the agent to go on when those have taken all else.
-_RESERVED_MIB = 56
+#: MiB that stay out of reach of users' processes, for the kernel and the agent to go on when those have taken all else. Some 48 are in
+#: use, and the agent reads its programs from the disk again and again if there is no room for them besides: with 56 it took as much as half
+#: a minute to end a fork bomb. With much more, an upload of 64 MiB would no longer fit into what may be dirty in a machine of the default size.
+_RESERVED_MIB = 64
 #: Every process takes memory of the users' share, so that this only bounds how long a fork bomb takes to clear away.
 _MAXIMUM_PROCESSES = 4096
 _MAXIMUM_DESCRIPTORS = (1024, 65536)
