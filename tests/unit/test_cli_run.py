@@ -38,7 +38,9 @@ def test_a_file_that_is_no_text_is_status_2(tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "binary"
     file.write_bytes(b"\x7fELF\xff\xfe")
     assert main(["run", str(file)]) == 2
-    assert "trio-sandbox: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"trio-sandbox: {file} is not Python in the encoding that it declares")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="may not be somebody else")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -9,7 +10,7 @@ import posixpath
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -100,9 +101,8 @@ def find_program(
 
     Raises:
       OSError: if the file can't be read.
-      SyntaxError, UnicodeDecodeError: if Python's source is no text in the encoding that it declares.
-      ValueError: for a language that nobody speaks, or not in that image; for what can't be a requirement; or for a file that is not
-        in the workspace.
+      ValueError: if Python's source is no text in the encoding that it declares; for a language that nobody speaks, or not in that
+        image; for what can't be a requirement; or for a file that is not in the workspace.
     """
     if language is not None:
         _check_language(language)
@@ -120,11 +120,13 @@ def find_program(
     elif file is None:
         argv = (*interpreter.standard_input, *words[1:])
         if language == "python":
-            stdin = _as_utf8((read_stdin or sys.stdin.buffer.read)())
+            with _naming("standard input"):
+                stdin = _as_utf8((read_stdin or sys.stdin.buffer.read)())
             needs = stdin.decode("utf-8", "replace")
     else:
         if language == "python":
-            needs = importlib.util.decode_source(content)
+            with _naming(file):
+                needs = importlib.util.decode_source(content)
         name, there = _place(file, uploads if workspace is None else (Upload(workspace, "."), *uploads))
         if workspace is not None and not there:
             raise ValueError(f"{file} is not in the workspace {workspace}, where it would have to be to run there")
@@ -139,6 +141,17 @@ def find_program(
         content=content,
         stdin=stdin,
     )
+
+
+@contextlib.contextmanager
+def _naming(source: str) -> Generator[None]:
+    """Say of what can't be decoded what it is."""
+    try:
+        yield
+    except (SyntaxError, UnicodeDecodeError) as exc:
+        raise ValueError(
+            f"{source} is not Python in the encoding that it declares, which is UTF-8 unless it says otherwise: {exc}"
+        ) from exc
 
 
 def _as_utf8(source: bytes) -> bytes:

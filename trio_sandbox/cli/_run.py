@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
         )
         for upload in request.uploads:
             upload.local.lstat()
-    except (OSError, ValueError, SyntaxError) as exc:
+    except (OSError, ValueError) as exc:
         complain(str(exc))
         return _status.USAGE
     return trio.run(run_until_signal, request)
