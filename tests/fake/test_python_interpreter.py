@@ -335,7 +335,7 @@ async def test_the_source_of_classes_is_found(host: Host) -> None:
     await host.run(
         "class A:\n    x = 1\n\nclass B:\n    def f(self): pass\ndef make():\n    class C:\n        y = 2\n    return C"
     )
-    await host.run("from dataclasses import dataclass\n@dataclass\nclass D:\n    z: int\nOld = B\nclass B: pass")
+    await host.run("from dataclasses import dataclass\n@dataclass\nclass D:\n    z: int\nOld = B\nclass B: pass\n")
     for name, source in [
         ("A", "class A:\n    x = 1\n"),
         ("Old", "class B:\n    def f(self): pass\n"),
