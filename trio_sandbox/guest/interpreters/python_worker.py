@@ -79,8 +79,7 @@ else:
 _LOWEST_DESCRIPTOR = 100
 #: Longer than any message of the agent; longer texts come in memory files.
 _MESSAGE_LIMIT = 1 << 17
-#: For the descriptors that come with one.
-_ANCILLARY_SPACE = CMSG_SPACE(8 * array.array("i").itemsize)
+_ANCILLARY_SPACE = CMSG_SPACE(8 * array.array("i").itemsize)  # for the descriptors that come with one
 #: Bytes of a value's text that the agent takes.
 _VALUE_LIMIT = 1 << 16
 #: Characters of code whose last expression's value is looked for. Taking code apart takes a hundred times its size.
