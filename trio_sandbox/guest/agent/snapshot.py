@@ -196,7 +196,7 @@ class SnapshotService:
         self._count_idle = count_idle
         self._abandon = abandon
         self._prepare = prepare
-        self._busy = False
+        self._turn = trio.Lock()
         self.over: trio.Event = trio.Event()
         """The conversation is: whoever comes now is the host of a machine that goes on from the saved state."""
         self.marker: bytes = b""
@@ -213,19 +213,22 @@ class SnapshotService:
             stream.reset(f"markers and tokens are at least {_SHORTEST_MARKER} bytes in hexadecimal digits")
         elif self._machine is None:
             stream.reset("there is no machine here whose state could be saved")
-        elif self._busy or self.over.is_set():
-            stream.reset("a snapshot is under way")
         else:
-            self._busy = True
-            try:
-                if token is None:
-                    await self._end(self._machine, stream, marker)
-                else:
-                    await self._hold_still(self._machine, stream, marker, token)
-            except TimeoutError as exc:
-                stream.reset(str(exc))
-            finally:
-                self._busy = False
+            # One that the host has given up may still be writing to the disk.
+            async with self._turn:
+                await self._serve_in_turn(self._machine, stream, marker, token)
+
+    async def _serve_in_turn(self, machine: Machine, stream: ChannelStream, marker: bytes, token: bytes | None) -> None:
+        if self.over.is_set():
+            stream.reset("the machine was saved, and goes on elsewhere")
+            return
+        try:
+            if token is None:
+                await self._end(machine, stream, marker)
+            else:
+                await self._hold_still(machine, stream, marker, token)
+        except TimeoutError as exc:
+            stream.reset(str(exc))
 
     def _conclude(self, marker: bytes) -> None:
         # At once: what comes next, be it the marker once more, is the end of the channel, and of all runs with it.
