@@ -36,18 +36,21 @@ def number(lowest: float, highest: float) -> Check[float]:
     """Make a check for numbers from *lowest* to *highest*, whole or not; True and False are none, and NaN is not between any."""
 
     def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"`{attribute.name}` must be a number, not {_show(value)}")
+        _check_number(attribute, value, "a number")
         if not lowest <= value <= highest:
             raise ValueError(f"`{attribute.name}` must be from {lowest:g} to {highest:g}, not {_show(value)}")
 
     return check
 
 
+def _check_number(attribute: attrs.Attribute[Any], value: object, kind: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"`{attribute.name}` must be {kind}, not {_show(value)}")
+
+
 def check_seconds(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
     """Check for a positive number of seconds; `math.inf` is one."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`{attribute.name}` must be a number of seconds, not {_show(value)}")
+    _check_number(attribute, value, "a number of seconds")
     if not value > 0:  # NaN is not, either
         raise ValueError(f"`{attribute.name}` must be a positive number of seconds, not {_show(value)}")
     if _MOST_SECONDS < value != math.inf:

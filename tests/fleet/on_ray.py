@@ -27,7 +27,8 @@ from trio_sandbox import (
     constants,
 )
 from trio_sandbox.fleet import FleetHost, _client, _machine, drain_node, open_ray_host, read_reports
-from trio_sandbox.fleet._ray import NAMESPACE, import_ray
+from trio_sandbox.fleet._connection import NAMESPACE
+from trio_sandbox.fleet._ray import import_ray
 
 from ._cluster import CONFIG, FLEET, cluster_of, demands, hold_sandbox
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trio_sandbox import HostConfig, SandboxConfig, constants
-from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of, most_of, whole_of
+from trio_sandbox.fleet._placement import Claim, Demand, Placement, demand_of, most_of
 
 
 def placement(
@@ -32,7 +32,7 @@ def test_a_sandbox_takes_its_memory_and_that_of_qemu() -> None:
 def test_with_overcommit_it_counts_with_a_part_and_a_node_has_to_have_the_whole() -> None:
     config = SandboxConfig(memory_mib=256, vcpus=2)
     assert demand_of(config, 4) == Demand(90, 2, 1)
-    assert whole_of(config) == 360
+    assert demand_of(config).memory_mib == 360
     fleet = placement(("a", 359), ("b", 360))
     assert [ask(fleet, 90, whole_mib=360).node for _ in range(5)] == ["b", "b", "b", "b", None]
     assert "takes 361 MiB" in str(ask(fleet, 90, whole_mib=361).error)

@@ -76,10 +76,7 @@ def network_rule(text: str) -> NetworkRule | None:
 
 def seconds(text: str) -> float:
     """Read a positive number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not value > 0:  # NaN is not above 0 either
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
@@ -87,13 +84,18 @@ def seconds(text: str) -> float:
 
 def patience(text: str) -> float:
     """Read a number of seconds to wait, which may be 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
     return value
+
+
+def _number(text: str) -> float:
+    """Read a number; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def address(text: str) -> tuple[str, int]:

@@ -51,9 +51,8 @@ class Keeper:
         self.number: int = number
         self.sandbox: Sandbox = sandbox
         self._slot = sandbox._slot  # pyright: ignore[reportPrivateUsage]
-        self._slot.stays_awake = lambda: (
-            True
-        )  # its user holds a connection to this very machine, and decides when it sleeps
+        # Its user holds a connection to this very machine, and decides when it sleeps.
+        self._slot.stays_awake = lambda: True
         self._secrets = secrets
         self._numbers = numbers
         self._tell = tell

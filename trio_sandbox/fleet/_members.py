@@ -19,7 +19,7 @@ from ._client import MOST_SANDBOXES, NodeClient
 from ._config import FleetConfig
 from ._lease import Lease
 from ._messages import NodeAddress
-from ._placement import Claim, Demand, Placement, demand_of, most_of, whole_of
+from ._placement import Claim, Demand, Placement, demand_of, most_of
 from ._saved import Located
 from ._travel import sandbox_there
 
@@ -193,7 +193,7 @@ class Members:
         A node on which the block fails before the sandbox is `counted` is given to others only if no other node has room.
         """
         template = (image, attrs.evolve(sandbox_there(config), mounts={}))
-        claim = Claim(demand_of(config, self._overcommit), whole_of(config), template)
+        claim = Claim(demand_of(config, self._overcommit), demand_of(config).memory_mib, template)
         if saved is not None:
             claim.template, claim.prefer, claim.refuse = saved.saved.marker, saved.nodes, saved.refused
         decided = self._waiting[claim] = trio.Event()

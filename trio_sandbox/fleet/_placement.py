@@ -38,11 +38,6 @@ def demand_of(config: SandboxConfig, overcommit: float = 1.0) -> Demand:
     return Demand(charge_mib(config.memory_mib, overcommit), config.vcpus)
 
 
-def whole_of(config: SandboxConfig) -> int:
-    """Return what a sandbox of *config* may use, in MiB; a node that never has that never opens it."""
-    return charge_mib(config.memory_mib, 1.0)
-
-
 def most_of(config: HostConfig) -> Demand:
     """Return the most that a host of *config* gives out, however large its machine is."""
     return Demand(config.memory_budget_mib or sys.maxsize, config.vcpu_budget or sys.maxsize, sys.maxsize)
@@ -55,7 +50,7 @@ class Claim:
 
     demand: Demand
     whole_mib: int = 0
-    """What it may use of memory, where it counts with less."""
+    """What it may use of memory, where it counts with less: a node that never has that never opens it."""
     template: Hashable = None
     """What it starts from: a node that has opened one from that has the saved state of a machine."""
     prefer: frozenset[str] = frozenset()

@@ -22,7 +22,7 @@ from .._nurseries import hide_nursery
 from .._observe import part_logger
 from ._actor import NodeProcess
 from ._config import FleetConfig
-from ._connection import NAMESPACE as NAMESPACE, connected
+from ._connection import NAMESPACE, connected
 from ._demand import SLOTS, Demands
 from ._host import FleetHost, open_fleet
 from ._members import Members

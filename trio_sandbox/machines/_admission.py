@@ -139,11 +139,16 @@ class Admission:
         """Look whether somebody should give memory back: for what there is, or for who waits."""
         if self._measured is None:
             return False
-        claim = self._budget.next
-        if claim is not None and not self._measured.holds(claim.amount.memory_mib):
-            return True
         self._measured.look()
-        return self._measured.watch.level is Level.SHORT
+        claim = self._budget.next
+        return self._measured.watch.level is Level.SHORT or (
+            claim is not None and self._lacks_memory(claim) is not None
+        )
+
+    def _lacks_memory(self, claim: Claim) -> str | None:
+        """Say why there was too little memory for *claim* at the last look; None if there was enough, or nobody measures."""
+        measured, wanted = self._measured, claim.amount.memory_mib
+        return None if measured is None or measured.watch.admits(wanted) else measured.describe(wanted)
 
     def note_sleep(self) -> None:
         """Count a sandbox that was put to sleep for want of memory."""
@@ -186,7 +191,7 @@ class Admission:
 
         Raises:
           CapacityError: at once, if it does not fit even when it is alone; or, when its turn has come, if the disk is nearly full, or if
-            other hosts of this user hold what it waits for, for longer than `Timeouts.admission`.
+            other hosts of this user hold what it waits for, or memory is tight, for longer than `Timeouts.admission`.
 
         """
         claim = Claim(self.amount(config, idles=idles))
@@ -320,11 +325,10 @@ class Admission:
             self._settle()
 
     def _refusal(self, claim: Claim) -> CapacityError:
-        if self._measured is not None and not self._measured.watch.admits(claim.amount.memory_mib):
+        if (lack := self._lacks_memory(claim)) is not None:
             return CapacityError(
-                f"no sandbox was opened or woken up, because memory was tight for {self._patience:g} s: "
-                f"{self._measured.describe(claim.amount.memory_mib)}. Close sandboxes, or end other programs. Nothing was started, and it is safe "
-                "to try again"
+                f"no sandbox was opened or woken up, because memory was tight for {self._patience:g} s: {lack}. Close sandboxes, or end other "
+                "programs. Nothing was started, and it is safe to try again"
             )
         return CapacityError(
             f"no sandbox was opened, because there was no room for it within {self._patience:g} s: {self._describe_others(claim)}. "
@@ -334,9 +338,8 @@ class Admission:
 
     def _say_why(self, claim: Claim) -> str:
         """Say what *claim*, the next, waits for."""
-        if self._measured is not None and not self._measured.watch.admits(claim.amount.memory_mib):
-            return f"for memory: {self._measured.describe(claim.amount.memory_mib)}"
-        return f"for other processes: {self._describe_others(claim)}"
+        lack = self._lacks_memory(claim)
+        return f"for other processes: {self._describe_others(claim)}" if lack is None else f"for memory: {lack}"
 
     def _describe_others(self, claim: Claim) -> str:
         """Say what *claim* wants of what there is, and who has how much."""

@@ -69,17 +69,18 @@ class MemoryGuard:
         self._admission = admission
         self._give_back_spare = give_back_spare
         self._directory = directory
-        self._watched: dict[Sleeper, _Watched] = {}
+        self._watched: list[_Watched] = []
         self._no_disk = ""
 
     @contextmanager
     def watch(self, sleeper: Sleeper) -> Generator[None]:
         """Know a sandbox for the block."""
-        self._watched[sleeper] = _Watched(sleeper)
+        watched = _Watched(sleeper)
+        self._watched.append(watched)
         try:
             yield
         finally:
-            del self._watched[sleeper]
+            self._watched.remove(watched)
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Look what is left, and make room where somebody needs some."""
@@ -96,7 +97,7 @@ class MemoryGuard:
         if not self._has_disk():
             return False  # noqa: ASYNC910 - as above
         for watched in self._order():
-            if watched.sleeper not in self._watched:
+            if watched not in self._watched:
                 continue  # it was closed meanwhile
             try:
                 if await watched.sleeper.doze():
@@ -111,7 +112,7 @@ class MemoryGuard:
         now = trio.current_time()
         idle = [
             (since, watched)
-            for watched in self._watched.values()
+            for watched in self._watched
             if (since := watched.sleeper.idle_since) is not None and now - since >= _IDLE and now >= watched.not_before
         ]
         return [watched for _, watched in sorted(idle, key=lambda pair: pair[0])]

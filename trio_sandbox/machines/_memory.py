@@ -136,8 +136,11 @@ class MemoryWatch:
         self.put_to_sleep: int = 0
         """How many sandboxes the guard has put to sleep."""
         self._rooms: Sequence[Room] = ()
-        self._granted: dict[Hashable, tuple[float, int]] = {}  # in the order of their times
-        self._unseen = 0
+        self._granted: dict[Hashable, tuple[float, int]] = {}  # when, in that order, and how many bytes
+
+    @property
+    def _unseen(self) -> int:
+        return sum(amount for _, amount in self._granted.values())
 
     @property
     def tells_stalls(self) -> bool:
@@ -172,17 +175,13 @@ class MemoryWatch:
     def grant(self, who: Hashable, amount_mib: int, now: float) -> None:
         """Take note that *who* was given so much."""
         self._granted[who] = now, amount_mib * _MIB
-        self._unseen += amount_mib * _MIB
 
     def forget(self, who: Hashable) -> None:
         """Count what *who* was given no more: it shows now, or was given back. Again is no error."""
-        self._unseen -= self._granted.pop(who, (0.0, 0))[1]
+        self._granted.pop(who, None)
 
     def describe(self) -> str:
         """Say what was measured, and what of that is not to be seen yet."""
-        unseen = (
-            f"; {self._unseen // _MIB} MiB are for machines that start just now, and need not show in that yet"
-            if self._unseen
-            else ""
-        )
-        return f"{self.worst}{unseen}"
+        if not (unseen := self._unseen):
+            return str(self.worst)
+        return f"{self.worst}; {unseen // _MIB} MiB are for machines that start just now, and need not show in that yet"
