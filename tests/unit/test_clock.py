@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from trio_sandbox.qemu._clock import ClockComparison
 
@@ -34,6 +34,9 @@ def test_what_is_proved_is_true_and_each_step_makes_it_better(
 
 
 @given(_OFFSETS, st.integers(0, 15 * _MS), st.integers(0, 15 * _MS))
+@example(5 * _MS + 1, 15 * _MS, 5 * _MS + 2)
+@example(10 * _MS, 15 * _MS, 15 * _MS)
+@example(-10 * _MS, 15 * _MS, 15 * _MS)
 def test_one_short_round_trip_is_enough(offset: int, there: int, back: int) -> None:
     comparison = ClockComparison()
     comparison.exchanged(0, there + offset, there + back)

@@ -65,9 +65,11 @@ class ClockComparison:
         if self._known is None:
             return 0
         low, high = self._known
+        worst = max(abs(low), abs(high))
         # Half of the interval is what it could be off afterwards.
-        better = (high - low) // 2 <= max(abs(low), abs(high)) // 2
-        return -((low + high) // 2) if better and max(abs(low), abs(high)) > _GOOD_ENOUGH else 0
+        afterwards = (high - low) // 2
+        better = afterwards <= worst // 2 or afterwards < _GOOD_ENOUGH
+        return -((low + high) // 2) if better and worst > _GOOD_ENOUGH else 0
 
     def stepped(self, step: int) -> None:
         """Take that the other clock has been set forward by *step*, since the last exchange."""
